@@ -1,0 +1,267 @@
+"""The command: `main.py`, `python -m dynasurge` and `dynasurge` all end up in `main`.
+
+    dynasurge [flags]                 decode a dataset in one mode
+    dynasurge compare [flags]         the same prompts through auto, sTree and dTree, interleaved
+    dynasurge growmap SHAPE FILE      write a static tree shape
+
+Exit codes: 0 done; 2 something the user can mend, said in one line; 130 stopped by Ctrl-C (run again to go on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import importlib.metadata
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dynasurge.config import DTYPES, MODES, Settings
+from dynasurge.data import DEFAULT_ROWS, HUB_DATASETS
+from dynasurge.errors import UsageError
+
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
+COMPARE_GROWMAP = "growmaps/4x8-tree.pt"
+DESCRIPTION = """\
+Decode prompts with a token tree: a small draft model proposes a tree, the target scores it in one pass, and a
+verification rule accepts a path. The text is distributed exactly as the target's own; only the speed differs.
+"""
+EPILOG = """\
+other commands (each has its own --help):
+  dynasurge compare ...          the same prompts through auto, sTree and dTree, interleaved
+  dynasurge growmap SHAPE FILE   write a static tree shape: 4x8, chain8, 2ary4
+
+example:
+  dynasurge --mode dTree --B 16 --T 0.6 --start 0 --end 14 --output runs/first
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake costs one line and flags are never abbreviated."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError("dynasurge:", message, "cannot be understood", f"see {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["growmap"]:
+            return _growmap(arguments[1:])
+        if arguments[:1] == ["compare"]:
+            return _compare(arguments[1:])
+        return _decode(arguments)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; finished prompts are kept, run the same command to go on", file=sys.stderr)
+        return 130
+
+
+def _decode(arguments: list[str]) -> int:
+    parser = Parser(prog="dynasurge", description=DESCRIPTION, epilog=EPILOG)
+    _common_flags(parser)
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default=DEFAULTS["mode"],
+        help="auto: one token a pass, no tree; sTree: a static tree, its shape from --growmap; dTree: a tree fitted to "
+        "each step under the budget --B (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--growmap",
+        metavar="FILE",
+        help="a .pt tree shape (see growmaps/README.md); needed by sTree; in dTree it is optional and bounds the depth",
+    )
+    args = parser.parse_args(arguments)
+    return _evaluate(args, {args.mode: _settings(args, mode=args.mode, growmap=args.growmap, use_bfs=args.use_bfs)})
+
+
+def _compare(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="dynasurge compare",
+        description="The same prompts through auto, sTree and dTree, interleaved; with --output also a figure.",
+    )
+    _common_flags(parser)
+    parser.add_argument(
+        "--growmap", metavar="FILE", default=COMPARE_GROWMAP, help="sTree's tree shape (default: %(default)s)"
+    )
+    args = parser.parse_args(arguments)
+    shape = Path(args.growmap).stem.removesuffix("-tree")
+    plan = {
+        "auto": _settings(args, mode="auto"),
+        f"sTree {shape}": _settings(args, mode="sTree", growmap=args.growmap, use_bfs=args.use_bfs),
+        f"dTree B={args.B}": _settings(args, mode="dTree", use_bfs=args.use_bfs),
+    }
+    return _evaluate(args, plan, figure=True)
+
+
+def _growmap(arguments: list[str]) -> int:
+    from dynasurge.growmap import SPEC_HELP, build_growmap, save_growmap
+
+    parser = Parser(prog="dynasurge growmap", description="Write a static tree shape in the field's .pt format.")
+    parser.add_argument("shape", metavar="SHAPE", help=SPEC_HELP)
+    parser.add_argument("file", metavar="FILE", help="the .pt file to write")
+    args = parser.parse_args(arguments)
+    growmap = build_growmap(args.shape)
+    save_growmap(growmap, args.file)
+    print(f"{args.file}: {growmap.size} nodes with the root, depth {growmap.depth}")
+    return 0
+
+
+def _common_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    default = "(default: %(default)s)"
+    add("--draft", default=DEFAULTS["draft"], metavar="NAME", help=f"draft model: hub name or folder {default}")
+    add("--target", default=DEFAULTS["target"], metavar="NAME", help=f"target model: hub name or folder {default}")
+    add("--T", type=float, default=DEFAULTS["T"], metavar="X", help=f"temperature; 0 is greedy {default}")
+    add("--P", type=float, default=DEFAULTS["P"], metavar="X", help=f"top-p, in (0, 1]; 1 keeps every token {default}")
+    add(
+        "--dataset",
+        default="demo",
+        metavar="NAME",
+        help=f"demo (bundled), {', '.join(HUB_DATASETS)} (streamed from the hub), or a .txt (one prompt a line), .jsonl, "
+        f".csv or .parquet file {default}",
+    )
+    add("--start", default=0, help=f"first prompt, counted from 0 {default}", **number)
+    add("--end", default=None, help=f"one past the last prompt (default: at most {DEFAULT_ROWS} prompts)", **number)
+    add("--prompt-len", default=DEFAULTS["prompt_len"], help=f"prompts are cut to N tokens {default}", **number)
+    add("--new-tokens", default=DEFAULTS["new_tokens"], help=f"generate up to N tokens {default}", **number)
+    add("--M", default=DEFAULTS["M"], help=f"cache length: prompt + new tokens + tree must fit {default}", **number)
+    add(
+        "--B",
+        default=DEFAULTS["B"],
+        help=f"dTree: at most N drafted nodes a tree, root not counted {default}",
+        **number,
+    )
+    add("--max-depth", default=DEFAULTS["max_depth"], help=f"dTree: at most N levels {default}", **number)
+    add(
+        "--max-children", default=DEFAULTS["max_children"], help=f"dTree: at most N children a node {default}", **number
+    )
+    add(
+        "--use_bfs",
+        action="store_true",
+        help="verify with Enhanced Tree Verification (the traversal rule) instead of top-down; both are lossless",
+    )
+    add("--seed", default=DEFAULTS["seed"], help=f"the same seed gives the same text {default}", **number)
+    add(
+        "--dtype", choices=DTYPES, default=DEFAULTS["dtype"], help="auto: bfloat16 where the hardware has it " + default
+    )
+    add(
+        "--device",
+        default=DEFAULTS["device"],
+        metavar="NAME",
+        help="auto (cuda if there is one), cpu, cuda, cuda:1, ...",
+    )
+    add("--output", metavar="DIR", help="write records.jsonl and summary.json there; run again to resume")
+    add("--verbose", action="store_true", help="print each prompt's text and acceptance as it is done")
+
+
+def _settings(args: argparse.Namespace, **own: Any) -> Settings:
+    shared = {name: getattr(args, name) for name in DEFAULTS if name not in ("mode", "growmap", "use_bfs")}
+    return Settings(**shared, **own)
+
+
+def _evaluate(args: argparse.Namespace, plan: dict[str, Settings], *, figure: bool = False) -> int:
+    """Check everything cheap before anything slow, load, run with a progress bar, print the closing table."""
+    from dynasurge.data import load_prompts
+    from dynasurge.generation import make_shape
+
+    for settings in plan.values():
+        shape = make_shape(settings)
+        settings.check_room(shape.max_nodes if shape else 0)
+    prompts = load_prompts(args.dataset, args.start, args.end)
+
+    from tqdm import tqdm
+
+    from dynasurge.evaluation import Evaluation
+    from dynasurge.models import load_pair
+
+    pair = load_pair(args.draft, args.target, dtype=args.dtype, device=args.device)
+    output = Path(args.output) if args.output else None
+    evaluation = Evaluation(pair, plan, args.dataset, prompts, output)
+    with tqdm(total=len(evaluation), unit="run", disable=None, dynamic_ncols=True) as bar:
+        for done in evaluation.run():
+            bar.update()
+            bar.set_postfix_str(f"{done.row['label']}: {_tokens_per_step(done.row):.2f} tokens/step")
+            if args.verbose:
+                bar.write(_verbose(done.row), file=sys.stdout)
+    summaries = evaluation.summaries()
+    about = _about(args, pair)
+    evaluation.records.write_summary(summaries, about)
+    print(_table(summaries))
+    if output is not None:
+        written = [output / "records.jsonl", output / "summary.json"]
+        if figure:
+            from dynasurge.plotting import compare_figure, save_figure
+
+            caption = (
+                f"{args.draft} -> {args.target}, {args.dataset}, n = {len(prompts)}, T = {args.T:g}, {about['device']}"
+            )
+            written += save_figure(compare_figure(summaries, caption), output, "compare")
+        print("written: " + ", ".join(str(path) for path in written))
+    return 0
+
+
+def _tokens_per_step(row: dict[str, Any]) -> float:
+    accepted: list[int] = row["accepted"]
+    return sum(accepted) / len(accepted) + 1
+
+
+def _verbose(row: dict[str, Any]) -> str:
+    head = (
+        f"[{row['id']} {row['kind']}] {row['label']}: {_tokens_per_step(row):.2f} tokens/step, {row['seconds']:.1f} s"
+    )
+    return f"{head}\n  accepted: {' '.join(map(str, row['accepted']))}\n  text: {row['text']!r}"
+
+
+def _about(args: argparse.Namespace, pair: Any) -> dict[str, Any]:
+    """What a reader needs to repeat or to distrust the numbers."""
+    import torch
+
+    device = pair.target.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    return {
+        "command": shlex.join(["dynasurge", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "draft": args.draft,
+        "target": args.target,
+        "dataset": args.dataset,
+        "device": f"{name}, {str(pair.target.dtype).removeprefix('torch.')}",
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("dynasurge", "torch", "transformers")},
+    }
+
+
+def _table(summaries: Sequence[Any]) -> str:
+    """One column a setting, one row a quantity, under the names of summary.json."""
+    rows: list[list[str]] = [["", *(s.label for s in summaries)]]
+    for field in dataclasses.fields(summaries[0]):
+        if field.name not in ("label", "acceptance_histogram"):
+            rows.append([field.name, *(_number(getattr(s, field.name)) for s in summaries)])
+    base = summaries[0].tokens_per_second
+    if len(summaries) > 1:
+        rows.append([f"speed-up over {summaries[0].label}", *(f"{s.tokens_per_second / base:.2f}x" for s in summaries)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True)))
+        for r in rows
+    ]
+    for s in summaries:
+        steps = "  ".join(f"{count}:{number}" for count, number in s.acceptance_histogram.items())
+        lines.append(f"acceptance histogram, {s.label} (accepted:steps)  {steps}")
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"

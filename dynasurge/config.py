@@ -1,0 +1,103 @@
+"""Settings: one frozen dataclass shared by the command line, the notebooks and papermill's parameters.
+
+A `Settings` object that exists is valid: every field is checked on construction, and a wrong one raises `UsageError` with
+the flag, the value and the remedy. What can only be checked against files, models or data is checked where those load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from dynasurge.errors import UsageError
+
+Mode = Literal["auto", "sTree", "dTree"]
+MODES: tuple[str, ...] = get_args(Mode)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEMO = "demo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to decode. Field names are the command's flags; see `dynasurge --help` for what each means."""
+
+    draft: str = DEMO
+    target: str = DEMO
+    T: float = 0.6
+    P: float = 1.0
+    M: int = 384
+    mode: Mode = "dTree"
+    growmap: str | None = None
+    B: int = 16
+    use_bfs: bool = False
+    max_depth: int = 8
+    max_children: int = 8
+    seed: int = 0
+    prompt_len: int = 128
+    new_tokens: int = 128
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("--mode", self.mode, MODES)
+        _one_of("--dtype", self.dtype, DTYPES)
+        _finite("--T", self.T, self.T >= 0, "a temperature is 0 (greedy) or more", "try --T 0.6")
+        _finite("--P", self.P, 0 < self.P <= 1, "top-p lies in (0, 1]", "use --P 1.0 to keep every token")
+        for name, example in (("B", 16), ("M", 384), ("max_depth", 8), ("max_children", 8)):
+            _at_least(name, getattr(self, name), 1, example)
+        for name in ("prompt_len", "new_tokens"):
+            _at_least(name, getattr(self, name), 1, 128)
+        if not 0 <= self.seed < 2**63:
+            raise UsageError("--seed", self.seed, "outside 0 .. 2^63-1", "use --seed 0")
+        if self.mode == "sTree" and self.growmap is None:
+            raise UsageError("--growmap", None, "sTree needs a tree shape", "try --growmap growmaps/4x8-tree.pt")
+        if self.mode == "auto" and self.growmap is not None:
+            raise UsageError("--growmap", self.growmap, "auto mode drafts no tree", "leave it out, or use --mode sTree")
+        if self.mode == "auto" and self.use_bfs:
+            raise UsageError("--use_bfs", True, "auto mode verifies no tree", "leave it out, or use --mode dTree")
+
+    @property
+    def rule(self) -> str:
+        """The verification rule's name in `verification.RULES`."""
+        return "traversal" if self.use_bfs else "topdown"
+
+    def check_room(self, tree_nodes: int) -> None:
+        """Raise UsageError unless a prompt, what is generated after it, and a tree fit in M cache rows together.
+
+        tree_nodes: the drafted nodes of the largest tree; its root is one of the generated tokens.
+        """
+        need = self.prompt_len + self.new_tokens + tree_nodes
+        if need > self.M:
+            raise UsageError(
+                "--M",
+                self.M,
+                f"{self.prompt_len} prompt + {self.new_tokens} new tokens + a tree of {tree_nodes} need {need} rows",
+                f"use --M {need}, or smaller --prompt-len, --new-tokens or tree",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, by field name."""
+        return dataclasses.asdict(self)
+
+    def hash(self) -> str:
+        """Twelve hex digits that name these settings."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(flag, value, "unknown", f"choose one of {', '.join(allowed)}")
+
+
+def _finite(flag: str, value: float, ok: bool, reason: str, remedy: str) -> None:
+    if not ok or value == float("inf"):  # NaN fails every comparison, so `ok` is already False for it
+        raise UsageError(flag, value, reason, remedy)
+
+
+def _at_least(name: str, value: int, least: int, example: int) -> None:
+    flag = "--" + (name if len(name) == 1 else name.replace("_", "-"))
+    if value < least:
+        raise UsageError(flag, value, f"must be at least {least}", f"try {flag} {example}")

@@ -1,0 +1,136 @@
+"""Decoding: grow, score, verify, commit, record - one loop for all three modes.
+
+Each step drafts a tree that continues the text, scores its root and all its nodes in one target pass, lets the rule
+accept a path, and appends that path and the bonus token to the text. `auto` is the same loop with a bare root for a tree:
+every pass then emits just the bonus token, which is ordinary autoregressive decoding on the same engine.
+
+Invariant at the top of the loop: the target's cache holds the whole text but its last token, the root. Emitted tokens
+have the target's own distribution at temperature T and top-p P, whatever the draft and the tree (see verification.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dynasurge import sampling
+from dynasurge.drafting import NO_DISTRIBUTION, Draft, Drafter, TreeEngine
+from dynasurge.tree import TokenTree
+from dynasurge.verification import Rule, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What one target pass did.
+
+    tree: the drafted tree; path: its accepted nodes, () if none; emitted: the tokens appended to the text, path then
+    bonus, cut at the end of the generation; *_seconds: wall time by phase (`other` is the loop, caches and bookkeeping).
+    """
+
+    tree: TokenTree
+    path: tuple[int, ...]
+    emitted: tuple[int, ...]
+    draft_seconds: float
+    target_seconds: float
+    verify_seconds: float
+    other_seconds: float
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens the target accepted."""
+        return len(self.path)
+
+
+class Decoder:
+    """A target engine, perhaps a drafter, and a rule: yields the steps of a generation."""
+
+    def __init__(self, target: TreeEngine, drafter: Drafter | None, rule: Rule, *, T: float, P: float) -> None:
+        self._target, self._drafter, self._rule = target, drafter, rule
+        self._T, self._P = T, P
+
+    def prefill(self, prompt: Sequence[int]) -> None:
+        """Read a prompt of at least one token into empty engines: all but its last token, which is the first root."""
+        if len(prompt) > 1:
+            self._target.extend(prompt[:-1])
+            if self._drafter is not None:
+                self._drafter.read(prompt[:-1])
+
+    def steps(
+        self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
+    ) -> Iterator[StepRecord]:
+        """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of `eos`.
+
+        Yields one record a target pass; their `emitted` tokens, joined, are the output.
+        """
+        text = list(prompt)
+        end = len(prompt) + new_tokens
+        clock = _Clock(self._target.device)
+        while len(text) < end:
+            clock.start()
+            draft = self._grow(text, generator, end - len(text) - 1)
+            clock.mark("draft")
+            logits = self._target.forward(draft.tree.tokens, draft.tree.parents)
+            clock.mark("target")
+            verdict = self._rule(draft.tree, _LazyProbs(logits, self._T, self._P), draft.q, generator)
+            clock.mark("verify")
+            self._commit(draft, verdict)
+            emitted = _cut([draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], end - len(text), eos)
+            text += emitted
+            clock.mark("other")
+            yield StepRecord(tree=draft.tree, path=verdict.path, emitted=tuple(emitted), **clock.lap())
+            if emitted[-1] in eos:
+                return
+
+    def _grow(self, text: list[int], generator: torch.Generator, max_depth: int) -> Draft:
+        if self._drafter is None or max_depth == 0:
+            return Draft(tree=TokenTree.root(text[-1]), q=[NO_DISTRIBUTION], rows=[None])
+        return self._drafter.grow(text, generator, max_depth)
+
+    def _commit(self, draft: Draft, verdict: Verdict) -> None:
+        self._target.commit((0, *verdict.path))
+        if self._drafter is not None:
+            self._drafter.commit(draft, verdict.path)
+
+
+class _LazyProbs:
+    """Target distributions by node, computed when the rule first looks: most nodes are never visited."""
+
+    def __init__(self, logits: torch.Tensor, T: float, P: float) -> None:
+        self._logits, self._T, self._P = logits, T, P
+
+    def __getitem__(self, node: int) -> torch.Tensor:
+        return sampling.to_probs(self._logits[node], self._T, self._P)
+
+
+def _cut(tokens: list[int], room: int, eos: frozenset[int]) -> list[int]:
+    """The tokens up to the first end-of-text token, at most `room`."""
+    for position, token in enumerate(tokens):
+        if token in eos:
+            return tokens[: min(position + 1, room)]
+    return tokens[:room]
+
+
+class _Clock:
+    """Wall time by phase. On a GPU each mark waits for the device, so that a phase pays for its own work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._phases: dict[str, float] = {}
+        self._last = 0.0
+
+    def start(self) -> None:
+        self._last = time.perf_counter()
+
+    def mark(self, phase: str) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        self._phases[f"{phase}_seconds"] = now - self._last
+        self._last = now
+
+    def lap(self) -> dict[str, float]:
+        phases, self._phases = self._phases, {}
+        return phases

@@ -1,0 +1,95 @@
+"""One model behind one preallocated cache: the engine speaks token ids and node numbers, nothing else.
+
+Three calls make up all of decoding. `extend(tokens)` reads text. `forward(tokens, parents)` scores nodes of a token tree
+in one pass: a node sees the committed text, its ancestors and itself, and sits at the position its depth gives it.
+`commit(nodes)` makes one path part of the text and forgets the other nodes.
+
+The model is an unmodified transformers causal LM with full attention; the tree reaches it as a 4-D additive mask
+(0 = may attend, finfo.min = may not) and explicit position ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from dynasurge.cache import TreeCache
+from dynasurge.tree import ancestor_mask, depths_of
+
+
+class Engine:
+    """`model` with room for `max_length` tokens of text and tree together.
+
+    vocab: the width of the logits it returns, for a draft whose embedding table is padded to another size than its
+    target's. Extra columns are cut, missing ones are -inf: either way they are tokens that the draft never proposes.
+    """
+
+    def __init__(self, model: PreTrainedModel, max_length: int, *, vocab: int | None = None) -> None:
+        self.model = model
+        self.max_length = max_length
+        self._vocab = vocab
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the text."""
+        self._cache = TreeCache(self.model.config.get_text_config().num_hidden_layers, self.max_length)
+        self._parents: list[int] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where logits come from."""
+        return self.model.device
+
+    @property
+    def length(self) -> int:
+        """Tokens of text the cache holds."""
+        return self._cache.length
+
+    def extend(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Append tokens (at least one) to the text. Returns the logits [V] after the last one."""
+        assert tokens, "nothing to read"
+        assert not self._parents, "text is extended between trees"
+        logits = self.forward(tokens, range(-1, len(tokens) - 1), keep=1)
+        self.commit(range(len(tokens)))
+        return logits[-1]
+
+    @torch.inference_mode()
+    def forward(self, tokens: Sequence[int], parents: Sequence[int], *, keep: int = 0) -> torch.Tensor:
+        """Score new nodes behind the text and the nodes already there.
+
+        tokens: n ids. parents: n node numbers, counted from the first node since the last commit; -1 for a node that
+        follows the text directly. Returns logits [n, V]; with keep > 0, only those of the last `keep` nodes.
+        """
+        self._parents.extend(parents)
+        first = len(self._parents) - len(tokens)
+        positions = [self.length + depth for depth in depths_of(self._parents)[first:]]
+        output = self.model(
+            input_ids=torch.tensor([list(tokens)], device=self.device),
+            attention_mask=self._mask(first),
+            position_ids=torch.tensor([positions], device=self.device),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        )
+        logits: torch.Tensor = output.logits[0]
+        if self._vocab is None or self._vocab == logits.shape[-1]:
+            return logits
+        return F.pad(logits, (0, self._vocab - logits.shape[-1]), value=-torch.inf)  # a negative pad cuts
+
+    @torch.inference_mode()
+    def commit(self, nodes: Sequence[int]) -> None:
+        """Make the path `nodes` (numbers as in `forward`, parents first) part of the text; drop all other nodes."""
+        assert all(self._parents[n] == p for n, p in zip(nodes, (-1, *nodes), strict=False)), "nodes are not a path"
+        self._cache.commit(list(nodes))
+        self._parents.clear()
+
+    def _mask(self, first: int) -> torch.Tensor:
+        """Additive mask [1, 1, n, length + nodes] for the nodes from number `first` on."""
+        visible = ancestor_mask(self._parents)[first:]
+        visible = torch.cat([torch.ones(len(visible), self.length, dtype=torch.bool), visible], dim=1)
+        mask = torch.zeros(visible.shape, dtype=self.model.dtype)
+        mask.masked_fill_(~visible, torch.finfo(self.model.dtype).min)
+        return mask[None, None].to(self.model.device)

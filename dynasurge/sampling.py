@@ -1,0 +1,90 @@
+"""Distributions and draws: the only place where logits become probabilities and where chance enters.
+
+Every random number comes from one explicit CPU `torch.Generator`; the few uniforms a draw needs are moved to where the
+probabilities are, so a seed means the same on every device. Losslessness rests on two facts of this file:
+
+- `to_probs` works in float32 or better. In half precision a token whose probability rounds to zero can still be drawn,
+  and a drawn token with q = 0 would always be accepted.
+- A token of probability zero is never drawn (see `_invert`), and a draw uses the very numbers that verification will
+  read, so the proposal a rule is told is the law the token was drawn from.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def to_probs(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
+    """Next-token distributions after temperature `T` and top-p `P`.
+
+    logits: [..., V], any float type. Returns [..., V], float32 (float64 stays float64).
+    T = 0 puts all mass on the argmax. P < 1 keeps the smallest set of likeliest tokens whose mass reaches P (the token
+    that crosses P is kept; Holtzman et al., arXiv 1904.09751) and renormalises.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if T == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    probs = torch.softmax(logits / T, dim=-1)
+    if P >= 1:
+        return probs
+    ordered, order = probs.sort(dim=-1, descending=True)
+    mass_before = ordered.cumsum(-1) - ordered
+    ordered = ordered.masked_fill(mass_before >= P, 0.0)
+    probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
+    return probs / probs.sum(-1, keepdim=True)
+
+
+def draw_distinct(probs: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw up to `k` different tokens from each row: each draw from what the earlier ones left, renormalised.
+
+    probs: [m, V]. Returns int64 [m, k] in drawing order; -1 where a row has fewer than k tokens of positive probability.
+
+    The vocabulary is cut into about sqrt(V) blocks: a draw picks a block by its mass, then a token inside it, and zeroes
+    that token. One pass over the vocabulary serves all k draws.
+    """
+    m, vocab = probs.shape
+    width = math.ceil(math.sqrt(vocab))
+    blocks = F.pad(probs, (0, -vocab % width)).view(m, -1, width)
+    if blocks.data_ptr() == probs.data_ptr():  # F.pad by nothing returns its input, which we must not write to
+        blocks = blocks.clone()
+    mass = blocks.sum(-1, dtype=torch.float64)
+    uniforms = torch.rand(k, 2, m, generator=generator, dtype=torch.float64).to(probs.device)
+    rows = torch.arange(m, device=probs.device)
+    tokens = torch.empty(m, k, dtype=torch.int64, device=probs.device)
+    for j in range(k):
+        block, exhausted = _invert(mass, uniforms[j, 0])
+        inside, _ = _invert(blocks[rows, block].double(), uniforms[j, 1])
+        tokens[:, j] = torch.where(exhausted, -1, block * width + inside)
+        blocks[rows, block, inside] = 0.0
+        mass[rows, block] = blocks[rows, block].sum(-1, dtype=torch.float64)
+    return tokens
+
+
+def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
+    """Draw one token from a distribution [V]. Raises ValueError if it has no mass (NaN logits end here)."""
+    token = int(draw_distinct(probs[None], 1, generator)[0, 0])
+    if token < 0:
+        raise ValueError("cannot draw: the distribution has no mass (the model's logits are NaN or all -inf)")
+    return token
+
+
+def coin(probability: float, generator: torch.Generator) -> bool:
+    """True with this probability; certain at 1, impossible at 0."""
+    return float(torch.rand((), generator=generator, dtype=torch.float64)) < probability
+
+
+def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inverse-CDF draw of one column a row, by weight. weights: float64 [m, w]; uniform: [m] in [0, 1).
+
+    Returns (column int64 [m], row has no weight bool [m]). The threshold is kept strictly below the total, so the
+    first column whose cumulative weight exceeds it exists and has positive weight.
+    """
+    cumulative = weights.cumsum(-1)
+    total = cumulative[:, -1]
+    threshold = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    column = (cumulative <= threshold[:, None]).sum(-1)
+    empty = ~(total > 0)
+    return torch.where(empty, 0, column).clamp_(max=weights.shape[-1] - 1), empty

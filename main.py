@@ -1,0 +1,8 @@
+"""`python main.py` is the `dynasurge` command, for running from a clone."""
+
+import sys
+
+from dynasurge.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Shared fixtures: tiny random pairs of three architectures, on disk as a user's models would be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+VOCAB = 96
+ARCHITECTURES = ("llama", "gpt2", "qwen2")
+
+torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+def tiny_model(architecture: str, *, layers: int = 2, seed: int = 0, vocab: int = VOCAB) -> PreTrainedModel:
+    """A random causal LM in float32 whose next-token distributions are far from uniform."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        shared = {"vocab_size": vocab, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+        if architecture == "gpt2":
+            model: PreTrainedModel = GPT2LMHeadModel(
+                GPT2Config(n_embd=32, n_layer=layers, n_head=4, n_positions=256, **shared)
+            )
+        else:
+            config_type, model_type = {
+                "llama": (LlamaConfig, LlamaForCausalLM),
+                "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+            }[architecture]
+            model = model_type(
+                config_type(
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=layers,
+                    num_attention_heads=4,
+                    num_key_value_heads=2,
+                    max_position_embeddings=256,
+                    **shared,
+                )
+            )
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=0.25)
+    return model.float().eval()
+
+
+def tiny_tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
+    """Words `w0 w1 ...` separated by spaces; unknown words are <unk>."""
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, vocab)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
+
+
+def save_model(folder: Path, architecture: str, **kwargs: int) -> str:
+    tiny_model(architecture, **kwargs).save_pretrained(folder)
+    tiny_tokenizer(kwargs.get("vocab", VOCAB)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """(draft folder, target folder) by architecture. Drafts are the target's first layer: related, not equal."""
+    root = tmp_path_factory.mktemp("models")
+    return {
+        name: (save_model(root / f"{name}-draft", name, layers=1), save_model(root / f"{name}-target", name))
+        for name in ARCHITECTURES
+    }

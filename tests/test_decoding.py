@@ -1,0 +1,121 @@
+"""The decode loop on real (tiny, random) models: greedy equality, seeds, ends of text, records that add up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import ARCHITECTURES
+
+from dynasurge import Pair, Settings, UsageError, build_growmap, generate, load_pair, save_growmap
+from dynasurge.generation import Session
+
+PROMPT = [5, 17, 8, 40, 33, 9, 21, 60, 61]
+SMALL = {"M": 128, "new_tokens": 40, "prompt_len": 16, "B": 6, "dtype": "float32", "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_folders: dict[str, tuple[str, str]]) -> dict[str, Pair]:
+    return {name: load_pair(*folders, dtype="float32", device="cpu") for name, folders in tiny_folders.items()}
+
+
+@pytest.fixture(scope="module")
+def growmap(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("growmaps") / "3x3.pt"
+    save_growmap(build_growmap("3x3"), path)
+    return str(path)
+
+
+def modes(growmap: str) -> list[dict[str, Any]]:
+    return [
+        {"mode": "auto"},
+        {"mode": "sTree", "growmap": growmap},
+        {"mode": "sTree", "growmap": growmap, "use_bfs": True},
+        {"mode": "dTree"},
+        {"mode": "dTree", "use_bfs": True},
+        {"mode": "dTree", "growmap": growmap},
+    ]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_greedy_output_is_generates(architecture: str, pairs: dict[str, Pair], growmap: str) -> None:
+    pair = pairs[architecture]
+    plain = pair.target.generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=40)[0, len(PROMPT) :].tolist()
+    for mode in modes(growmap):
+        result = generate(pair, PROMPT, T=0, **(SMALL | mode))
+        assert result.output_ids == plain, mode
+        if mode["mode"] != "auto":
+            assert sum(step.tree.size for step in result.steps) > 0
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_same_seed_same_text_and_records_add_up(index: int, pairs: dict[str, Pair], growmap: str) -> None:
+    mode = modes(growmap)[index]
+    settings = Settings(T=0.9, P=0.95, **(SMALL | mode))
+    session = Session(pairs["llama"], settings)
+    first, other, again = (session.generate(PROMPT, index=i) for i in (0, 1, 0))
+    assert first.output_ids == again.output_ids != other.output_ids
+    for result in (first, other):
+        assert [token for step in result.steps for token in step.emitted] == result.output_ids
+        assert len(result.output_ids) == 40 or result.output_ids[-1] in pairs["llama"].eos
+        spent = sum(s.draft_seconds + s.target_seconds + s.verify_seconds + s.other_seconds for s in result.steps)
+        assert 0 < spent < result.seconds
+        for step in result.steps:
+            assert step.tree.size <= (9 if mode.get("growmap") and mode["mode"] == "sTree" else 6)
+            assert all(step.tree.parents[b] == a for a, b in zip((0, *step.path), step.path, strict=False))
+            assert step.accepted + 1 >= len(step.emitted)
+
+
+def test_a_growmap_bounds_the_depth_of_a_dynamic_tree(pairs: dict[str, Pair], growmap: str) -> None:
+    result = generate(pairs["llama"], PROMPT, T=0.3, mode="dTree", growmap=growmap, **(SMALL | {"B": 12}))
+    assert max(step.tree.depth for step in result.steps) == 3
+    assert max(step.tree.size for step in result.steps) == 12
+
+
+def test_generation_stops_at_end_of_text(pairs: dict[str, Pair], growmap: str) -> None:
+    pair = pairs["llama"]
+    plain = generate(pair, PROMPT, T=0, mode="auto", **SMALL).output_ids
+    stop = plain[12]
+    config = pair.target.generation_config
+    before, config.eos_token_id = config.eos_token_id, [2, stop]
+    try:
+        for mode in modes(growmap):
+            result = generate(pair, PROMPT, T=0, **(SMALL | mode))
+            assert result.output_ids == plain[: plain.index(stop) + 1]
+    finally:
+        config.eos_token_id = before
+
+
+def test_a_one_token_prompt_works_in_every_mode(pairs: dict[str, Pair], growmap: str) -> None:
+    outputs = [generate(pairs["gpt2"], [7], T=0, **(SMALL | mode)).output_ids for mode in modes(growmap)]
+    assert all(output == outputs[0] for output in outputs)
+
+
+def test_text_prompts_are_cut_and_empty_ones_refused(pairs: dict[str, Pair]) -> None:
+    session = Session(pairs["llama"], Settings(mode="auto", **SMALL))
+    assert session.encode(" ".join(f"w{i}" for i in range(3, 50))) == list(range(3, 19))
+    with pytest.raises(UsageError, match="shorter than one token"):
+        session.encode("  ")
+
+
+def test_the_draft_reads_each_token_once(pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The draft keeps its cache: per step it reads what was emitted and its own tree, never the whole text again."""
+    session = Session(pairs["llama"], Settings(T=0.9, mode="dTree", **SMALL))
+    drafter = session._engines[1]
+    reads: list[int] = []
+    original = drafter.extend
+    monkeypatch.setattr(drafter, "extend", lambda tokens: (reads.append(len(tokens)), original(tokens))[1])
+    result = session.generate(PROMPT)
+    assert reads[0] == len(PROMPT) - 1
+    assert len(reads) > 5
+    for read, step in zip(reads[2:], result.steps, strict=False):
+        assert 1 <= read <= len(step.emitted)
+
+
+def test_room_is_checked_before_anything_runs(pairs: dict[str, Pair]) -> None:
+    with pytest.raises(UsageError, match=r"--M 61: 16 prompt \+ 40 new tokens \+ a tree of 6 need 62 rows; use --M 62"):
+        Session(pairs["llama"], Settings(**(SMALL | {"M": 61})))
+    Session(pairs["llama"], Settings(**(SMALL | {"M": 62}))).generate(PROMPT)
+    with pytest.raises(UsageError, match="reads 256 positions, 300 are needed"):
+        Session(pairs["gpt2"], Settings(**(SMALL | {"M": 400, "new_tokens": 284})))

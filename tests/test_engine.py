@@ -1,0 +1,78 @@
+"""The contract with transformers: a tree pass is one pass per path, and committing a path is having read it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, VOCAB, tiny_model
+
+from dynasurge.engine import Engine
+
+TEXT = [5, 17, 8, 40, 33, 9, 21]
+# Two families under the root, grown in two passes; node 0 is the root.
+TOKENS, PARENTS = [11, 12, 13, 14, 15, 16], [-1, 0, 0, 1, 1, 3]
+MORE_TOKENS, MORE_PARENTS = [18, 19], [2, 5]
+
+
+def path_to(node: int, parents: list[int]) -> list[int]:
+    return [*(path_to(parents[node], parents) if parents[node] >= 0 else []), node]
+
+
+@torch.inference_mode()
+def plain_logits(model: torch.nn.Module, tokens: list[int]) -> torch.Tensor:
+    return model(torch.tensor([tokens])).logits[0, -1]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str) -> None:
+    model = tiny_model(architecture)
+    model.set_attn_implementation(attention)
+    engine = Engine(model, 64)
+    torch.testing.assert_close(engine.extend(TEXT), plain_logits(model, TEXT), atol=1e-5, rtol=0)
+    logits = torch.cat([engine.forward(TOKENS, PARENTS), engine.forward(MORE_TOKENS, MORE_PARENTS)])
+    tokens, parents = TOKENS + MORE_TOKENS, PARENTS + MORE_PARENTS
+    for node in range(len(tokens)):
+        path = [tokens[n] for n in path_to(node, parents)]
+        torch.testing.assert_close(logits[node], plain_logits(model, TEXT + path), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_committing_a_path_then_continuing_equals_a_fresh_prefill(architecture: str) -> None:
+    model = tiny_model(architecture)
+    engine = Engine(model, 64)
+    engine.extend(TEXT)
+    engine.forward(TOKENS, PARENTS)
+    engine.commit([0, 1, 4])
+    text = [*TEXT, 11, 12, 15]
+    assert engine.length == len(text)
+    torch.testing.assert_close(engine.extend([30, 31]), plain_logits(model, [*text, 30, 31]), atol=1e-5, rtol=0)
+    engine.forward([40], [-1])
+    engine.commit([])  # a step that keeps nothing leaves the text as it was
+    text += [30, 31]
+    torch.testing.assert_close(engine.extend([50]), plain_logits(model, [*text, 50]), atol=1e-5, rtol=0)
+
+
+def test_only_a_path_can_be_committed() -> None:
+    engine = Engine(tiny_model("llama"), 64)
+    engine.extend(TEXT)
+    engine.forward(TOKENS, PARENTS)
+    with pytest.raises(AssertionError, match="not a path"):
+        engine.commit([0, 3])
+
+
+def test_a_full_cache_says_so() -> None:
+    engine = Engine(tiny_model("llama"), len(TEXT) + 2)
+    engine.extend(TEXT)
+    with pytest.raises(AssertionError, match="cache of 9 rows asked to hold 10"):
+        engine.forward([1, 2, 3], [-1, 0, 0])
+
+
+@pytest.mark.parametrize("vocab", [VOCAB - 10, VOCAB + 10])
+def test_logits_are_cut_or_padded_to_the_targets_vocabulary(vocab: int) -> None:
+    model = tiny_model("llama")
+    plain = Engine(model, 16).extend(TEXT)
+    logits = Engine(model, 16, vocab=vocab).extend(TEXT)
+    assert logits.shape == (vocab,)
+    torch.testing.assert_close(logits[: min(vocab, VOCAB)], plain[: min(vocab, VOCAB)])
+    assert bool((logits[VOCAB:] == -torch.inf).all())

@@ -1,0 +1,291 @@
+"""Losslessness by exact enumeration: every draw of the growth, every accept/reject outcome, every bonus.
+
+The emitted tokens, completed by target samples to a fixed length, must have the target's own law to 1e-12 in total
+variation; variants with a known mistake must miss it by more than 1e-3, so that this test is known to be able to fail.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import toy
+
+from dynasurge import sampling
+from dynasurge.decoding import Decoder
+from dynasurge.drafting import BestFirst, Drafter, Shape, StaticShape
+from dynasurge.growmap import Growmap, build_growmap
+from dynasurge.policies import POLICIES
+from dynasurge.tree import TokenTree
+from dynasurge.verification import RULES, Verdict, topdown
+
+PROMPT = (0, 2, 1)
+LOPSIDED = Growmap(parents=(-1, 0, 0, 1, 3))  # root -> x -> chain of 2, and a leaf beside x
+SHAPES = {
+    "chain3": build_growmap("chain3"),
+    "2x2": build_growmap("2x2"),
+    "3x1": build_growmap("3x1"),
+    "2ary2": build_growmap("2ary2"),
+    "lopsided": LOPSIDED,
+}
+
+
+@pytest.fixture(autouse=True)
+def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.scripted(monkeypatch)
+
+
+def grow(draft: toy.Table, shape: Shape, policy: str, script: Any, T: float = 1.0) -> Any:
+    drafter = Drafter(toy.TableEngine(draft), shape, POLICIES[policy], T=T, P=1.0)
+    return drafter.grow(PROMPT, script, shape.max_depth)
+
+
+def grown(draft: toy.Table, shape: Shape, policy: str, T: float = 1.0) -> Iterator[tuple[float, TokenTree, Any]]:
+    for weight, result, _ in toy.enumerate_runs(lambda s: grow(draft, shape, policy, s, T)):
+        yield weight, result.tree, result.q
+
+
+def distance(trees: Any, rule: Any, target: toy.Table, length: int) -> float:
+    law = toy.verify_law(trees, rule, target, PROMPT, length)
+    return toy.total_variation(law, toy.target_law(target, PROMPT, length))
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["dense", "zeros"])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", SHAPES)
+def test_static_growth_is_lossless(name: str, rule: str, policy: str, zeros: bool) -> None:
+    shape = StaticShape(SHAPES[name])
+    target, draft = toy.random_table(1, zeros=zeros), toy.random_table(2, zeros=zeros)
+    assert distance(grown(draft, shape, policy), RULES[rule], target, shape.max_depth + 1) < 1e-12
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("budget", "depth", "children"), [(1, 2, 2), (2, 3, 2), (3, 2, 3), (3, 3, 2), (4, 2, 2), (5, 2, 2)]
+)
+def test_dynamic_growth_is_lossless(budget: int, depth: int, children: int, rule: str, policy: str) -> None:
+    shape = BestFirst(budget=budget, max_depth=depth, max_children=children)
+    target, draft = toy.random_table(3), toy.random_table(4)
+    trees = list(grown(draft, shape, policy))
+    assert max(tree.size for _, tree, _ in trees) == budget
+    assert distance(trees, RULES[rule], target, shape.max_depth + 1) < 1e-12
+
+
+@pytest.mark.parametrize("mode", ["auto", "sTree", "dTree"])
+@pytest.mark.parametrize("rule", RULES)
+def test_two_steps_of_the_decode_loop_are_lossless(mode: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole loop, caches included: every outcome of two steps, bonus tokens drawn and read back."""
+    monkeypatch.setattr(sampling, "draw", lambda probs, script: script.choose(probs.tolist()))
+    target, draft = toy.random_table(5), toy.random_table(6)
+    shapes: dict[str, Shape | None] = {
+        "auto": None,
+        "sTree": StaticShape(build_growmap("2x1")),
+        "dTree": BestFirst(budget=2, max_depth=2, max_children=2),
+    }
+    shape = shapes[mode]
+    length = 3
+
+    def run(script: Any) -> tuple[int, ...]:
+        drafter = Drafter(toy.TableEngine(draft), shape, POLICIES["sampled"], T=1.0, P=1.0) if shape else None
+        decoder = Decoder(toy.TableEngine(target), drafter, RULES[rule], T=1.0, P=1.0)
+        decoder.prefill(PROMPT)
+        steps = decoder.steps(PROMPT, length, script)
+        return tuple(token for _, record in zip(range(2), steps, strict=False) for token in record.emitted)
+
+    law: toy.Law = defaultdict(float)
+    for weight, tokens, _ in toy.enumerate_runs(run):
+        for rest, mass in toy.target_law(target, PROMPT + tokens, length - len(tokens)).items():
+            law[tokens + rest] += weight * mass
+    assert toy.total_variation(law, toy.target_law(target, PROMPT, length)) < 1e-12
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_greedy_decoding_accepts_the_argmax_path_only(rule: str) -> None:
+    target = toy.random_table(7)
+
+    def greedy(context: tuple[int, ...]) -> list[float]:
+        probs = target(context)
+        return [float(x == max(probs)) for x in probs]
+
+    trees = list(grown(toy.random_table(8), StaticShape(SHAPES["2ary2"]), "topk", T=0.0))
+    assert len(trees) == 1, "at T = 0 the tree is deterministic"
+    assert distance(trees, RULES[rule], greedy, 3) < 1e-12
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_levelwise_growth_has_the_law_of_one_at_a_time(seed: int) -> None:
+    """Drafting a wide frontier and keeping the best slots draws the same law as growing the best slot each time."""
+    draft, shape = toy.random_table(seed), BestFirst(budget=4, max_depth=3, max_children=2)
+    laws: list[toy.Law] = []
+    for grower in (
+        lambda s: paths_of(grow(draft, shape, "sampled", s).tree),
+        lambda s: one_at_a_time(draft, 4, 3, 2, s),
+    ):
+        law: toy.Law = defaultdict(float)
+        for weight, paths, _ in toy.enumerate_runs(grower):
+            law[paths] += weight
+        laws.append(law)
+    assert toy.total_variation(*laws) < 1e-12
+    assert len(laws[0]) > 20
+
+
+def paths_of(tree: TokenTree) -> Any:
+    """A tree as the set of its root-to-node paths, each step with the sibling's rank: free of numbering."""
+    paths: list[Any] = [()]
+    for node in range(1, len(tree.tokens)):
+        parent = tree.parents[node]
+        paths.append((*paths[parent], (tree.children[parent].index(node), tree.tokens[node])))
+    return tuple(sorted(paths))
+
+
+def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, script: Any) -> Any:
+    """DySpec's growth as its paper tells it: pop the best slot, draw its token, push its two successors."""
+    paths: list[Any] = [()]
+    heap: list[tuple[float, Any, float, tuple[int, ...], int]] = [(1.0, (), 1.0, (), 0)]
+    while heap and len(paths) <= budget:
+        heap.sort(key=lambda item: -item[0])
+        value, path, _, used, rank = heap.pop(0)
+        if value <= 0:
+            break
+        probs = list(draft(PROMPT + tuple(token for _, token in path)))
+        left = sum(p for token, p in enumerate(probs) if token not in used)
+        token = script.choose([0.0 if t in used else p / left for t, p in enumerate(probs)])
+        q = probs[token] / left
+        paths.append((*path, (rank, token)))
+        if len(path) + 1 < depth:
+            heap.append((value * q, paths[-1], 1.0, (), 0))
+        if rank + 1 < min(children, toy.VOCAB):
+            heap.append((value * (1 - q), path, 1.0, (*used, token), rank + 1))
+    return tuple(sorted(paths))
+
+
+# --- mistakes seen in public code: each must be caught -------------------------------------------------------------
+
+
+def reordered(tree: TokenTree, q: Any) -> TokenTree:
+    """Siblings sorted by probability after drawing (leaves of a k x 1 tree)."""
+    order = sorted(range(1, len(tree.tokens)), key=lambda n: -q[0][tree.tokens[n]])
+    return replace(tree, tokens=(tree.tokens[0], *(tree.tokens[n] for n in order)))
+
+
+def pruned(tree: TokenTree, q: Any) -> TokenTree:
+    """Drawn nodes dropped because their own token scored low."""
+    kept = [n for n in range(1, len(tree.tokens)) if q[0][tree.tokens[n]] > 0.3]
+    return TokenTree(
+        tokens=(tree.tokens[0], *(tree.tokens[n] for n in kept)),
+        parents=(-1, *(0 for _ in kept)),
+        proposal=(1.0,) * (len(kept) + 1),
+        point=(True, *(False for _ in kept)),
+    )
+
+
+@pytest.mark.parametrize("mistake", [reordered, pruned])
+def test_changing_a_drawn_tree_by_its_tokens_is_caught(mistake: Any) -> None:
+    target, draft = toy.random_table(9), toy.random_table(10)
+    trees = [(w, mistake(t, q), q) for w, t, q in grown(draft, StaticShape(SHAPES["3x1"]), "sampled")]
+    assert distance(trees, topdown, target, 2) > 1e-3
+
+
+def test_merging_repeated_draws_is_caught() -> None:
+    """Children drawn with replacement, repeats merged by set(), then verified as if drawn without."""
+    target, draft = toy.random_table(9), toy.random_table(10)
+    q = torch.tensor([draft(PROMPT)], dtype=torch.float64)
+
+    def run(script: Any) -> TokenTree:
+        tokens = sorted({script.choose(q[0].tolist()) for _ in range(3)})
+        n = len(tokens)
+        return TokenTree(
+            tokens=(PROMPT[-1], *tokens), parents=(-1, *[0] * n), proposal=(1.0,) * (n + 1), point=(True, *[False] * n)
+        )
+
+    trees = [(weight, tree, q) for weight, tree, _ in toy.enumerate_runs(run)]
+    assert distance(trees, topdown, target, 2) > 1e-3
+
+
+def test_drawing_at_another_temperature_is_caught() -> None:
+    target, draft = toy.random_table(9), toy.random_table(10)
+    right = torch.tensor(draft(PROMPT), dtype=torch.float64)
+    wrong = torch.softmax(right.log() / 0.5, -1)
+    trees = [(w, t, [wrong, *q[1:]]) for w, t, q in grown(draft, StaticShape(build_growmap("2x1")), "sampled")]
+    assert distance(trees, topdown, target, 2) > 1e-3
+
+
+def longest_kept_path(tree: TokenTree, p: Any, q: Any, generator: Any) -> Verdict:
+    """The original prototype's rule: keep every child that passes min(1, p/q), breadth first; take the longest path;
+    the bonus comes from the last dead end visited."""
+    queue: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+    best: tuple[int, ...] = ()
+    bonus = p[0]
+    while queue:
+        node, path = queue.pop(0)
+        best = path if len(path) > len(best) else best
+        target, draft, kept = p[node], q[node], False
+        for child in tree.children[node]:
+            token = tree.tokens[child]
+            proposal = draft / draft.sum()
+            if sampling.coin(float(target[token] / proposal[token]), generator):
+                queue.append((child, (*path, child)))
+                kept = True
+            else:
+                leftover = torch.relu(target - proposal)
+                target = leftover / leftover.sum()
+            draft = draft.clone()
+            draft[token] = 0.0
+        if not kept:
+            bonus = target
+    return Verdict(path=best, bonus=sampling.draw(bonus, generator))
+
+
+def test_keeping_every_passing_child_is_caught() -> None:
+    target, draft = toy.random_table(9), toy.random_table(10)
+    shape = StaticShape(SHAPES["2x2"])
+    assert distance(grown(draft, shape, "sampled"), longest_kept_path, target, 3) > 1e-3
+
+
+# --- what is known about accepted lengths ---------------------------------------------------------------------------
+
+
+def accepted_length(rule: Any, parents: tuple[int, ...], p: list[Any], q: list[Any]) -> float:
+    """Expected accepted nodes over all draws of a static tree over two tokens; p, q by depth."""
+    growmap = Growmap(parents=parents)
+    total = 0.0
+    for weight, result, _ in toy.enumerate_runs(
+        lambda s: grow(lambda c: q[len(c) - len(PROMPT)], StaticShape(growmap), "sampled", s)
+    ):
+        rows = torch.tensor([p[d] for d in result.tree.depths], dtype=torch.float64)
+        for chance, verdict, _ in toy.enumerate_runs(
+            lambda s, t=result.tree, qs=result.q, rows=rows: rule(t, rows, qs, s)
+        ):
+            total += weight * chance * len(verdict.path)
+    return total
+
+
+def test_the_known_tree_where_traversal_accepts_less() -> None:
+    """root -> x -> [leaf, y -> chain of 4]: an honest counterexample to 'traversal is always longer' (DESIGN 4)."""
+    parents = (-1, 0, 1, 1, 3, 4, 5, 6)
+    p = [[0.5, 0.5]] * 7
+    q = [[0.999, 0.001], [0.9, 0.1], *[[0.5, 0.5]] * 5]
+    lengths = {name: accepted_length(rule, parents, p, q) for name, rule in RULES.items()}
+    assert lengths["topdown"] == pytest.approx(1.8036, abs=5e-5)
+    assert lengths["traversal"] == pytest.approx(1.6040, abs=5e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_traversal_accepts_at_least_as_much_as_topdown_on_chains(seed: int) -> None:
+    target, draft = toy.random_table(seed), toy.random_table(seed + 100)
+    lengths = {}
+    for name, rule in RULES.items():
+        lengths[name] = sum(
+            weight * chance * len(verdict.path)
+            for weight, tree, q in grown(draft, StaticShape(SHAPES["chain3"]), "sampled")
+            for chance, verdict, _ in toy.enumerate_runs(
+                lambda s, t=tree, q=q, rule=rule: rule(t, toy.target_rows(t, target, PROMPT), q, s)
+            )
+        )
+    assert lengths["traversal"] >= lengths["topdown"] - 1e-12
