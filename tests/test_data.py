@@ -1,0 +1,100 @@
+"""Prompts from the bundled set, from files of four formats, and from a hub that is replaced at its boundary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pytest
+
+from dynasurge import UsageError
+from dynasurge.data import HUB_DATASETS, load_prompts
+
+
+def test_the_bundled_prompts() -> None:
+    prompts = load_prompts("demo")
+    assert len(prompts) >= 40
+    assert len({p.text for p in prompts}) == len({p.id for p in prompts}) == len(prompts)
+    kinds = Counter(p.kind for p in prompts)
+    assert set(kinds) == {"news", "encyclopedia", "story", "dialogue", "code", "table", "instruction"}
+    assert set(kinds.values()) == {8}
+    assert {p.kind for p in prompts[:7]} == set(kinds), "any seven in a row show every kind"
+    assert min(len(p.text.split()) for p in prompts if p.kind not in ("code", "table")) >= 130
+
+
+def test_ranges() -> None:
+    everything = load_prompts("demo")
+    assert load_prompts("demo", 3, 5) == everything[3:5]
+    assert load_prompts("demo", 50) == everything[50:]
+    with pytest.raises(UsageError, match=r"--end 57: --dataset demo has 56 rows; use --end 56"):
+        load_prompts("demo", 0, 57)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv", "parquet"])
+def test_local_files(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"prompts.{suffix}"
+    frame = pd.DataFrame({"article": ["one café", "two", "three"]})
+    if suffix == "txt":
+        path.write_text("one café\n\ntwo\nthree\n", encoding="utf-8")
+    elif suffix == "jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    elif suffix == "csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_parquet(path)
+    prompts = load_prompts(str(path), 0, 2)
+    assert [(p.index, p.id, p.text) for p in prompts] == [(0, "0", "one café"), (1, "1", "two")]
+    assert len(load_prompts(str(path))) == 3
+
+
+class Stream:
+    """Stands in for a streamed dataset: counts the rows that are really fetched."""
+
+    fetched = 0
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def skip(self, n: int) -> Stream:
+        return Stream(self._rows[n:])
+
+    def take(self, n: int) -> Stream:
+        return Stream(self._rows[:n])
+
+    def __iter__(self) -> Any:
+        for row in self._rows:
+            Stream.fetched += 1
+            yield row
+
+
+@pytest.mark.parametrize("name", HUB_DATASETS)
+def test_hub_datasets_are_streamed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = HUB_DATASETS[name]
+    asked: list[Any] = []
+
+    def load_dataset(path: str, config: str | None, *, split: str, streaming: bool) -> Stream:
+        asked.append((path, config, split, streaming))
+        return Stream([{source.field: f"row {i}"} for i in range(1000)])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    Stream.fetched = 0
+    prompts = load_prompts(name, 5, 8)
+    assert asked == [(source.path, source.config, source.split, True)]
+    assert [(p.index, p.text) for p in prompts] == [(5, "row 5"), (6, "row 6"), (7, "row 7")]
+    assert Stream.fetched == 3
+
+
+def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("Couldn't reach the hub\nwith details")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(UsageError) as caught:
+        load_prompts("cnn")
+    assert str(caught.value) == (
+        "--dataset cnn: cannot be fetched from the hub (Couldn't reach the hub); "
+        "check the network, or use --dataset demo or a local file"
+    )

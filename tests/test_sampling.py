@@ -1,0 +1,132 @@
+"""Distributions and draws: top-p by hand, the law of drawing without replacement, and numerical corners."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from dynasurge import sampling
+from dynasurge.policies import sampled, topk
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_temperature_and_top_p_by_hand() -> None:
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64).log()
+    torch.testing.assert_close(sampling.to_probs(logits, 1.0), logits.exp())
+    squared = logits.exp() ** 2
+    torch.testing.assert_close(sampling.to_probs(logits, 0.5), squared / squared.sum())
+    kept = torch.tensor([0.5, 0.3, 0.0, 0.0], dtype=torch.float64) / 0.8
+    torch.testing.assert_close(sampling.to_probs(logits, 1.0, 0.6), kept)  # 0.5 < 0.6: the token that crosses stays
+    torch.testing.assert_close(sampling.to_probs(logits, 1.0, 0.01), torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))
+
+
+def test_greedy_is_all_mass_on_the_argmax() -> None:
+    assert sampling.to_probs(torch.tensor([[1.0, 3.0, 2.0]]), 0.0).tolist() == [[0.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_become_float32_probabilities(dtype: torch.dtype) -> None:
+    probs = sampling.to_probs(torch.randn(3, 1000).to(dtype), 0.6)
+    assert probs.dtype == torch.float32
+    torch.testing.assert_close(probs.sum(-1), torch.ones(3))
+
+
+def test_drawing_without_replacement_has_the_right_law() -> None:
+    probs = torch.tensor([0.5, 0.25, 0.0, 0.2, 0.05], dtype=torch.float64)
+    draws = sampling.draw_distinct(probs.expand(60_000, -1), 3, generator())
+    support = [0, 1, 3, 4]
+    counts, expected = [], []
+    for triple in itertools.permutations(support, 3):
+        mass, left = 1.0, 1.0
+        for token in triple:
+            mass *= float(probs[token]) / left
+            left -= float(probs[token])
+        counts.append(int((draws == torch.tensor(triple)).all(-1).sum()))
+        expected.append(60_000 * mass)
+    assert sum(counts) == 60_000, "only tokens of positive probability, never one twice"
+    assert chisquare(counts, expected).pvalue > 1e-4
+
+
+def test_a_large_vocabulary_is_drawn_by_its_probabilities() -> None:
+    probs = torch.softmax(3 * torch.randn(49_153, generator=generator(1)), -1)
+    draws = sampling.draw_distinct(probs.expand(400, -1), 8, generator())
+    assert all(len(set(row)) == 8 for row in draws.tolist())
+    first = sampling.draw_distinct(probs.expand(4_000, -1), 1, generator(2)).flatten()
+    group = torch.arange(49_153) % 7  # seven groups of tokens, spread over all blocks
+    expected = torch.zeros(7, dtype=torch.float64).index_add(0, group, probs.double())
+    observed = torch.bincount(group[first], minlength=7)
+    assert chisquare(observed, 4_000 * expected / expected.sum()).pvalue > 1e-4
+
+
+def test_exhausted_rows_are_marked() -> None:
+    probs = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.3, 0.0, 0.7, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    draws = sampling.draw_distinct(probs, 3, generator())
+    assert draws[0].tolist() == [1, -1, -1]
+    assert set(draws[1, :2].tolist()) == {0, 2}
+    assert draws[1, 2] == -1
+    assert draws[2].tolist() == [-1, -1, -1]
+
+
+def test_one_token_vocabulary() -> None:
+    assert sampling.draw_distinct(torch.ones(1, 1), 2, generator()).tolist() == [[0, -1]]
+    assert sampling.draw(torch.ones(1), generator()) == 0
+
+
+@pytest.mark.parametrize("bad", [[math.nan, math.nan], [0.0, 0.0]])
+def test_a_distribution_without_mass_is_an_error(bad: list[float]) -> None:
+    with pytest.raises(ValueError, match="no mass"):
+        sampling.draw(torch.tensor(bad), generator())
+
+
+def test_the_largest_uniform_still_draws_a_possible_token() -> None:
+    weights = torch.tensor([[0.2, 0.5, 0.0], [0.0, 0.0, 1e-300]], dtype=torch.float64)
+    top = torch.tensor([1.0, 1.0], dtype=torch.float64)  # beyond what torch.rand returns
+    columns, empty = sampling._invert(weights, top)
+    assert columns.tolist() == [1, 2]
+    assert empty.tolist() == [False, False]
+    columns, _ = sampling._invert(weights, torch.zeros(2, dtype=torch.float64))
+    assert columns.tolist() == [0, 2]
+
+
+def test_the_input_is_never_written_to() -> None:
+    probs = torch.full((2, 9), 1 / 9)  # nine tokens: blocks of three, no padding
+    before = probs.clone()
+    sampling.draw_distinct(probs, 5, generator())
+    assert torch.equal(probs, before)
+
+
+def test_coins() -> None:
+    g = generator()
+    assert all(sampling.coin(1.0, g) for _ in range(200))
+    assert not any(sampling.coin(0.0, g) for _ in range(200))
+    assert 4_700 < sum(sampling.coin(0.5, g) for _ in range(10_000)) < 5_300
+
+
+def test_sampled_children_report_the_law_they_were_drawn_from() -> None:
+    q = torch.tensor([[0.5, 0.3, 0.2]])
+    (children,) = sampled(q, 3, generator())
+    left, reach = 1.0, 1.0
+    for token, proposal, slot, node in zip(
+        children.tokens, children.proposal, children.slot, children.node, strict=True
+    ):
+        assert proposal == pytest.approx(float(q[0, token]) / left)
+        assert slot == pytest.approx(reach)
+        assert node == pytest.approx(reach * proposal)
+        left, reach = left - float(q[0, token]), reach * (1 - proposal)
+    assert not children.point
+    assert children.slot == sorted(children.slot, reverse=True)
+
+
+def test_topk_children_are_the_likeliest_tokens() -> None:
+    (children,) = topk(torch.tensor([[0.2, 0.5, 0.3]]), 2, generator())
+    assert children.tokens == [1, 2]
+    assert children.proposal == [1.0, 1.0]
+    assert children.slot == children.node == [0.5, pytest.approx(0.3)]
+    assert children.point
