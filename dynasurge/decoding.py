@@ -19,7 +19,7 @@ import torch
 from dynasurge import sampling
 from dynasurge.drafting import NO_DISTRIBUTION, Draft, Drafter, TreeEngine
 from dynasurge.tree import TokenTree
-from dynasurge.verification import Rule, Verdict
+from dynasurge.verification import Rule, Verdict, verify
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Decoder:
             clock.mark("draft")
             logits = self._target.forward(draft.tree.tokens, draft.tree.parents)
             clock.mark("target")
-            verdict = self._rule(draft.tree, _LazyProbs(logits, self._T, self._P), draft.q, generator)
+            verdict = verify(self._rule, draft.tree, _LazyProbs(logits, self._T, self._P), draft.q, generator)
             clock.mark("verify")
             self._commit(draft, verdict)
             emitted = _cut([draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], end - len(text), eos)
@@ -96,7 +96,7 @@ class Decoder:
 
 
 class _LazyProbs:
-    """Target distributions by node, computed when the rule first looks: most nodes are never visited."""
+    """Target distributions by node, computed when a rule looks: it never looks at most leaves."""
 
     def __init__(self, logits: torch.Tensor, T: float, P: float) -> None:
         self._logits, self._T, self._P = logits, T, P

@@ -71,11 +71,6 @@ def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
     return token
 
 
-def coin(probability: float, generator: torch.Generator) -> bool:
-    """True with this probability; certain at 1, impossible at 0."""
-    return float(torch.rand((), generator=generator, dtype=torch.float64)) < probability
-
-
 def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Inverse-CDF draw of one column a row, by weight. weights: float64 [m, w]; uniform: [m] in [0, 1).
 

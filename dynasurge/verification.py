@@ -1,15 +1,18 @@
 """Verification: which path of the drafted tree the target accepts, and the bonus token that follows it.
 
-A rule is a pure function `(tree, p, q, generator) -> Verdict` of
+A rule is a pure function `(tree, p, q) -> StopLaw` of
 
 - `tree`: a properly drawn `TokenTree`,
 - `p`: `p[u]` is the target's next-token distribution after node u, float [V],
-- `q`: `q[u]` is the draft distribution that node u's sampled children were drawn from, float [V] (never read at a leaf),
-- `generator`: the source of the acceptance coins and of the bonus draw.
+- `q`: `q[u]` is the draft distribution that node u's sampled children were drawn from, float [V] (never read at a leaf).
 
 `p` and `q` may be tensors [n, V] or anything indexable by node, so rows can be computed when a rule first looks at them.
+A `StopLaw` says with what probability the accepted path ends at each node, and what law the bonus token then has. All the
+arithmetic of a rule is thus free of chance: tests enumerate it exactly, analysis reads expected lengths off it, and
+`verify` adds the only two random draws, the node and the bonus.
+
 Every rule here is *lossless*: the emitted tokens (accepted path, then bonus) have the target's own distribution, whatever
-the draft is. To add a rule, write one function and enter it in `RULES`; tests/test_exactness.py enumerates it.
+the draft is. To add a rule, write how it treats one node, and enter it in `RULES`; tests/test_exactness.py does the rest.
 
 **topdown** (Leviathan et al. 2211.17192; SpecInfer 2305.09781; Sequoia 2402.12374). Walk down from the root. At node u hold
 the distribution `p` still to be emitted. A child x with proposal q is accepted with probability min(1, p[x] / q[x]); both
@@ -17,14 +20,14 @@ ways of leaving the test keep the law: accepted mass is min(p, q), and what is l
 or the bonus token must have. Invariant: given everything rejected so far, the token emitted at u has law p.
 
 **traversal** (Traversal Verification, 2505.12398; on a chain it is Block Verification, 2403.10444). Walk the tree bottom
-up: a node is decided only after everything below it was refused. `a` is the probability with which the path down to u still
-has to be accepted; the rule emits the sub-measure a * p at u whatever is proposed next. Because a path that is lucky
+up: a node is decided only after everything below it was refused. `a` is the probability with which the path down to u
+still has to be accepted; the rule emits the sub-measure a * p at u whatever is proposed next. Because a path that is lucky
 deeper down makes up for an unlucky token near the root, chains are accepted at least as far as by topdown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +44,14 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StopLaw:
+    """stop[u]: the probability that the accepted path ends at node u; bonus(u): the bonus token's law [V] if it does."""
+
+    stop: list[float]
+    bonus: Callable[[int], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """path: accepted nodes from the root's child downwards, () if none; bonus: the token emitted after them."""
 
@@ -48,50 +59,73 @@ class Verdict:
     bonus: int
 
 
-Rule = Callable[[TokenTree, Rows, Rows, torch.Generator], Verdict]
+Rule = Callable[[TokenTree, Rows, Rows], StopLaw]
 
 
-def topdown(tree: TokenTree, p: Rows, q: Rows, generator: torch.Generator) -> Verdict:
-    """Top-down verification: accept a child with probability min(1, p/q), else go on with the residual."""
+def verify(rule: Rule, tree: TokenTree, p: Rows, q: Rows, generator: torch.Generator) -> Verdict:
+    """Draw where the accepted path ends, then the bonus token."""
+    law = rule(tree, p, q)
+    node = sampling.draw(torch.tensor(law.stop, dtype=torch.float64), generator)
+    bonus = sampling.draw(law.bonus(node), generator)
     path: list[int] = []
-    node = 0
-    while True:
-        target = p[node]
+    while node > 0:
+        path.append(node)
+        node = tree.parents[node]
+    return Verdict(path=tuple(reversed(path)), bonus=bonus)
+
+
+def topdown(tree: TokenTree, p: Rows, q: Rows) -> StopLaw:
+    """Top-down verification: accept a child with probability min(1, p/q), else go on with the residual."""
+
+    def visit(node: int) -> tuple[list[float], torch.Tensor]:
+        """Each child's acceptance probability once its elder siblings are rejected, and the law left after them all."""
+        target, accept = p[node], []
         for child, proposal in _proposals(tree, q, node):
             token = tree.tokens[child]
-            if sampling.coin(float(target[token] / proposal[token]), generator):
-                path.append(child)
-                node = child
-                break
+            accept.append(min(1.0, float(target[token] / proposal[token])))
             leftover, mass = _residual(target, proposal)
-            target = leftover if mass > 0 else target  # no mass left only by rounding: p = q never rejects
-        else:
-            return Verdict(path=tuple(path), bonus=sampling.draw(target, generator))
+            target = leftover if mass > 0 else target  # no mass is left only where p = q, which never rejects
+        return accept, target
+
+    stop = [1.0] + [0.0] * tree.size
+    for node, children in enumerate(tree.children):  # a parent's number is below its children's
+        if children and stop[node] > 0:
+            for child, accept in zip(children, visit(node)[0], strict=True):
+                stop[child] = stop[node] * accept
+                stop[node] -= stop[child]
+    return StopLaw(stop=stop, bonus=lambda node: visit(node)[1])
 
 
-def traversal(tree: TokenTree, p: Rows, q: Rows, generator: torch.Generator) -> Verdict:
+def traversal(tree: TokenTree, p: Rows, q: Rows) -> StopLaw:
     """Traversal verification: bottom up, a node is decided after everything below it was refused."""
+    weights = [1.0] + [0.0] * tree.size  # a, as each node is entered
 
-    def visit(node: int, weight: float) -> Verdict | None:
-        target = p[node]
+    def visit(node: int) -> tuple[float, torch.Tensor]:
+        """Enter each child in turn as if all before it were refused; returns the node's own a and law at the end."""
+        weight, target = weights[node], p[node]
         for child, proposal in _proposals(tree, q, node):
             token = tree.tokens[child]
-            below = visit(child, min(1.0, weight * float(target[token] / proposal[token])))
-            if below is not None:
-                return Verdict(path=(child, *below.path), bonus=below.bonus)
+            weights[child] = min(1.0, weight * float(target[token] / proposal[token]))
             leftover, mass = _residual(weight * target, proposal)
             if mass <= 0:
-                if node == 0:
-                    break  # only by rounding: the root must emit
-                return None
+                return 0.0, target  # nothing is left to emit here
             weight, target = min(1.0, mass / (mass + 1.0 - weight)), leftover
-        if node == 0 or sampling.coin(weight, generator):
-            return Verdict(path=(), bonus=sampling.draw(target, generator))
-        return None
+        return weight, target
 
-    verdict = visit(0, 1.0)
-    assert verdict is not None, "the root always accepts"
-    return verdict
+    stop = [0.0] * (tree.size + 1)
+
+    def descend(node: int, undecided: float) -> float:
+        """Post-order over a subtree that is reached with probability `undecided`; returns what is undecided after it."""
+        if weights[node] <= 0:
+            return undecided
+        accept = visit(node)[0] if tree.children[node] else weights[node]
+        for child in tree.children[node]:
+            undecided = descend(child, undecided)
+        stop[node] = undecided if node == 0 else undecided * accept  # the root always accepts
+        return undecided - stop[node]
+
+    descend(0, 1.0)
+    return StopLaw(stop=stop, bonus=lambda node: visit(node)[1])
 
 
 RULES: dict[str, Rule] = {"topdown": topdown, "traversal": traversal}
@@ -102,9 +136,8 @@ def _proposals(tree: TokenTree, q: Rows, node: int) -> Iterator[tuple[int, torch
 
     A sampled child's is the draft's, without its earlier siblings, renormalised; a point child's is all on its token.
     """
-    children: Sequence[int] = tree.children[node]
     remaining: torch.Tensor | None = None
-    for child in children:
+    for child in tree.children[node]:
         token = tree.tokens[child]
         if tree.point[child]:
             proposal = torch.zeros_like(q[node])

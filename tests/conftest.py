@@ -20,6 +20,7 @@ from transformers import (
 
 VOCAB = 96
 ARCHITECTURES = ("llama", "gpt2", "qwen2")
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 

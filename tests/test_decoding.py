@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from conftest import ARCHITECTURES, DEVICES
 
 from dynasurge import Pair, Settings, UsageError, build_growmap, generate, load_pair, save_growmap
 from dynasurge.generation import Session
 
 PROMPT = [5, 17, 8, 40, 33, 9, 21, 60, 61]
-SMALL = {"M": 128, "new_tokens": 40, "prompt_len": 16, "B": 6, "dtype": "float32", "device": "cpu"}
+SMALL = {"M": 128, "new_tokens": 40, "prompt_len": 16, "B": 6, "dtype": "float32"}
 
 
-@pytest.fixture(scope="module")
-def pairs(tiny_folders: dict[str, tuple[str, str]]) -> dict[str, Pair]:
-    return {name: load_pair(*folders, dtype="float32", device="cpu") for name, folders in tiny_folders.items()}
+@pytest.fixture(scope="module", params=DEVICES)
+def pairs(request: pytest.FixtureRequest, tiny_folders: dict[str, tuple[str, str]]) -> dict[str, Pair]:
+    return {name: load_pair(*folders, dtype="float32", device=request.param) for name, folders in tiny_folders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,8 @@ def modes(growmap: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_output_is_generates(architecture: str, pairs: dict[str, Pair], growmap: str) -> None:
     pair = pairs[architecture]
-    plain = pair.target.generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=40)[0, len(PROMPT) :].tolist()
+    prompt = torch.tensor([PROMPT], device=pair.target.device)
+    plain = pair.target.generate(prompt, do_sample=False, max_new_tokens=40)[0, len(PROMPT) :].tolist()
     for mode in modes(growmap):
         result = generate(pair, PROMPT, T=0, **(SMALL | mode))
         assert result.output_ids == plain, mode
@@ -65,6 +66,20 @@ def test_same_seed_same_text_and_records_add_up(index: int, pairs: dict[str, Pai
             assert step.tree.size <= (9 if mode.get("growmap") and mode["mode"] == "sTree" else 6)
             assert all(step.tree.parents[b] == a for a, b in zip((0, *step.path), step.path, strict=False))
             assert step.accepted + 1 >= len(step.emitted)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_models_decode(
+    dtype: str, device: str, tiny_folders: dict[str, tuple[str, str]], growmap: str
+) -> None:
+    """Rounding may change which text is likeliest, but every mode runs, fills its length and accepts drafted tokens."""
+    pair = load_pair(*tiny_folders["llama"], dtype=dtype, device=device)
+    assert pair.target.dtype == pair.draft.dtype == getattr(torch, dtype)
+    for mode in modes(growmap):
+        result = generate(pair, PROMPT, T=0.9, seed=3, **(SMALL | mode | {"dtype": dtype}))
+        assert len(result.output_ids) == 40 or result.output_ids[-1] in pair.eos
+        assert mode["mode"] == "auto" or sum(step.accepted for step in result.steps) > 0
 
 
 def test_a_growmap_bounds_the_depth_of_a_dynamic_tree(pairs: dict[str, Pair], growmap: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, VOCAB, tiny_model
+from conftest import ARCHITECTURES, DEVICES, VOCAB, tiny_model
+from transformers import PreTrainedModel
 
 from dynasurge.engine import Engine
 
@@ -19,38 +20,45 @@ def path_to(node: int, parents: list[int]) -> list[int]:
 
 
 @torch.inference_mode()
-def plain_logits(model: torch.nn.Module, tokens: list[int]) -> torch.Tensor:
-    return model(torch.tensor([tokens])).logits[0, -1]
+def plain_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
+    return model(torch.tensor([tokens], device=model.device)).logits[0, -1]
 
 
+def assert_same(logits: torch.Tensor, plain: torch.Tensor) -> None:
+    """Equal to 1e-5; a GPU's float32 sums in another order for another shape, and gets 1e-4."""
+    torch.testing.assert_close(logits, plain, atol=1e-5 if logits.device.type == "cpu" else 1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str) -> None:
-    model = tiny_model(architecture)
+def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str, device: str) -> None:
+    model = tiny_model(architecture).to(device)
     model.set_attn_implementation(attention)
     engine = Engine(model, 64)
-    torch.testing.assert_close(engine.extend(TEXT), plain_logits(model, TEXT), atol=1e-5, rtol=0)
+    assert_same(engine.extend(TEXT), plain_logits(model, TEXT))
     logits = torch.cat([engine.forward(TOKENS, PARENTS), engine.forward(MORE_TOKENS, MORE_PARENTS)])
     tokens, parents = TOKENS + MORE_TOKENS, PARENTS + MORE_PARENTS
     for node in range(len(tokens)):
         path = [tokens[n] for n in path_to(node, parents)]
-        torch.testing.assert_close(logits[node], plain_logits(model, TEXT + path), atol=1e-5, rtol=0)
+        assert_same(logits[node], plain_logits(model, TEXT + path))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_committing_a_path_then_continuing_equals_a_fresh_prefill(architecture: str) -> None:
-    model = tiny_model(architecture)
+def test_committing_a_path_then_continuing_equals_a_fresh_prefill(architecture: str, device: str) -> None:
+    model = tiny_model(architecture).to(device)
     engine = Engine(model, 64)
     engine.extend(TEXT)
     engine.forward(TOKENS, PARENTS)
     engine.commit([0, 1, 4])
     text = [*TEXT, 11, 12, 15]
     assert engine.length == len(text)
-    torch.testing.assert_close(engine.extend([30, 31]), plain_logits(model, [*text, 30, 31]), atol=1e-5, rtol=0)
+    assert_same(engine.extend([30, 31]), plain_logits(model, [*text, 30, 31]))
     engine.forward([40], [-1])
     engine.commit([])  # a step that keeps nothing leaves the text as it was
     text += [30, 31]
-    torch.testing.assert_close(engine.extend([50]), plain_logits(model, [*text, 50]), atol=1e-5, rtol=0)
+    assert_same(engine.extend([50]), plain_logits(model, [*text, 50]))
 
 
 def test_only_a_path_can_be_committed() -> None:

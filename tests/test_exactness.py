@@ -15,13 +15,12 @@ import pytest
 import torch
 import toy
 
-from dynasurge import sampling
 from dynasurge.decoding import Decoder
 from dynasurge.drafting import BestFirst, Drafter, Shape, StaticShape
 from dynasurge.growmap import Growmap, build_growmap
 from dynasurge.policies import POLICIES
 from dynasurge.tree import TokenTree
-from dynasurge.verification import RULES, Verdict, topdown
+from dynasurge.verification import RULES, Rule, topdown
 
 PROMPT = (0, 2, 1)
 LOPSIDED = Growmap(parents=(-1, 0, 0, 1, 3))  # root -> x -> chain of 2, and a leaf beside x
@@ -45,7 +44,7 @@ def grow(draft: toy.Table, shape: Shape, policy: str, script: Any, T: float = 1.
 
 
 def grown(draft: toy.Table, shape: Shape, policy: str, T: float = 1.0) -> Iterator[tuple[float, TokenTree, Any]]:
-    for weight, result, _ in toy.enumerate_runs(lambda s: grow(draft, shape, policy, s, T)):
+    for weight, result in toy.enumerate_runs(lambda s: grow(draft, shape, policy, s, T)):
         yield weight, result.tree, result.q
 
 
@@ -79,9 +78,8 @@ def test_dynamic_growth_is_lossless(budget: int, depth: int, children: int, rule
 
 @pytest.mark.parametrize("mode", ["auto", "sTree", "dTree"])
 @pytest.mark.parametrize("rule", RULES)
-def test_two_steps_of_the_decode_loop_are_lossless(mode: str, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_steps_of_the_decode_loop_are_lossless(mode: str, rule: str) -> None:
     """The whole loop, caches included: every outcome of two steps, bonus tokens drawn and read back."""
-    monkeypatch.setattr(sampling, "draw", lambda probs, script: script.choose(probs.tolist()))
     target, draft = toy.random_table(5), toy.random_table(6)
     shapes: dict[str, Shape | None] = {
         "auto": None,
@@ -99,7 +97,7 @@ def test_two_steps_of_the_decode_loop_are_lossless(mode: str, rule: str, monkeyp
         return tuple(token for _, record in zip(range(2), steps, strict=False) for token in record.emitted)
 
     law: toy.Law = defaultdict(float)
-    for weight, tokens, _ in toy.enumerate_runs(run):
+    for weight, tokens in toy.enumerate_runs(run):
         for rest, mass in toy.target_law(target, PROMPT + tokens, length - len(tokens)).items():
             law[tokens + rest] += weight * mass
     assert toy.total_variation(law, toy.target_law(target, PROMPT, length)) < 1e-12
@@ -128,7 +126,7 @@ def test_levelwise_growth_has_the_law_of_one_at_a_time(seed: int) -> None:
         lambda s: one_at_a_time(draft, 4, 3, 2, s),
     ):
         law: toy.Law = defaultdict(float)
-        for weight, paths, _ in toy.enumerate_runs(grower):
+        for weight, paths in toy.enumerate_runs(grower):
             law[paths] += weight
         laws.append(law)
     assert toy.total_variation(*laws) < 1e-12
@@ -204,7 +202,7 @@ def test_merging_repeated_draws_is_caught() -> None:
             tokens=(PROMPT[-1], *tokens), parents=(-1, *[0] * n), proposal=(1.0,) * (n + 1), point=(True, *[False] * n)
         )
 
-    trees = [(weight, tree, q) for weight, tree, _ in toy.enumerate_runs(run)]
+    trees = [(weight, tree, q) for weight, tree in toy.enumerate_runs(run)]
     assert distance(trees, topdown, target, 2) > 1e-3
 
 
@@ -216,62 +214,63 @@ def test_drawing_at_another_temperature_is_caught() -> None:
     assert distance(trees, topdown, target, 2) > 1e-3
 
 
-def longest_kept_path(tree: TokenTree, p: Any, q: Any, generator: Any) -> Verdict:
+def longest_kept_path(tree: TokenTree, p: Any, q: Any, script: toy.Script) -> tuple[tuple[int, ...], torch.Tensor]:
     """The original prototype's rule: keep every child that passes min(1, p/q), breadth first; take the longest path;
-    the bonus comes from the last dead end visited."""
-    queue: list[tuple[int, tuple[int, ...]]] = [(0, ())]
-    best: tuple[int, ...] = ()
-    bonus = p[0]
+    the bonus comes from the last dead end visited. Returns (accepted tokens, bonus law)."""
+    queue, best, bonus = [0], 0, p[0]
     while queue:
-        node, path = queue.pop(0)
-        best = path if len(path) > len(best) else best
+        node = queue.pop(0)
+        best = node if tree.depths[node] > tree.depths[best] else best
         target, draft, kept = p[node], q[node], False
         for child in tree.children[node]:
             token = tree.tokens[child]
             proposal = draft / draft.sum()
-            if sampling.coin(float(target[token] / proposal[token]), generator):
-                queue.append((child, (*path, child)))
+            passes = min(1.0, float(target[token] / proposal[token]))
+            if script.choose([passes, 1 - passes]) == 0:
+                queue.append(child)
                 kept = True
             else:
-                leftover = torch.relu(target - proposal)
-                target = leftover / leftover.sum()
+                target = torch.relu(target - proposal)
+                target = target / target.sum()
             draft = draft.clone()
             draft[token] = 0.0
         if not kept:
             bonus = target
-    return Verdict(path=best, bonus=sampling.draw(bonus, generator))
+    return toy.path_tokens(tree, best), bonus
 
 
 def test_keeping_every_passing_child_is_caught() -> None:
     target, draft = toy.random_table(9), toy.random_table(10)
-    shape = StaticShape(SHAPES["2x2"])
-    assert distance(grown(draft, shape, "sampled"), longest_kept_path, target, 3) > 1e-3
+
+    def outcomes() -> Iterator[tuple[float, tuple[int, ...], torch.Tensor]]:
+        for weight, tree, q in grown(draft, StaticShape(SHAPES["2x2"]), "sampled"):
+            p = toy.target_rows(tree, target, PROMPT)
+            for chance, (accepted, bonus) in toy.enumerate_runs(
+                lambda s, t=tree, p=p, q=q: longest_kept_path(t, p, q, s)
+            ):
+                yield weight * chance, accepted, bonus
+
+    law = toy.emitted_law(outcomes(), target, PROMPT, 3)
+    assert toy.total_variation(law, toy.target_law(target, PROMPT, 3)) > 1e-3
 
 
 # --- what is known about accepted lengths ---------------------------------------------------------------------------
 
 
-def accepted_length(rule: Any, parents: tuple[int, ...], p: list[Any], q: list[Any]) -> float:
-    """Expected accepted nodes over all draws of a static tree over two tokens; p, q by depth."""
-    growmap = Growmap(parents=parents)
-    total = 0.0
-    for weight, result, _ in toy.enumerate_runs(
-        lambda s: grow(lambda c: q[len(c) - len(PROMPT)], StaticShape(growmap), "sampled", s)
-    ):
-        rows = torch.tensor([p[d] for d in result.tree.depths], dtype=torch.float64)
-        for chance, verdict, _ in toy.enumerate_runs(
-            lambda s, t=result.tree, qs=result.q, rows=rows: rule(t, rows, qs, s)
-        ):
-            total += weight * chance * len(verdict.path)
-    return total
+def expected_length(rule: Rule, tree: TokenTree, p: Any, q: Any) -> float:
+    return sum(chance * depth for chance, depth in zip(rule(tree, p, q).stop, tree.depths, strict=True))
 
 
 def test_the_known_tree_where_traversal_accepts_less() -> None:
     """root -> x -> [leaf, y -> chain of 4]: an honest counterexample to 'traversal is always longer' (DESIGN 4)."""
-    parents = (-1, 0, 1, 1, 3, 4, 5, 6)
+    growmap = Growmap(parents=(-1, 0, 1, 1, 3, 4, 5, 6))
     p = [[0.5, 0.5]] * 7
     q = [[0.999, 0.001], [0.9, 0.1], *[[0.5, 0.5]] * 5]
-    lengths = {name: accepted_length(rule, parents, p, q) for name, rule in RULES.items()}
+    lengths: dict[str, float] = defaultdict(float)
+    for weight, tree, rows in grown(lambda c: q[len(c) - len(PROMPT)], StaticShape(growmap), "sampled"):
+        target = torch.tensor([p[d] for d in tree.depths], dtype=torch.float64)
+        for name, rule in RULES.items():
+            lengths[name] += weight * expected_length(rule, tree, target, rows)
     assert lengths["topdown"] == pytest.approx(1.8036, abs=5e-5)
     assert lengths["traversal"] == pytest.approx(1.6040, abs=5e-5)
 
@@ -279,13 +278,8 @@ def test_the_known_tree_where_traversal_accepts_less() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_traversal_accepts_at_least_as_much_as_topdown_on_chains(seed: int) -> None:
     target, draft = toy.random_table(seed), toy.random_table(seed + 100)
-    lengths = {}
-    for name, rule in RULES.items():
-        lengths[name] = sum(
-            weight * chance * len(verdict.path)
-            for weight, tree, q in grown(draft, StaticShape(SHAPES["chain3"]), "sampled")
-            for chance, verdict, _ in toy.enumerate_runs(
-                lambda s, t=tree, q=q, rule=rule: rule(t, toy.target_rows(t, target, PROMPT), q, s)
-            )
-        )
+    lengths: dict[str, float] = defaultdict(float)
+    for weight, tree, q in grown(draft, StaticShape(SHAPES["chain3"]), "sampled"):
+        for name, rule in RULES.items():
+            lengths[name] += weight * expected_length(rule, tree, toy.target_rows(tree, target, PROMPT), q)
     assert lengths["traversal"] >= lengths["topdown"] - 1e-12

@@ -102,13 +102,6 @@ def test_the_input_is_never_written_to() -> None:
     assert torch.equal(probs, before)
 
 
-def test_coins() -> None:
-    g = generator()
-    assert all(sampling.coin(1.0, g) for _ in range(200))
-    assert not any(sampling.coin(0.0, g) for _ in range(200))
-    assert 4_700 < sum(sampling.coin(0.5, g) for _ in range(10_000)) < 5_300
-
-
 def test_sampled_children_report_the_law_they_were_drawn_from() -> None:
     q = torch.tensor([[0.5, 0.3, 0.2]])
     (children,) = sampled(q, 3, generator())

@@ -1,7 +1,7 @@
 """Models small enough to enumerate: tables of probabilities behind the engine's interface, and scripted chance.
 
 `enumerate_runs` runs a function once for every sequence of random outcomes it can meet and yields each result with its
-exact probability. Chance enters the library through three functions of `dynasurge.sampling`; `scripted` replaces them by
+exact probability. Chance enters the library through two functions of `dynasurge.sampling`; `scripted` replaces them by
 versions that ask a `Script` which outcome to take.
 """
 
@@ -76,7 +76,6 @@ class Script:
 
     def __init__(self, prefix: Sequence[int]) -> None:
         self._prefix, self.taken, self.options, self.weight = list(prefix), [], [], 1.0
-        self.bonus: torch.Tensor | None = None
 
     def choose(self, weights: Sequence[float]) -> int:
         possible = [i for i, w in enumerate(weights) if w > 0]
@@ -88,8 +87,8 @@ class Script:
         return pick
 
 
-def enumerate_runs(run: Callable[[Any], Any]) -> Iterator[tuple[float, Any, Script]]:
-    """(probability, result, script) for every path of outcomes through `run(script)`."""
+def enumerate_runs(run: Callable[[Any], Any]) -> Iterator[tuple[float, Any]]:
+    """(probability, result) for every path of outcomes through `run(script)`."""
     todo: list[list[int]] = [[]]
     while todo:
         prefix = todo.pop()
@@ -98,7 +97,7 @@ def enumerate_runs(run: Callable[[Any], Any]) -> Iterator[tuple[float, Any, Scri
         for at in range(len(prefix), len(script.taken)):
             later = script.options[at][script.options[at].index(script.taken[at]) + 1 :]
             todo.extend([*script.taken[:at], option] for option in later)
-        yield script.weight, result, script
+        yield script.weight, result
 
 
 def _scripted_distinct(probs: torch.Tensor, k: int, script: Script) -> torch.Tensor:
@@ -115,22 +114,10 @@ def _scripted_distinct(probs: torch.Tensor, k: int, script: Script) -> torch.Ten
     return tokens
 
 
-def _scripted_coin(probability: float, script: Script) -> bool:
-    heads = min(1.0, max(0.0, probability))
-    return script.choose([heads, 1.0 - heads]) == 0
-
-
-def _recorded_bonus(probs: torch.Tensor, script: Script) -> int:
-    """Every bonus outcome at once: the distribution is kept, and -1 stands for its draw."""
-    script.bonus = probs
-    return -1
-
-
 def scripted(monkeypatch: Any) -> None:
-    """Let a Script decide every draw and every coin of the library."""
+    """Let a Script decide every draw of the library."""
     monkeypatch.setattr(sampling, "draw_distinct", _scripted_distinct)
-    monkeypatch.setattr(sampling, "coin", _scripted_coin)
-    monkeypatch.setattr(sampling, "draw", _recorded_bonus)
+    monkeypatch.setattr(sampling, "draw", lambda probs, script: script.choose(probs.tolist()))
 
 
 def target_law(target: Table, prompt: tuple[int, ...], length: int, vocab: int = VOCAB) -> Law:
@@ -186,10 +173,17 @@ def verify_law(
     def outcomes() -> Iterator[tuple[float, tuple[int, ...], torch.Tensor]]:
         for weight, tree, q in merged.values():
             p = target_rows(tree, target, prompt)
-            for chance, verdict, script in enumerate_runs(lambda s, t=tree, p=p, q=q: rule(t, p, q, s)):
-                yield weight * chance, tuple(tree.tokens[n] for n in verdict.path), script.bonus
+            law = rule(tree, p, q)
+            for node, chance in enumerate(law.stop):
+                if chance > 0:
+                    yield weight * chance, path_tokens(tree, node), law.bonus(node)
 
     return emitted_law(outcomes(), target, prompt, length)
+
+
+def path_tokens(tree: TokenTree, node: int) -> tuple[int, ...]:
+    """The drafted tokens from the root's child down to a node."""
+    return () if node == 0 else (*path_tokens(tree, tree.parents[node]), tree.tokens[node])
 
 
 def target_rows(tree: TokenTree, target: Table, prompt: tuple[int, ...]) -> torch.Tensor:
