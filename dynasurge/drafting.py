@@ -158,11 +158,10 @@ class Drafter:
         self, pool: list[Slot], level: Sequence[int], q: torch.Tensor, generator: torch.Generator
     ) -> None:
         widths = self._shape.width(pool, level)
-        families = self._policy(q, max(widths), generator)
-        for index, width, row, children in zip(level, widths, q, families, strict=True):
+        for index, children in zip(level, self._policy(q, widths, generator), strict=True):
             parent = pool[index]
-            parent.q = row
-            for rank, token in enumerate(children.tokens[:width]):
+            parent.q = children.base
+            for rank, token in enumerate(children.tokens):
                 pool.append(
                     Slot(
                         token=token,
@@ -170,7 +169,7 @@ class Drafter:
                         depth=parent.depth + 1,
                         rank=rank,
                         proposal=children.proposal[rank],
-                        point=children.point,
+                        point=children.point[rank],
                         slot_value=parent.node_value * children.slot[rank],
                         node_value=parent.node_value * children.node[rank],
                     )

@@ -3,17 +3,18 @@
 A policy looks at the draft's distribution at a node and proposes up to k children in drawing order. It also says, for each
 slot, the *value factors* that growth under a budget needs:
 
-- `slot[j]`: the estimated probability that verification gets as far as testing child j. It uses earlier siblings only,
-  never child j's own token when that token is random, which is what keeps choosing slots by value lossless (DESIGN 3).
-- `node[j]`: the same times the estimated probability that child j is then accepted; it multiplies into the values below.
+- `slot[j]`: the estimated probability, given that the path reaches the node, that slot j is worth having. It never looks at
+  child j's own token when that token is random, which is what keeps choosing slots by value lossless (DESIGN 3).
+- `node[j]`: the estimated probability that child j is then on the accepted path; it multiplies into the values below it.
 
-The estimate for sampled children is DySpec's (arXiv 2410.11744): a token is accepted about as often as the draft draws it.
+The estimates are the draft's own confidence: DySpec's for sampled children (arXiv 2410.11744: a token is accepted about as
+often as the draft draws it), OPT-Tree's for point masses (arXiv 2406.17276).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -25,58 +26,83 @@ class Children:
     """The proposed children of one node in drawing order, at most k of them.
 
     tokens[j]; proposal[j]: the probability the token was drawn with (1 for a point mass); slot[j], node[j]: see above,
-    both relative to the parent's value; point: whether these children are point masses.
+    both relative to the parent's value; point[j]: whether the child is a point mass; base: float [V], the distribution
+    that sampled children were drawn from, each without its earlier siblings.
     """
 
-    tokens: list[int]
-    proposal: list[float]
-    slot: list[float]
-    node: list[float]
-    point: bool
+    base: torch.Tensor
+    tokens: list[int] = field(default_factory=list)
+    proposal: list[float] = field(default_factory=list)
+    slot: list[float] = field(default_factory=list)
+    node: list[float] = field(default_factory=list)
+    point: list[bool] = field(default_factory=list)
+
+    def add(self, token: int, *, proposal: float = 1.0, slot: float, node: float, point: bool) -> None:
+        """Append a child behind its siblings."""
+        self.tokens.append(token)
+        self.proposal.append(proposal)
+        self.slot.append(slot)
+        self.node.append(node)
+        self.point.append(point)
 
 
-Policy = Callable[[torch.Tensor, int, torch.Generator], list[Children]]
+Policy = Callable[[torch.Tensor, Sequence[int], torch.Generator], list[Children]]
 
 
-def sampled(q: torch.Tensor, k: int, generator: torch.Generator) -> list[Children]:
-    """k tokens without replacement from each row of q [m, V] (Sequoia, arXiv 2402.12374; DySpec)."""
-    tokens = sampling.draw_distinct(q, k, generator)
+def sampled(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -> list[Children]:
+    """widths[i] tokens without replacement from row i of q [m, V] (Sequoia, arXiv 2402.12374; DySpec)."""
+    tokens = sampling.draw_distinct(q, max(widths), generator)
     masses = q.gather(1, tokens.clamp(min=0)).tolist()
     out = []
-    for row_tokens, row_masses in zip(tokens.tolist(), masses, strict=True):
-        children = Children(tokens=[], proposal=[], slot=[], node=[], point=False)
-        left, reach = 1.0, 1.0
-        for token, mass in zip(row_tokens, row_masses, strict=True):
+    for row, width, row_tokens, row_masses in zip(q, widths, tokens.tolist(), masses, strict=True):
+        children, left, reach = Children(base=row), 1.0, 1.0
+        for token, mass in zip(row_tokens[:width], row_masses, strict=False):
             if token < 0:
                 break
             proposal = min(1.0, mass / left) if left > 0 else 1.0
-            _append(children, token, proposal, slot=reach, node=reach * proposal)
+            children.add(token, proposal=proposal, slot=reach, node=reach * proposal, point=False)
             left -= mass
             reach *= 1.0 - proposal
         out.append(children)
     return out
 
 
-def topk(q: torch.Tensor, k: int, generator: torch.Generator) -> list[Children]:
-    """The k likeliest tokens of each row of q [m, V], as point masses (EAGLE-2, arXiv 2406.16858; OPT-Tree 2406.17276).
+def topk(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -> list[Children]:
+    """The widths[i] likeliest tokens of row i of q [m, V], as point masses (EAGLE-2, arXiv 2406.16858; OPT-Tree).
 
     Nothing is random here, so a slot's value may look at its own token. `generator` is not used.
     """
-    values, tokens = q.topk(min(k, q.shape[-1]), dim=-1)
+    values, tokens = q.topk(min(max(widths), q.shape[-1]), dim=-1)
     out = []
-    for row_tokens, row_values in zip(tokens.tolist(), values.tolist(), strict=True):
-        children = Children(tokens=[], proposal=[], slot=[], node=[], point=True)
-        for token, value in zip(row_tokens, row_values, strict=True):
-            _append(children, token, 1.0, slot=value, node=value)
+    for row, width, row_tokens, row_values in zip(q, widths, tokens.tolist(), values.tolist(), strict=True):
+        children = Children(base=row)
+        for token, value in zip(row_tokens[:width], row_values, strict=False):
+            if value > 0:
+                children.add(token, slot=value, node=value, point=True)
         out.append(children)
     return out
 
 
-POLICIES: dict[str, Policy] = {"sampled": sampled, "topk": topk}
+def hybrid(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -> list[Children]:
+    """One token sampled outside the top widths[i] - 1 of row i, verified first, then those as point masses.
+
+    For one node this comes within a hair of what any lossless scheme can accept ("greedy" drafting, DESIGN 3).
+    """
+    points = topk(q, [width - 1 for width in widths], generator)
+    base = q.clone()
+    for row, children in zip(base, points, strict=True):
+        row[children.tokens] = 0.0
+    out = []
+    for row, mass, head, tail in zip(
+        base, base.sum(-1).tolist(), sampled(base, [1] * len(base), generator), points, strict=True
+    ):
+        children = Children(base=row)
+        for token, proposal in zip(head.tokens, head.proposal, strict=True):
+            children.add(token, proposal=proposal / mass, slot=mass, node=mass, point=False)
+        for token, value in zip(tail.tokens, tail.slot, strict=True):
+            children.add(token, slot=value, node=value, point=True)
+        out.append(children)
+    return out
 
 
-def _append(children: Children, token: int, proposal: float, *, slot: float, node: float) -> None:
-    children.tokens.append(token)
-    children.proposal.append(proposal)
-    children.slot.append(slot)
-    children.node.append(node)
+POLICIES: dict[str, Policy] = {"sampled": sampled, "topk": topk, "hybrid": hybrid}

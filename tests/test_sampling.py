@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 
 from dynasurge import sampling
-from dynasurge.policies import sampled, topk
+from dynasurge.policies import hybrid, sampled, topk
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -104,7 +104,7 @@ def test_the_input_is_never_written_to() -> None:
 
 def test_sampled_children_report_the_law_they_were_drawn_from() -> None:
     q = torch.tensor([[0.5, 0.3, 0.2]])
-    (children,) = sampled(q, 3, generator())
+    (children,) = sampled(q, [3], generator())
     left, reach = 1.0, 1.0
     for token, proposal, slot, node in zip(
         children.tokens, children.proposal, children.slot, children.node, strict=True
@@ -113,13 +113,29 @@ def test_sampled_children_report_the_law_they_were_drawn_from() -> None:
         assert slot == pytest.approx(reach)
         assert node == pytest.approx(reach * proposal)
         left, reach = left - float(q[0, token]), reach * (1 - proposal)
-    assert not children.point
+    assert children.point == [False] * 3
     assert children.slot == sorted(children.slot, reverse=True)
 
 
 def test_topk_children_are_the_likeliest_tokens() -> None:
-    (children,) = topk(torch.tensor([[0.2, 0.5, 0.3]]), 2, generator())
+    (children,) = topk(torch.tensor([[0.2, 0.5, 0.3]]), [2], generator())
     assert children.tokens == [1, 2]
     assert children.proposal == [1.0, 1.0]
     assert children.slot == children.node == [0.5, pytest.approx(0.3)]
-    assert children.point
+    assert children.point == [True] * 2
+
+
+def test_hybrid_children_are_one_sampled_from_the_rest_then_the_top() -> None:
+    q = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.0, 0.5, 0.5, 0.0]])
+    seen = set()
+    for seed in range(20):
+        first, second = hybrid(q, [3, 3], generator(seed))
+        seen.add(first.tokens[0])
+        assert first.tokens[1:] == [1, 3]
+        assert first.point == [False, True, True]
+        assert first.proposal[0] == pytest.approx(float(q[0, first.tokens[0]]) / 0.3)
+        torch.testing.assert_close(first.base, torch.tensor([0.1, 0.0, 0.2, 0.0]))
+        assert second.tokens == [1, 2], "nothing is left to sample"
+    assert seen == {0, 2}
+    (alone,) = hybrid(q[:1], [1], generator())
+    assert alone.point == [False]
