@@ -112,10 +112,56 @@ def traversal(tree: TokenTree, p: Rows, q: Rows) -> StopLaw:
             weight, target = min(1.0, mass / (mass + 1.0 - weight)), leftover
         return weight, target
 
+    return _bottom_up(tree, weights, visit)
+
+
+def reserved(tree: TokenTree, p: Rows, q: Rows) -> StopLaw:
+    """Bottom-up verification that accepts every node at least as often as topdown. Sampled children, counts fixed ahead."""
+    weights = [1.0] + [0.0] * tree.size
+
+    def visit(node: int) -> tuple[float, torch.Tensor]:
+        weight, target = weights[node], p[node]
+        borrowed = torch.zeros_like(target)  # mass already taken from what topdown would leave to later children
+        later = len(tree.children[node])
+        for child, proposal in _proposals(tree, q, node):
+            token, later = tree.tokens[child], later - 1
+            if later == 0:
+                taken = torch.minimum(proposal, weight * torch.relu(target - borrowed))
+                weights[child] = float(taken[token] / proposal[token])
+                leftover, mass = _residual(weight * (target - borrowed), taken)
+                refused = 1.0 - float(taken.sum())
+                return (min(1.0, mass / refused) if refused > 0 else 0.0), (leftover if mass > 0 else target)
+            common, excess = torch.minimum(target, proposal), torch.relu(target - proposal)
+            rejected = 1.0 - float(common.sum())
+            # What later children may still need of each token, whatever they turn out to be, stays untouched.
+            left = 1.0 - proposal.topk(min(later, proposal.numel())).values.cumsum(0)
+            need = float((1.0 / left).sum()) if bool((left > 0).all()) else float("inf")
+            spare = torch.relu(excess - borrowed - rejected * need * proposal) if need < float("inf") else 0.0 * excess
+            extra = torch.minimum((1.0 - weight) * proposal, weight * spare)
+            taken = weight * common + extra
+            weights[child] = min(1.0, float(taken[token] / proposal[token]))
+            refused = float(proposal[token] - taken[token])
+            if rejected <= 0 or refused <= 0:
+                return 0.0, target  # the child is never refused, so nothing behind it is ever looked at
+            borrowed = (weight * borrowed + extra) / (weight * rejected)
+            weight *= float(torch.relu(proposal - target)[token]) / refused
+            target = excess / rejected
+            if weight <= 0:
+                return 0.0, target
+        return weight, target
+
+    return _bottom_up(tree, weights, visit)
+
+
+def _bottom_up(tree: TokenTree, weights: list[float], visit: Callable[[int], tuple[float, torch.Tensor]]) -> StopLaw:
+    """Post-order: each node gets its turn after everything below it was refused.
+
+    weights[u]: the a with which node u is entered; `visit(u)` sets its children's and returns u's own a and law at the end.
+    """
     stop = [0.0] * (tree.size + 1)
 
     def descend(node: int, undecided: float) -> float:
-        """Post-order over a subtree that is reached with probability `undecided`; returns what is undecided after it."""
+        """A subtree that is reached with probability `undecided`; returns what is undecided after it."""
         if weights[node] <= 0:
             return undecided
         accept = visit(node)[0] if tree.children[node] else weights[node]
@@ -128,7 +174,7 @@ def traversal(tree: TokenTree, p: Rows, q: Rows) -> StopLaw:
     return StopLaw(stop=stop, bonus=lambda node: visit(node)[1])
 
 
-RULES: dict[str, Rule] = {"topdown": topdown, "traversal": traversal}
+RULES: dict[str, Rule] = {"topdown": topdown, "traversal": traversal, "reserved": reserved}
 
 
 def _proposals(tree: TokenTree, q: Rows, node: int) -> Iterator[tuple[int, torch.Tensor]]:
