@@ -1,0 +1,108 @@
+"""Distillation losses on full distributions, and the two numbers by which a draft is judged.
+
+For one position with target p and draft q, both softmaxes at the same temperature, in float32:
+
+    KL      = sum_x p(x) (log p(x) - log q(x))         forward KL: cover everything the target may say
+    overlap = sum_x min(p(x), q(x)) = 1 - TV(p, q)     the probability that one sampled draft token is accepted
+
+With u = draft logits / temperature, m(x) = [q(x) < p(x)] and M = sum_x q(x) m(x):
+
+    dKL/du = q - p          d overlap/du = q (m - M)
+
+A vocabulary of 49,152 makes logits the largest tensors by far, so ``DistillLoss`` never keeps them: it works through the
+positions in chunks, computes loss *and* gradient for each chunk at once, and carries only hidden-sized gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["DistillLoss", "kl_divergence", "overlap", "token_terms"]
+
+
+def overlap(p: Tensor, q: Tensor) -> Tensor:
+    """sum_x min(p(x), q(x)) over the last dimension: the chance that a token drawn from q is accepted."""
+    return torch.minimum(p, q).sum(-1)
+
+
+def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """KL(p || q) over the last dimension; terms with p = 0 count as 0."""
+    return torch.where(p > 0, p * (p.clamp_min(1e-38).log() - q.clamp_min(1e-38).log()), 0.0).sum(-1)
+
+
+def token_terms(
+    target_logits: Tensor, draft_logits: Tensor, temperature: Tensor, kl_weight: Tensor, tv_weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per position: KL [n], overlap [n], and the slope of kl_weight * KL + tv_weight * TV by draft logits [n, vocab].
+
+    Logits are [n, vocab], temperature [n, 1], the weights are scalars. All arithmetic is float32; the gradient comes
+    back in the logits' own dtype, because it goes straight into matrix products.
+    """
+    log_p = torch.log_softmax(target_logits.float() / temperature, dim=-1)
+    log_q = torch.log_softmax(draft_logits.float() / temperature, dim=-1)
+    p, q = log_p.exp(), log_q.exp()
+    kl = (p * (log_p - log_q)).sum(-1)
+    below = q < p
+    shared = torch.where(below, q, p).sum(-1)
+    mass_below = torch.where(below, q, 0.0).sum(-1, keepdim=True)
+    slope = kl_weight * (q - p) - tv_weight * q * (below.float() - mass_below)
+    return kl, shared, (slope / temperature).to(draft_logits.dtype)
+
+
+class DistillLoss(torch.autograd.Function):
+    """kl_weight * mean KL + tv_weight * mean TV from hidden states, with logits in chunks.
+
+    ``apply(draft_hidden [n, d], draft_head [vocab, d], target_hidden [n, D], target_head [vocab, D], temperature [n, 1],
+    kl_weight, tv_weight, chunk, terms)`` returns (loss, mean KL, mean overlap); only the loss carries a gradient, to
+    the draft's hidden states and head. ``terms`` is ``token_terms`` or a compiled version of it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        draft_hidden: Tensor,
+        draft_head: Tensor,
+        target_hidden: Tensor,
+        target_head: Tensor,
+        temperature: Tensor,
+        kl_weight: Tensor,
+        tv_weight: Tensor,
+        chunk: int,
+        terms: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and gradients together, chunk by chunk."""
+        count = draft_hidden.shape[0]
+        head = draft_head.to(draft_hidden.dtype)
+        hidden_grad = torch.empty_like(draft_hidden)
+        head_grad = torch.zeros_like(draft_head, dtype=torch.float32)
+        kl_sum = torch.zeros((), dtype=torch.float32, device=draft_hidden.device)
+        overlap_sum = torch.zeros_like(kl_sum)
+        for start in range(0, count, chunk):
+            part = slice(start, min(start + chunk, count))
+            kl, shared, slope = terms(
+                target_hidden[part] @ target_head.T,
+                draft_hidden[part] @ head.T,
+                temperature[part],
+                kl_weight,
+                tv_weight,
+            )
+            hidden_grad[part] = slope @ head
+            head_grad += (slope.T @ draft_hidden[part]).float()
+            kl_sum += kl.sum()
+            overlap_sum += shared.sum()
+        ctx.save_for_backward(hidden_grad, head_grad)
+        ctx.count, ctx.head_dtype = count, draft_head.dtype
+        mean_kl, mean_overlap = kl_sum / count, overlap_sum / count
+        ctx.mark_non_differentiable(mean_kl, mean_overlap)
+        return kl_weight * mean_kl + tv_weight * (1 - mean_overlap), mean_kl, mean_overlap
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """Scale the gradients made in ``forward``."""
+        hidden_grad, head_grad = ctx.saved_tensors
+        scale = grads[0] / ctx.count
+        return ((hidden_grad * scale).to(hidden_grad.dtype), (head_grad * scale).to(ctx.head_dtype)) + (None,) * 7

@@ -1,0 +1,120 @@
+"""The two models of a distillation: reading the target, making a fresh draft, saving it.
+
+The draft shares the target's vocabulary. Its embedding (tied to its output) starts as the target's embedding projected
+on that matrix's first principal directions, which keeps as much of the geometry of words as its width allows.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynasurge.distill.settings import DistillSettings
+
+__all__ = ["load_draft", "load_target", "load_tokenizer", "new_draft", "principal_embedding", "save_draft"]
+
+
+def _gguf_options(gguf_file: str | None) -> dict[str, Any]:
+    """Keyword arguments that make transformers read, and unpack, a GGUF file."""
+    if gguf_file is None:
+        return {}
+    options: dict[str, Any] = {"gguf_file": gguf_file}
+    try:
+        from transformers import GgufConfig
+    except ImportError:  # transformers < 5.23 always unpacks
+        return options
+    options["quantization_config"] = GgufConfig(dequantize=True)
+    return options
+
+
+def load_target(name: str, gguf_file: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal model in evaluation mode, from a folder or hub name, optionally from a GGUF file in it."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **_gguf_options(gguf_file))
+    return model.to(dtype).eval().requires_grad_(False)
+
+
+def load_tokenizer(name: str, gguf_file: str | None = None) -> Any:
+    """The tokenizer that belongs to the target."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(name, **({} if gguf_file is None else {"gguf_file": gguf_file}))
+
+
+def load_draft(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A saved draft in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype).eval().requires_grad_(False)
+
+
+def principal_embedding(embedding: Tensor, width: int) -> Tensor:
+    """embedding [vocab, hidden] in the basis of its first ``width`` principal directions -> [vocab, width], float32."""
+    wide = embedding.detach().double().cpu()
+    _, directions = torch.linalg.eigh(wide.T @ wide)  # eigenvalues ascend
+    projected: Tensor = wide @ directions.flip(-1)[:, :width]
+    return projected.float()
+
+
+def new_draft(target: Any, settings: DistillSettings) -> Any:
+    """An untrained draft in float32 on the CPU: same vocabulary and rotary base as the target, embedding from it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    theirs = target.config
+    if settings.hidden > theirs.hidden_size:
+        raise ValueError(f"hidden is {settings.hidden}: give at most the target's own width, {theirs.hidden_size}")
+    config = LlamaConfig(
+        vocab_size=theirs.vocab_size,
+        hidden_size=settings.hidden,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.kv_heads,
+        intermediate_size=settings.mlp,
+        max_position_embeddings=theirs.max_position_embeddings,
+        rms_norm_eps=theirs.rms_norm_eps,
+        rope_parameters=dict(theirs.rope_parameters),
+        tie_word_embeddings=True,
+        bos_token_id=theirs.bos_token_id,
+        eos_token_id=theirs.eos_token_id,
+        pad_token_id=theirs.pad_token_id,
+    )
+    draft = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(settings.seed)
+    with torch.no_grad():
+        for parameter in draft.model.layers.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, config.hidden_size**-0.5 / 2, generator=generator)
+        for block in draft.model.layers:  # both projections into the residual stream start at zero
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+        start = principal_embedding(target.model.embed_tokens.weight, settings.hidden)
+        draft.model.embed_tokens.weight.copy_(start)
+        draft.model.norm.weight.fill_(0.25)  # or each token would start by predicting itself, very sure of it
+    return draft.float().train()
+
+
+def save_draft(draft: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write config.json, generation_config.json and model.safetensors, weights in ``dtype``.
+
+    The weights are written under a temporary name and renamed, so that a reader never sees half a file.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    draft.config.dtype = dtype
+    draft.config.architectures = ["LlamaForCausalLM"]
+    draft.config.save_pretrained(folder)
+    draft.generation_config.save_pretrained(folder)
+    weights = {
+        name: value.detach().to("cpu", dtype).contiguous()
+        for name, value in draft.state_dict().items()
+        if name != "lm_head.weight"  # tied to the embedding
+    }
+    partial = folder / ".model.partial"
+    save_file(weights, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / "model.safetensors")

@@ -1,0 +1,91 @@
+"""Every knob of one distillation run, in one frozen dataclass.
+
+A run is a pure function of these settings and of the target's weights: prompts, sampled tokens, epochs, loss
+temperatures and optimiser steps all follow from ``seed``. The checkpoint stores the settings beside the weights, so
+that a run can only be resumed with the settings that it was started with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["DistillSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillSettings:
+    """Settings of a self-distillation run; the defaults are those of the demo draft that the package ships."""
+
+    # sampling: what the target writes
+    seed: int = 20261123
+    sample_tokens: int = 35_651_584  # rounded up to whole shards of rows * length tokens
+    rows: int = 4096  # sequences sampled side by side; one shard
+    length: int = 256  # tokens in a sequence
+    sample_temperatures: tuple[float, ...] = (0.6, 0.8, 1.0, 1.15)
+
+    # the draft's shape
+    hidden: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 4
+    mlp: int = 1024
+
+    # training
+    max_tokens: int = 209_349_969  # length of the schedule, in trained tokens
+    batch_rows: int = 128  # sequences in an optimiser step
+    long_every: int = 8  # every so many steps, `long_pack` sequences are laid end to end
+    long_pack: int = 4
+    loss_temperatures: tuple[float, ...] = (0.6, 0.8, 1.0)
+    tv_start: float = 0.6  # share of the schedule after which total variation is blended in, linearly
+    tv_end_weight: float = 0.75  # its share of the loss at the end
+    tv_scale: float = 3.0  # total variation is a smaller number than KL; this makes their gradients comparable
+    muon_lr: float = 0.02
+    adam_lr: float = 3e-3
+    warmup_steps: int = 200
+    decay_share: float = 0.65  # last share of the schedule, over which learning rates fall linearly to zero
+    clip_norm: float = 1.0
+    loss_chunk: int = 8192  # positions whose vocabulary-sized logits exist at a time
+
+    def __post_init__(self) -> None:
+        """Reject settings that cannot work, naming the field, the value and the remedy."""
+        for name in ("sample_tokens", "rows", "hidden", "layers", "heads", "kv_heads", "mlp", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
+        for name in ("batch_rows", "long_every", "long_pack", "loss_chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
+        if self.length < 2:
+            raise ValueError(f"length is {self.length}: a sequence needs at least 2 tokens")
+        for name in ("sample_temperatures", "loss_temperatures"):
+            values = getattr(self, name)
+            if not values or min(values) <= 0:
+                raise ValueError(f"{name} is {values}: give one or more temperatures above 0")
+        if self.batch_rows % self.long_pack:
+            raise ValueError(f"batch_rows is {self.batch_rows}: give a multiple of long_pack ({self.long_pack})")
+        if self.hidden % self.heads or self.heads % self.kv_heads:
+            raise ValueError(
+                f"hidden, heads, kv_heads are {self.hidden}, {self.heads}, {self.kv_heads}: each must divide"
+            )
+        for name in ("tv_start", "tv_end_weight", "decay_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: give a share from 0 to 1")
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens in one optimiser step."""
+        return self.batch_rows * self.length
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in the whole schedule."""
+        return max(1, self.max_tokens // self.step_tokens)
+
+    @property
+    def shards(self) -> int:
+        """Sample shards in the whole run."""
+        return -(-self.sample_tokens // (self.rows * self.length))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
