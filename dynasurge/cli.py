@@ -36,7 +36,7 @@ other commands (each has its own --help):
   dynasurge growmap SHAPE FILE   write a static tree shape: 4x8, chain8, 2ary4
 
 example:
-  dynasurge --mode dTree --B 16 --T 0.6 --start 0 --end 14 --output runs/first
+  dynasurge --mode dTree --B 4 --T 0.6 --start 0 --end 14 --output runs/first
 """
 
 
@@ -83,7 +83,8 @@ def _decode(arguments: list[str]) -> int:
         help="a .pt tree shape (see growmaps/README.md); needed by sTree; in dTree it is optional and bounds the depth",
     )
     args = parser.parse_args(arguments)
-    return _evaluate(args, {args.mode: _settings(args, mode=args.mode, growmap=args.growmap, use_bfs=args.use_bfs)})
+    own = {"mode": args.mode, "growmap": args.growmap, "B": args.B, "use_bfs": args.use_bfs}
+    return _evaluate(args, {args.mode: _settings(args, **own)})
 
 
 def _compare(arguments: list[str]) -> int:
@@ -91,17 +92,21 @@ def _compare(arguments: list[str]) -> int:
         prog="dynasurge compare",
         description="The same prompts through auto, sTree and dTree, interleaved; with --output also a figure.",
     )
-    _common_flags(parser)
+    _common_flags(parser, several=True)
     parser.add_argument(
-        "--growmap", metavar="FILE", default=COMPARE_GROWMAP, help="sTree's tree shape (default: %(default)s)"
+        "--growmap",
+        metavar="FILE",
+        nargs="+",
+        default=[COMPARE_GROWMAP],
+        help="sTree's tree shapes, a column each (default: %(default)s)",
     )
     args = parser.parse_args(arguments)
-    shape = Path(args.growmap).stem.removesuffix("-tree")
-    plan = {
-        "auto": _settings(args, mode="auto"),
-        f"sTree {shape}": _settings(args, mode="sTree", growmap=args.growmap, use_bfs=args.use_bfs),
-        f"dTree B={args.B}": _settings(args, mode="dTree", use_bfs=args.use_bfs),
-    }
+    plan = {"auto": _settings(args, mode="auto", B=args.B[0])}
+    for path in args.growmap:
+        label = f"sTree {Path(path).stem.removesuffix('-tree')}"
+        plan[label] = _settings(args, mode="sTree", growmap=path, B=args.B[0], use_bfs=args.use_bfs)
+    for budget in args.B:
+        plan[f"dTree B={budget}"] = _settings(args, mode="dTree", B=budget, use_bfs=args.use_bfs)
     return _evaluate(args, plan, figure=True)
 
 
@@ -118,7 +123,7 @@ def _growmap(arguments: list[str]) -> int:
     return 0
 
 
-def _common_flags(parser: argparse.ArgumentParser) -> None:
+def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     add = parser.add_argument
     number: dict[str, Any] = {"type": int, "metavar": "N"}
     default = "(default: %(default)s)"
@@ -175,7 +180,7 @@ def _common_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _settings(args: argparse.Namespace, **own: Any) -> Settings:
-    shared = {name: getattr(args, name) for name in DEFAULTS if name not in ("mode", "growmap", "use_bfs")}
+    shared = {name: getattr(args, name) for name in DEFAULTS if name not in ("mode", "growmap", "B", "use_bfs")}
     return Settings(**shared, **own)
 
 

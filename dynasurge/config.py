@@ -33,10 +33,10 @@ class Settings:
     M: int = 384
     mode: Mode = "dTree"
     growmap: str | None = None
-    B: int = 16
+    B: int = 8
     policy: Policy = "sampled"
     use_bfs: bool = False
-    max_depth: int = 8
+    max_depth: int | None = None
     max_children: int = 8
     seed: int = 0
     prompt_len: int = 128
@@ -50,8 +50,10 @@ class Settings:
         _one_of("--policy", self.policy, POLICIES)
         _finite("--T", self.T, self.T >= 0, "a temperature is 0 (greedy) or more", "try --T 0.6")
         _finite("--P", self.P, 0 < self.P <= 1, "top-p lies in (0, 1]", "use --P 1.0 to keep every token")
-        for name, example in (("B", 16), ("M", 384), ("max_depth", 8), ("max_children", 8)):
+        for name, example in (("B", 8), ("M", 384), ("max_children", 8)):
             _at_least(name, getattr(self, name), 1, example)
+        if self.max_depth is not None:
+            _at_least("max_depth", self.max_depth, 1, 4)
         for name in ("prompt_len", "new_tokens"):
             _at_least(name, getattr(self, name), 1, 128)
         if not 0 <= self.seed < 2**63:
@@ -67,6 +69,15 @@ class Settings:
     def rule(self) -> str:
         """The verification rule's name in `verification.RULES`."""
         return "traversal" if self.use_bfs else "topdown"
+
+    @property
+    def depth_bound(self) -> int:
+        """Levels a dynamic tree may have when no growmap bounds it: `max_depth`, or log2 of B, at least 2.
+
+        The default balances levels, each a draft pass, against breadth: measured on the demo pair, 2 is best at B = 4
+        and 3 to 4 at B = 8 to 16.
+        """
+        return self.max_depth if self.max_depth is not None else max(2, self.B.bit_length() - 1)
 
     def check_room(self, tree_nodes: int) -> None:
         """Raise UsageError unless a prompt, what is generated after it, and a tree fit in M cache rows together.

@@ -124,7 +124,7 @@ def make_shape(settings: Settings) -> Shape | None:
     if settings.mode == "sTree":
         assert growmap is not None, "Settings requires a growmap in sTree mode"
         return StaticShape(growmap)
-    depth = growmap.depth if growmap is not None else settings.max_depth
+    depth = growmap.depth if growmap is not None else settings.depth_bound
     return BestFirst(budget=settings.B, max_depth=depth, max_children=settings.max_children)
 
 

@@ -106,12 +106,10 @@ def test_compare_interleaves_three_modes_and_draws_them(
     pair: list[str], prompts: str, growmap: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert (
-        main(["compare", *pair, *FAST, "--dataset", prompts, "--end", "2", "--growmap", growmap, "--output", str(out)])
-        == 0
-    )
+    flags = ["--dataset", prompts, "--end", "2", "--growmap", growmap, "--B", "4", "6", "--output", str(out)]
+    assert main(["compare", *pair, *FAST, *flags]) == 0
     rows, summary = read(out)
-    labels = ["auto", "sTree 2x3", "dTree B=4"]
+    labels = ["auto", "sTree 2x3", "dTree B=4", "dTree B=6"]
     assert [row["label"] for row in rows] == labels * 2
     assert [run["label"] for run in summary["runs"]] == labels
     assert summary["runs"][0]["tokens_per_step"] == 1
@@ -179,7 +177,7 @@ def test_the_three_spellings_are_one_program(start: list[str]) -> None:
 # --- mistakes: exit code 2, one line that names the flag, the value and the remedy, nothing written ------------------
 
 BAD_FLAGS = [
-    (["--B", "0"], "--B 0: must be at least 1; try --B 16"),
+    (["--B", "0"], "--B 0: must be at least 1; try --B 8"),
     (["--B", "x"], "argument --B: invalid int value: 'x'"),
     (["--T", "-0.1"], "--T -0.1: a temperature is 0 (greedy) or more; try --T 0.6"),
     (["--T", "nan"], "--T nan"),

@@ -70,7 +70,7 @@ def test_the_draft_loads_by_itself_and_is_small() -> None:
 def test_the_demo_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     out = tmp_path / "demo"
-    assert main(["compare", "--end", "2", "--new-tokens", "32", "--output", str(out)]) == 0
+    assert main(["compare", "--B", "4", "--end", "2", "--new-tokens", "32", "--output", str(out)]) == 0
     summary = json.loads((out / "summary.json").read_text())
     auto, static, dynamic = summary["runs"]
     assert auto["tokens_per_step"] == 1

@@ -67,7 +67,8 @@ def test_the_file_holds_the_fields_others_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "spec"), [("4x8-tree", "4x8"), ("8x8-tree", "8x8"), ("chain8", "chain8"), ("2ary4", "2ary4")]
+    ("name", "spec"),
+    [("4x8-tree", "4x8"), ("8x8-tree", "8x8"), ("chain8", "chain8"), ("2ary4", "2ary4"), ("2x2", "2x2")],
 )
 def test_shipped_files_are_what_they_are_called(name: str, spec: str) -> None:
     assert load_growmap(SHIPPED / f"{name}.pt") == build_growmap(spec)
