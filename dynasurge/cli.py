@@ -143,13 +143,12 @@ def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> 
     add("--prompt-len", default=DEFAULTS["prompt_len"], help=f"prompts are cut to N tokens {default}", **number)
     add("--new-tokens", default=DEFAULTS["new_tokens"], help=f"generate up to N tokens {default}", **number)
     add("--M", default=DEFAULTS["M"], help=f"cache length: prompt + new tokens + tree must fit {default}", **number)
-    add(
-        "--B",
-        default=DEFAULTS["B"],
-        help=f"dTree: at most N drafted nodes a tree, root not counted {default}",
-        **number,
-    )
-    add("--max-depth", default=DEFAULTS["max_depth"], help=f"dTree: at most N levels {default}", **number)
+    budget = "dTree: at most N drafted nodes a tree, root not counted"
+    if several:
+        add("--B", default=[DEFAULTS["B"]], nargs="+", help=f"{budget}; several give a column each {default}", **number)
+    else:
+        add("--B", default=DEFAULTS["B"], help=f"{budget} {default}", **number)
+    add("--max-depth", default=None, help="dTree: at most N levels (default: log2 of --B, at least 2)", **number)
     add(
         "--max-children", default=DEFAULTS["max_children"], help=f"dTree: at most N children a node {default}", **number
     )
