@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dynasurge.config import DTYPES, MODES, POLICIES, Settings
+from dynasurge.config import DTYPES, ETVS, MODES, POLICIES, Settings
 from dynasurge.data import DEFAULT_ROWS, HUB_DATASETS
 from dynasurge.errors import UsageError
 
@@ -83,14 +83,16 @@ def _decode(arguments: list[str]) -> int:
         help="a .pt tree shape (see growmaps/README.md); needed by sTree; in dTree it is optional and bounds the depth",
     )
     args = parser.parse_args(arguments)
-    own = {"mode": args.mode, "growmap": args.growmap, "B": args.B, "use_bfs": args.use_bfs}
-    return _evaluate(args, {args.mode: _settings(args, **own)})
+    own = {"mode": args.mode, "growmap": args.growmap, "B": args.B, "use_bfs": args.use_bfs, "etv": args.etv}
+    settings = _settings(args, **own)
+    return _evaluate(args, {f"{args.mode}{_suffix(settings)}": settings})
 
 
 def _compare(arguments: list[str]) -> int:
     parser = Parser(
         prog="dynasurge compare",
-        description="The same prompts through auto, sTree and dTree, interleaved; with --output also a figure.",
+        description="The same prompts through auto, sTree and dTree, interleaved; with --output also a figure. With "
+        "--use_bfs each tree runs twice: verified top-down, and by ETV.",
     )
     _common_flags(parser, several=True)
     parser.add_argument(
@@ -102,11 +104,16 @@ def _compare(arguments: list[str]) -> int:
     )
     args = parser.parse_args(arguments)
     plan = {"auto": _settings(args, mode="auto", B=args.B[0])}
+    trees: dict[str, dict[str, Any]] = {}
     for path in args.growmap:
-        label = f"sTree {Path(path).stem.removesuffix('-tree')}"
-        plan[label] = _settings(args, mode="sTree", growmap=path, B=args.B[0], use_bfs=args.use_bfs)
+        trees[f"sTree {Path(path).stem.removesuffix('-tree')}"] = {"mode": "sTree", "growmap": path, "B": args.B[0]}
     for budget in args.B:
-        plan[f"dTree B={budget}"] = _settings(args, mode="dTree", B=budget, use_bfs=args.use_bfs)
+        trees[f"dTree B={budget}"] = {"mode": "dTree", "B": budget}
+    for label, own in trees.items():
+        plan[label] = _settings(args, **own)
+        if args.use_bfs:
+            settings = _settings(args, use_bfs=True, etv=args.etv, **own)
+            plan[f"{label}{_suffix(settings)}"] = settings
     return _evaluate(args, plan, figure=True)
 
 
@@ -162,7 +169,14 @@ def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> 
     add(
         "--use_bfs",
         action="store_true",
-        help="verify with Enhanced Tree Verification (the traversal rule) instead of top-down; both are lossless",
+        help="verify with Enhanced Tree Verification (see --etv) instead of top-down",
+    )
+    add(
+        "--etv",
+        choices=ETVS,
+        default=DEFAULTS["etv"],
+        help="the rule of --use_bfs: traversal; reserved: never shorter than top-down, sampled static trees only; bfs: the "
+        f"original prototype's, which changes the text's distribution (lossy) {default}",
     )
     add("--seed", default=DEFAULTS["seed"], help=f"the same seed gives the same text {default}", **number)
     add(
@@ -179,8 +193,14 @@ def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> 
 
 
 def _settings(args: argparse.Namespace, **own: Any) -> Settings:
-    shared = {name: getattr(args, name) for name in DEFAULTS if name not in ("mode", "growmap", "B", "use_bfs")}
+    shared = {n: getattr(args, n) for n in DEFAULTS if n not in ("mode", "growmap", "B", "use_bfs", "etv")}
     return Settings(**shared, **own)
+
+
+def _suffix(settings: Settings) -> str:
+    if not settings.use_bfs:
+        return ""
+    return " +ETV" if settings.etv == "traversal" else f" +{settings.etv}{'' if settings.lossless else ' (lossy)'}"
 
 
 def _evaluate(args: argparse.Namespace, plan: dict[str, Settings], *, figure: bool = False) -> int:

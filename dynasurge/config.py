@@ -15,9 +15,11 @@ from typing import Any, Literal, get_args
 from dynasurge.errors import UsageError
 
 Mode = Literal["auto", "sTree", "dTree"]
+Etv = Literal["traversal", "reserved", "bfs"]
 Policy = Literal["sampled", "topk", "hybrid"]
 MODES: tuple[str, ...] = get_args(Mode)
 POLICIES: tuple[str, ...] = get_args(Policy)
+ETVS: tuple[str, ...] = get_args(Etv)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEMO = "demo"
 
@@ -36,6 +38,7 @@ class Settings:
     B: int = 8
     policy: Policy = "sampled"
     use_bfs: bool = False
+    etv: Etv = "traversal"
     max_depth: int | None = None
     max_children: int = 8
     seed: int = 0
@@ -48,6 +51,7 @@ class Settings:
         _one_of("--mode", self.mode, MODES)
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--policy", self.policy, POLICIES)
+        _one_of("--etv", self.etv, ETVS)
         _finite("--T", self.T, self.T >= 0, "a temperature is 0 (greedy) or more", "try --T 0.6")
         _finite("--P", self.P, 0 < self.P <= 1, "top-p lies in (0, 1]", "use --P 1.0 to keep every token")
         for name, example in (("B", 8), ("M", 384), ("max_children", 8)):
@@ -65,10 +69,24 @@ class Settings:
         if self.mode == "auto" and self.use_bfs:
             raise UsageError("--use_bfs", True, "auto mode verifies no tree", "leave it out, or use --mode dTree")
 
+        if self.etv != "traversal" and not self.use_bfs:
+            raise UsageError("--etv", self.etv, "ETV is off", "add --use_bfs")
+        if self.etv == "reserved" and self.T > 0:
+            if self.mode == "dTree":
+                reason = "needs child counts fixed before drawing, which a dynamic tree has not"
+                raise UsageError("--etv", self.etv, reason, "use --mode sTree, or --etv traversal")
+            if self.policy != "sampled":
+                raise UsageError("--etv", self.etv, "needs sampled children", "use --policy sampled")
+
     @property
     def rule(self) -> str:
-        """The verification rule's name in `verification.RULES`."""
-        return "traversal" if self.use_bfs else "topdown"
+        """The verification rule: a name in `verification.RULES`, or `bfs`."""
+        return self.etv if self.use_bfs else "topdown"
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the text has the target's own distribution: always, but for the prototype's rule."""
+        return self.rule != "bfs"
 
     @property
     def depth_bound(self) -> int:

@@ -11,7 +11,7 @@ have the target's own distribution at temperature T and top-p P, whatever the dr
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ import torch
 from dynasurge import sampling
 from dynasurge.drafting import NO_DISTRIBUTION, Draft, Drafter, TreeEngine
 from dynasurge.tree import TokenTree
-from dynasurge.verification import Rule, Verdict, verify
+from dynasurge.verification import Rows, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +44,14 @@ class StepRecord:
         return len(self.path)
 
 
-class Decoder:
-    """A target engine, perhaps a drafter, and a rule: yields the steps of a generation."""
+Verify = Callable[[TokenTree, Rows, Rows, torch.Generator], Verdict]
 
-    def __init__(self, target: TreeEngine, drafter: Drafter | None, rule: Rule, *, T: float, P: float) -> None:
-        self._target, self._drafter, self._rule = target, drafter, rule
+
+class Decoder:
+    """A target engine, perhaps a drafter, and a way to verify: yields the steps of a generation."""
+
+    def __init__(self, target: TreeEngine, drafter: Drafter | None, verify: Verify, *, T: float, P: float) -> None:
+        self._target, self._drafter, self._verify = target, drafter, verify
         self._T, self._P = T, P
 
     def prefill(self, prompt: Sequence[int]) -> None:
@@ -74,7 +77,7 @@ class Decoder:
             clock.mark("draft")
             logits = self._target.forward(draft.tree.tokens, draft.tree.parents)
             clock.mark("target")
-            verdict = verify(self._rule, draft.tree, _LazyProbs(logits, self._T, self._P), draft.q, generator)
+            verdict = self._verify(draft.tree, _LazyProbs(logits, self._T, self._P), draft.q, generator)
             clock.mark("verify")
             self._commit(draft, verdict)
             emitted = _cut([draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], end - len(text), eos)

@@ -12,10 +12,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from dynasurge import verification
 from dynasurge.config import Settings
 from dynasurge.decoding import Decoder, StepRecord
 from dynasurge.drafting import BestFirst, Drafter, Shape, StaticShape
@@ -24,6 +26,7 @@ from dynasurge.errors import UsageError
 from dynasurge.growmap import load_growmap
 from dynasurge.models import Pair
 from dynasurge.policies import POLICIES
+from dynasurge.prototype import bfs
 from dynasurge.verification import RULES
 
 
@@ -56,8 +59,8 @@ class Session:
             self._engines.append(Engine(pair.draft, room, vocab=pair.target.config.get_text_config().vocab_size))
             policy = POLICIES[settings.policy if settings.T > 0 else "topk"]  # greedy text needs no chance
             drafter = Drafter(self._engines[1], shape, policy, T=settings.T, P=settings.P)
-        rule = RULES[settings.rule if shape else "topdown"]
-        self._decoder = Decoder(self._engines[0], drafter, rule, T=settings.T, P=settings.P)
+        verify = bfs if settings.rule == "bfs" else partial(verification.verify, RULES[settings.rule])
+        self._decoder = Decoder(self._engines[0], drafter, verify, T=settings.T, P=settings.P)
 
     def encode(self, text: str) -> list[int]:
         """A prompt's first `prompt_len` tokens. Raises UsageError if it has none."""

@@ -33,6 +33,7 @@ class Summary:
     """
 
     label: str
+    lossless: bool
     prompts: int
     tokens: int
     steps: int
@@ -56,6 +57,7 @@ def make_row(label: str, settings: Settings, dataset: str, prompt: Prompt, resul
     row: Row = {
         "label": label,
         "run": run_name(settings, dataset),
+        "lossless": settings.lossless,
         "settings": settings.to_dict(),
         "dataset": dataset,
         "index": prompt.index,
@@ -83,6 +85,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
     tokens, decoding = sum(len(row["output_ids"]) for row in rows), sum(totals.values())
     return Summary(
         label=rows[0]["label"],
+        lossless=rows[0]["lossless"],
         prompts=len(rows),
         tokens=tokens,
         steps=len(accepted),

@@ -67,11 +67,7 @@ def verify(rule: Rule, tree: TokenTree, p: Rows, q: Rows, generator: torch.Gener
     law = rule(tree, p, q)
     node = sampling.draw(torch.tensor(law.stop, dtype=torch.float64), generator)
     bonus = sampling.draw(law.bonus(node), generator)
-    path: list[int] = []
-    while node > 0:
-        path.append(node)
-        node = tree.parents[node]
-    return Verdict(path=tuple(reversed(path)), bonus=bonus)
+    return Verdict(path=path_to(tree, node), bonus=bonus)
 
 
 def topdown(tree: TokenTree, p: Rows, q: Rows) -> StopLaw:
@@ -80,10 +76,10 @@ def topdown(tree: TokenTree, p: Rows, q: Rows) -> StopLaw:
     def visit(node: int) -> tuple[list[float], torch.Tensor]:
         """Each child's acceptance probability once its elder siblings are rejected, and the law left after them all."""
         target, accept = p[node], []
-        for child, proposal in _proposals(tree, q, node):
+        for child, proposal in proposals(tree, q, node):
             token = tree.tokens[child]
             accept.append(min(1.0, float(target[token] / proposal[token])))
-            leftover, mass = _residual(target, proposal)
+            leftover, mass = residual(target, proposal)
             target = leftover if mass > 0 else target  # no mass is left only where p = q, which never rejects
         return accept, target
 
@@ -103,10 +99,10 @@ def traversal(tree: TokenTree, p: Rows, q: Rows) -> StopLaw:
     def visit(node: int) -> tuple[float, torch.Tensor]:
         """Enter each child in turn as if all before it were refused; returns the node's own a and law at the end."""
         weight, target = weights[node], p[node]
-        for child, proposal in _proposals(tree, q, node):
+        for child, proposal in proposals(tree, q, node):
             token = tree.tokens[child]
             weights[child] = min(1.0, weight * float(target[token] / proposal[token]))
-            leftover, mass = _residual(weight * target, proposal)
+            leftover, mass = residual(weight * target, proposal)
             if mass <= 0:
                 return 0.0, target  # nothing is left to emit here
             weight, target = min(1.0, mass / (mass + 1.0 - weight)), leftover
@@ -123,12 +119,12 @@ def reserved(tree: TokenTree, p: Rows, q: Rows) -> StopLaw:
         weight, target = weights[node], p[node]
         borrowed = torch.zeros_like(target)  # mass already taken from what topdown would leave to later children
         later = len(tree.children[node])
-        for child, proposal in _proposals(tree, q, node):
+        for child, proposal in proposals(tree, q, node):
             token, later = tree.tokens[child], later - 1
             if later == 0:
                 taken = torch.minimum(proposal, weight * torch.relu(target - borrowed))
                 weights[child] = float(taken[token] / proposal[token])
-                leftover, mass = _residual(weight * (target - borrowed), taken)
+                leftover, mass = residual(weight * (target - borrowed), taken)
                 refused = 1.0 - float(taken.sum())
                 return (min(1.0, mass / refused) if refused > 0 else 0.0), (leftover if mass > 0 else target)
             common, excess = torch.minimum(target, proposal), torch.relu(target - proposal)
@@ -177,7 +173,12 @@ def _bottom_up(tree: TokenTree, weights: list[float], visit: Callable[[int], tup
 RULES: dict[str, Rule] = {"topdown": topdown, "traversal": traversal, "reserved": reserved}
 
 
-def _proposals(tree: TokenTree, q: Rows, node: int) -> Iterator[tuple[int, torch.Tensor]]:
+def path_to(tree: TokenTree, node: int) -> tuple[int, ...]:
+    """The nodes from the root's child down to `node`; () for the root."""
+    return () if node == 0 else (*path_to(tree, tree.parents[node]), node)
+
+
+def proposals(tree: TokenTree, q: Rows, node: int) -> Iterator[tuple[int, torch.Tensor]]:
     """The children of a node in drawing order, each with the distribution [V] its token was really drawn from.
 
     A sampled child's is the draft's, without its earlier siblings, renormalised; a point child's is all on its token.
@@ -195,7 +196,7 @@ def _proposals(tree: TokenTree, q: Rows, node: int) -> Iterator[tuple[int, torch
         yield child, proposal
 
 
-def _residual(target: torch.Tensor, proposal: torch.Tensor) -> tuple[torch.Tensor, float]:
+def residual(target: torch.Tensor, proposal: torch.Tensor) -> tuple[torch.Tensor, float]:
     """(relu(target - proposal) normalised, its mass). The mass is 0 when the proposal covers the target everywhere."""
     leftover = torch.relu(target - proposal)
     mass = float(leftover.sum())

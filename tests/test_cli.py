@@ -205,6 +205,9 @@ BAD_FLAGS = [
     (["--new-tokens", "0"], "--new-tokens 0: must be at least 1"),
     (["--seed", "-1"], "--seed -1"),
     (["--max-depth", "0"], "--max-depth 0: must be at least 1"),
+    (["--etv", "bfs"], "--etv bfs: ETV is off; add --use_bfs"),
+    (["--use_bfs", "--etv", "reserved"], "--etv reserved: needs child counts fixed before drawing"),
+    (["--policy", "best"], "argument --policy: invalid choice: 'best'"),
     (["--datas", "demo"], "unrecognized arguments: --datas demo"),
     (["--frobnicate"], "unrecognized arguments: --frobnicate"),
 ]  # fmt: skip
@@ -285,3 +288,34 @@ def test_a_cache_folder_that_cannot_be_made_is_named(
     monkeypatch.setattr(dynasurge.demo, "find_gguf", lambda: tmp_path / "model.gguf")
     message = "--target demo: cannot be unpacked"
     fails(["--dataset", prompts], message, tmp_path / "out", capsys)
+
+
+def test_lossy_results_say_so(
+    pair: list[str], prompts: str, growmap: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    flags = [
+        "--dataset",
+        prompts,
+        "--end",
+        "1",
+        "--growmap",
+        growmap,
+        "--use_bfs",
+        "--etv",
+        "bfs",
+        "--output",
+        str(out),
+    ]
+    assert main(["compare", *pair, *FAST, *flags]) == 0
+    rows, summary = read(out)
+    assert [row["lossless"] for row in rows] == [True, True, False, True, False]
+    labels = ["auto", "sTree 2x3", "sTree 2x3 +bfs (lossy)", "dTree B=4", "dTree B=4 +bfs (lossy)"]
+    assert [run["label"] for run in summary["runs"]] == labels
+    assert [run["lossless"] for run in summary["runs"]] == [True, True, False, True, False]
+    assert "dTree B=4 +bfs (lossy)" in capsys.readouterr().out
+
+
+def test_the_reserved_rule_runs_on_a_static_tree(pair: list[str], prompts: str, growmap: str) -> None:
+    flags = ["--mode", "sTree", "--growmap", growmap, "--use_bfs", "--etv", "reserved", "--T", "0.8", "--end", "2"]
+    assert main([*pair, *FAST, "--dataset", prompts, *flags]) == 0

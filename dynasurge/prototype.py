@@ -1,0 +1,38 @@
+"""The original prototype's verification, kept so that its figure can be reproduced and its bias shown. It is NOT lossless.
+
+Every child that passes its own test min(1, p/q) is kept, breadth first, and the longest kept path is emitted. Two mistakes
+change the distribution of the text: among several kept children the one with the longest continuation is chosen, which
+favours tokens that the draft finds easy to continue; and the bonus token is drawn from what the *last dead end visited*
+left over, whichever node the emitted path ends at. Results made with it are labelled `lossy` wherever they appear.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+
+from dynasurge import sampling
+from dynasurge.tree import TokenTree
+from dynasurge.verification import Rows, Verdict, path_to, proposals, residual
+
+
+def bfs(tree: TokenTree, p: Rows, q: Rows, generator: torch.Generator) -> Verdict:
+    """Keep every passing child, take the longest path. Lossy; see above. Arguments as in verification.py."""
+    queue, longest, bonus = deque([0]), 0, p[0]
+    while queue:
+        node = queue.popleft()
+        longest = node if tree.depths[node] > tree.depths[longest] else longest
+        target, kept = p[node], False
+        for child, proposal in proposals(tree, q, node):
+            token = tree.tokens[child]
+            passes = min(1.0, float(target[token] / proposal[token]))
+            if sampling.draw(torch.tensor([1.0 - passes, passes], dtype=torch.float64), generator):
+                queue.append(child)
+                kept = True
+            else:
+                leftover, mass = residual(target, proposal)
+                target = leftover if mass > 0 else target
+        if not kept:
+            bonus = target
+    return Verdict(path=path_to(tree, longest), bonus=sampling.draw(bonus, generator))
