@@ -170,7 +170,7 @@ class Drafter:
                         rank=rank,
                         proposal=children.proposal[rank],
                         point=children.point[rank],
-                        slot_value=parent.node_value * children.slot[rank],
+                        slot_value=min(parent.slot_value, parent.node_value * children.slot[rank]),
                         node_value=parent.node_value * children.node[rank],
                     )
                 )

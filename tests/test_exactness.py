@@ -19,7 +19,7 @@ import toy
 from dynasurge.decoding import Decoder
 from dynasurge.drafting import BestFirst, Drafter, Shape, StaticShape
 from dynasurge.growmap import Growmap, build_growmap
-from dynasurge.policies import POLICIES
+from dynasurge.policies import POLICIES, acceptance
 from dynasurge.prototype import bfs
 from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES, Rule, topdown, verify
@@ -146,23 +146,28 @@ def paths_of(tree: TokenTree) -> Any:
 
 
 def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, script: Any) -> Any:
-    """DySpec's growth as its paper tells it: pop the best slot, draw its token, push its two successors."""
+    """Best-first growth as DySpec's paper tells it: pop the best slot, draw its token, push its two successors."""
     paths: list[Any] = [()]
-    heap: list[tuple[float, Any, float, tuple[int, ...], int]] = [(1.0, (), 1.0, (), 0)]
+    heap: list[tuple[float, Any, float, float, tuple[int, ...]]] = []
+
+    def push(cap: float, path: Any, value: float, reach: float, used: tuple[int, ...]) -> None:
+        probs = draft(PROMPT + tuple(token for _, token in path))
+        slot = min(cap, value * reach * acceptance(len(used), sum(p * p for p in probs)))
+        heap.append((slot, path, value, reach, used))
+
+    push(1.0, (), 1.0, 1.0, ())
     while heap and len(paths) <= budget:
         heap.sort(key=lambda item: -item[0])
-        value, path, _, used, rank = heap.pop(0)
-        if value <= 0:
-            break
-        probs = list(draft(PROMPT + tuple(token for _, token in path)))
+        slot, path, value, reach, used = heap.pop(0)
+        probs = draft(PROMPT + tuple(token for _, token in path))
         left = sum(p for token, p in enumerate(probs) if token not in used)
         token = script.choose([0.0 if t in used else p / left for t, p in enumerate(probs)])
-        q = probs[token] / left
-        paths.append((*path, (rank, token)))
+        accepted = reach * acceptance(len(used), probs[token] / left)
+        paths.append((*path, (len(used), token)))
         if len(path) + 1 < depth:
-            heap.append((value * q, paths[-1], 1.0, (), 0))
-        if rank + 1 < min(children, toy.VOCAB):
-            heap.append((value * (1 - q), path, 1.0, (*used, token), rank + 1))
+            push(slot, paths[-1], value * accepted, 1.0, ())
+        if len(used) + 1 < min(children, toy.VOCAB):
+            push(slot, path, value, reach - accepted, (*used, token))
     return tuple(sorted(paths))
 
 

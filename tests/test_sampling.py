@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 
 from dynasurge import sampling
-from dynasurge.policies import hybrid, sampled, topk
+from dynasurge.policies import acceptance, hybrid, sampled, topk
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -105,14 +105,13 @@ def test_the_input_is_never_written_to() -> None:
 def test_sampled_children_report_the_law_they_were_drawn_from() -> None:
     q = torch.tensor([[0.5, 0.3, 0.2]])
     (children,) = sampled(q, [3], generator())
-    left, reach = 1.0, 1.0
-    for token, proposal, slot, node in zip(
-        children.tokens, children.proposal, children.slot, children.node, strict=True
-    ):
-        assert proposal == pytest.approx(float(q[0, token]) / left)
-        assert slot == pytest.approx(reach)
-        assert node == pytest.approx(reach * proposal)
-        left, reach = left - float(q[0, token]), reach * (1 - proposal)
+    left, reach, mean = 1.0, 1.0, float((q * q).sum())
+    for rank, token in enumerate(children.tokens):
+        proposal = float(q[0, token]) / left
+        assert children.proposal[rank] == pytest.approx(proposal)
+        assert children.slot[rank] == pytest.approx(reach * acceptance(rank, mean)), "blind to its own token"
+        assert children.node[rank] == pytest.approx(reach * acceptance(rank, proposal))
+        left, reach = left - float(q[0, token]), reach - children.node[rank]
     assert children.point == [False] * 3
     assert children.slot == sorted(children.slot, reverse=True)
 
