@@ -8,9 +8,9 @@ The overlap sum_x min(p(x), q(x)) *is* the acceptance rate of a sampled draft to
 forward KL first, total variation blended in towards the end. The demo draft is what these commands make, with the
 defaults of ``DistillSettings`` (seed 20261123), on one H100 80GB in about 7 minutes::
 
-    python -m dynasurge.distill sample   --target TARGET --gguf-file FILE --out samples
-    python -m dynasurge.distill train    --target TARGET --gguf-file FILE --samples samples --out run --cache-target
-    python -m dynasurge.distill evaluate --target TARGET --gguf-file FILE --draft run/draft --prompts prompts.jsonl
+    python -m dynasurge.distill sample --out samples
+    python -m dynasurge.distill train --samples samples --out run --cache-target
+    python -m dynasurge.distill evaluate --draft run/draft --prompts prompts.jsonl
 """
 
 from dynasurge.distill.settings import DistillSettings

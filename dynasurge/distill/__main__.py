@@ -41,8 +41,9 @@ def build_parser() -> Parser:
         ("evaluate", "measure a draft's overlap with the target"),
     ):
         command = commands.add_parser(name, help=help_line, allow_abbrev=False)
-        command.add_argument("--target", required=True, help="folder or hub name of the target")
-        command.add_argument("--gguf-file", help="GGUF file inside --target")
+        command.add_argument(
+            "--target", default="demo", help="demo, or folder or hub name of the target (default: demo)"
+        )
         command.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
         command.add_argument(
             "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on CUDA)"
@@ -86,8 +87,6 @@ def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused before anything is loaded."""
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"--device is {args.device}, but no CUDA device is visible: give --device cpu")
-    if args.gguf_file and Path(args.target).is_dir() and not (Path(args.target) / args.gguf_file).is_file():
-        raise ValueError(f"--gguf-file is {args.gguf_file}, which is not in {args.target}: name a file of that folder")
     for path in getattr(args, "prompts", []):
         if not path.is_file():
             raise ValueError(f"--prompts is {path}, which does not exist: give a JSONL file")

@@ -50,8 +50,8 @@ def prepare(args: argparse.Namespace) -> tuple[Any, Any, Llama, Kernels, Callabl
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every cache length
     wanted = args.device.startswith("cuda") if args.compile is None else args.compile
-    target = load_target(args.target, args.gguf_file, torch.float32).to(args.device)
-    tokenizer = load_tokenizer(args.target, args.gguf_file)
+    target = load_target(args.target, torch.float32).to(args.device)
+    tokenizer = load_tokenizer(args.target)
     view = view_of(target, compute_dtype(args.device))
     if not wanted:
         return target, tokenizer, view, EAGER, draw_tokens, token_terms

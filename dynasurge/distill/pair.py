@@ -13,37 +13,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynasurge import demo
+from dynasurge.config import DEMO
 from dynasurge.distill.settings import DistillSettings
 
 __all__ = ["load_draft", "load_target", "load_tokenizer", "new_draft", "principal_embedding", "save_draft"]
 
 
-def _gguf_options(gguf_file: str | None) -> dict[str, Any]:
-    """Keyword arguments that make transformers read, and unpack, a GGUF file."""
-    if gguf_file is None:
-        return {}
-    options: dict[str, Any] = {"gguf_file": gguf_file}
-    try:
-        from transformers import GgufConfig
-    except ImportError:  # transformers < 5.23 always unpacks
-        return options
-    options["quantization_config"] = GgufConfig(dequantize=True)
-    return options
+def _source(name: str) -> str:
+    return demo.target_source() if name == DEMO else name
 
 
-def load_target(name: str, gguf_file: str | None = None, dtype: torch.dtype = torch.float32) -> Any:
-    """A causal model in evaluation mode, from a folder or hub name, optionally from a GGUF file in it."""
+def load_target(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """A causal model in evaluation mode: `demo`, a folder or a hub name."""
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **_gguf_options(gguf_file))
+    model: Any = AutoModelForCausalLM.from_pretrained(_source(name), dtype=dtype)
     return model.to(dtype).eval().requires_grad_(False)
 
 
-def load_tokenizer(name: str, gguf_file: str | None = None) -> Any:
+def load_tokenizer(name: str) -> Any:
     """The tokenizer that belongs to the target."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(name, **({} if gguf_file is None else {"gguf_file": gguf_file}))
+    return AutoTokenizer.from_pretrained(_source(name))
 
 
 def load_draft(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
