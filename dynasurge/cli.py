@@ -236,9 +236,9 @@ def _evaluate(args: argparse.Namespace, plan: dict[str, Settings], *, figure: bo
         if figure:
             from dynasurge.plotting import compare_figure, save_figure
 
-            caption = (
-                f"{args.draft} -> {args.target}, {args.dataset}, n = {len(prompts)}, T = {args.T:g}, {about['device']}"
-            )
+            names = (Path(name).name for name in (args.draft, args.target))
+            caption = "draft {}, target {}, ".format(*names)
+            caption += f"{Path(args.dataset).stem}, n = {len(prompts)}, T = {args.T:g}, {about['device']}"
             written += save_figure(compare_figure(summaries, caption), output, "compare")
         print("written: " + ", ".join(str(path) for path in written))
     return 0
