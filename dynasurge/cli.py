@@ -106,6 +106,9 @@ def _compare(arguments: list[str]) -> int:
     plan = {"auto": _settings(args, mode="auto", B=args.B[0])}
     trees: dict[str, dict[str, Any]] = {}
     for path in args.growmap:
+        stems = [Path(other).stem for other in args.growmap]
+        if stems.count(Path(path).stem) > 1:
+            raise UsageError("--growmap", path, "two files of one name make one column", "rename one, or give it once")
         trees[f"sTree {Path(path).stem.removesuffix('-tree')}"] = {"mode": "sTree", "growmap": path, "B": args.B[0]}
     for budget in args.B:
         trees[f"dTree B={budget}"] = {"mode": "dTree", "B": budget}

@@ -56,6 +56,8 @@ class Settings:
         _finite("--P", self.P, 0 < self.P <= 1, "top-p lies in (0, 1]", "use --P 1.0 to keep every token")
         for name, example in (("B", 8), ("M", 384), ("max_children", 8)):
             _at_least(name, getattr(self, name), 1, example)
+        if self.B > 4096:
+            raise UsageError("--B", self.B, "no step pays for more than 4096 nodes", "try --B 64")
         if self.max_depth is not None:
             _at_least("max_depth", self.max_depth, 1, 4)
         for name in ("prompt_len", "new_tokens"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,11 @@ def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) ->
     """
     if start < 0:
         raise UsageError("--start", start, "rows are counted from 0", "use --start 0")
+    if end is not None and end < 1:
+        raise UsageError("--end", end, "is one past the last row", "use --end 1 or more")
     if end is not None and start >= end:
         raise UsageError("--start", start, f"not below --end {end}", f"use --start 0 or --end {start + 1}")
-    stop = start + DEFAULT_ROWS if end is None else end
+    stop = min(start + DEFAULT_ROWS if end is None else end, sys.maxsize)
     if dataset in HUB_DATASETS:
         rows = _hub_rows(dataset, start, stop)
     else:
@@ -67,17 +70,24 @@ def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) ->
         if dataset != DEMO and path.suffix not in FILE_TYPES:
             known = ", ".join((DEMO, *HUB_DATASETS))
             raise UsageError("--dataset", dataset, "unknown", f"choose {known}, or a {'/'.join(FILE_TYPES)} file")
-        rows = list(itertools.islice(_file_rows(path), start, stop))
+        rows = list(itertools.islice(_file_rows(path), min(start, stop), stop))
     if not rows or (end is not None and len(rows) < end - start):
         available = start + len(rows)
         flag, value = ("--end", end) if end is not None and rows else ("--start", start)
+        if not rows and start == 0:
+            raise UsageError("--dataset", dataset, "holds no prompt", "give one with at least one row of text")
         held = f"--dataset {dataset} has {available} rows" if rows else f"--dataset {dataset} has no row there"
         raise UsageError(flag, value, held, f"use --end {available}" if rows else "use a smaller --start")
     return [_prompt(start + i, row) for i, row in enumerate(rows)]
 
 
 def _prompt(index: int, row: dict[str, Any]) -> Prompt:
-    return Prompt(index=index, id=str(row.get("id", index)), kind=str(row.get("kind", "")), text=row["text"])
+    name, kind = (row.get(field) for field in ("id", "kind"))
+    # an empty CSV cell arrives as NaN, which is the one value that differs from itself
+    given = {
+        field: str(value) for field, value in (("id", name), ("kind", kind)) if value is not None and value == value
+    }
+    return Prompt(index=index, id=given.get("id", str(index)), kind=given.get("kind", ""), text=row["text"])
 
 
 def _hub_rows(name: str, start: int, stop: int) -> list[dict[str, Any]]:
@@ -98,10 +108,10 @@ def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
     """Rows of a local file, each with a `text`. A .txt file has one prompt a line; blank lines are left out."""
     try:
         if path.suffix == ".txt":
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
             return [{"text": line} for line in lines if line.strip()]
         if path.suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
             return _with_text(path, [json.loads(line) for line in lines if line.strip()])
         import pandas as pd  # slow to import
 
@@ -109,7 +119,7 @@ def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
         return _with_text(path, frame.to_dict(orient="records"))
     except UsageError:
         raise
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError("--dataset", path, f"cannot be read ({reason})", "check the path and the format") from error
 
@@ -120,5 +130,6 @@ def _with_text(path: Path, rows: list[Any]) -> list[dict[str, Any]]:
         if field is None:
             remedy = f"name the text field one of {', '.join(TEXT_FIELDS)}"
             raise UsageError("--dataset", path, f"row {number} has no text field", remedy)
+        row[field].encode()  # half a surrogate pair is no text; this raises ValueError
         row["text"] = row[field]
     return rows

@@ -27,7 +27,7 @@ class StepRecord:
     """What one target pass did.
 
     tree: the drafted tree; path: its accepted nodes, () if none; emitted: the tokens appended to the text, path then
-    bonus, cut at the end of the generation; *_seconds: wall time by phase (`other` is the loop, caches and bookkeeping).
+    bonus, both cut at the end of the generation; *_seconds: wall time by phase (`other`: the loop, caches, bookkeeping).
     """
 
     tree: TokenTree
@@ -83,7 +83,8 @@ class Decoder:
             emitted = _cut([draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], end - len(text), eos)
             text += emitted
             clock.mark("other")
-            yield StepRecord(tree=draft.tree, path=verdict.path, emitted=tuple(emitted), **clock.lap())
+            path = verdict.path[: len(emitted)]
+            yield StepRecord(tree=draft.tree, path=path, emitted=tuple(emitted), **clock.lap())
             if emitted[-1] in eos:
                 return
 

@@ -161,7 +161,9 @@ class Drafter:
         for index, children in zip(level, self._policy(q, widths, generator), strict=True):
             parent = pool[index]
             parent.q = children.base
+            worth = parent.slot_value
             for rank, token in enumerate(children.tokens):
+                worth = min(worth, parent.node_value * children.slot[rank])  # never above parent or elder sibling
                 pool.append(
                     Slot(
                         token=token,
@@ -170,7 +172,7 @@ class Drafter:
                         rank=rank,
                         proposal=children.proposal[rank],
                         point=children.point[rank],
-                        slot_value=min(parent.slot_value, parent.node_value * children.slot[rank]),
+                        slot_value=worth,
                         node_value=parent.node_value * children.node[rank],
                     )
                 )

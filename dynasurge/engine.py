@@ -24,13 +24,15 @@ class Engine:
     """`model` with room for `max_length` tokens of text and tree together.
 
     vocab: the width of the logits it returns, for a draft whose embedding table is padded to another size than its
-    target's. Extra columns are cut, missing ones are -inf: either way they are tokens that the draft never proposes.
+    target's. Extra columns are cut, missing ones are -inf: either way they are tokens that the draft never proposes. An id
+    that it has no embedding for is read as id 0.
     """
 
     def __init__(self, model: PreTrainedModel, max_length: int, *, vocab: int | None = None) -> None:
         self.model = model
         self.max_length = max_length
         self._vocab = vocab
+        self._known = model.config.get_text_config().vocab_size
         self.reset()
 
     def reset(self) -> None:
@@ -67,7 +69,7 @@ class Engine:
         first = len(self._parents) - len(tokens)
         positions = [self.length + depth for depth in depths_of(self._parents)[first:]]
         output = self.model(
-            input_ids=torch.tensor([list(tokens)], device=self.device),
+            input_ids=torch.tensor([[token if token < self._known else 0 for token in tokens]], device=self.device),
             attention_mask=self._mask(first),
             position_ids=torch.tensor([positions], device=self.device),
             past_key_values=self._cache,

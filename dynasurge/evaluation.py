@@ -35,10 +35,9 @@ class Evaluation:
     ) -> None:
         self._plan, self._dataset, self._prompts = plan, dataset, prompts
         self._sessions = {label: Session(pair, settings) for label, settings in plan.items()}
-        for session in self._sessions.values():
-            for prompt in prompts:
-                session.encode(prompt.text)
-        self.records = RecordFile(output, [run_name(settings, dataset) for settings in plan.values()])
+        self._ids = {label: [s.encode(p.text) for p in prompts] for label, s in self._sessions.items()}
+        self._runs = {label: run_name(settings, dataset) for label, settings in plan.items()}
+        self.records = RecordFile(output, list(self._runs.values()))
 
     def __len__(self) -> int:
         return len(self._plan) * len(self._prompts)
@@ -46,18 +45,18 @@ class Evaluation:
     def run(self) -> Iterator[Done]:
         """Do what is not yet on disk, prompt by prompt; yields every (prompt, setting) once, finished ones included."""
         warm: set[str] = set()
-        for prompt in self._prompts:
+        for number, prompt in enumerate(self._prompts):
             for label, settings in self._plan.items():
-                run = run_name(settings, self._dataset)
-                if (row := self.records.find(run, prompt)) is not None:
+                ids = self._ids[label][number]
+                if (row := self.records.find(self._runs[label], prompt, ids)) is not None:
                     yield Done(row=row, result=None)
                     continue
                 session = self._sessions[label]
                 if label not in warm:
-                    session.generate(prompt.text, new_tokens=min(WARM_UP_TOKENS, settings.new_tokens))
+                    session.generate(ids, new_tokens=min(WARM_UP_TOKENS, settings.new_tokens))
                     warm.add(label)
-                result = session.generate(prompt.text, index=prompt.index)
-                row = make_row(label, settings, self._dataset, prompt, result)
+                result = session.generate(ids, index=prompt.index)
+                row = make_row(label, self._runs[label], settings, self._dataset, prompt, result)
                 self.records.append(row)
                 yield Done(row=row, result=result)
 
@@ -65,7 +64,6 @@ class Evaluation:
         """One summary a setting, in the plan's order, over the prompts asked for."""
         wanted = {prompt.index for prompt in self._prompts}
         out = []
-        for settings in self._plan.values():
-            run = run_name(settings, self._dataset)
+        for run in self._runs.values():
             out.append(summarise([row for row in self.records.rows if row["run"] == run and row["index"] in wanted]))
         return out

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,9 +50,10 @@ class Session:
     def __init__(self, pair: Pair, settings: Settings) -> None:
         self.pair, self.settings = pair, settings
         shape = make_shape(settings)
-        settings.check_room(shape.max_nodes if shape else 0)
+        nodes = shape.max_nodes if shape else 0
+        settings.check_room(nodes)
         self._check_positions()
-        self._engines = [Engine(pair.target, settings.M)]
+        self._engines = [Engine(pair.target, settings.prompt_len + settings.new_tokens + nodes)]
         drafter = None
         if shape is not None:
             # The draft also holds slots that lose their place to better ones deeper down.
@@ -83,7 +85,10 @@ class Session:
         not depend on which prompts came before it. on_step is called with each record as it is made.
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
-        generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + index) % 2**63)
+        if not 0 < len(ids) <= self.settings.prompt_len:
+            reason = f"this session reads 1 to {self.settings.prompt_len} tokens"
+            raise UsageError("prompt", f"of {len(ids)} tokens", reason, "cut it, or set prompt_len")
+        generator = _stream(self.settings.seed, index)
         steps: list[StepRecord] = []
         for engine in self._engines:
             engine.reset()
@@ -109,14 +114,25 @@ class Session:
     def _check_positions(self) -> None:
         need = self.settings.prompt_len + self.settings.new_tokens
         for flag, model in (("--target", self.pair.target), ("--draft", self.pair.draft)):
-            limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            config = model.config.get_text_config()
+            window = getattr(config, "sliding_window", None)
+            if getattr(config, "use_sliding_window", True) and window is not None and window < need:
+                reason = f"attends to {window} positions only, {need} are needed"
+                raise UsageError(flag, config.name_or_path, reason, "use a model with full attention, or less text")
+            limit = getattr(config, "max_position_embeddings", None)
             if limit is not None and need > limit:
                 remedy = "use smaller --prompt-len or --new-tokens"
-                raise UsageError(flag, model.config.name_or_path, f"reads {limit} positions, {need} are needed", remedy)
+                raise UsageError(flag, config.name_or_path, f"reads {limit} positions, {need} are needed", remedy)
 
     def _synchronize(self) -> None:
         if self.pair.target.device.type == "cuda":
             torch.cuda.synchronize(self.pair.target.device)
+
+
+def _stream(seed: int, index: int) -> torch.Generator:
+    """The random stream of one prompt. torch's CPU generator reads 32 bits of a seed; a hash spreads ours over them."""
+    digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
 def make_shape(settings: Settings) -> Shape | None:

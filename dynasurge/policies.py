@@ -118,7 +118,9 @@ def hybrid(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -
     ):
         children = Children(base=row)
         for token, proposal in zip(head.tokens, head.proposal, strict=True):
-            children.add(token, proposal=proposal / mass, slot=mass, node=mass, point=False)
+            # Verified before its siblings, so it must be worth a place before them (see drafting.py).
+            slot = max(mass, *tail.slot) if tail.slot else mass
+            children.add(token, proposal=proposal / mass, slot=slot, node=mass, point=False)
         for token, value in zip(tail.tokens, tail.slot, strict=True):
             children.add(token, slot=value, node=value, point=True)
         out.append(children)

@@ -6,6 +6,7 @@ again drops a torn last line, and the finished prompts are skipped.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -18,6 +19,7 @@ from dynasurge.config import Settings
 from dynasurge.data import Prompt
 from dynasurge.errors import UsageError
 from dynasurge.generation import Generation
+from dynasurge.growmap import load_growmap
 
 PHASES = ("draft", "target", "verify", "other")
 Row = dict[str, Any]
@@ -51,12 +53,12 @@ class Summary:
     other_seconds: float
 
 
-def make_row(label: str, settings: Settings, dataset: str, prompt: Prompt, result: Generation) -> Row:
+def make_row(label: str, run: str, settings: Settings, dataset: str, prompt: Prompt, result: Generation) -> Row:
     """The record of one prompt under one setting."""
     steps = result.steps
     row: Row = {
         "label": label,
-        "run": run_name(settings, dataset),
+        "run": run,
         "lossless": settings.lossless,
         "settings": settings.to_dict(),
         "dataset": dataset,
@@ -102,8 +104,9 @@ def summarise(rows: Sequence[Row]) -> Summary:
 
 
 def run_name(settings: Settings, dataset: str) -> str:
-    """Names a setting on a dataset; rows with the same name belong together."""
-    return f"{settings.hash()}-{dataset}"
+    """Names a setting on a dataset, its growmap by content; rows with the same name belong together."""
+    shape = str(load_growmap(settings.growmap).parents) if settings.growmap is not None else ""
+    return f"{settings.hash()}-{hashlib.sha256(shape.encode()).hexdigest()[:4]}-{dataset}"
 
 
 class RecordFile:
@@ -128,20 +131,26 @@ class RecordFile:
             reason = f"holds records of other settings ({min(strangers)})"
             raise UsageError("--output", folder, reason, "name another folder, or remove it")
 
-    def find(self, run: str, prompt: Prompt) -> Row | None:
-        """This prompt's row, if it is already there."""
+    def find(self, run: str, prompt: Prompt, prompt_ids: Sequence[int]) -> Row | None:
+        """This prompt's row, if it is already there. Raises UsageError if that row is of another text."""
         for row in self.rows:
-            if row["run"] == run and row["index"] == prompt.index and row["id"] == prompt.id:
+            if row["run"] == run and row["index"] == prompt.index:
+                if row["prompt_ids"] != list(prompt_ids):
+                    reason = f"holds row {prompt.index} of another text"
+                    raise UsageError("--output", self._folder, reason, "the dataset has changed: name another folder")
                 return row
         return None
 
     def append(self, row: Row) -> None:
         """Add a row, whole, and see it to the disk."""
         if self._folder is not None:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise _unwritable(self._folder, error) from error
         self.rows.append(row)
 
     def write_summary(self, summaries: Sequence[Summary], about: dict[str, Any]) -> None:
@@ -150,8 +159,17 @@ class RecordFile:
             return
         partial = self._folder / "summary.json.partial"
         body = {"about": about, "runs": [asdict(summary) for summary in summaries]}
-        partial.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self._folder / "summary.json")
+        try:
+            partial.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+            os.replace(partial, self._folder / "summary.json")
+        except OSError as error:
+            raise _unwritable(self._folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> UsageError:
+    return UsageError(
+        "--output", folder, f"cannot be written ({error.strerror})", "make room there, or name another folder"
+    )
 
 
 def _read_whole_lines(path: Path) -> list[Row]:
@@ -160,7 +178,15 @@ def _read_whole_lines(path: Path) -> list[Row]:
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    rows = [json.loads(line) for line in whole.splitlines()]
+    rows: list[Row] = []
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+            rows[-1]["run"], rows[-1]["index"], rows[-1]["prompt_ids"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(
+                "--output", path, f"line {number} is no record", "mend it, or name another folder"
+            ) from error
     if whole != data:
         with path.open("r+b") as file:
             file.truncate(len(whole))

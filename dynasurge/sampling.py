@@ -27,12 +27,15 @@ def to_probs(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if T == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    if T < 1e-3:  # keep logits / T within range
+        logits = logits - logits.amax(-1, keepdim=True)
     probs = torch.softmax(logits / T, dim=-1)
     if P >= 1:
         return probs
     ordered, order = probs.sort(dim=-1, descending=True)
-    mass_before = ordered.cumsum(-1) - ordered
-    ordered = ordered.masked_fill(mass_before >= P, 0.0)
+    outside = ordered.cumsum(-1) - ordered >= P  # the mass before a token already reaches P
+    outside[..., 0] = False
+    ordered = ordered.masked_fill(outside, 0.0)
     probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
     return probs / probs.sum(-1, keepdim=True)
 

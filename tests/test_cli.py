@@ -192,6 +192,10 @@ BAD_FLAGS = [
     (["--start", "-1"], "--start -1: rows are counted from 0"),
     (["--start", "9"], "--start 9: --dataset"),
     (["--end", "5"], "--end 5: --dataset"),
+    (["--end", "0"], "--end 0: is one past the last row"),
+    (["--end", str(10**30)], f"--end {10**30}: --dataset"),
+    (["--B", "5000"], "--B 5000: no step pays for more than 4096 nodes"),
+    (["--device", "meta"], "--device meta: not on this machine"),
     (["--mode", "tree"], "argument --mode: invalid choice: 'tree'"),
     (["--mode", "sTree"], "--growmap None: sTree needs a tree shape; try --growmap growmaps/4x8-tree.pt"),
     (["--mode", "auto", "--growmap", "growmaps/4x8-tree.pt"], "--growmap growmaps/4x8-tree.pt: auto mode drafts no tree"),
@@ -248,7 +252,7 @@ def test_bad_files(pair: list[str], prompts: str, tmp_path: Path, capsys: pytest
     )
     fails([*base, "--dataset", str(bad_json)], "bad.jsonl: cannot be read", out, capsys)
     fails([*base, "--dataset", str(no_text)], "no-text.csv: row 0 has no text field", out, capsys)
-    fails([*base, "--dataset", str(empty)], "has no row there", out, capsys)
+    fails([*base, "--dataset", str(empty)], "empty.txt: holds no prompt", out, capsys)
     fails([*base, "--dataset", str(parquet)], "bad.parquet: cannot be read", out, capsys)
     fails([*base, "--dataset", str(blank)], "shorter than one token", out, capsys)
 
@@ -319,3 +323,75 @@ def test_lossy_results_say_so(
 def test_the_reserved_rule_runs_on_a_static_tree(pair: list[str], prompts: str, growmap: str) -> None:
     flags = ["--mode", "sTree", "--growmap", growmap, "--use_bfs", "--etv", "reserved", "--T", "0.8", "--end", "2"]
     assert main([*pair, *FAST, "--dataset", prompts, *flags]) == 0
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"", b"[1]", b'{"a": 1}', b"\xff\xfe", b"\x00"])
+def test_damaged_records_are_named(
+    line: bytes, pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    command = [*pair, *FAST, "--dataset", prompts, "--end", "2", "--output", str(out)]
+    assert main(command) == 0
+    rows = (out / "records.jsonl").read_bytes()
+    (out / "records.jsonl").write_bytes(line + b"\n" + rows)
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "line 1 is no record; mend it" in capsys.readouterr().err
+
+
+def test_a_changed_growmap_or_dataset_is_not_resumed_into(
+    pair: list[str], prompts: str, growmap: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    static = [
+        *pair,
+        *FAST,
+        "--dataset",
+        prompts,
+        "--mode",
+        "sTree",
+        "--growmap",
+        growmap,
+        "--output",
+        str(tmp_path / "a"),
+    ]
+    dynamic = [*pair, *FAST, "--dataset", prompts, "--output", str(tmp_path / "b")]
+    assert main(static) == main(dynamic) == 0
+    save_growmap(build_growmap("chain5"), growmap)
+    Path(prompts).write_text(Path(prompts).read_text().replace("w3 ", "w4 "))
+    capsys.readouterr()
+    assert main(static) == 2
+    assert "holds records of other settings" in capsys.readouterr().err
+    assert main(dynamic) == 2
+    assert "the dataset has changed" in capsys.readouterr().err
+
+
+def test_a_summary_that_cannot_be_written_is_one_line(
+    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out" / "summary.json").mkdir(parents=True)
+    assert main([*pair, *FAST, "--dataset", prompts, "--end", "1", "--output", str(tmp_path / "out")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_models_with_a_short_window_are_refused(
+    prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from conftest import VOCAB, tiny_tokenizer
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(vocab_size=VOCAB, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+                           num_attention_heads=4, num_key_value_heads=2, sliding_window=16)  # fmt: skip
+    folder = str(tmp_path / "mistral")
+    MistralForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    capsys.readouterr()
+    flags = ["--draft", folder, "--target", folder, *FAST, "--dataset", prompts]
+    fails(flags, "attends to 16 positions only, 22 are needed", tmp_path / "out", capsys)
+
+
+def test_a_target_padded_beyond_the_drafts_table_decodes(prompts: str, tmp_path: Path) -> None:
+    from conftest import save_model, tiny_tokenizer
+
+    draft, target = save_model(tmp_path / "d", "llama"), save_model(tmp_path / "t", "llama", vocab=140)
+    tiny_tokenizer().save_pretrained(target)
+    assert main(["--draft", draft, "--target", target, *FAST, "--T", "5", "--dataset", prompts]) == 0

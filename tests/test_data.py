@@ -98,3 +98,18 @@ def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         "--dataset cnn: cannot be fetched from the hub (Couldn't reach the hub); "
         "check the network, or use --dataset demo or a local file"
     )
+
+
+def test_odd_but_valid_files(tmp_path: Path) -> None:
+    bom, csv = tmp_path / "bom.jsonl", tmp_path / "ids.csv"
+    bom.write_text('{"text": "one\u2028line"}\n', encoding="utf-8-sig")
+    csv.write_text("id,kind,text\n,,first\nb,news,second\n")
+    assert [p.text for p in load_prompts(str(bom))] == ["one\u2028line"]
+    assert [(p.id, p.kind) for p in load_prompts(str(csv))] == [("0", ""), ("b", "news")]
+
+
+@pytest.mark.parametrize("content", ['{"text": "\\ud800"}', "[" * 100_000])
+def test_files_that_are_no_text_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text(content)
+    with pytest.raises(UsageError, match="cannot be read"):
+        load_prompts(str(tmp_path / "bad.jsonl"))

@@ -62,6 +62,7 @@ def test_same_seed_same_text_and_records_add_up(index: int, pairs: dict[str, Pai
         assert len(result.output_ids) == 40 or result.output_ids[-1] in pairs["llama"].eos
         spent = sum(s.draft_seconds + s.target_seconds + s.verify_seconds + s.other_seconds for s in result.steps)
         assert 0 < spent < result.seconds
+        assert sum(step.accepted for step in result.steps) <= len(result.output_ids)
         for step in result.steps:
             assert step.tree.size <= (9 if mode.get("growmap") and mode["mode"] == "sTree" else 6)
             assert all(step.tree.parents[b] == a for a, b in zip((0, *step.path), step.path, strict=False))
@@ -134,3 +135,10 @@ def test_room_is_checked_before_anything_runs(pairs: dict[str, Pair]) -> None:
     Session(pairs["llama"], Settings(**(SMALL | {"M": 62}))).generate(PROMPT)
     with pytest.raises(UsageError, match="reads 256 positions, 300 are needed"):
         Session(pairs["gpt2"], Settings(**(SMALL | {"M": 400, "new_tokens": 284})))
+
+
+def test_seeds_and_prompts_have_streams_of_their_own(pairs: dict[str, Pair]) -> None:
+    texts = [
+        generate(pairs["llama"], PROMPT, T=2.0, seed=seed, **SMALL).output_ids for seed in (0, 1, 2**32, 2**40 + 1)
+    ]
+    assert len({tuple(text) for text in texts}) == 4

@@ -79,6 +79,18 @@ def test_dynamic_growth_is_lossless(budget: int, depth: int, children: int, rule
     assert distance(trees, RULES[rule], target, shape.max_depth + 1) < 1e-12
 
 
+@pytest.mark.parametrize("rule", DYNAMIC_RULES)
+def test_a_sampled_child_is_kept_whatever_grows_below_its_later_siblings(rule: str) -> None:
+    """A confident point above a near-uniform level: were the hybrid's first child worth less than the point behind it, its
+    place would depend on a token drawn below that point, and traversal would be off by 0.1."""
+    rows = {PROMPT: [0.72, 0.16, 0.12], (*PROMPT, 0): [0.36, 0.33, 0.31], (*PROMPT, 0, 1): [0.99, 0.006, 0.004]}
+    shape = BestFirst(budget=3, max_depth=3, max_children=2)
+    trees = list(grown(lambda context: rows.get(context, [0.5, 0.3, 0.2]), shape, "hybrid"))
+    targets = [toy.random_table(seed) for seed in range(3)]
+    targets.append(lambda context: [0.7, 0.2, 0.1] if context == PROMPT else [0.2, 0.2, 0.6])
+    assert max(distance(trees, RULES[rule], target, 4) for target in targets) < 1e-12
+
+
 @pytest.mark.parametrize("mode", ["auto", "sTree", "dTree"])
 @pytest.mark.parametrize("rule", DYNAMIC_RULES)
 def test_two_steps_of_the_decode_loop_are_lossless(mode: str, rule: str) -> None:

@@ -28,7 +28,12 @@ def test_chains_and_kary_trees() -> None:
     assert build_growmap("2ary4").size == 31
 
 
-@pytest.mark.parametrize("spec", ["", "4x", "x8", "0x8", "4x0", "chain0", "bush", "4x8x2", "-1x3", "9ary9"])
+BAD_SPECS = ["", "4x", "x8", "0x8", "4x0", "chain0", "bush", "4x8x2", "-1x3", "9ary9", "9ary3000000", "1" * 5000 + "x1"]
+
+
+@pytest.mark.parametrize("spec", BAD_SPECS)
+    ],
+)
 def test_unknown_shapes_are_refused(spec: str) -> None:
     with pytest.raises(UsageError, match="growmap"):
         build_growmap(spec)
@@ -119,3 +124,18 @@ def test_corrupt_and_foreign_files_are_refused(content: bytes, tmp_path: Path) -
         load_growmap(tmp_path / "none.pt")
     with pytest.raises(UsageError, match="cannot be written"):
         save_growmap(build_growmap("2x2"), tmp_path / "no" / "folder.pt")
+
+
+@pytest.mark.parametrize("name", ["", ".", "no/folder.pt"])
+def test_paths_that_cannot_be_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="cannot be written"):
+        save_growmap(build_growmap("2x2"), name)
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".partial"]
+
+
+@pytest.mark.parametrize("bad", [{"mask": torch.eye(5).to_sparse()}, {"roots": [[torch.tensor([1, 2])]]}])
+def test_odd_tensors_in_a_file_are_refused(bad: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(build_growmap("2x2").to_dict() | bad, tmp_path / "bad.pt")
+    with pytest.raises(UsageError, match="contradicts 'Successors'"):
+        load_growmap(tmp_path / "bad.pt")

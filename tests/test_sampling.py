@@ -27,6 +27,12 @@ def test_temperature_and_top_p_by_hand() -> None:
     torch.testing.assert_close(sampling.to_probs(logits, 1.0, 0.01), torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))
 
 
+def test_extreme_settings_are_greedy_not_nan() -> None:
+    logits = torch.tensor([[-3.0, 40.0, 2.0]])
+    for T, P in ((1e-40, 1.0), (1e-6, 1.0), (1.0, 1e-50)):
+        assert sampling.to_probs(logits, T, P).tolist() == [[0.0, 1.0, 0.0]]
+
+
 def test_greedy_is_all_mass_on_the_argmax() -> None:
     assert sampling.to_probs(torch.tensor([[1.0, 3.0, 2.0]]), 0.0).tolist() == [[0.0, 1.0, 0.0]]
 
