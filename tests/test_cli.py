@@ -114,7 +114,7 @@ def test_compare_interleaves_three_modes_and_draws_them(
     assert [run["label"] for run in summary["runs"]] == labels
     assert summary["runs"][0]["tokens_per_step"] == 1
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert "tokens / s" in (out / "compare.svg").read_text() or (out / "compare.svg").stat().st_size > 5_000
+    assert (out / "compare.svg").read_text().count("<path") > 20
 
 
 def test_a_killed_run_goes_on_and_a_torn_line_is_mended(pair: list[str], prompts: str, tmp_path: Path) -> None:
