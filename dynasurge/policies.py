@@ -4,7 +4,7 @@ A policy looks at the draft's distribution at a node and proposes up to k childr
 slot, the *value factors* that growth under a budget needs:
 
 - `slot[j]`: the estimated probability, given that the path reaches the node, that child j ends up on it. It never looks at
-  child j's own token when that token is random, which is what keeps choosing slots by value lossless (DESIGN 3).
+  child j's own token when that token is random, which keeps choosing slots by value lossless (docs/verification.md).
 - `node[j]`: the same once child j's token is known; it multiplies into the values below it.
 
 For point masses the estimate is the draft's own probability (OPT-Tree, arXiv 2406.17276). For sampled children that
@@ -106,7 +106,7 @@ def topk(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -> 
 def hybrid(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -> list[Children]:
     """One token sampled outside the top widths[i] - 1 of row i, verified first, then those as point masses.
 
-    For one node this comes within a hair of what any lossless scheme can accept ("greedy" drafting, DESIGN 3).
+    For one node this comes within a hair of what any lossless scheme can accept ("greedy" drafting).
     """
     points = topk(q, [width - 1 for width in widths], generator)
     base = q.clone()

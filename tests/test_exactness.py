@@ -259,7 +259,7 @@ def expected_length(rule: Rule, tree: TokenTree, p: Any, q: Any) -> float:
 
 
 def test_the_known_tree_where_traversal_accepts_less() -> None:
-    """root -> x -> [leaf, y -> chain of 4]: an honest counterexample to 'traversal is always longer' (DESIGN 4)."""
+    """root -> x -> [leaf, y -> chain of 4]: an honest counterexample to 'traversal is always longer'."""
     growmap = Growmap(parents=(-1, 0, 1, 1, 3, 4, 5, 6))
     p = [[0.5, 0.5]] * 7
     q = [[0.999, 0.001], [0.9, 0.1], *[[0.5, 0.5]] * 5]
