@@ -106,8 +106,8 @@ def _compare(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     plan = {"auto": _settings(args, mode="auto", B=args.B[0])}
     trees: dict[str, dict[str, Any]] = {}
+    stems = [Path(path).stem for path in args.growmap]
     for path in args.growmap:
-        stems = [Path(other).stem for other in args.growmap]
         if stems.count(Path(path).stem) > 1:
             raise UsageError("--growmap", path, "two files of one name make one column", "rename one, or give it once")
         trees[f"sTree {Path(path).stem.removesuffix('-tree')}"] = {"mode": "sTree", "growmap": path, "B": args.B[0]}

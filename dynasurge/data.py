@@ -107,12 +107,10 @@ def _hub_rows(name: str, start: int, stop: int) -> list[dict[str, Any]]:
 def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
     """Rows of a local file, each with a `text`. A .txt file has one prompt a line; blank lines are left out."""
     try:
-        if path.suffix == ".txt":
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-            return [{"text": line} for line in lines if line.strip()]
-        if path.suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-            return _with_text(path, [json.loads(line) for line in lines if line.strip()])
+        if path.suffix in (".txt", ".jsonl"):
+            lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+            rows = [{"text": line} if path.suffix == ".txt" else json.loads(line) for line in lines]
+            return _with_text(path, rows)
         import pandas as pd  # slow to import
 
         frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)

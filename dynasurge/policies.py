@@ -69,9 +69,8 @@ def sampled(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) 
     """widths[i] tokens without replacement from row i of q [m, V] (Sequoia, arXiv 2402.12374; DySpec)."""
     tokens = sampling.draw_distinct(q, max(widths), generator)
     masses = q.gather(1, tokens.clamp(min=0)).tolist()
-    expected = (
-        (q * q).sum(-1).tolist()
-    )  # the first token's mean probability: all that may be known of it before the draw
+    # The first token's mean probability: all that may be known of it before the draw.
+    expected = (q * q).sum(-1).tolist()
     out = []
     for row, width, row_tokens, row_masses, first in zip(q, widths, tokens.tolist(), masses, expected, strict=True):
         children, left, reach = Children(base=row), 1.0, 1.0

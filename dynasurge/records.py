@@ -122,10 +122,9 @@ class RecordFile:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.rows = _read_whole_lines(self._path)
+            self._path.touch()  # find out now, not after the first prompt
         except OSError as error:
-            raise UsageError(
-                "--output", folder, f"cannot be written ({error.strerror})", "name another folder"
-            ) from error
+            raise _unwritable(folder, error) from error
         strangers = {row["run"] for row in self.rows} - set(runs)
         if strangers:
             reason = f"holds records of other settings ({min(strangers)})"

@@ -395,3 +395,20 @@ def test_a_target_padded_beyond_the_drafts_table_decodes(prompts: str, tmp_path:
     draft, target = save_model(tmp_path / "d", "llama"), save_model(tmp_path / "t", "llama", vocab=140)
     tiny_tokenizer().save_pretrained(target)
     assert main(["--draft", draft, "--target", target, *FAST, "--T", "5", "--dataset", prompts]) == 0
+
+
+def test_an_output_folder_is_tried_before_the_first_prompt(
+    pair: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dynasurge.generation import Session
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("generated before the folder was tried")
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    monkeypatch.setattr(Session, "generate", never)
+    assert main([*pair, *FAST, "--dataset", prompts, "--output", str(tmp_path / "out")]) == 2
+    assert "cannot be written (Permission denied)" in capsys.readouterr().err

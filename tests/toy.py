@@ -16,7 +16,7 @@ import torch
 
 from dynasurge import sampling
 from dynasurge.tree import TokenTree
-from dynasurge.verification import Rule
+from dynasurge.verification import Rule, path_to
 
 VOCAB = 3
 Table = Callable[[tuple[int, ...]], list[float]]
@@ -183,7 +183,7 @@ def verify_law(
 
 def path_tokens(tree: TokenTree, node: int) -> tuple[int, ...]:
     """The drafted tokens from the root's child down to a node."""
-    return () if node == 0 else (*path_tokens(tree, tree.parents[node]), tree.tokens[node])
+    return tuple(tree.tokens[accepted] for accepted in path_to(tree, node))
 
 
 def target_rows(tree: TokenTree, target: Table, prompt: tuple[int, ...]) -> torch.Tensor:

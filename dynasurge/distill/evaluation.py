@@ -43,7 +43,7 @@ class Continuations:
 def read_prompts(path: Path, tokenizer: Any, prompt_tokens: int) -> list[list[int]]:
     """Prompts of a JSONL file, one object a line with ``text`` (or ready token ``ids``), cut to ``prompt_tokens`` ids."""
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         row = json.loads(line)
