@@ -44,7 +44,7 @@ class StepRecord:
         return len(self.path)
 
 
-Verify = Callable[[TokenTree, Rows, Rows, torch.Generator], Verdict]
+Verify = Callable[[TokenTree, Rows, Sequence[torch.Tensor], torch.Generator], Verdict]
 
 
 class Decoder:
@@ -104,9 +104,10 @@ class _LazyProbs:
 
     def __init__(self, logits: torch.Tensor, T: float, P: float) -> None:
         self._logits, self._T, self._P = logits, T, P
+        self.device = logits.device
 
-    def __getitem__(self, node: int) -> torch.Tensor:
-        return sampling.to_probs(self._logits[node], self._T, self._P)
+    def __getitem__(self, nodes: torch.Tensor) -> torch.Tensor:
+        return sampling.to_probs(self._logits[nodes], self._T, self._P)
 
 
 def _cut(tokens: list[int], room: int, eos: frozenset[int]) -> list[int]:

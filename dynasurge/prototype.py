@@ -9,21 +9,23 @@ left over, whichever node the emitted path ends at. Results made with it are lab
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from dynasurge import sampling
 from dynasurge.tree import TokenTree
-from dynasurge.verification import Rows, Verdict, path_to, proposals, residual
+from dynasurge.verification import Rows, Verdict, path_to
 
 
-def bfs(tree: TokenTree, p: Rows, q: Rows, generator: torch.Generator) -> Verdict:
+def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator) -> Verdict:
     """Keep every passing child, take the longest path. Lossy; see above. Arguments as in verification.py."""
-    queue, longest, bonus = deque([0]), 0, p[0]
+    rows = p[torch.arange(tree.size + 1, device=p.device)]
+    queue, longest, bonus = deque([0]), 0, rows[0]
     while queue:
         node = queue.popleft()
         longest = node if tree.depths[node] > tree.depths[longest] else longest
-        target, kept = p[node], False
+        target, kept = rows[node], False
         for child, proposal in proposals(tree, q, node):
             token = tree.tokens[child]
             passes = min(1.0, float(target[token] / proposal[token]))
@@ -31,8 +33,26 @@ def bfs(tree: TokenTree, p: Rows, q: Rows, generator: torch.Generator) -> Verdic
                 queue.append(child)
                 kept = True
             else:
-                leftover, mass = residual(target, proposal)
-                target = leftover if mass > 0 else target
+                leftover = torch.relu(target - proposal)
+                mass = leftover.sum()
+                target = leftover / mass if mass > 0 else target
         if not kept:
             bonus = target
     return Verdict(path=path_to(tree, longest), bonus=sampling.draw(bonus, generator))
+
+
+def proposals(tree: TokenTree, q: Sequence[torch.Tensor], node: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """The children of a node in drawing order, each with the distribution [V] its token was really drawn from.
+
+    A sampled child's is the draft's, without its earlier siblings, renormalised; a point child's is all on its token.
+    """
+    remaining = q[node].clone()
+    for child in tree.children[node]:
+        token = tree.tokens[child]
+        if tree.point[child]:
+            proposal = torch.zeros_like(remaining)
+            proposal[token] = 1.0
+        else:
+            proposal = remaining / remaining.sum()
+            remaining[token] = 0.0
+        yield child, proposal

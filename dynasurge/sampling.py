@@ -16,6 +16,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+NO_MASS = "cannot draw: the distribution has no mass (the model's logits are NaN or all -inf)"
+
 
 def to_probs(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
     """Next-token distributions after temperature `T` and top-p `P`.
@@ -54,7 +56,7 @@ def draw_distinct(probs: torch.Tensor, k: int, generator: torch.Generator) -> to
     if blocks.data_ptr() == probs.data_ptr():  # F.pad by nothing returns its input, which we must not write to
         blocks = blocks.clone()
     mass = blocks.sum(-1, dtype=torch.float64)
-    uniforms = torch.rand(k, 2, m, generator=generator, dtype=torch.float64).to(probs.device)
+    uniforms = torch.rand(k, 2, m, generator=generator, dtype=torch.float64).to(probs.device, non_blocking=True)
     rows = torch.arange(m, device=probs.device)
     tokens = torch.empty(m, k, dtype=torch.int64, device=probs.device)
     for j in range(k):
@@ -67,10 +69,10 @@ def draw_distinct(probs: torch.Tensor, k: int, generator: torch.Generator) -> to
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
-    """Draw one token from a distribution [V]. Raises ValueError if it has no mass (NaN logits end here)."""
+    """Draw one token from a distribution [V], waiting for it. Raises ValueError if it has no mass (NaN logits end here)."""
     token = int(draw_distinct(probs[None], 1, generator)[0, 0])
     if token < 0:
-        raise ValueError("cannot draw: the distribution has no mass (the model's logits are NaN or all -inf)")
+        raise ValueError(NO_MASS)
     return token
 
 

@@ -21,12 +21,21 @@ class TokenTree:
 
     `point[u]`: u's token was chosen outright (a point mass) rather than sampled.
     `proposal[u]`: the probability u's token had when it was drawn; 1 for a point mass.
+    Among siblings, sampled ones come before points; ValueError otherwise.
     """
 
     tokens: tuple[int, ...]
     parents: tuple[int, ...]
     proposal: tuple[float, ...]
     point: tuple[bool, ...]
+
+    def __post_init__(self) -> None:
+        # Not a law of nature, but every policy's order, and verification counts on it.
+        last: dict[int, bool] = {}
+        for node, parent in enumerate(self.parents):
+            if last.get(parent, False) and not self.point[node]:
+                raise ValueError(f"node {node} is sampled but follows a point child; sampled children come first")
+            last[parent] = self.point[node]
 
     @classmethod
     def root(cls, token: int) -> TokenTree:

@@ -4,51 +4,60 @@ A rule is a pure function `(tree, p, q) -> StopLaw` of
 
 - `tree`: a properly drawn `TokenTree`,
 - `p`: `p[u]` is the target's next-token distribution after node u, float [V],
-- `q`: `q[u]` is the draft distribution that node u's sampled children were drawn from, float [V] (never read at a leaf).
+- `q`: `q[u]` is the draft distribution that node u's sampled children were drawn from, float [V] (never read elsewhere).
 
-`p` and `q` may be tensors [n, V] or anything indexable by node, so rows can be computed when a rule first looks at them.
 A `StopLaw` says with what probability the accepted path ends at each node, and what law the bonus token then has. All the
 arithmetic of a rule is thus free of chance: tests enumerate it exactly, analysis reads expected lengths off it, and
 `verify` adds the only two random draws, the node and the bonus.
 
 Every rule here is *lossless*: the emitted tokens (accepted path, then bonus) have the target's own distribution, whatever
-the draft is. To add a rule, write how it treats one node, and enter it in `RULES`; tests/test_exactness.py does the rest.
+the draft is (proofs: docs/verification.md). To add a rule, write how it treats a node's children, and enter it in `RULES`;
+tests/test_exactness.py does the rest.
 
-**topdown** (Leviathan et al. 2211.17192; SpecInfer 2305.09781; Sequoia 2402.12374). Walk down from the root. At node u hold
-the distribution `p` still to be emitted. A child x with proposal q is accepted with probability min(1, p[x] / q[x]); both
-ways of leaving the test keep the law: accepted mass is min(p, q), and what is left, relu(p - q), is what the next sibling
-or the bonus token must have. Invariant: given everything rejected so far, the token emitted at u has law p.
+All rules share one idea. A node holds `R`, the sub-measure it still has to emit, of mass `a`; at first R = a * p. A child
+x with proposal q takes min(R, q) of it, so its subtree is entered with weight min(1, R[x] / q[x]). If that is refused,
+relu(R - q) is left, to be emitted given the refusal, whose probability is 1 - sum min(R, q).
+
+**topdown** (Leviathan et al. 2211.17192; SpecInfer 2305.09781; Sequoia 2402.12374). Walk down from the root; at every node
+a starts at 1, and the weight is the probability of going to the child there and then.
 
 **traversal** (Traversal Verification, 2505.12398; on a chain it is Block Verification, 2403.10444). Walk the tree bottom
-up: a node is decided only after everything below it was refused. `a` is the probability with which the path down to u
-still has to be accepted; the rule emits the sub-measure a * p at u whatever is proposed next. Because a path that is lucky
-deeper down makes up for an unlucky token near the root, chains are accepted at least as far as by topdown.
+up: a starts at the weight the node was entered with, and a node is decided only after everything below it was refused.
+Because a path that is lucky deeper down makes up for an unlucky token near the root, chains are accepted at least as far.
+
+Nothing here waits for the device or loops over nodes in Python more than it must: nodes of one level are handled together
+(`families`), and the host learns node and bonus from a single read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from dynasurge import sampling
 from dynasurge.tree import TokenTree
 
+CPU_ROWS = 8  # distributions handled at once on a CPU, where they should stay in its cache; a GPU takes a whole level
+
 
 class Rows(Protocol):
-    """Distributions by node: a tensor [n, V], a list of tensors [V], or rows computed when asked for."""
+    """Distributions by node, a tensor [n, V] or rows computed when asked for: int64 [m] nodes -> [m, V]."""
 
-    def __getitem__(self, node: int, /) -> torch.Tensor: ...
+    @property
+    def device(self) -> torch.device: ...
+    def __getitem__(self, nodes: torch.Tensor, /) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopLaw:
-    """stop[u]: the probability that the accepted path ends at node u; bonus(u): the bonus token's law [V] if it does."""
+    """stop: float64 [n], the probability that the accepted path ends at each node; bonus: int64 [m] nodes -> [m, V], the
+    bonus token's law if it ends there."""
 
-    stop: list[float]
-    bonus: Callable[[int], torch.Tensor]
+    stop: torch.Tensor
+    bonus: Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,118 +68,168 @@ class Verdict:
     bonus: int
 
 
-Rule = Callable[[TokenTree, Rows, Rows], StopLaw]
+Rule = Callable[[TokenTree, Rows, Sequence[torch.Tensor]], StopLaw]
 
 
-def verify(rule: Rule, tree: TokenTree, p: Rows, q: Rows, generator: torch.Generator) -> Verdict:
-    """Draw where the accepted path ends, then the bonus token."""
+def verify(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator) -> Verdict:
+    """Draw where the accepted path ends, then the bonus token. Raises ValueError if p has no mass (NaN logits)."""
     law = rule(tree, p, q)
-    node = sampling.draw(torch.tensor(law.stop, dtype=torch.float64), generator)
-    bonus = sampling.draw(law.bonus(node), generator)
-    return Verdict(path=path_to(tree, node), bonus=bonus)
+    node = sampling.draw_distinct(law.stop[None], 1, generator)[0]
+    bonus = sampling.draw_distinct(law.bonus(node.clamp(min=0)), 1, generator)[0]
+    end, token = torch.cat([node, bonus]).tolist()  # the one time the host waits for the device
+    if end < 0 or token < 0:
+        raise ValueError(sampling.NO_MASS)
+    return Verdict(path=path_to(tree, end), bonus=token)
 
 
-def topdown(tree: TokenTree, p: Rows, q: Rows) -> StopLaw:
-    """Top-down verification: accept a child with probability min(1, p/q), else go on with the residual."""
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """m branching nodes of one level with equally many sampled children, and their children, at most k each.
 
-    def visit(node: int) -> tuple[list[float], torch.Tensor]:
-        """Each child's acceptance probability once its elder siblings are rejected, and the law left after them all."""
-        target, accept = p[node], []
-        for child, proposal in proposals(tree, q, node):
-            token = tree.tokens[child]
-            accept.append(min(1.0, float(target[token] / proposal[token])))
-            leftover, mass = residual(target, proposal)
-            target = leftover if mass > 0 else target  # no mass is left only where p = q, which never rejects
-        return accept, target
-
-    stop = [1.0] + [0.0] * tree.size
-    for node, children in enumerate(tree.children):  # a parent's number is below its children's
-        if children and stop[node] > 0:
-            for child, accept in zip(children, visit(node)[0], strict=True):
-                stop[child] = stop[node] * accept
-                stop[node] -= stop[child]
-    return StopLaw(stop=stop, bonus=lambda node: visit(node)[1])
-
-
-def traversal(tree: TokenTree, p: Rows, q: Rows) -> StopLaw:
-    """Traversal verification: bottom up, a node is decided after everything below it was refused."""
-    weights = [1.0] + [0.0] * tree.size  # a, as each node is entered
-
-    def visit(node: int) -> tuple[float, torch.Tensor]:
-        """Enter each child in turn as if all before it were refused; returns the node's own a and law at the end."""
-        weight, target = weights[node], p[node]
-        for child, proposal in proposals(tree, q, node):
-            token = tree.tokens[child]
-            weights[child] = min(1.0, weight * float(target[token] / proposal[token]))
-            leftover, mass = residual(weight * target, proposal)
-            if mass <= 0:
-                return 0.0, target  # nothing is left to emit here
-            weight, target = min(1.0, mass / (mass + 1.0 - weight)), leftover
-        return weight, target
-
-    return _bottom_up(tree, weights, visit)
-
-
-def reserved(tree: TokenTree, p: Rows, q: Rows) -> StopLaw:
-    """Bottom-up verification that accepts every node at least as often as topdown. Sampled children, counts fixed ahead."""
-    weights = [1.0] + [0.0] * tree.size
-
-    def visit(node: int) -> tuple[float, torch.Tensor]:
-        weight, target = weights[node], p[node]
-        borrowed = torch.zeros_like(target)  # mass already taken from what topdown would leave to later children
-        later = len(tree.children[node])
-        for child, proposal in proposals(tree, q, node):
-            token, later = tree.tokens[child], later - 1
-            if later == 0:
-                taken = torch.minimum(proposal, weight * torch.relu(target - borrowed))
-                weights[child] = float(taken[token] / proposal[token])
-                leftover, mass = residual(weight * (target - borrowed), taken)
-                refused = 1.0 - float(taken.sum())
-                return (min(1.0, mass / refused) if refused > 0 else 0.0), (leftover if mass > 0 else target)
-            common, excess = torch.minimum(target, proposal), torch.relu(target - proposal)
-            rejected = 1.0 - float(common.sum())
-            # What later children may still need of each token, whatever they turn out to be, stays untouched.
-            left = 1.0 - proposal.topk(min(later, proposal.numel())).values.cumsum(0)
-            need = float((1.0 / left).sum()) if bool((left > 0).all()) else float("inf")
-            spare = torch.relu(excess - borrowed - rejected * need * proposal) if need < float("inf") else 0.0 * excess
-            extra = torch.minimum((1.0 - weight) * proposal, weight * spare)
-            taken = weight * common + extra
-            weights[child] = min(1.0, float(taken[token] / proposal[token]))
-            refused = float(proposal[token] - taken[token])
-            if rejected <= 0 or refused <= 0:
-                return 0.0, target  # the child is never refused, so nothing behind it is ever looked at
-            borrowed = (weight * borrowed + extra) / (weight * rejected)
-            weight *= float(torch.relu(proposal - target)[token]) / refused
-            target = excess / rejected
-            if weight <= 0:
-                return 0.0, target
-        return weight, target
-
-    return _bottom_up(tree, weights, visit)
-
-
-def _bottom_up(tree: TokenTree, weights: list[float], visit: Callable[[int], tuple[float, torch.Tensor]]) -> StopLaw:
-    """Post-order: each node gets its turn after everything below it was refused.
-
-    weights[u]: the a with which node u is entered; `visit(u)` sets its children's and returns u's own a and law at the end.
+    nodes: int64 [m]; children, tokens: int64 [m, k] in drawing order, sampled ones first; where a node has fewer than k,
+    `exists` [m, k] is False, the child is n (no node) and the token repeats the first child's.
+    sampled: how many children of each are sampled; base: float [m, V], what those were drawn from ([0] if sampled is 0).
     """
-    stop = [0.0] * (tree.size + 1)
 
-    def descend(node: int, undecided: float) -> float:
-        """A subtree that is reached with probability `undecided`; returns what is undecided after it."""
-        if weights[node] <= 0:
-            return undecided
-        accept = visit(node)[0] if tree.children[node] else weights[node]
-        for child in tree.children[node]:
-            undecided = descend(child, undecided)
-        stop[node] = undecided if node == 0 else undecided * accept  # the root always accepts
-        return undecided - stop[node]
+    nodes: torch.Tensor
+    children: torch.Tensor
+    tokens: torch.Tensor
+    exists: torch.Tensor
+    sampled: int
+    base: torch.Tensor
 
-    descend(0, 1.0)
-    return StopLaw(stop=stop, bonus=lambda node: visit(node)[1])
+
+Handle = Callable[[Family, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+"""How a rule treats children: (family, a [m, 1], p [m, V]) -> their weights [m, k], a after all of them, and what
+they left of R, up to a factor [m, V]."""
+Leftovers = list[tuple[torch.Tensor, torch.Tensor]]  # (nodes [m], what their children left [m, V])
+
+
+def share_out(family: Family, a: torch.Tensor, p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each child takes min(R, q) of what is left: topdown and traversal."""
+    tiny = torch.finfo(p.dtype).tiny
+    weights, left, base = [], a * p, family.base
+    refused = torch.ones_like(a)
+    for rank in range(family.sampled):
+        if rank:  # go on given the refusal, without the refused token
+            left, base = left.div_(refused), base.scatter(1, family.tokens[:, rank - 1 : rank], 0.0)
+        token, total = family.tokens[:, rank : rank + 1], base.sum(-1, keepdim=True)  # q = base / total
+        weights.append((left.gather(1, token) * total / base.gather(1, token)).clamp_(max=1.0))
+        left = left.addcdiv(base, total, value=-1.0).relu_()
+        mass = left.sum(-1, keepdim=True)
+        refused = (1.0 - a + mass).clamp_(min=tiny)
+        a = (mass / refused).clamp_(max=1.0)
+    points = family.tokens[:, family.sampled :]
+    if points.shape[1]:  # q = 1 at the token, so a run of points has a closed form
+        taken = left.gather(1, points) / refused * family.exists[:, family.sampled :]
+        weights.append((taken / (1.0 - taken.cumsum(-1) + taken).clamp_(min=tiny)).clamp_(max=1.0))
+        mass = taken.sum(-1, keepdim=True)
+        a = ((a - mass) / (1.0 - mass).clamp_(min=tiny)).clamp_(0.0, 1.0)
+        left = left.scatter(1, points, 0.0)
+    return torch.cat(weights, dim=1), a, left
+
+
+def reserve(family: Family, a: torch.Tensor, p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each child takes what topdown would give it, and more only where topdown leaves it unused: reserved."""
+    if family.children.shape[1] > family.sampled:
+        return share_out(family, a, p)  # point children: lossless too, but without the guarantee
+    tiny = torch.finfo(p.dtype).tiny
+    weights, target, base = [], p, family.base
+    borrowed = torch.zeros_like(p)  # mass already taken from what topdown would leave to later children
+    for rank in range(family.sampled - 1):
+        token = family.tokens[:, rank : rank + 1]
+        q = base / base.sum(-1, keepdim=True)
+        common, excess = torch.minimum(target, q), (target - q).relu_()
+        rejected = 1.0 - common.sum(-1, keepdim=True)
+        # What later children may still need of each token, whatever they turn out to be, stays untouched.
+        later = min(family.sampled - 1 - rank, q.shape[-1])
+        need = (1.0 / (1.0 - q.topk(later).values.cumsum(-1)).clamp_(min=tiny)).sum(-1, keepdim=True)
+        extra = torch.minimum((1.0 - a) * q, a * (excess - borrowed - rejected * need * q).relu_())
+        proposed, taken = q.gather(1, token), (a * common + extra).gather(1, token)
+        weights.append((taken / proposed).clamp_(max=1.0))
+        refused, over = proposed - taken, (q - target).gather(1, token).relu_()
+        goes_on = (rejected > 0) & (refused > 0)  # else the child is never refused
+        borrowed = (a * borrowed + extra) / (a * rejected).clamp_(min=tiny)
+        a = torch.where(goes_on, a * over / refused.clamp(min=tiny), 0.0)
+        target, base = excess / rejected.clamp(min=tiny), base.scatter(1, token, 0.0)
+    token = family.tokens[:, -1:]
+    q, free = base / base.sum(-1, keepdim=True), a * (target - borrowed)
+    taken = torch.minimum(q, free.relu())
+    weights.append((taken.gather(1, token) / q.gather(1, token)).clamp_(max=1.0))
+    left = (free - q).relu_()
+    a = left.sum(-1, keepdim=True) / (1.0 - taken.sum(-1, keepdim=True)).clamp_(min=tiny)
+    return torch.cat(weights, dim=1), a.clamp_(max=1.0), left
+
+
+def topdown(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
+    """Top-down verification: accept a child with probability min(1, p/q), else go on with the residual."""
+    reach = _per_node(tree, p)
+    stay = torch.ones_like(reach)
+    leftovers = []
+    for family in families(tree, q):
+        rows = p[family.nodes]
+        weights, _, left = share_out(family, rows.new_ones(len(rows), 1), rows)
+        leftovers.append((family.nodes, left))
+        accept = weights.double() * family.exists
+        passed = (1.0 - accept).cumprod(-1)
+        reach[family.children] = reach[family.nodes, None] * accept * _shifted(passed)
+        stay[family.nodes] = passed[:, -1]
+    return StopLaw(stop=(reach * stay)[:-1], bonus=_bonus(tree, p, leftovers))
+
+
+def traversal(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
+    """Traversal verification: bottom up, a node is decided after everything below it was refused."""
+    return _bottom_up(tree, p, q, share_out)
+
+
+def reserved(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
+    """Bottom-up verification that accepts every node at least as often as topdown. Sampled children, counts fixed ahead."""
+    return _bottom_up(tree, p, q, reserve)
 
 
 RULES: dict[str, Rule] = {"topdown": topdown, "traversal": traversal, "reserved": reserved}
+
+
+def _bottom_up(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Handle) -> StopLaw:
+    """Post-order: each node gets its turn after everything below it was refused, and accepts with what is left of its a."""
+    accept = _per_node(tree, p)  # first the a with which a node is entered, then the a it is left with
+    leftovers = []
+    for family in families(tree, q):
+        rows = p[family.nodes]
+        weights, a, left = handle(family, accept[family.nodes, None].to(rows.dtype), rows)
+        leftovers.append((family.nodes, left))
+        accept[family.children] = (weights * family.exists).double()
+        accept[family.nodes] = a[:, 0].double()
+    accept[0] = 1.0  # the root always accepts
+    order = _to(accept.device, _post_order(tree))
+    turns = accept[order]
+    stop = torch.zeros_like(accept)
+    stop[order] = turns * _shifted((1.0 - turns).cumprod(-1))
+    return StopLaw(stop=stop[:-1], bonus=_bonus(tree, p, leftovers))
+
+
+def families(tree: TokenTree, q: Sequence[torch.Tensor]) -> Iterator[Family]:
+    """The branching nodes of a tree, each after its parent."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for node, branches in enumerate(tree.children):
+        if branches:
+            groups.setdefault((tree.depths[node], sum(not tree.point[c] for c in branches)), []).append(node)
+    for (_, sampled), group in sorted(groups.items()):
+        device = q[group[0]].device
+        size = CPU_ROWS if device.type == "cpu" else len(group)
+        for nodes in (group[start : start + size] for start in range(0, len(group), size)):
+            k = max(len(tree.children[u]) for u in nodes)
+            children = [[*tree.children[u], *[tree.size + 1] * (k - len(tree.children[u]))] for u in nodes]
+            tokens = [[tree.tokens[c] if c <= tree.size else tree.tokens[row[0]] for c in row] for row in children]
+            packed = _to(device, [[u, *c, *t] for u, c, t in zip(nodes, children, tokens, strict=True)])
+            yield Family(
+                nodes=packed[:, 0],
+                children=packed[:, 1 : k + 1],
+                tokens=packed[:, k + 1 :],
+                exists=packed[:, 1 : k + 1] <= tree.size,
+                sampled=sampled,
+                base=torch.stack([q[u] for u in nodes]) if sampled else q[nodes[0]][:0],
+            )
 
 
 def path_to(tree: TokenTree, node: int) -> tuple[int, ...]:
@@ -178,26 +237,42 @@ def path_to(tree: TokenTree, node: int) -> tuple[int, ...]:
     return () if node == 0 else (*path_to(tree, tree.parents[node]), node)
 
 
-def proposals(tree: TokenTree, q: Rows, node: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """The children of a node in drawing order, each with the distribution [V] its token was really drawn from.
+def _bonus(tree: TokenTree, p: Rows, leftovers: Leftovers) -> Callable[[torch.Tensor], torch.Tensor]:
+    """At a node that branches, what its children left; at a leaf, or where p = q left nothing, the target's own law."""
 
-    A sampled child's is the draft's, without its earlier siblings, renormalised; a point child's is all on its token.
-    """
-    remaining: torch.Tensor | None = None
-    for child in tree.children[node]:
-        token = tree.tokens[child]
-        if tree.point[child]:
-            proposal = torch.zeros_like(q[node])
-            proposal[token] = 1.0
-        else:
-            remaining = q[node].clone() if remaining is None else remaining
-            proposal = remaining / remaining.sum()
-            remaining[token] = 0.0
-        yield child, proposal
+    def law(nodes: torch.Tensor) -> torch.Tensor:
+        rows = p[nodes]
+        if leftovers:
+            branching, left = (torch.cat(parts) for parts in zip(*leftovers, strict=True))
+            place = torch.full((tree.size + 1,), -1, device=p.device)
+            place[branching] = torch.arange(len(branching), device=p.device)
+            left = left[place[nodes]]  # at a leaf any row: it is not used
+            mass = left.sum(-1, keepdim=True) * (place[nodes, None] >= 0)
+            rows = torch.where(mass > 0, left / mass, rows)
+        return rows
+
+    return law
 
 
-def residual(target: torch.Tensor, proposal: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """(relu(target - proposal) normalised, its mass). The mass is 0 when the proposal covers the target everywhere."""
-    leftover = torch.relu(target - proposal)
-    mass = float(leftover.sum())
-    return (leftover / mass if mass > 0 else leftover), mass
+def _per_node(tree: TokenTree, p: Rows) -> torch.Tensor:
+    """Ones, float64 [n + 1]: a number for each node, and a place for children that do not exist."""
+    return torch.ones(tree.size + 2, dtype=torch.float64, device=p.device)
+
+
+def _shifted(products: torch.Tensor) -> torch.Tensor:
+    """Running products along the last dimension -> the products before each entry."""
+    return torch.cat([torch.ones_like(products[..., :1]), products[..., :-1]], dim=-1)
+
+
+def _to(device: torch.device, numbers: Sequence[Any]) -> torch.Tensor:
+    """Send whole numbers to the device without waiting for it."""
+    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+
+
+def _post_order(tree: TokenTree) -> list[int]:
+    """All nodes, children before their parent, elder siblings first."""
+    order, todo = [], [0]
+    while todo:  # reversed, this visits a parent before its children, younger siblings first
+        order.append(node := todo.pop())
+        todo.extend(tree.children[node])
+    return order[::-1]

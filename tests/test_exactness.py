@@ -255,7 +255,7 @@ def test_the_prototypes_rule_is_caught() -> None:
 
 
 def expected_length(rule: Rule, tree: TokenTree, p: Any, q: Any) -> float:
-    return sum(chance * depth for chance, depth in zip(rule(tree, p, q).stop, tree.depths, strict=True))
+    return sum(chance * depth for chance, depth in zip(rule(tree, p, q).stop.tolist(), tree.depths, strict=True))
 
 
 def test_the_known_tree_where_traversal_accepts_less() -> None:
@@ -301,7 +301,7 @@ def node_acceptance(rules: list[str], growmap: Growmap, vocab: int, seed: int) -
     for weight, tree, q in grown(draft, StaticShape(growmap), "sampled"):
         p = toy.target_rows(tree, target, PROMPT)
         for name in rules:
-            below = list(RULES[name](tree, p, q).stop)
+            below = RULES[name](tree, p, q).stop.tolist()
             for node in range(growmap.size - 1, 0, -1):
                 below[tree.parents[node]] += below[node]
             total[name] = [a + weight * b for a, b in zip(total[name], below, strict=True)]

@@ -174,9 +174,9 @@ def verify_law(
         for weight, tree, q in merged.values():
             p = target_rows(tree, target, prompt)
             law = rule(tree, p, q)
-            for node, chance in enumerate(law.stop):
+            for node, chance in enumerate(law.stop.tolist()):
                 if chance > 0:
-                    yield weight * chance, path_tokens(tree, node), law.bonus(node)
+                    yield weight * chance, path_tokens(tree, node), law.bonus(torch.tensor([node]))[0]
 
     return emitted_law(outcomes(), target, prompt, length)
 
