@@ -5,7 +5,11 @@ which a parent comes before its children. `commit` keeps the rows of one path, m
 
     rows:   0 ... length-1 | root  a  b  a1  b1      commit(root, b, b1)      0 ... length-1  root  b  b1 |
 
-Only this file and engine.py touch the internals of transformers' caches.
+All layers live in one tensor, so a commit is one gather and one copy however deep the model is. A pass either appends
+(rows and what attention sees are plain slices) or, inside a captured CUDA graph, writes to rows named by a tensor and
+shows attention every row, the mask hiding those not in use: then nothing about it changes shape from pass to pass.
+
+Only this file, engine.py and graphs.py touch the internals of transformers' caches.
 """
 
 from __future__ import annotations
@@ -17,72 +21,86 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class TreeCacheLayer(CacheLayerMixin):
-    """Keys and values of one attention layer: [1, heads, max_length, head size], of which `filled` rows are in use."""
+    """One attention layer's view of the cache: keys and values [1, heads, max_length, head size]."""
 
     is_sliding = False
 
-    def __init__(self, max_length: int) -> None:
+    def __init__(self, cache: TreeCache, number: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.max_length = max_length
-        self.filled = 0
+        self._cache, self._number = cache, number
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate on the first pass, when the layer's head count, device and dtype are known."""
-        self.keys = key_states.new_zeros(*key_states.shape[:2], self.max_length, key_states.shape[-1])
-        self.values = value_states.new_zeros(*value_states.shape[:2], self.max_length, value_states.shape[-1])
+        """Take this layer's part of the cache on the first pass, when heads, device and dtype are known."""
+        self.keys, self.values = self._cache.allocate(key_states, self._number)
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append n rows [1, heads, n, head size] and return views of all rows in use."""
+        """Write n rows [1, heads, n, head size] where the cache says and return the rows that attention may look at."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
-        start, end = self.filled, self.filled + key_states.shape[-2]
-        assert end <= self.max_length, f"cache of {self.max_length} rows asked to hold {end}"
+        rows = self._cache.rows
+        if rows is not None:
+            return self.keys.index_copy_(2, rows, key_states), self.values.index_copy_(2, rows, value_states)
+        start = self._cache.filled
+        end = start + key_states.shape[-2]
+        assert end <= self._cache.max_length, f"cache of {self._cache.max_length} rows asked to hold {end}"
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states
-        self.filled = end
         return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def keep(self, length: int, rows: Sequence[int]) -> None:
-        """Rows [0, length) stay; `rows` follow them, in this order; all others are dropped."""
-        end = length + len(rows)
-        if self.is_initialized and list(rows) != list(range(length, end)):
-            for buffer in (self.keys, self.values):
-                assert buffer is not None
-                index = torch.tensor(rows, device=buffer.device)
-                buffer[:, :, length:end] = buffer.index_select(2, index)
-        self.filled = end
 
     def get_seq_length(self) -> int:
         """Rows in use."""
-        return self.filled
+        return self._cache.filled
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(length, offset) of the keys a pass over `query_length` new tokens attends to."""
-        return self.filled + query_length, 0
+        return self._cache.filled + query_length, 0
 
     def get_max_length(self) -> int:
         """Rows allocated."""
-        return self.max_length
+        return self._cache.max_length
 
     get_max_cache_shape = get_max_length  # its name before transformers 5.18
 
 
 class TreeCache(Cache):
-    """One `TreeCacheLayer` a layer; `length` rows are committed."""
+    """`layers` layers of `max_length` rows; `length` of them are committed, `filled` are in use.
+
+    rows: int64 [n] on the device, where the pass being captured or replayed writes; None to append.
+    """
 
     def __init__(self, layers: int, max_length: int) -> None:
-        self.tree_layers = [TreeCacheLayer(max_length) for _ in range(layers)]
-        super().__init__(layers=list(self.tree_layers))
-        self.length = 0
+        super().__init__(layers=[TreeCacheLayer(self, number) for number in range(layers)])
+        self.max_length = max_length
+        self.length = self.filled = 0
+        self.rows: torch.Tensor | None = None
+        self._stack: torch.Tensor | None = None  # [layers, 2, heads, max_length, head size]
+
+    def allocate(self, states: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The keys and values of one layer, in zeros at first. Attention never multiplies what it may not see by NaN."""
+        heads, size = states.shape[1], states.shape[3]
+        if self._stack is None:
+            self._stack = states.new_zeros(len(self.layers), 2, heads, self.max_length, size)
+        assert self._stack.shape[2::2] == (heads, size), "layers differ in heads or head size"
+        return self._stack[layer, :1], self._stack[layer, 1:]
+
+    def clear(self) -> None:
+        """Forget everything but the memory."""
+        self.length = self.filled = 0
+
+    def append(self, count: int) -> None:
+        """A pass has written `count` rows."""
+        self.filled += count
 
     def commit(self, nodes: Sequence[int]) -> None:
         """Keep these of the appended nodes (0 is the first appended), a path in order, and drop the others."""
-        for layer in self.tree_layers:
-            layer.keep(self.length, [self.length + node for node in nodes])
-        self.length += len(nodes)
+        end = self.length + len(nodes)
+        if self._stack is not None and list(nodes) != list(range(len(nodes))):
+            rows = torch.tensor([self.length + node for node in nodes]).to(self._stack.device, non_blocking=True)
+            self._stack[:, :, :, self.length : end] = self._stack.index_select(3, rows)
+        self.length = self.filled = end

@@ -46,10 +46,15 @@ class Slot:
 
 
 class Shape(Protocol):
-    """Decides how wide and how deep a tree grows. `max_nodes` and `max_depth` bound every tree it allows."""
+    """Decides how wide and how deep a tree grows.
+
+    `max_nodes` and `max_depth` bound every tree it allows; `max_read` is how many nodes the draft reads for one at most,
+    those included that lose their place to better ones deeper down.
+    """
 
     max_nodes: int
     max_depth: int
+    max_read: int
 
     def width(self, pool: Sequence[Slot], level: Sequence[int]) -> list[int]:
         """How many children each slot of this level may get."""
@@ -66,6 +71,7 @@ class StaticShape:
     def __init__(self, growmap: Growmap) -> None:
         self._growmap = growmap
         self.max_nodes, self.max_depth = growmap.size - 1, growmap.depth
+        self.max_read = self.max_nodes
 
     def width(self, pool: Sequence[Slot], level: Sequence[int]) -> list[int]:
         return [len(self._growmap.children[self._number(pool, index)]) for index in level]
@@ -84,6 +90,7 @@ class BestFirst:
 
     def __init__(self, *, budget: int, max_depth: int, max_children: int) -> None:
         self.max_nodes, self.max_depth = budget, min(max_depth, budget)
+        self.max_read = budget * (self.max_depth - 1)
         self._max_children = min(max_children, budget)
 
     def width(self, pool: Sequence[Slot], level: Sequence[int]) -> list[int]:

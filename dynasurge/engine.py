@@ -33,12 +33,13 @@ class Engine:
         self.max_length = max_length
         self._vocab = vocab
         self._known = model.config.get_text_config().vocab_size
-        self.reset()
+        self._cache = TreeCache(model.config.get_text_config().num_hidden_layers, max_length)
+        self._parents: list[int] = []
 
     def reset(self) -> None:
         """Forget the text."""
-        self._cache = TreeCache(self.model.config.get_text_config().num_hidden_layers, self.max_length)
-        self._parents: list[int] = []
+        self._cache.clear()
+        self._parents.clear()
 
     @property
     def device(self) -> torch.device:
@@ -65,18 +66,16 @@ class Engine:
         tokens: n ids. parents: n node numbers, counted from the first node since the last commit; -1 for a node that
         follows the text directly. Returns logits [n, V]; with keep > 0, only those of the last `keep` nodes.
         """
+        first = len(self._parents)
         self._parents.extend(parents)
-        first = len(self._parents) - len(tokens)
-        positions = [self.length + depth for depth in depths_of(self._parents)[first:]]
-        output = self.model(
-            input_ids=torch.tensor([[token if token < self._known else 0 for token in tokens]], device=self.device),
-            attention_mask=self._mask(first),
-            position_ids=torch.tensor([positions], device=self.device),
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=keep,
+        depths = depths_of(self._parents)[first:]
+        logits = self._score(
+            [token if token < self._known else 0 for token in tokens],
+            [self.length + depth for depth in depths],
+            ancestor_mask(self._parents)[first:],
+            keep,
         )
-        logits: torch.Tensor = output.logits[0]
+        self._cache.append(len(tokens))
         if self._vocab is None or self._vocab == logits.shape[-1]:
             return logits
         return F.pad(logits, (0, self._vocab - logits.shape[-1]), value=-torch.inf)  # a negative pad cuts
@@ -88,10 +87,17 @@ class Engine:
         self._cache.commit(list(nodes))
         self._parents.clear()
 
-    def _mask(self, first: int) -> torch.Tensor:
-        """Additive mask [1, 1, n, length + nodes] for the nodes from number `first` on."""
-        visible = ancestor_mask(self._parents)[first:]
-        visible = torch.cat([torch.ones(len(visible), self.length, dtype=torch.bool), visible], dim=1)
+    def _score(self, tokens: list[int], positions: list[int], ancestors: torch.Tensor, keep: int) -> torch.Tensor:
+        """One pass. ancestors: bool [n, nodes], which nodes of the tree each new node sees, itself included."""
+        visible = F.pad(ancestors, (self.length, 0), value=True)
         mask = torch.zeros(visible.shape, dtype=self.model.dtype)
         mask.masked_fill_(~visible, torch.finfo(self.model.dtype).min)
-        return mask[None, None].to(self.model.device)
+        logits: torch.Tensor = self.model(
+            input_ids=torch.tensor([tokens], device=self.device),
+            attention_mask=mask[None, None].to(self.model.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits
+        return logits[0]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dynasurge.config import Settings
 from dynasurge.data import Prompt
-from dynasurge.generation import Generation, Session
+from dynasurge.generation import Generation, Session, make_engines
 from dynasurge.models import Pair
 from dynasurge.records import RecordFile, Row, Summary, make_row, run_name, summarise
 
@@ -34,7 +34,8 @@ class Evaluation:
         self, pair: Pair, plan: Mapping[str, Settings], dataset: str, prompts: Sequence[Prompt], output: Path | None
     ) -> None:
         self._plan, self._dataset, self._prompts = plan, dataset, prompts
-        self._sessions = {label: Session(pair, settings) for label, settings in plan.items()}
+        engines = make_engines(pair, list(plan.values()))
+        self._sessions = {label: Session(pair, settings, engines=engines) for label, settings in plan.items()}
         self._ids = {label: [s.encode(p.text) for p in prompts] for label, s in self._sessions.items()}
         self._runs = {label: run_name(settings, dataset) for label, settings in plan.items()}
         self.records = RecordFile(output, list(self._runs.values()))

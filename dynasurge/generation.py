@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from dynasurge import verification
 from dynasurge.config import Settings
-from dynasurge.decoding import Decoder, StepRecord
+from dynasurge.decoding import Decoder, StepRecord, Verify
 from dynasurge.drafting import BestFirst, Drafter, Shape, StaticShape
 from dynasurge.engine import Engine
 from dynasurge.errors import UsageError
+from dynasurge.graphs import GraphEngine
 from dynasurge.growmap import load_growmap
 from dynasurge.models import Pair
 from dynasurge.policies import POLICIES
@@ -44,25 +47,68 @@ class Generation:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    """A target's engine and, unless no tree is ever drafted, a draft's."""
+
+    target: Engine
+    draft: Engine | None
+
+    def reset(self) -> None:
+        """Forget the text."""
+        self.target.reset()
+        if self.draft is not None:
+            self.draft.reset()
+
+
+def make_engines(pair: Pair, plan: Sequence[Settings]) -> Engines:
+    """Engines large enough for any of these settings; on a GPU their passes are captured now."""
+    rooms, widths = [(0, 0)], [0]
+    for settings in plan:
+        text, shape = settings.prompt_len + settings.new_tokens, make_shape(settings)
+        rooms.append((text + shape.max_nodes, text + shape.max_read) if shape else (text, 0))
+        widths.append(shape.max_nodes if shape else 0)
+    target_room, draft_room = map(max, zip(*rooms, strict=True))
+    vocab = pair.target.config.get_text_config().vocab_size
+    return Engines(
+        target=_make_engine(pair.target, target_room, max(widths) + 1, vocab),
+        draft=_make_engine(pair.draft, draft_room, max(widths), vocab) if draft_room else None,
+    )
+
+
+def _make_engine(model: PreTrainedModel, room: int, widest: int, vocab: int) -> Engine:
+    if model.device.type == "cuda":
+        try:
+            engine = GraphEngine(model, room, widest=widest, vocab=vocab)
+            engine.capture()
+            return engine
+        except RuntimeError as error:  # what a capture raises if the model looks at values on the host
+            torch.cuda.synchronize(model.device)
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"{model.name_or_path} runs without CUDA graphs, which is slower: {reason}", stacklevel=3)
+    return Engine(model, room, vocab=vocab)
+
+
 class Session:
     """A pair ready to decode under fixed settings. Models are shared, caches are its own."""
 
-    def __init__(self, pair: Pair, settings: Settings) -> None:
+    def __init__(
+        self, pair: Pair, settings: Settings, *, engines: Engines | None = None, verify: Verify | None = None
+    ) -> None:
+        """engines: made for a plan that has these settings (see `make_engines`), to share them with other sessions; two
+        sessions that share engines take turns prompt by prompt. verify: replaces the settings' own rule, to look on."""
         self.pair, self.settings = pair, settings
         shape = make_shape(settings)
-        nodes = shape.max_nodes if shape else 0
-        settings.check_room(nodes)
+        settings.check_room(shape.max_nodes if shape else 0)
         self._check_positions()
-        self._engines = [Engine(pair.target, settings.prompt_len + settings.new_tokens + nodes)]
+        self.engines = engines if engines is not None else make_engines(pair, [settings])
         drafter = None
         if shape is not None:
-            # The draft also holds slots that lose their place to better ones deeper down.
-            room = settings.prompt_len + settings.new_tokens + shape.max_nodes * shape.max_depth
-            self._engines.append(Engine(pair.draft, room, vocab=pair.target.config.get_text_config().vocab_size))
+            assert self.engines.draft is not None
             policy = POLICIES[settings.policy if settings.T > 0 else "topk"]  # greedy text needs no chance
-            drafter = Drafter(self._engines[1], shape, policy, T=settings.T, P=settings.P)
-        verify = bfs if settings.rule == "bfs" else partial(verification.verify, RULES[settings.rule])
-        self._decoder = Decoder(self._engines[0], drafter, verify, T=settings.T, P=settings.P)
+            drafter = Drafter(self.engines.draft, shape, policy, T=settings.T, P=settings.P)
+        own = bfs if settings.rule == "bfs" else partial(verification.verify, RULES[settings.rule])
+        self._decoder = Decoder(self.engines.target, drafter, verify or own, T=settings.T, P=settings.P)
 
     def encode(self, text: str) -> list[int]:
         """A prompt's first `prompt_len` tokens. Raises UsageError if it has none."""
@@ -90,8 +136,7 @@ class Session:
             raise UsageError("prompt", f"of {len(ids)} tokens", reason, "cut it, or set prompt_len")
         generator = _stream(self.settings.seed, index)
         steps: list[StepRecord] = []
-        for engine in self._engines:
-            engine.reset()
+        self.engines.reset()
         start = time.perf_counter()
         self._decoder.prefill(ids)
         self._synchronize()

@@ -118,7 +118,8 @@ def test_text_prompts_are_cut_and_empty_ones_refused(pairs: dict[str, Pair]) -> 
 def test_the_draft_reads_each_token_once(pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch) -> None:
     """The draft keeps its cache: per step it reads what was emitted and its own tree, never the whole text again."""
     session = Session(pairs["llama"], Settings(T=0.9, mode="dTree", **SMALL))
-    drafter = session._engines[1]
+    drafter = session.engines.draft
+    assert drafter is not None
     reads: list[int] = []
     original = drafter.extend
     monkeypatch.setattr(drafter, "extend", lambda tokens: (reads.append(len(tokens)), original(tokens))[1])

@@ -8,6 +8,7 @@ from conftest import ARCHITECTURES, DEVICES, VOCAB, tiny_model
 from transformers import PreTrainedModel
 
 from dynasurge.engine import Engine
+from dynasurge.graphs import GraphEngine, bucket
 
 TEXT = [5, 17, 8, 40, 33, 9, 21]
 # Two families under the root, grown in two passes; node 0 is the root.
@@ -29,15 +30,22 @@ def assert_same(logits: torch.Tensor, plain: torch.Tensor) -> None:
     torch.testing.assert_close(logits, plain, atol=1e-5 if logits.device.type == "cpu" else 1e-4, rtol=0)
 
 
+def make(model: PreTrainedModel, device: str, captured: bool = True) -> Engine:
+    """The engine that a session would use there; every pass but the prompt's is captured."""
+    return GraphEngine(model, 64, widest=6) if captured and device == "cuda" else Engine(model, 64)
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str, device: str) -> None:
+def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str, device: str, captured: bool) -> None:
     model = tiny_model(architecture).to(device)
     model.set_attn_implementation(attention)
-    engine = Engine(model, 64)
+    engine = make(model, device, captured)
     assert_same(engine.extend(TEXT), plain_logits(model, TEXT))
-    logits = torch.cat([engine.forward(TOKENS, PARENTS), engine.forward(MORE_TOKENS, MORE_PARENTS)])
+    first = engine.forward(TOKENS, PARENTS).clone()  # a captured pass overwrites its logits
+    logits = torch.cat([first, engine.forward(MORE_TOKENS, MORE_PARENTS)])
     tokens, parents = TOKENS + MORE_TOKENS, PARENTS + MORE_PARENTS
     for node in range(len(tokens)):
         path = [tokens[n] for n in path_to(node, parents)]
@@ -48,7 +56,7 @@ def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str,
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_committing_a_path_then_continuing_equals_a_fresh_prefill(architecture: str, device: str) -> None:
     model = tiny_model(architecture).to(device)
-    engine = Engine(model, 64)
+    engine = make(model, device)
     engine.extend(TEXT)
     engine.forward(TOKENS, PARENTS)
     engine.commit([0, 1, 4])
@@ -84,3 +92,7 @@ def test_logits_are_cut_or_padded_to_the_targets_vocabulary(vocab: int) -> None:
     assert logits.shape == (vocab,)
     torch.testing.assert_close(logits[: min(vocab, VOCAB)], plain[: min(vocab, VOCAB)])
     assert bool((logits[VOCAB:] == -torch.inf).all())
+
+
+def test_buckets_hold_what_they_are_asked_to() -> None:
+    assert [bucket(n) for n in (1, 2, 3, 5, 8, 9, 17, 33, 65)] == [1, 2, 4, 8, 8, 16, 24, 40, 72]

@@ -1,0 +1,74 @@
+"""Analysis: what a pair, a policy and a rule come to, computed exactly wherever chance can be integrated out.
+
+Two kinds of numbers live here. `expected_accepted` is the mean accepted length of a rule on one drawn tree, exact over the
+rule's coins: comparing rules on the same trees needs no luck. `rank_acceptance` stands at nodes whose distributions are
+given and asks how often children of each sibling rank are accepted there: the acceptance vectors that static trees are
+optimised for, and the prior that dynamic trees start from. `text_distributions` provides such nodes from text that the
+target wrote itself, which is what an accepted path looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dynasurge import sampling
+from dynasurge.models import Pair
+from dynasurge.policies import POLICIES
+from dynasurge.tree import TokenTree
+from dynasurge.verification import Family, Rows, Rule, StopLaw, share_out
+
+
+def expected_accepted(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> float:
+    """Mean accepted drafted tokens of a rule, given the tree; arguments as in verification.py."""
+    return mean_depth(rule(tree, p, q), tree)
+
+
+def mean_depth(law: StopLaw, tree: TokenTree) -> float:
+    """Mean depth at which a path ends."""
+    depths = torch.tensor(tree.depths, dtype=law.stop.dtype).to(law.stop.device, non_blocking=True)
+    return float(law.stop @ depths)
+
+
+def rank_acceptance(
+    p: torch.Tensor, q: torch.Tensor, policy: str, k: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """At m nodes, draw up to k children each and verify them top-down.
+
+    p, q: float [m, V]. Returns (accepted, proposal), both float [m, k]: the probability that child j is the one accepted,
+    exact given the drawn children, and the probability its token was drawn with (1 for points); 0 where there is no child.
+    """
+    drawn = POLICIES[policy](q, [k] * len(q), generator)
+    width = max(len(children.tokens) for children in drawn)
+
+    def padded(rows: Sequence[Sequence[float]], fill: float = 0.0) -> torch.Tensor:
+        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=q.device)
+
+    exists = padded([[1.0] * len(children.tokens) for children in drawn]) > 0
+    sampled = max(sum(not point for point in children.point) for children in drawn)
+    tokens = padded([[*c.tokens, *[c.tokens[0]] * (width - len(c.tokens))] for c in drawn]).long()
+    numbers = torch.arange(len(q), device=q.device)
+    base = torch.stack([children.base for children in drawn])
+    family = Family(nodes=numbers, children=tokens, tokens=tokens, exists=exists, sampled=sampled, base=base)
+    weights, _, _ = share_out(family, p.new_ones(len(p), 1), p)
+    weights = weights * exists
+    before = (1.0 - weights).cumprod(-1).roll(1, -1)
+    before[:, 0] = 1.0
+    proposal = padded([children.proposal for children in drawn])
+    short = (0, k - width)
+    return torch.nn.functional.pad(weights * before, short), torch.nn.functional.pad(proposal, short)
+
+
+@torch.inference_mode()
+def text_distributions(
+    pair: Pair, prompt: Sequence[int], output: Sequence[int], *, T: float, P: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(p, q), float32 [len(output), V] each: both models' distributions ahead of every token of `output`."""
+    vocab = pair.target.config.get_text_config().vocab_size
+    both = []
+    for model in (pair.target, pair.draft):
+        text = torch.tensor([[*prompt, *output[:-1]]], device=model.device)
+        logits = model(text, logits_to_keep=len(output)).logits[0, :, :vocab]
+        both.append(sampling.to_probs(logits, T, P))
+    return both[0], both[1]

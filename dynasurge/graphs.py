@@ -1,0 +1,113 @@
+"""The engine on a GPU: passes of fixed widths, captured once as CUDA graphs and replayed.
+
+A small model's pass is hundreds of kernels of a few microseconds each; launched one by one from Python they take longer
+than they run. A captured graph launches them all at once. It replays the very same memory addresses and shapes, so:
+
+- a pass of n tokens runs in the next wider *bucket*; surplus tokens write to a spare row behind the cache and read row 0;
+- token ids, positions, rows and mask are static tensors that are refilled before a replay;
+- attention looks at the whole cache, and the mask hides what is not in use.
+
+Passes wider than the widest bucket (reading a prompt) run uncaptured on the same cache. Capturing costs some tenths of a
+second a bucket: `capture` does it ahead of time, so that no measurement pays for it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from dynasurge.engine import Engine
+
+WARM_UPS = 3  # passes before a capture: libraries allocate their workspaces in the first ones
+
+
+def bucket(n: int) -> int:
+    """The width that a pass of n tokens runs in: 1, 2, 4, 8, then multiples of 8."""
+    return 1 << (n - 1).bit_length() if n <= 8 else -(-n // 8) * 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Captured:
+    """A graph and its static tensors. numbers: int64 [3, n], token ids, positions and rows; hidden: bool [n, length]."""
+
+    graph: torch.cuda.CUDAGraph
+    numbers: torch.Tensor
+    hidden: torch.Tensor
+    logits: torch.Tensor
+
+
+class GraphEngine(Engine):
+    """An `Engine` whose passes of up to `widest` tokens are replayed. The logits of a pass live until the next one."""
+
+    def __init__(self, model: PreTrainedModel, max_length: int, *, widest: int, vocab: int | None = None) -> None:
+        super().__init__(model, max_length + 1, vocab=vocab)  # the spare row is the last
+        self.widest = bucket(widest)
+        self.capture_seconds = 0.0
+        self._captured: dict[int, _Captured] = {}
+
+    def capture(self) -> None:
+        """Capture every bucket that is not captured yet, widest first, so that the others reuse its memory."""
+        start = time.perf_counter()
+        for n in sorted({bucket(n) for n in range(1, self.widest + 1)} - self._captured.keys(), reverse=True):
+            self._captured[n] = self._capture(n)
+        self.capture_seconds += time.perf_counter() - start
+
+    def _score(self, tokens: list[int], positions: list[int], ancestors: torch.Tensor, keep: int) -> torch.Tensor:
+        n = len(tokens)
+        if n > self.widest:
+            return super()._score(tokens, positions, ancestors, keep)
+        if bucket(n) not in self._captured:
+            self.capture()
+        captured = self._captured[bucket(n)]
+        spare = captured.numbers.shape[1] - n
+        first = self._cache.filled
+        numbers = [
+            tokens + [0] * spare,
+            positions + [0] * spare,
+            [*range(first, first + n), *[self.max_length - 1] * spare],
+        ]
+        hidden = F.pad(~ancestors, (self.length, self.max_length - self.length - ancestors.shape[1]))
+        hidden[:, self.length + ancestors.shape[1] :] = True
+        captured.numbers.copy_(torch.tensor(numbers), non_blocking=True)
+        captured.hidden[:n].copy_(hidden, non_blocking=True)
+        captured.graph.replay()
+        return captured.logits[:n]
+
+    @torch.inference_mode()
+    def _capture(self, n: int) -> _Captured:
+        device = self.device
+        numbers = torch.zeros(3, n, dtype=torch.int64, device=device)
+        numbers[2] = self.max_length - 1
+        hidden = torch.ones(n, self.max_length, dtype=torch.bool, device=device)
+        hidden[:, 0] = False
+
+        def run() -> torch.Tensor:
+            mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=device)
+            mask.masked_fill_(hidden, torch.finfo(self.model.dtype).min)
+            self._cache.rows = numbers[2]
+            try:
+                logits: torch.Tensor = self.model(
+                    input_ids=numbers[:1],
+                    attention_mask=mask[None, None],
+                    position_ids=numbers[1:2],
+                    past_key_values=self._cache,
+                    use_cache=True,
+                ).logits
+            finally:
+                self._cache.rows = None
+            return logits[0]
+
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                run()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=next(iter(self._captured.values())).graph.pool() if self._captured else None):
+            logits = run()
+        return _Captured(graph=graph, numbers=numbers, hidden=hidden, logits=logits)

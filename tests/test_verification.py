@@ -1,0 +1,112 @@
+"""Verification at its numerical corners, and what it costs the host of a GPU."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from conftest import DEVICES
+
+from dynasurge.growmap import build_growmap
+from dynasurge.policies import POLICIES
+from dynasurge.tree import TokenTree
+from dynasurge.verification import RULES, verify
+
+EQUAL, LEFT, RIGHT = [0.5, 0.3, 0.2], [0.6, 0.4, 0.0], [0.0, 0.0, 1.0]
+CORNERS = {
+    "p = q": (EQUAL, EQUAL),
+    "zeros in p": (LEFT, EQUAL),
+    "zeros in q": (EQUAL, LEFT),
+    "disjoint": (RIGHT, LEFT),
+    "one token": ([1.0], [1.0]),
+    "both certain": (RIGHT, RIGHT),
+    "residual of rounding only": ([1.0 - 1e-7, 1e-7, 0.0], [1.0, 0.0, 0.0]),
+    "a child nearly sure to be refused": ([1e-30, 1.0, 0.0], [1.0 - 1e-7, 0.0, 1e-7]),
+}
+
+
+def draw_tree(shape: str, q: torch.Tensor, policy: str, seed: int) -> tuple[TokenTree, list[torch.Tensor]]:
+    """A static tree whose every node has the draft distribution q."""
+    growmap, generator = build_growmap(shape), torch.Generator().manual_seed(seed)
+    tokens, parents, point, bases = [0], [-1], [True], [q]
+    numbers = {0: 0}
+    for node in range(growmap.size):
+        if node not in numbers or not growmap.children[node]:
+            continue
+        children = POLICIES[policy](q[None], [len(growmap.children[node])], generator)[0]
+        bases[numbers[node]] = children.base
+        for number, token, is_point in zip(growmap.children[node], children.tokens, children.point, strict=False):
+            numbers[number] = len(tokens)
+            tokens.append(token)
+            parents.append(numbers[node])
+            point.append(is_point)
+            bases.append(q)
+    ones = (1.0,) * len(tokens)
+    return TokenTree(tokens=tuple(tokens), parents=tuple(parents), proposal=ones, point=tuple(point)), bases
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("corner", CORNERS)
+def test_corners_give_laws(corner: str, rule: str, policy: str, dtype: torch.dtype) -> None:
+    """No NaN, no lost mass, and never a bonus token that the target would not say."""
+    p, q = (torch.tensor(row, dtype=dtype) for row in CORNERS[corner])
+    for seed, shape in enumerate(["chain3", "2x2", "3x1", "2ary2"] * 4):
+        tree, bases = draw_tree(shape, q, policy, seed)
+        law = RULES[rule](tree, p.expand(tree.size + 1, -1), bases)
+        assert bool((law.stop >= 0).all())
+        assert float(law.stop.sum()) == pytest.approx(1.0, abs=1e-6)
+        for node in law.stop.nonzero()[:, 0]:
+            bonus = law.bonus(node[None])[0]
+            assert float(bonus.sum()) == pytest.approx(1.0, abs=1e-6)
+            assert bool((bonus >= 0).all())
+            assert float(bonus[p == 0].sum()) == 0.0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_perfect_draft_is_always_accepted(rule: str) -> None:
+    q = torch.tensor(EQUAL)
+    tree, bases = draw_tree("chain3", q, "sampled", 0)
+    assert RULES[rule](tree, q.expand(4, -1), bases).stop.tolist() == pytest.approx([0, 0, 0, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_disjoint_supports_are_never_accepted(rule: str) -> None:
+    p, q = torch.tensor(RIGHT), torch.tensor(LEFT)
+    tree, bases = draw_tree("2x2", q, "sampled", 0)
+    law = RULES[rule](tree, p.expand(tree.size + 1, -1), bases)
+    assert law.stop.tolist() == pytest.approx([1, 0, 0, 0, 0])
+    assert law.bonus(torch.tensor([0]))[0].tolist() == RIGHT
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nan_logits_are_named(rule: str) -> None:
+    tree, bases = draw_tree("2x1", torch.tensor(EQUAL), "sampled", 0)
+    with pytest.raises(ValueError, match="NaN"):
+        verify(RULES[rule], tree, torch.full((3, 3), torch.nan), bases, torch.Generator().manual_seed(0))
+
+
+def test_sampled_children_come_before_points() -> None:
+    with pytest.raises(ValueError, match="node 2 is sampled but follows a point"):
+        TokenTree(tokens=(0, 1, 2), parents=(-1, 0, 0), proposal=(1.0,) * 3, point=(True, True, False))
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="needs a GPU")
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("rule", RULES)
+def test_the_host_waits_for_the_device_once(rule: str, policy: str) -> None:
+    q = torch.softmax(torch.randn(50, generator=torch.Generator().manual_seed(0)), 0)
+    tree, bases = draw_tree("4x8", q, policy, 0)
+    p = q.cuda().expand(tree.size + 1, -1)
+    bases = [base.cuda() for base in bases]
+    verify(RULES[rule], tree, p, bases, torch.Generator().manual_seed(0))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            verify(RULES[rule], tree, p, bases, torch.Generator().manual_seed(0))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([w for w in caught if "synchron" in str(w.message)]) == 1
