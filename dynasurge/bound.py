@@ -56,6 +56,8 @@ import torch
 import torch.nn.functional as F
 
 from dynasurge.policies import POLICIES
+from dynasurge.tree import TokenTree
+from dynasurge.verification import Rule
 
 TAIL = 1e-14  # what may be cut off the integral at large times
 STEP = 0.7  # of the quadrature, in units of 1 / sqrt(k): about the spread of the k-th ring in log time
@@ -150,3 +152,25 @@ def _quadrature(q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     u = torch.arange(-3.6, end + step, step, dtype=q.dtype)
     t = torch.exp(u - torch.exp(-u))
     return t, step * t * (1.0 + torch.exp(-u))
+
+
+def node_acceptance(
+    rule: Rule, p: torch.Tensor, q: torch.Tensor, k: int, policy: str, draws: int, generator: torch.Generator
+) -> float:
+    """The probability that `rule` accepts one of k children: a mean over `draws` drawn sets of children.
+
+    p, q: [V]. Each set is judged without chance, so the only error is that of the mean over sets: below 0.5 / sqrt(draws).
+    """
+    accepted = 0.0
+    for _ in range(draws):
+        children = POLICIES[policy](q[None], [k], generator)[0]
+        tree = TokenTree(
+            tokens=(0, *children.tokens),
+            parents=(-1, *(0 for _ in children.tokens)),
+            proposal=(1.0, *children.proposal),
+            point=(True, *children.point),
+        )
+        rows = tree.size + 1
+        stop = rule(tree, p.expand(rows, -1), children.base.expand(rows, -1)).stop
+        accepted += 1.0 - float(torch.as_tensor(stop, dtype=torch.float64)[0])
+    return accepted / draws

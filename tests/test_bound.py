@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ import toy
 from scipy.optimize import linprog
 
 from dynasurge import bound
-from dynasurge.bound import acceptance_bound
+from dynasurge.bound import acceptance_bound, node_acceptance
 from dynasurge.policies import POLICIES
 from dynasurge.sampling import draw_distinct
+from dynasurge.verification import RULES, topdown
 
 
 def distribution(seed: int, vocab: int, sharpness: float = 1.5, zeros: int = 0) -> torch.Tensor:
@@ -72,6 +74,25 @@ def test_the_bound_is_the_optimum_of_the_linear_programme(policy: str, k: int, m
     toy.scripted(monkeypatch)
     for p, q in nodes((1, 2, 3, 4, 5)):
         assert acceptance_bound(p, q, k, policy) == pytest.approx(best_coupling(p, drafts_law(q, k, policy)), abs=1e-9)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_rule_is_above_the_bound(policy: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And topdown is on it with point masses (hybrid included), strictly below it with several sampled children."""
+    toy.scripted(monkeypatch)
+    gaps = []
+    for p, q in nodes((2, 4)):
+        best = acceptance_bound(p, q, k, policy)
+        for name, rule in RULES.items():
+            runs = toy.enumerate_runs(partial(node_acceptance, rule, p, q, k, policy, 1))
+            gap = best - sum(weight * accepted for weight, accepted in runs)
+            assert gap > -1e-9, name
+            gaps.append(gap)
+    if policy == "sampled" and k > 1:
+        assert max(gaps) > 1e-2
+    else:
+        assert max(gaps) < 1e-9
 
 
 def test_one_sampled_child_is_accepted_with_the_overlap() -> None:
@@ -145,9 +166,16 @@ def test_a_whole_vocabulary_agrees_with_draws(k: int, monkeypatch: pytest.Monkey
         chance = float(escape[prefix])
         error = (chance * (1 - chance) / draws) ** 0.5
         assert float((last >= prefix).double().mean()) == pytest.approx(chance, abs=4 * error)
+    assert node_acceptance(topdown, p, q, k, "sampled", 50, generator) < best + 4 * 0.5 / 50**0.5
 
     monkeypatch.setattr(bound, "STEP", bound.STEP / 2)
     assert float((bound._escape(q, k) - escape).abs().max()) < 1e-10
+
+
+def test_a_mean_over_drawn_children_nears_the_hybrid_bound() -> None:
+    p, q = distribution(0, 200, 2.0).float(), distribution(1, 200, 2.0).float()
+    mean = node_acceptance(topdown, p, q, 4, "hybrid", 2_000, torch.Generator().manual_seed(3))
+    assert mean == pytest.approx(acceptance_bound(p, q, 4, "hybrid"), abs=4 * 0.5 / 2_000**0.5)
 
 
 def test_mistakes_are_named() -> None:
