@@ -89,7 +89,7 @@ def tree_figure(parents: Sequence[int], *, labels: Sequence[str] | None = None, 
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0, labelsize=8, labelcolor=INK)
-    figure.supxlabel(caption, fontsize=8, color=INK)
+    figure.supxlabel(caption, fontsize=8, color=INK, parse_math=False)
     return figure
 
 
@@ -101,7 +101,7 @@ def tree_positions(parents: Sequence[int]) -> list[float]:
     """
     children = children_of(parents)
     shift = [0.0] * len(parents)  # from the parent
-    # outline[u]: the extreme x of u's subtree on its own level and each below, relative to u
+    # lefts[u], rights[u]: the outline of u's subtree, on its own level and each below, relative to u
     lefts: list[list[float]] = [[0.0] for _ in parents]
     rights: list[list[float]] = [[0.0] for _ in parents]
     for u in reversed(range(len(parents))):

@@ -43,6 +43,7 @@ def test_the_picture_has_a_label_a_node_and_stays_on_a_page() -> None:
     assert [text.get_text() for text in axes.texts] == [str(u) for u in range(128)]
     low, high = axes.get_ylim()
     assert low > high, "the root on top"
+    assert [text.get_text() for text in tree_figure((-1,)).axes[0].texts] == ["0"], "a bare root"
     words = tree_figure((-1, 0, 0), labels=["The", " harbour", "$x$"], caption="step 3").axes[0].texts
     assert [text.get_text() for text in words] == ["The", " harbour", "$x$"]
     assert not any(text.get_parse_math() for text in words), "a token is no formula"
