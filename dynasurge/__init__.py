@@ -1,6 +1,6 @@
 """Dynasurge: tree-speculative decoding that fits the tree to the prompt and never changes what the target says.
 
-Reading order: tree, growmap, sampling, policies, drafting, verification, cache, engine, decoding, generation.
+Reading order: tree, growmap, optimal, sampling, policies, drafting, verification, cache, engine, decoding, generation.
 
 The public names below are imported when first used, so that `dynasurge --help` and a mistyped flag answer at once
 instead of after torch and transformers have loaded.
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dynasurge.generation import Generation, Session, generate
     from dynasurge.growmap import Growmap, build_growmap, load_growmap, save_growmap
     from dynasurge.models import Pair, load_pair
+    from dynasurge.optimal import SizedGrowmap, best_size, expected_accepted, optimal_growmap
     from dynasurge.tree import TokenTree
 
 __version__ = "0.1.0"
@@ -33,6 +34,10 @@ _HOME = {
     "save_growmap": "growmap",
     "Pair": "models",
     "load_pair": "models",
+    "SizedGrowmap": "optimal",
+    "best_size": "optimal",
+    "expected_accepted": "optimal",
+    "optimal_growmap": "optimal",
     "TokenTree": "tree",
 }
 
@@ -42,12 +47,16 @@ __all__ = [
     "Pair",
     "Session",
     "Settings",
+    "SizedGrowmap",
     "TokenTree",
     "UsageError",
+    "best_size",
     "build_growmap",
+    "expected_accepted",
     "generate",
     "load_growmap",
     "load_pair",
+    "optimal_growmap",
     "save_growmap",
 ]
 

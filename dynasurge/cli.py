@@ -2,7 +2,7 @@
 
     dynasurge [flags]                 decode a dataset in one mode
     dynasurge compare [flags]         the same prompts through auto, sTree and dTree, interleaved
-    dynasurge growmap SHAPE FILE      write a static tree shape
+    dynasurge growmap SHAPE FILE      write a static tree shape; optimise, show and draw one (growmap_cli.py)
 
 Exit codes: 0 done; 2 something the user can mend, said in one line; 130 stopped by Ctrl-C (run again to go on).
 """
@@ -34,6 +34,8 @@ EPILOG = """\
 other commands (each has its own --help):
   dynasurge compare ...          the same prompts through auto, sTree and dTree, interleaved
   dynasurge growmap SHAPE FILE   write a static tree shape: 4x8, chain8, 2ary4
+  dynasurge growmap optimise ... write the best shape for a measured acceptance vector
+  dynasurge growmap show FILE    print a shape; dynasurge growmap draw FILE --output tree.png draws it
 
 example:
   dynasurge --mode dTree --B 4 --T 0.6 --start 0 --end 14 --output runs/first
@@ -55,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments[:1] == ["growmap"]:
-            return _growmap(arguments[1:])
+            from dynasurge.growmap_cli import growmap_command  # it loads torch
+
+            return growmap_command(arguments[1:])
         if arguments[:1] == ["compare"]:
             return _compare(arguments[1:])
         return _decode(arguments)
@@ -119,19 +123,6 @@ def _compare(arguments: list[str]) -> int:
             settings = _settings(args, use_bfs=True, etv=args.etv, **own)
             plan[f"{label}{_suffix(settings)}"] = settings
     return _evaluate(args, plan, figure=True)
-
-
-def _growmap(arguments: list[str]) -> int:
-    from dynasurge.growmap import SPEC_HELP, build_growmap, save_growmap
-
-    parser = Parser(prog="dynasurge growmap", description="Write a static tree shape in the field's .pt format.")
-    parser.add_argument("shape", metavar="SHAPE", help=SPEC_HELP)
-    parser.add_argument("file", metavar="FILE", help="the .pt file to write")
-    args = parser.parse_args(arguments)
-    growmap = build_growmap(args.shape)
-    save_growmap(growmap, args.file)
-    print(f"{args.file}: {growmap.size} nodes with the root, depth {growmap.depth}")
-    return 0
 
 
 def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
