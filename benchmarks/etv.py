@@ -26,7 +26,7 @@ from dynasurge import Settings, load_pair
 from dynasurge.analysis import mean_depth
 from dynasurge.data import load_prompts
 from dynasurge.generation import Session, make_engines
-from dynasurge.verification import RULES, Verdict, verify
+from dynasurge.verification import RULES, Verdict, draw_verdict
 
 STATIC = {"4x8": "growmaps/4x8-tree.pt", "8x8": "growmaps/8x8-tree.pt"}
 BUDGETS = (16, 32, 64)
@@ -46,15 +46,16 @@ def shapes(growmaps: list[str], policies: list[str]) -> dict[str, dict[str, Any]
 class Watch:
     """Verifies by one rule and adds up what each rule would have accepted on the same trees."""
 
-    def __init__(self, rule: str, others: list[str]) -> None:
-        self.rule, self.others = rule, others
+    def __init__(self, rule: str, rules: list[str]) -> None:
+        self.rule, self.rules = rule, rules
         self.expected: dict[str, float] = defaultdict(float)
 
     def __call__(self, tree: Any, p: Any, q: Any, generator: torch.Generator) -> Verdict:
         rows = p[torch.arange(tree.size + 1, device=p.device)]
-        for name in self.others:
-            self.expected[name] += mean_depth(RULES[name](tree, rows, q), tree)
-        return verify(RULES[self.rule], tree, rows, q, generator)
+        laws = {name: RULES[name](tree, rows, q) for name in self.rules}
+        for name, law in laws.items():
+            self.expected[name] += mean_depth(law, tree)
+        return draw_verdict(laws[self.rule], tree, generator)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -171,6 +171,6 @@ def node_acceptance(
             point=(True, *children.point),
         )
         rows = tree.size + 1
-        stop = rule(tree, p.expand(rows, -1), children.base.expand(rows, -1)).stop
-        accepted += 1.0 - float(torch.as_tensor(stop, dtype=torch.float64)[0])
+        stop = rule(tree, p.expand(rows, -1), [children.base] * rows).stop
+        accepted += 1.0 - float(stop[0])
     return accepted / draws

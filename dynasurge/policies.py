@@ -68,18 +68,18 @@ Policy = Callable[[torch.Tensor, Sequence[int], torch.Generator], list[Children]
 def sampled(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -> list[Children]:
     """widths[i] tokens without replacement from row i of q [m, V] (Sequoia, arXiv 2402.12374; DySpec)."""
     tokens = sampling.draw_distinct(q, max(widths), generator)
-    masses = q.gather(1, tokens.clamp(min=0)).tolist()
     # The first token's mean probability: all that may be known of it before the draw.
-    expected = (q * q).sum(-1).tolist()
+    expected = (q * q).sum(-1, keepdim=True)
+    drawn, masses, means = _read(tokens, q.gather(1, tokens.clamp(min=0)), expected)
     out = []
-    for row, width, row_tokens, row_masses, first in zip(q, widths, tokens.tolist(), masses, expected, strict=True):
+    for row, width, row_tokens, row_masses, (first,) in zip(q, widths, drawn, masses, means, strict=True):
         children, left, reach = Children(base=row), 1.0, 1.0
         for rank, (token, mass) in enumerate(zip(row_tokens[:width], row_masses, strict=False)):
             if token < 0:
                 break
             proposal = min(1.0, mass / left) if left > 0 else 1.0
             slot, node = reach * acceptance(rank, first), reach * acceptance(rank, proposal)
-            children.add(token, proposal=proposal, slot=slot, node=node, point=False)
+            children.add(int(token), proposal=proposal, slot=slot, node=node, point=False)
             left -= mass
             reach -= node
         out.append(children)
@@ -91,13 +91,12 @@ def topk(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -> 
 
     Nothing is random here, so a slot's value may look at its own token. `generator` is not used.
     """
-    values, tokens = q.topk(min(max(widths), q.shape[-1]), dim=-1)
+    best = q.topk(min(max(widths), q.shape[-1]), dim=-1)
+    tokens, values = _read(best.indices, best.values)
     out = []
-    for row, width, row_tokens, row_values in zip(q, widths, tokens.tolist(), values.tolist(), strict=True):
+    for row, width, row_tokens, row_values in zip(q, widths, tokens, values, strict=True):
         children = Children(base=row)
-        for token, value in zip(row_tokens[:width], row_values, strict=False):
-            if value > 0:
-                children.add(token, slot=value, node=value, point=True)
+        _add_points(children, row_tokens[:width], row_values)
         out.append(children)
     return out
 
@@ -105,24 +104,44 @@ def topk(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -> 
 def hybrid(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -> list[Children]:
     """One token sampled outside the top widths[i] - 1 of row i, verified first, then those as point masses.
 
-    For one node this comes within a hair of what any lossless scheme can accept ("greedy" drafting).
+    At a single node topdown verification then accepts as much as any lossless rule can (bound.py; "greedy" drafting).
     """
-    points = topk(q, [width - 1 for width in widths], generator)
-    base = q.clone()
-    for row, children in zip(base, points, strict=True):
-        row[children.tokens] = 0.0
+    best = q.topk(min(max(widths) - 1, q.shape[-1]), dim=-1)
+    ranks = torch.arange(best.indices.shape[1])
+    outside = (ranks >= torch.tensor(widths)[:, None] - 1).to(q.device, non_blocking=True)
+    base = q.scatter(1, best.indices, best.values * outside)  # without the points of each row
+    drawn = sampling.draw_distinct(base, 1, generator)
+    tokens, values, heads, masses, rests = _read(
+        best.indices, best.values, drawn, base.gather(1, drawn.clamp(min=0)), base.sum(-1, keepdim=True)
+    )
     out = []
-    for row, mass, head, tail in zip(
-        base, base.sum(-1).tolist(), sampled(base, [1] * len(base), generator), points, strict=True
+    for row, width, row_tokens, row_values, (head,), (mass,), (rest,) in zip(
+        base, widths, tokens, values, heads, masses, rests, strict=True
     ):
         children = Children(base=row)
-        for token, proposal in zip(head.tokens, head.proposal, strict=True):
+        if head >= 0:
             # Verified before its siblings, so it must be worth a place before them (see drafting.py).
-            slot = max(mass, *tail.slot) if tail.slot else mass
-            children.add(token, proposal=proposal / mass, slot=slot, node=mass, point=False)
-        for token, value in zip(tail.tokens, tail.slot, strict=True):
-            children.add(token, slot=value, node=value, point=True)
+            slot = max(rest, *row_values[:1]) if width > 1 else rest
+            children.add(int(head), proposal=mass / rest, slot=slot, node=rest, point=False)
+        _add_points(children, row_tokens[: width - 1], row_values)
         out.append(children)
+    return out
+
+
+def _add_points(children: Children, tokens: Sequence[float], values: Sequence[float]) -> None:
+    for token, value in zip(tokens, values, strict=False):
+        if value > 0:
+            children.add(int(token), slot=value, node=value, point=True)
+
+
+def _read(*columns: torch.Tensor) -> list[list[list[float]]]:
+    """Tensors [m, k_i] as nested lists, in one wait for the device. float64 holds token ids exactly."""
+    packed = torch.cat([column.double() for column in columns], dim=1).tolist()
+    out, start = [], 0
+    for column in columns:
+        end = start + column.shape[1]
+        out.append([row[start:end] for row in packed])
+        start = end
     return out
 
 

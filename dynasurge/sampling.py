@@ -57,13 +57,13 @@ def draw_distinct(probs: torch.Tensor, k: int, generator: torch.Generator) -> to
         blocks = blocks.clone()
     mass = blocks.sum(-1, dtype=torch.float64)
     uniforms = torch.rand(k, 2, m, generator=generator, dtype=torch.float64).to(probs.device, non_blocking=True)
-    rows = torch.arange(m, device=probs.device)
+    rows, zero = torch.arange(m, device=probs.device), probs.new_zeros(())  # a number from the host would be waited for
     tokens = torch.empty(m, k, dtype=torch.int64, device=probs.device)
     for j in range(k):
         block, exhausted = _invert(mass, uniforms[j, 0])
         inside, _ = _invert(blocks[rows, block].double(), uniforms[j, 1])
         tokens[:, j] = torch.where(exhausted, -1, block * width + inside)
-        blocks[rows, block, inside] = 0.0
+        blocks[rows, block, inside] = zero
         mass[rows, block] = blocks[rows, block].sum(-1, dtype=torch.float64)
     return tokens
 

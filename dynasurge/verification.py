@@ -73,7 +73,11 @@ Rule = Callable[[TokenTree, Rows, Sequence[torch.Tensor]], StopLaw]
 
 def verify(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator) -> Verdict:
     """Draw where the accepted path ends, then the bonus token. Raises ValueError if p has no mass (NaN logits)."""
-    law = rule(tree, p, q)
+    return draw_verdict(rule(tree, p, q), tree, generator)
+
+
+def draw_verdict(law: StopLaw, tree: TokenTree, generator: torch.Generator) -> Verdict:
+    """The two draws of `verify`."""
     node = sampling.draw_distinct(law.stop[None], 1, generator)[0]
     bonus = sampling.draw_distinct(law.bonus(node.clamp(min=0)), 1, generator)[0]
     end, token = torch.cat([node, bonus]).tolist()  # the one time the host waits for the device
