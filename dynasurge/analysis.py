@@ -40,24 +40,27 @@ def rank_acceptance(
     exact given the drawn children, and the probability its token was drawn with (1 for points); 0 where there is no child.
     """
     drawn = POLICIES[policy](q, [k] * len(q), generator)
-    width = max(len(children.tokens) for children in drawn)
-
-    def padded(rows: Sequence[Sequence[float]], fill: float = 0.0) -> torch.Tensor:
-        return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], device=q.device)
-
-    exists = padded([[1.0] * len(children.tokens) for children in drawn]) > 0
-    sampled = max(sum(not point for point in children.point) for children in drawn)
-    tokens = padded([[*c.tokens, *[c.tokens[0]] * (width - len(c.tokens))] for c in drawn]).long()
-    numbers = torch.arange(len(q), device=q.device)
-    base = torch.stack([children.base for children in drawn])
-    family = Family(nodes=numbers, children=tokens, tokens=tokens, exists=exists, sampled=sampled, base=base)
-    weights, _, _ = share_out(family, p.new_ones(len(p), 1), p)
-    weights = weights * exists
-    before = (1.0 - weights).cumprod(-1).roll(1, -1)
-    before[:, 0] = 1.0
-    proposal = padded([children.proposal for children in drawn])
-    short = (0, k - width)
-    return torch.nn.functional.pad(weights * before, short), torch.nn.functional.pad(proposal, short)
+    accepted, proposal = p.new_zeros(len(p), k), p.new_zeros(len(p), k)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, children in enumerate(drawn):
+        if children.tokens:
+            groups.setdefault((len(children.tokens), sum(children.point)), []).append(row)
+    for (count, points), rows in groups.items():
+        tokens = torch.tensor([drawn[row].tokens for row in rows], device=p.device)
+        family = Family(
+            nodes=torch.tensor(rows, device=p.device),
+            children=tokens,
+            tokens=tokens,
+            exists=torch.ones_like(tokens, dtype=torch.bool),
+            sampled=count - points,
+            base=torch.stack([drawn[row].base for row in rows]),
+        )
+        weights, _, _ = share_out(family, p.new_ones(len(rows), 1), p[rows])
+        passed = (1.0 - weights).cumprod(-1)
+        accepted[rows, :count] = weights
+        accepted[rows, 1:count] *= passed[:, :-1]
+        proposal[rows, :count] = torch.tensor([drawn[row].proposal for row in rows], dtype=p.dtype, device=p.device)
+    return accepted, proposal
 
 
 @torch.inference_mode()
