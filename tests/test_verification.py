@@ -72,6 +72,17 @@ def test_a_perfect_draft_is_always_accepted(rule: str) -> None:
     assert RULES[rule](tree, q.expand(4, -1), bases).stop.tolist() == pytest.approx([0, 0, 0, 1], abs=1e-6)
 
 
+@pytest.mark.parametrize("shape", ["4x3", "3x1", "chain3"])
+def test_on_k_by_d_trees_traversal_is_reserved(shape: str) -> None:
+    """So its guarantee, never below topdown at any node, is traversal's there."""
+    source = torch.Generator().manual_seed(5)
+    for seed in range(20):
+        p, q = torch.softmax(2 * torch.randn(2, 8, generator=source, dtype=torch.float64), -1)
+        tree, bases = draw_tree(shape, q, "sampled", seed)
+        laws = [RULES[rule](tree, p.expand(tree.size + 1, -1), bases).stop for rule in ("traversal", "reserved")]
+        torch.testing.assert_close(*laws, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_disjoint_supports_are_never_accepted(rule: str) -> None:
     p, q = torch.tensor(RIGHT), torch.tensor(LEFT)
