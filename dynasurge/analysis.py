@@ -15,7 +15,7 @@ import torch
 
 from dynasurge import sampling
 from dynasurge.models import Pair
-from dynasurge.policies import POLICIES
+from dynasurge.policies import POLICIES, Wish
 from dynasurge.tree import TokenTree
 from dynasurge.verification import Family, Rows, Rule, StopLaw, share_out
 
@@ -39,7 +39,7 @@ def rank_acceptance(
     p, q: float [m, V]. Returns (accepted, proposal), both float [m, k]: the probability that child j is the one accepted,
     exact given the drawn children, and the probability its token was drawn with (1 for points); 0 where there is no child.
     """
-    drawn = POLICIES[policy](q, [k] * len(q), generator)
+    drawn = POLICIES[policy](q, [Wish(k=k)] * len(q), generator)
     accepted, proposal = p.new_zeros(len(p), k), p.new_zeros(len(p), k)
     groups: dict[tuple[int, int], list[int]] = {}
     for row, children in enumerate(drawn):

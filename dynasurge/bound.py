@@ -55,7 +55,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from dynasurge.policies import POLICIES
+from dynasurge.policies import POLICIES, Wish
 from dynasurge.tree import TokenTree
 from dynasurge.verification import Rule
 
@@ -163,7 +163,7 @@ def node_acceptance(
     """
     accepted = 0.0
     for _ in range(draws):
-        children = POLICIES[policy](q[None], [k], generator)[0]
+        children = POLICIES[policy](q[None], [Wish(k=k)], generator)[0]
         tree = TokenTree(
             tokens=(0, *children.tokens),
             parents=(-1, *(0 for _ in children.tokens)),

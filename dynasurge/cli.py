@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dynasurge.config import DEMO, DTYPES, ETVS, MODES, POLICIES, Settings
+from dynasurge.config import AUTO_DEPTH, DEMO, DTYPES, ETVS, MODES, POLICIES, VALUES, Settings
 from dynasurge.data import DEFAULT_ROWS, HUB_DATASETS
 from dynasurge.errors import UsageError
 
@@ -145,18 +145,33 @@ def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> 
     add("--prompt-len", default=DEFAULTS["prompt_len"], help=f"prompts are cut to N tokens {default}", **number)
     add("--new-tokens", default=DEFAULTS["new_tokens"], help=f"generate up to N tokens {default}", **number)
     add("--M", default=DEFAULTS["M"], help=f"cache length: prompt + new tokens + tree must fit {default}", **number)
-    budget = "dTree: at most N drafted nodes a tree, root not counted"
+    budget = "dTree: at most N drafted nodes a tree, root not counted; auto: as many as pay for their time here"
+    nodes: dict[str, Any] = {"type": _budget, "metavar": "N"}
     if several:
         add(
             "--B",
             default=[DEFAULTS["B"]],
             nargs="+",
             help=f"{budget}; several give a column each (default: {DEFAULTS['B']})",
-            **number,
+            **nodes,
         )
     else:
-        add("--B", default=DEFAULTS["B"], help=f"{budget} {default}", **number)
-    add("--max-depth", default=None, help="dTree: at most N levels (default: log2 of --B, at least 2)", **number)
+        add("--B", default=DEFAULTS["B"], help=f"{budget} {default}", **nodes)
+    add("--fill", action="store_true", help="dTree: spend the whole budget, whether or not a node pays for its time")
+    add(
+        "--values",
+        choices=VALUES,
+        default=DEFAULTS["values"],
+        help="dTree: what slots are thought worth: learned: from this prompt's own steps; fixed: the prior they start "
+        f"from; own: the draft's probabilities {default}",
+    )
+    add(
+        "--lookup",
+        action=argparse.BooleanOptionalAction,
+        default=DEFAULTS["lookup"],
+        help=f"dTree: also propose what followed the last tokens earlier in the text {default}",
+    )
+    add("--max-depth", default=None, help=f"dTree: at most N levels (default: {AUTO_DEPTH})", **number)
     add(
         "--max-children", default=DEFAULTS["max_children"], help=f"dTree: at most N children a node {default}", **number
     )
@@ -191,6 +206,12 @@ def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> 
     )
     add("--output", metavar="DIR", help="write records.jsonl and summary.json there; run again to resume")
     add("--verbose", action="store_true", help="print each prompt's text and acceptance as it is done")
+
+
+def _budget(text: str) -> int | str:
+    if text != "auto" and not text.lstrip("-").isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor auto")
+    return text if text == "auto" else int(text)
 
 
 def _settings(args: argparse.Namespace, **own: Any) -> Settings:

@@ -17,11 +17,14 @@ from dynasurge.errors import UsageError
 Mode = Literal["auto", "sTree", "dTree"]
 Etv = Literal["traversal", "reserved", "bfs"]
 Policy = Literal["sampled", "topk", "hybrid"]
+Values = Literal["learned", "fixed", "own"]
 MODES: tuple[str, ...] = get_args(Mode)
 POLICIES: tuple[str, ...] = get_args(Policy)
+VALUES: tuple[str, ...] = get_args(Values)
 ETVS: tuple[str, ...] = get_args(Etv)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEMO = "demo"
+AUTO_NODES, AUTO_DEPTH = 128, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +38,11 @@ class Settings:
     M: int = 384
     mode: Mode = "dTree"
     growmap: str | None = None
-    B: int = 8
+    B: int | Literal["auto"] = "auto"
+    fill: bool = False
     policy: Policy = "sampled"
+    values: Values = "learned"
+    lookup: bool = True
     use_bfs: bool = False
     etv: Etv = "traversal"
     max_depth: int | None = None
@@ -51,13 +57,18 @@ class Settings:
         _one_of("--mode", self.mode, MODES)
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--policy", self.policy, POLICIES)
+        _one_of("--values", self.values, VALUES)
         _one_of("--etv", self.etv, ETVS)
         _finite("--T", self.T, self.T >= 0, "a temperature is 0 (greedy) or more", "try --T 0.6")
         _finite("--P", self.P, 0 < self.P <= 1, "top-p lies in (0, 1]", "use --P 1.0 to keep every token")
-        for name, example in (("B", 8), ("M", 384), ("max_children", 8)):
+        for name, example in (("M", 384), ("max_children", 8)):
             _at_least(name, getattr(self, name), 1, example)
-        if self.B > 4096:
-            raise UsageError("--B", self.B, "no step pays for more than 4096 nodes", "try --B 64")
+        if self.B != "auto":
+            _at_least("B", self.B, 1, 8)
+            if self.B > 4096:
+                raise UsageError("--B", self.B, "no step pays for more than 4096 nodes", "try --B 64")
+        elif self.fill:
+            raise UsageError("--fill", True, "there is no budget to fill with --B auto", "name one, as in --B 64")
         if self.max_depth is not None:
             _at_least("max_depth", self.max_depth, 1, 4)
         for name in ("prompt_len", "new_tokens"):
@@ -91,13 +102,14 @@ class Settings:
         return self.rule != "bfs"
 
     @property
-    def depth_bound(self) -> int:
-        """Levels a dynamic tree may have when no growmap bounds it: `max_depth`, or log2 of B, at least 2.
+    def budget(self) -> int:
+        """At most so many nodes a dynamic tree; `auto` is what fits in M, and never more than AUTO_NODES."""
+        return self.B if self.B != "auto" else max(1, min(AUTO_NODES, self.M - self.prompt_len - self.new_tokens))
 
-        The default balances levels, each a draft pass, against breadth: measured on the demo pair, 2 is best at B = 4
-        and 3 to 4 at B = 8 to 16.
-        """
-        return self.max_depth if self.max_depth is not None else max(2, self.B.bit_length() - 1)
+    @property
+    def depth_bound(self) -> int:
+        """Levels a dynamic tree may have when no growmap bounds it."""
+        return self.max_depth if self.max_depth is not None else AUTO_DEPTH
 
     def check_room(self, tree_nodes: int) -> None:
         """Raise UsageError unless a prompt, what is generated after it, and a tree fit in M cache rows together.

@@ -19,7 +19,7 @@ import torch
 from dynasurge import sampling
 from dynasurge.drafting import NO_DISTRIBUTION, Draft, Drafter, TreeEngine
 from dynasurge.tree import TokenTree
-from dynasurge.verification import Rows, Verdict
+from dynasurge.verification import Rows, Verdict, reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,8 @@ class Decoder:
         """Read a prompt of at least one token into empty engines: all but its last token, which is the first root."""
         if len(prompt) > 1:
             self._target.extend(prompt[:-1])
-            if self._drafter is not None:
-                self._drafter.read(prompt[:-1])
+        if self._drafter is not None:
+            self._drafter.start(prompt[:-1])
 
     def steps(
         self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
@@ -90,13 +90,13 @@ class Decoder:
 
     def _grow(self, text: list[int], generator: torch.Generator, max_depth: int) -> Draft:
         if self._drafter is None or max_depth == 0:
-            return Draft(tree=TokenTree.root(text[-1]), q=[NO_DISTRIBUTION], rows=[None])
+            return Draft(tree=TokenTree.root(text[-1]), q=[NO_DISTRIBUTION])
         return self._drafter.grow(text, generator, max_depth)
 
     def _commit(self, draft: Draft, verdict: Verdict) -> None:
         self._target.commit((0, *verdict.path))
-        if self._drafter is not None:
-            self._drafter.commit(draft, verdict.path)
+        if self._drafter is not None and draft.passes:
+            self._drafter.learn(draft, verdict.path, reach(draft.tree, verdict.stop))
 
 
 class _LazyProbs:

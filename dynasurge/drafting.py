@@ -1,106 +1,34 @@
 """Drafting: growing a token tree level by level, static or dynamic.
 
-One draft pass scores a whole level. Its nodes' children are then drawn, and a *shape* decides two things: how many
-children each node may get, and which of all the slots drawn so far stay in the tree.
+One draft pass scores a whole level. Its nodes' children are then proposed, and a *shape* decides how many children each
+node may get, which of all the slots proposed so far stay, and whether another level is worth its pass (shapes.py). The
+slots' values come from `Acceptance` (acceptance.py), which this prompt's own steps teach.
 
-- `StaticShape`: the growmap says how many; everything drawn stays.
-- `BestFirst`: under a budget of B nodes, the B slots of highest value stay. A slot's value is known before its token is
-  drawn and never exceeds its parent's or its earlier sibling's, so keeping the B best of a wide frontier draws exactly the
-  same law as growing the best slot one at a time until B are drawn; it only takes fewer draft passes. That a slot stays
-  is thus decided by values alone, never by the token it turned out to have: the tree is properly drawn.
+Why a shape may drop slots at all: a slot's value is settled before its token is drawn, and never exceeds its parent's
+or its elder sibling's. So keeping the B best of a wide frontier draws the same law as growing the best slot one at a
+time, in fewer passes; and that a slot stays is decided by values alone, never by the token it turned out to have: the
+tree is properly drawn (docs/verification.md).
 
-The draft keeps its cache across steps: rows of accepted nodes are committed, and the one or two newest tokens are read
-at the start of the next step.
+The draft keeps its cache across steps: rows of accepted nodes are committed, and tokens that the draft has not read yet
+(the bonus, the last level's) are read at the start of the next step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 
 from dynasurge import sampling
-from dynasurge.growmap import Growmap
-from dynasurge.policies import Policy
+from dynasurge.acceptance import Acceptance
+from dynasurge.lookup import Lookup
+from dynasurge.policies import Child, Policy, Wish, copied
+from dynasurge.shapes import Shape, Slot
 from dynasurge.tree import TokenTree
 
 NO_DISTRIBUTION = torch.empty(0)
-
-
-@dataclass(slots=True, kw_only=True)
-class Slot:
-    """One drawn node while the tree grows. `parent` is an index into the pool; `row` its number in the draft's pass."""
-
-    token: int
-    parent: int
-    depth: int
-    rank: int
-    proposal: float
-    point: bool
-    slot_value: float
-    node_value: float
-    row: int | None = None
-    q: torch.Tensor = field(default_factory=lambda: NO_DISTRIBUTION, repr=False)
-
-
-class Shape(Protocol):
-    """Decides how wide and how deep a tree grows.
-
-    `max_nodes` and `max_depth` bound every tree it allows; `max_read` is how many nodes the draft reads for one at most,
-    those included that lose their place to better ones deeper down.
-    """
-
-    max_nodes: int
-    max_depth: int
-    max_read: int
-
-    def width(self, pool: Sequence[Slot], level: Sequence[int]) -> list[int]:
-        """How many children each slot of this level may get."""
-        ...
-
-    def keep(self, pool: Sequence[Slot]) -> list[int]:
-        """Which slots of the pool stay, in drawing order; the root (0) always does."""
-        ...
-
-
-class StaticShape:
-    """The shape of a growmap. A node whose distribution runs out of tokens gets fewer children."""
-
-    def __init__(self, growmap: Growmap) -> None:
-        self._growmap = growmap
-        self.max_nodes, self.max_depth = growmap.size - 1, growmap.depth
-        self.max_read = self.max_nodes
-
-    def width(self, pool: Sequence[Slot], level: Sequence[int]) -> list[int]:
-        return [len(self._growmap.children[self._number(pool, index)]) for index in level]
-
-    def keep(self, pool: Sequence[Slot]) -> list[int]:
-        return list(range(len(pool)))
-
-    def _number(self, pool: Sequence[Slot], index: int) -> int:
-        """The growmap's number of a slot: the path of ranks that leads to it."""
-        slot = pool[index]
-        return self._growmap.children[self._number(pool, slot.parent)][slot.rank] if slot.parent >= 0 else 0
-
-
-class BestFirst:
-    """At most `budget` nodes, the slots of highest value; ties go to the slot drawn first."""
-
-    def __init__(self, *, budget: int, max_depth: int, max_children: int) -> None:
-        self.max_nodes, self.max_depth = budget, min(max_depth, budget)
-        self.max_read = budget * (self.max_depth - 1)
-        self._max_children = min(max_children, budget)
-
-    def width(self, pool: Sequence[Slot], level: Sequence[int]) -> list[int]:
-        return [self._max_children] * len(level)
-
-    def keep(self, pool: Sequence[Slot]) -> list[int]:
-        worth = [index for index in range(1, len(pool)) if pool[index].slot_value > 0]
-        # sort() is stable: equal values keep drawing order, so a parent or an earlier sibling always goes first
-        worth.sort(key=lambda index: -pool[index].slot_value)
-        return [0, *sorted(worth[: self.max_nodes])]
 
 
 class TreeEngine(Protocol):
@@ -117,72 +45,146 @@ class TreeEngine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A drawn tree and the distributions its children were drawn from: q[u] is float [V], empty at leaves."""
+    """A drawn tree and the distributions its sampled children were drawn from: q[u] is float [V], empty where there are
+    none.
+
+    slots: where each node came from; passes: how often the draft was run.
+    """
 
     tree: TokenTree
     q: list[torch.Tensor]
-    rows: list[int | None]  # each node's number in the draft's pending pass; None where the draft has not read it
+    slots: list[Slot] = field(default_factory=list)
+    passes: int = 0
 
 
 class Drafter:
-    """Grows one tree a step and keeps the draft model's cache in step with the text."""
+    """Grows one tree a step, and keeps the draft model's cache and the estimate of acceptance in step with the text."""
 
-    def __init__(self, engine: TreeEngine, shape: Shape, policy: Policy, *, T: float, P: float) -> None:
+    def __init__(
+        self,
+        engine: TreeEngine,
+        shape: Shape,
+        policy: Policy,
+        acceptance: Acceptance,
+        lookup: Lookup | None = None,
+        *,
+        T: float,
+        P: float,
+    ) -> None:
         self._engine, self._shape, self._policy = engine, shape, policy
+        self._acceptance, self._lookup = acceptance, lookup
         self._T, self._P = T, P
 
-    def read(self, text: Sequence[int]) -> None:
-        """Read the prompt ahead of the first tree."""
-        self._engine.extend(text)
+    def start(self, text: Sequence[int]) -> None:
+        """Read a prompt (all but its last token) ahead of the first tree, and forget what the last one taught."""
+        self._acceptance.reset()
+        self._shape.reset()
+        if self._lookup is not None:
+            self._lookup.reset()
+        if text:
+            self._engine.extend(text)
 
     def grow(self, text: Sequence[int], generator: torch.Generator, max_depth: int) -> Draft:
         """Draft a tree that continues `text`, at most `max_depth` levels of it (at least one)."""
         pool = [_root(text[-1])]
-        level, kept = [0], [0]
+        level, kept, passes = [0], [0], 1
         q = self._probs(self._engine.extend(text[self._engine.length :])[None])
-        for depth in range(1, min(max_depth, self._shape.max_depth) + 1):
-            self._draw_children(pool, level, q, generator)
+        if self._lookup is not None:
+            self._lookup.read(text)
+        last = min(max_depth, self._shape.max_depth)
+        for depth in range(1, last + 1):
+            self._propose(pool, level, q, generator)
             kept = self._shape.keep(pool)
-            level = [index for index in kept if pool[index].depth == depth and self._may_branch(pool, index)]
-            if not level or depth == min(max_depth, self._shape.max_depth):
+            level = [index for index in kept if pool[index].depth == depth and self._shape.wish(pool, index).k > 0]
+            if not level or depth == last or not self._shape.go_on(pool, kept, level):
                 break
             q = self._score(pool, level)
-        return _assemble(pool, kept)
+            passes += 1
+        kept = self._copy(pool, kept, last)
+        self._shape.grown(pool, kept, passes)
+        return _assemble(pool, kept, passes)
 
-    def commit(self, draft: Draft, path: Sequence[int]) -> None:
-        """Keep the cache rows of the accepted nodes that the draft has read; `extend` will read the rest."""
-        rows = [draft.rows[node] for node in path]
+    def learn(self, draft: Draft, path: Sequence[int], reach: Sequence[float]) -> None:
+        """Commit the accepted path's cache rows, and observe how every child fared. reach[u]: the probability that the
+        rule had of accepting node u."""
+        rows = [draft.slots[node].row for node in path]
         self._engine.commit([row for row in rows if row is not None])
+        for children in draft.tree.children:
+            refused = 1.0
+            for child in children:
+                slot, tried = draft.slots[child], reach[draft.tree.parents[child]]
+                if slot.kind.startswith(("first", "later")):  # their estimates are given the refusal of elder siblings
+                    tried, refused = tried * refused, refused - (reach[child] / tried if tried > 0 else 0.0)
+                self._acceptance.observe(slot.kind, slot.x, max(0.0, tried), reach[child])
+        self._shape.verified(len(path) + 1)
 
     def _probs(self, logits: torch.Tensor) -> torch.Tensor:
         # At T = 0 any proposal is lossless, and the draft's own ranking of tokens is what point children need.
         return sampling.to_probs(logits, self._T or 1.0, self._P if self._T else 1.0)
 
-    def _may_branch(self, pool: Sequence[Slot], index: int) -> bool:
-        return self._shape.width(pool, [index])[0] > 0
+    def _propose(self, pool: list[Slot], level: Sequence[int], q: torch.Tensor, generator: torch.Generator) -> None:
+        """Append every node's children to the pool, in drawing order, each with its values."""
+        wishes = [self._wish(pool, index) for index in level]
+        for index, children in zip(level, self._policy(q, wishes, generator), strict=True):
+            pool[index].q = children.base
+            self._append(pool, index, children.members)
 
-    def _draw_children(
-        self, pool: list[Slot], level: Sequence[int], q: torch.Tensor, generator: torch.Generator
-    ) -> None:
-        widths = self._shape.width(pool, level)
-        for index, children in zip(level, self._policy(q, widths, generator), strict=True):
-            parent = pool[index]
-            parent.q = children.base
-            worth = parent.slot_value
-            for rank, token in enumerate(children.tokens):
-                worth = min(worth, parent.node_value * children.slot[rank])  # never above parent or elder sibling
-                pool.append(
-                    Slot(
-                        token=token,
-                        parent=index,
-                        depth=parent.depth + 1,
-                        rank=rank,
-                        proposal=children.proposal[rank],
-                        point=children.point[rank],
-                        slot_value=worth,
-                        node_value=parent.node_value * children.node[rank],
-                    )
+    def _append(self, pool: list[Slot], index: int, children: Sequence[Child]) -> None:
+        parent = pool[index]
+        below = "+" if parent.depth else ""
+
+        def worth(child: Child) -> float:
+            return self._acceptance.estimate(child.kind + below, child.x, child.own)
+
+        sampled = [child for child in children if not child.point]
+        points = sorted((child for child in children if child.point), key=worth, reverse=True)
+        best_point = worth(points[0]) if points else 0.0
+        cap, refused = parent.slot_value, 1.0
+        for rank, child in enumerate([*sampled, *points]):
+            before = self._acceptance.estimate(child.kind + below, child.x_before, child.own_before)
+            after = worth(child)
+            if child.kind in ("first", "later"):
+                before, after = refused * before, refused * after
+                refused -= after
+            elif child.kind == "tail":
+                if not self._shape.pays(parent.node_value * before):
+                    continue  # settled by the draft's mass alone, not by the token
+                before = max(before, best_point)  # verified before the points, so it takes its place before them
+            cap = min(cap, parent.node_value * before)  # never above parent or elder sibling
+            pool.append(
+                Slot(
+                    token=child.token,
+                    parent=index,
+                    depth=parent.depth + 1,
+                    rank=rank,
+                    proposal=child.proposal,
+                    kind=child.kind + below,
+                    x=child.x,
+                    slot_value=cap,
+                    node_value=parent.node_value * after,
                 )
+            )
+
+    def _wish(self, pool: Sequence[Slot], index: int) -> Wish:
+        """What the shape allows here, and what followed here earlier in the text."""
+        wish = self._shape.wish(pool, index)
+        found = self._lookup.find(_path(pool, index)) if self._lookup is not None else None
+        return wish if found is None else replace(wish, copy=found[0], match=float(found[1]))
+
+    def _copy(self, pool: list[Slot], kept: list[int], max_depth: int) -> list[int]:
+        """Extend leaves by what followed them earlier in the text: levels that need no draft pass."""
+        if self._lookup is None:
+            return kept
+        level = [index for index in kept if not pool[index].q.numel()]
+        while level:
+            before = len(pool)
+            for index in level:
+                found = self._lookup.find(_path(pool, index)) if pool[index].depth < max_depth else None
+                if found is not None:
+                    self._append(pool, index, [copied(Wish(k=1, copy=found[0], match=float(found[1])), own=0.0)])
+            kept = self._shape.keep(pool)
+            level = [index for index in kept if index >= before]
+        return kept
 
     def _score(self, pool: list[Slot], level: Sequence[int]) -> torch.Tensor:
         """Read a level with the draft. Returns its distributions [m, V]."""
@@ -197,10 +199,21 @@ class Drafter:
 
 
 def _root(token: int) -> Slot:
-    return Slot(token=token, parent=-1, depth=0, rank=0, proposal=1.0, point=True, slot_value=1.0, node_value=1.0)
+    return Slot(
+        token=token, parent=-1, depth=0, rank=0, proposal=1.0, kind="point", x=1.0, slot_value=1.0, node_value=1.0
+    )
 
 
-def _assemble(pool: Sequence[Slot], kept: Sequence[int]) -> Draft:
+def _path(pool: Sequence[Slot], index: int) -> list[int]:
+    """The drafted tokens that lead to a slot, its own included."""
+    path: list[int] = []
+    while index > 0:
+        path.append(pool[index].token)
+        index = pool[index].parent
+    return path[::-1]
+
+
+def _assemble(pool: Sequence[Slot], kept: Sequence[int], passes: int) -> Draft:
     """Number the kept slots in drawing order."""
     number = {index: node for node, index in enumerate(kept)} | {-1: -1}
     slots = [pool[index] for index in kept]
@@ -209,5 +222,6 @@ def _assemble(pool: Sequence[Slot], kept: Sequence[int]) -> Draft:
         parents=tuple(number[s.parent] for s in slots),
         proposal=tuple(s.proposal for s in slots),
         point=tuple(s.point for s in slots),
+        value=tuple(s.slot_value for s in slots),
     )
-    return Draft(tree=tree, q=[s.q for s in slots], rows=[s.row for s in slots])
+    return Draft(tree=tree, q=[s.q for s in slots], slots=slots, passes=passes)

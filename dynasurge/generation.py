@@ -21,16 +21,20 @@ import torch
 from transformers import PreTrainedModel
 
 from dynasurge import verification
+from dynasurge.acceptance import Acceptance, make_acceptance
 from dynasurge.config import Settings
 from dynasurge.decoding import Decoder, StepRecord, Verify
-from dynasurge.drafting import BestFirst, Drafter, Shape, StaticShape
+from dynasurge.drafting import Drafter
 from dynasurge.engine import Engine
 from dynasurge.errors import UsageError
 from dynasurge.graphs import GraphEngine
 from dynasurge.growmap import load_growmap
+from dynasurge.latency import Costs, load_costs
+from dynasurge.lookup import Lookup
 from dynasurge.models import Pair
 from dynasurge.policies import POLICIES
 from dynasurge.prototype import bfs
+from dynasurge.shapes import BestFirst, Shape, StaticShape
 from dynasurge.verification import RULES
 
 
@@ -93,20 +97,41 @@ class Session:
     """A pair ready to decode under fixed settings. Models are shared, caches are its own."""
 
     def __init__(
-        self, pair: Pair, settings: Settings, *, engines: Engines | None = None, verify: Verify | None = None
+        self,
+        pair: Pair,
+        settings: Settings,
+        *,
+        engines: Engines | None = None,
+        costs: Costs | None = None,
+        acceptance: Acceptance | None = None,
+        shape: Shape | None = None,
+        verify: Verify | None = None,
     ) -> None:
         """engines: made for a plan that has these settings (see `make_engines`), to share them with other sessions; two
-        sessions that share engines take turns prompt by prompt. verify: replaces the settings' own rule, to look on."""
+        sessions that share engines take turns prompt by prompt. costs, acceptance, shape, verify: replace
+        this machine's latency curves, the estimate of acceptance, the tree's shape, the rule: to compare, or to look on."""
         self.pair, self.settings = pair, settings
-        shape = make_shape(settings)
+        given, shape = shape, shape or make_shape(settings)
         settings.check_room(shape.max_nodes if shape else 0)
         self._check_positions()
         self.engines = engines if engines is not None else make_engines(pair, [settings])
         drafter = None
         if shape is not None:
             assert self.engines.draft is not None
+            if settings.mode == "dTree" and not settings.fill and given is None:
+                shape = make_shape(settings, costs or load_costs(self.engines.target, self.engines.draft))
+                assert shape is not None
             policy = POLICIES[settings.policy if settings.T > 0 else "topk"]  # greedy text needs no chance
-            drafter = Drafter(self.engines.draft, shape, policy, T=settings.T, P=settings.P)
+            dynamic = settings.mode == "dTree"
+            drafter = Drafter(
+                self.engines.draft,
+                shape,
+                policy,
+                acceptance or make_acceptance(settings.values, settings.rule, settings.T),
+                Lookup() if dynamic and settings.lookup else None,
+                T=settings.T,
+                P=settings.P,
+            )
         own = bfs if settings.rule == "bfs" else partial(verification.verify, RULES[settings.rule])
         self._decoder = Decoder(self.engines.target, drafter, verify or own, T=settings.T, P=settings.P)
 
@@ -180,8 +205,8 @@ def _stream(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
 
 
-def make_shape(settings: Settings) -> Shape | None:
-    """The shape that the mode grows; None in auto mode. A growmap bounds a dynamic tree's depth."""
+def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
+    """The shape that the mode grows; None in auto mode. A growmap bounds a dynamic depth; costs: what it pays for."""
     growmap = load_growmap(settings.growmap) if settings.growmap is not None else None
     if settings.mode == "auto":
         return None
@@ -189,7 +214,12 @@ def make_shape(settings: Settings) -> Shape | None:
         assert growmap is not None, "Settings requires a growmap in sTree mode"
         return StaticShape(growmap)
     depth = growmap.depth if growmap is not None else settings.depth_bound
-    return BestFirst(budget=settings.B, max_depth=depth, max_children=settings.max_children)
+    return BestFirst(
+        budget=settings.budget,
+        max_depth=depth,
+        max_children=settings.max_children,
+        costs=None if settings.fill else costs,
+    )
 
 
 def generate(pair: Pair, prompt: str | list[int], **settings: Any) -> Generation:

@@ -1,137 +1,193 @@
 """Child policies: how the children of one node are proposed.
 
-A policy looks at the draft's distribution at a node and proposes up to k children in drawing order. It also says, for each
-slot, the *value factors* that growth under a budget needs:
+A policy looks at the draft's distributions at the nodes of one level and proposes children for each, in drawing order.
+What they are worth is not its business (acceptance.py), only what they are:
 
-- `slot[j]`: the estimated probability, given that the path reaches the node, that child j ends up on it. It never looks at
-  child j's own token when that token is random, which keeps choosing slots by value lossless (docs/verification.md).
-- `node[j]`: the same once child j's token is known; it multiplies into the values below it.
+- `sampled`: k tokens without replacement from q (Sequoia, arXiv 2402.12374; DySpec, arXiv 2410.11744);
+- `topk`: the k likeliest tokens, each a point mass (EAGLE-2, arXiv 2406.16858; OPT-Tree, arXiv 2406.17276);
+- `hybrid`: one token sampled outside the top k - 1, verified first, then those k - 1 as point masses. At a single node
+  topdown verification then accepts as much as any lossless rule can (bound.py).
 
-For point masses the estimate is the draft's own probability (OPT-Tree, arXiv 2406.17276). For sampled children that
-estimate (DySpec, arXiv 2410.11744) is far from what is measured: a first child is accepted much more often than the draft
-draws its token, later siblings much less and almost regardless of it. Mean acceptance on the demo pair, bundled prompts,
-T = 0.6, by the probability c that the token had, given that all earlier siblings were rejected:
-
-    c        < .02   .02-.05   .05-.1   .1-.2   .2-.4   .4-.7   > .7    all
-    first     .30      .40      .47      .46     .51     .58    .84    .657
-    second    .18      .20      .21      .16     .18     .22    .25    .206
-    third     .10      .11      .13      .12     .14     .18    .22    .144
-
-`acceptance` rounds that table; at T = 1 it looks much the same (first child .35 to .89, then .195, .134, .095, .068, .053).
+k may differ from node to node, but is settled before anything is drawn there: from the draft's distribution and what is
+known of the node. A `Wish` says how: at most `k` children, and no points below `floor`, which no budget would pay for.
+It may also name a token that followed here earlier in the text (lookup.py). That token becomes a point child behind one
+sampled from the rest, as in `hybrid`, whatever the policy. Every policy reads the device once a level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from dynasurge import sampling
 
-LATER_ACCEPTANCE = (0.20, 0.14, 0.09, 0.06, 0.05)  # second, third, ... child; the last one for all that follow
+POINTS = ("point", "lookup", "echo")
 
 
-def acceptance(rank: int, proposal: float) -> float:
-    """Estimated probability that a sampled child is accepted once its earlier siblings are rejected (table above)."""
-    return 0.35 + 0.55 * proposal if rank == 0 else LATER_ACCEPTANCE[min(rank, len(LATER_ACCEPTANCE)) - 1]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """What one node may have: at most k children, points only of tokens that the draft gives at least `floor`; `copy`:
+    a token to propose besides, because it followed the last `match` tokens before."""
+
+    k: int
+    floor: float = 0.0
+    copy: int | None = None
+    match: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Child:
+    """token; proposal: the probability it was drawn with (1 for a point); kind, x: see acceptance.py; own: what the
+    draft says of it. `*_before` is what could be said before it was drawn, the same for points."""
+
+    token: int
+    proposal: float
+    kind: str
+    x: float
+    x_before: float
+    own: float
+    own_before: float
+
+    @property
+    def point(self) -> bool:
+        """Whether the token was chosen outright."""
+        return self.kind in POINTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Children:
-    """The proposed children of one node in drawing order, at most k of them.
-
-    tokens[j]; proposal[j]: the probability the token was drawn with (1 for a point mass); slot[j], node[j]: see above,
-    both relative to the parent's value; point[j]: whether the child is a point mass; base: float [V], the distribution
-    that sampled children were drawn from, each without its earlier siblings.
-    """
+    """The proposed children of one node in drawing order, sampled ones first, and `base` [V], what those were drawn
+    from, each without its earlier siblings (proportional to a distribution)."""
 
     base: torch.Tensor
-    tokens: list[int] = field(default_factory=list)
-    proposal: list[float] = field(default_factory=list)
-    slot: list[float] = field(default_factory=list)
-    node: list[float] = field(default_factory=list)
-    point: list[bool] = field(default_factory=list)
+    members: list[Child] = field(default_factory=list)
 
-    def add(self, token: int, *, proposal: float = 1.0, slot: float, node: float, point: bool) -> None:
-        """Append a child behind its siblings."""
-        self.tokens.append(token)
-        self.proposal.append(proposal)
-        self.slot.append(slot)
-        self.node.append(node)
-        self.point.append(point)
+    @property
+    def tokens(self) -> list[int]:
+        return [child.token for child in self.members]
 
+    @property
+    def proposal(self) -> list[float]:
+        return [child.proposal for child in self.members]
 
-Policy = Callable[[torch.Tensor, Sequence[int], torch.Generator], list[Children]]
+    @property
+    def point(self) -> list[bool]:
+        return [child.point for child in self.members]
 
 
-def sampled(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -> list[Children]:
-    """widths[i] tokens without replacement from row i of q [m, V] (Sequoia, arXiv 2402.12374; DySpec)."""
-    tokens = sampling.draw_distinct(q, max(widths), generator)
+AGREES = 0.1  # a copied token that the draft gives at least this is an `echo`, else a `lookup`
+Policy = Callable[[torch.Tensor, Sequence[Wish], torch.Generator], list[Children]]
+
+
+def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
+    """wishes[i].k tokens without replacement from row i of q [m, V], only one where there is a copy. Floors do not
+    apply."""
+    base, held = _without_copies(q, wishes)
+    tokens = sampling.draw_distinct(base, max(1 if wish.copy is not None else wish.k for wish in wishes), generator)
     # The first token's mean probability: all that may be known of it before the draw.
-    expected = (q * q).sum(-1, keepdim=True)
-    drawn, masses, means = _read(tokens, q.gather(1, tokens.clamp(min=0)), expected)
+    expected = (base * base).sum(-1, keepdim=True)
+    columns = _read(tokens, base.gather(1, tokens.clamp(min=0)), expected, held)
     out = []
-    for row, width, row_tokens, row_masses, (first,) in zip(q, widths, drawn, masses, means, strict=True):
-        children, left, reach = Children(base=row), 1.0, 1.0
-        for rank, (token, mass) in enumerate(zip(row_tokens[:width], row_masses, strict=False)):
+    for row, wish, row_tokens, row_masses, (mean,), (copied_mass,) in zip(base, wishes, *columns, strict=True):
+        children, left = Children(base=row), 1.0 - copied_mass
+        if wish.copy is not None:
+            if row_tokens[0] >= 0:
+                children.members.append(_settled(int(row_tokens[0]), min(1.0, row_masses[0] / left), "tail", left))
+            children.members.append(copied(wish, copied_mass))
+            out.append(children)
+            continue
+        for rank, (token, mass) in enumerate(zip(row_tokens[: wish.k], row_masses, strict=False)):
             if token < 0:
                 break
             proposal = min(1.0, mass / left) if left > 0 else 1.0
-            slot, node = reach * acceptance(rank, first), reach * acceptance(rank, proposal)
-            children.add(int(token), proposal=proposal, slot=slot, node=node, point=False)
+            if rank == 0:
+                known: dict[str, Any] = {"kind": "first", "x": proposal, "x_before": mean, "own_before": mean}
+            else:
+                known = {"kind": "later", "x": float(rank), "x_before": float(rank), "own_before": 1.0}
+            children.members.append(Child(token=int(token), proposal=proposal, own=proposal, **known))
             left -= mass
-            reach -= node
         out.append(children)
     return out
 
 
-def topk(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -> list[Children]:
-    """The widths[i] likeliest tokens of row i of q [m, V], as point masses (EAGLE-2, arXiv 2406.16858; OPT-Tree).
-
-    Nothing is random here, so a slot's value may look at its own token. `generator` is not used.
-    """
-    best = q.topk(min(max(widths), q.shape[-1]), dim=-1)
-    tokens, values = _read(best.indices, best.values)
+def topk(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
+    """The wishes[i].k likeliest tokens of row i of q [m, V], as points. Nothing is random; `generator` is not used."""
+    base, held = _without_copies(q, wishes)
+    best = base.topk(min(max(wish.k for wish in wishes), q.shape[-1]), dim=-1)
     out = []
-    for row, width, row_tokens, row_values in zip(q, widths, tokens, values, strict=True):
+    columns = _read(best.indices, best.values, held)
+    for row, wish, row_tokens, row_values, (copied_mass,) in zip(q, wishes, *columns, strict=True):
         children = Children(base=row)
-        _add_points(children, row_tokens[:width], row_values)
+        _add_points(children, row_tokens[: wish.k], row_values, wish.floor)
+        if wish.copy is not None:
+            children.members.append(copied(wish, copied_mass))
         out.append(children)
     return out
 
 
-def hybrid(q: torch.Tensor, widths: Sequence[int], generator: torch.Generator) -> list[Children]:
-    """One token sampled outside the top widths[i] - 1 of row i, verified first, then those as point masses.
-
-    At a single node topdown verification then accepts as much as any lossless rule can (bound.py; "greedy" drafting).
-    """
-    best = q.topk(min(max(widths) - 1, q.shape[-1]), dim=-1)
-    ranks = torch.arange(best.indices.shape[1])
-    outside = (ranks >= torch.tensor(widths)[:, None] - 1).to(q.device, non_blocking=True)
-    base = q.scatter(1, best.indices, best.values * outside)  # without the points of each row
+def hybrid(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
+    """Row i of q [m, V]: the top wishes[i].k - 1 tokens that reach the floor, as points, behind one from the rest."""
+    base, held = _without_copies(q, wishes)
+    best = base.topk(min(max(wish.k for wish in wishes) - 1, q.shape[-1]), dim=-1)
+    limits = torch.tensor([[wish.k - 1, wish.floor] for wish in wishes], dtype=torch.float64)
+    limits = limits.to(q.device, non_blocking=True)
+    outside = (torch.arange(best.indices.shape[1], device=q.device) >= limits[:, :1]) | (best.values < limits[:, 1:])
+    base = base.scatter(1, best.indices, best.values * outside)  # without the points of each row
     drawn = sampling.draw_distinct(base, 1, generator)
-    tokens, values, heads, masses, rests = _read(
-        best.indices, best.values, drawn, base.gather(1, drawn.clamp(min=0)), base.sum(-1, keepdim=True)
+    columns = _read(
+        best.indices,
+        best.values.masked_fill(outside, 0.0),
+        drawn,
+        base.gather(1, drawn.clamp(min=0)),
+        base.sum(-1, keepdim=True),
+        held,
     )
     out = []
-    for row, width, row_tokens, row_values, (head,), (mass,), (rest,) in zip(
-        base, widths, tokens, values, heads, masses, rests, strict=True
+    for row, wish, row_tokens, row_values, (head,), (mass,), (rest,), (copied_mass,) in zip(
+        base, wishes, *columns, strict=True
     ):
         children = Children(base=row)
         if head >= 0:
-            # Verified before its siblings, so it must be worth a place before them (see drafting.py).
-            slot = max(rest, *row_values[:1]) if width > 1 else rest
-            children.add(int(head), proposal=mass / rest, slot=slot, node=rest, point=False)
-        _add_points(children, row_tokens[: width - 1], row_values)
+            children.members.append(_settled(int(head), min(1.0, mass / rest), "tail", rest))
+        _add_points(children, row_tokens, row_values)
+        if wish.copy is not None:
+            children.members.append(copied(wish, copied_mass))
         out.append(children)
     return out
 
 
-def _add_points(children: Children, tokens: Sequence[float], values: Sequence[float]) -> None:
+POLICIES: dict[str, Policy] = {"sampled": sampled, "topk": topk, "hybrid": hybrid}
+
+
+def _add_points(children: Children, tokens: Sequence[float], values: Sequence[float], floor: float = 0.0) -> None:
     for token, value in zip(tokens, values, strict=False):
-        if value > 0:
-            children.add(int(token), slot=value, node=value, point=True)
+        if value > 0 and value >= floor:
+            children.members.append(_settled(int(token), 1.0, "point", value))
+
+
+def _settled(token: int, proposal: float, kind: str, x: float) -> Child:
+    """A child whose worth does not depend on what its token turned out to be."""
+    return Child(token=token, proposal=proposal, kind=kind, x=x, x_before=x, own=x, own_before=x)
+
+
+def copied(wish: Wish, own: float) -> Child:
+    """The child of a wish's copy, to which the draft gives `own`."""
+    assert wish.copy is not None
+    kind = "lookup" if own < AGREES else "echo"
+    return Child(token=wish.copy, proposal=1.0, kind=kind, x=wish.match, x_before=wish.match, own=own, own_before=own)
+
+
+def _without_copies(q: torch.Tensor, wishes: Sequence[Wish]) -> tuple[torch.Tensor, torch.Tensor]:
+    """q with the wishes' copies zeroed, and what they had: [m, V], [m, 1] (0 for no copy)."""
+    if all(wish.copy is None for wish in wishes):
+        return q, q.new_zeros(len(q), 1)
+    numbers = torch.tensor([[wish.copy or 0, wish.copy is not None] for wish in wishes]).to(q.device, non_blocking=True)
+    token, there = numbers[:, :1], numbers[:, 1:]
+    mass = q.gather(1, token)
+    return q.scatter(1, token, mass * (1 - there)), mass * there
 
 
 def _read(*columns: torch.Tensor) -> list[list[list[float]]]:
@@ -143,6 +199,3 @@ def _read(*columns: torch.Tensor) -> list[list[list[float]]]:
         out.append([row[start:end] for row in packed])
         start = end
     return out
-
-
-POLICIES: dict[str, Policy] = {"sampled": sampled, "topk": topk, "hybrid": hybrid}

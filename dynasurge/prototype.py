@@ -1,4 +1,6 @@
-"""The original prototype's verification, kept so that its figure can be reproduced and its bias shown. It is NOT lossless.
+"""The original prototype's rules, kept so that its figure can be reproduced: verification, and the dynamic tree's shape.
+
+Its verification is NOT lossless.
 
 Every child that passes its own test min(1, p/q) is kept, breadth first, and the longest kept path is emitted. Two mistakes
 change the distribution of the text: among several kept children the one with the longest continuation is chosen, which
@@ -14,6 +16,8 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dynasurge import sampling
+from dynasurge.policies import Wish
+from dynasurge.shapes import Slot, StaticShape
 from dynasurge.tree import TokenTree
 from dynasurge.verification import Rows, Verdict, path_to
 
@@ -38,7 +42,9 @@ def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Ge
                 target = leftover / mass if mass > 0 else target
         if not kept:
             bonus = target
-    return Verdict(path=path_to(tree, longest), bonus=sampling.draw(bonus, generator))
+    # What it would have done on average is not known: only what it did.
+    stop = tuple(float(node == longest) for node in range(tree.size + 1))
+    return Verdict(path=path_to(tree, longest), bonus=sampling.draw(bonus, generator), stop=stop)
 
 
 def proposals(tree: TokenTree, q: Sequence[torch.Tensor], node: int) -> Iterator[tuple[int, torch.Tensor]]:
@@ -56,3 +62,19 @@ def proposals(tree: TokenTree, q: Sequence[torch.Tensor], node: int) -> Iterator
             proposal = remaining / remaining.sum()
             remaining[token] = 0.0
         yield child, proposal
+
+
+class PrototypeShape(StaticShape):
+    """The prototype's dynamic tree: every node gets 2 to 4 children, by budget, left to right until the budget is spent."""
+
+    def __init__(self, budget: int) -> None:
+        self.max_nodes, self.max_read = budget, budget
+        self._children = 2 if budget <= 16 else 3 if budget <= 32 else 4
+        self.max_depth = budget.bit_length()
+
+    def wish(self, pool: Sequence[Slot], index: int) -> Wish:
+        """Children while there is budget, counting those that the level's elder nodes will get."""
+        depth = pool[index].depth
+        drawn = sum(slot.depth <= depth for slot in pool) - 1
+        elders = sum(slot.depth == depth for slot in pool[:index])
+        return Wish(k=max(0, min(self._children, self.max_nodes - drawn - elders * self._children)))

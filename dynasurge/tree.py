@@ -21,6 +21,7 @@ class TokenTree:
 
     `point[u]`: u's token was chosen outright (a point mass) rather than sampled.
     `proposal[u]`: the probability u's token had when it was drawn; 1 for a point mass.
+    `value[u]`: what u's slot was thought to be worth before its token was drawn (acceptance.py); () if nobody asked.
     Among siblings, sampled ones come before points; ValueError otherwise.
     """
 
@@ -28,6 +29,7 @@ class TokenTree:
     parents: tuple[int, ...]
     proposal: tuple[float, ...]
     point: tuple[bool, ...]
+    value: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         # Not a law of nature, but every policy's order, and verification counts on it.

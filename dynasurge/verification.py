@@ -62,10 +62,12 @@ class StopLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """path: accepted nodes from the root's child downwards, () if none; bonus: the token emitted after them."""
+    """path: accepted nodes from the root's child downwards, () if none; bonus: the token emitted after them; stop[u]: the
+    probability that the path had of ending at node u."""
 
     path: tuple[int, ...]
     bonus: int
+    stop: tuple[float, ...]
 
 
 Rule = Callable[[TokenTree, Rows, Sequence[torch.Tensor]], StopLaw]
@@ -80,10 +82,10 @@ def draw_verdict(law: StopLaw, tree: TokenTree, generator: torch.Generator) -> V
     """The two draws of `verify`."""
     node = sampling.draw_distinct(law.stop[None], 1, generator)[0]
     bonus = sampling.draw_distinct(law.bonus(node.clamp(min=0)), 1, generator)[0]
-    end, token = torch.cat([node, bonus]).tolist()  # the one time the host waits for the device
+    end, token, *stop = torch.cat([node, bonus, law.stop]).tolist()  # the one time the host waits for the device
     if end < 0 or token < 0:
         raise ValueError(sampling.NO_MASS)
-    return Verdict(path=path_to(tree, end), bonus=token)
+    return Verdict(path=path_to(tree, int(end)), bonus=int(token), stop=tuple(stop))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +236,14 @@ def families(tree: TokenTree, q: Sequence[torch.Tensor]) -> Iterator[Family]:
                 sampled=sampled,
                 base=torch.stack([q[u] for u in nodes]) if sampled else q[nodes[0]][:0],
             )
+
+
+def reach(tree: TokenTree, stop: Sequence[float]) -> list[float]:
+    """The probability that each node is accepted: that the path ends there or below."""
+    below = list(stop)
+    for node in range(tree.size, 0, -1):  # a parent's number is below its children's
+        below[tree.parents[node]] += below[node]
+    return below
 
 
 def path_to(tree: TokenTree, node: int) -> tuple[int, ...]:

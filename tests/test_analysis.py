@@ -10,7 +10,7 @@ from conftest import tiny_tokenizer
 
 from dynasurge import load_pair
 from dynasurge.analysis import expected_accepted, rank_acceptance, text_distributions
-from dynasurge.policies import POLICIES
+from dynasurge.policies import POLICIES, Wish
 from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES
 
@@ -30,7 +30,7 @@ def test_rank_acceptance_is_what_topdown_does_at_each_node(policy: str, top_p: b
         q = q.masked_fill(torch.arange(6) >= torch.arange(1, 13)[:, None] % 6 + 1, 0.0)
         q = q / q.sum(-1, keepdim=True)
     accepted, proposal = rank_acceptance(p, q, policy, 4, torch.Generator().manual_seed(1))
-    drawn = POLICIES[policy](q, [4] * 12, torch.Generator().manual_seed(1))
+    drawn = POLICIES[policy](q, [Wish(k=4)] * 12, torch.Generator().manual_seed(1))
     for row, children in enumerate(drawn):
         tree = star(children.tokens, children.point)
         law = RULES["topdown"](tree, p[row].expand(tree.size + 1, -1), [children.base])

@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 
 from dynasurge import bound
 from dynasurge.bound import acceptance_bound, node_acceptance
-from dynasurge.policies import POLICIES
+from dynasurge.policies import POLICIES, Wish
 from dynasurge.sampling import draw_distinct
 from dynasurge.verification import RULES, topdown
 
@@ -39,7 +39,7 @@ def nodes(vocabs: tuple[int, ...]) -> Iterator[tuple[torch.Tensor, torch.Tensor]
 def drafts_law(q: torch.Tensor, k: int, policy: str) -> dict[frozenset[int], float]:
     """The law of the set of children, from the policy itself. Chance must be scripted."""
     law: dict[frozenset[int], float] = defaultdict(float)
-    for weight, children in toy.enumerate_runs(lambda script: POLICIES[policy](q[None], [k], script)[0]):
+    for weight, children in toy.enumerate_runs(lambda script: POLICIES[policy](q[None], [Wish(k=k)], script)[0]):
         law[frozenset(children.tokens)] += weight
     return law
 

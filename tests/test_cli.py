@@ -178,7 +178,7 @@ def test_the_three_spellings_are_one_program(start: list[str]) -> None:
 
 BAD_FLAGS = [
     (["--B", "0"], "--B 0: must be at least 1; try --B 8"),
-    (["--B", "x"], "argument --B: invalid int value: 'x'"),
+    (["--B", "x"], "argument --B: 'x' is neither a whole number nor auto"),
     (["--T", "-0.1"], "--T -0.1: a temperature is 0 (greedy) or more; try --T 0.6"),
     (["--T", "nan"], "--T nan"),
     (["--T", "inf"], "--T inf"),

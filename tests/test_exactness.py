@@ -16,11 +16,15 @@ import pytest
 import torch
 import toy
 
+from dynasurge.acceptance import Acceptance, load_priors, make_acceptance
 from dynasurge.decoding import Decoder
-from dynasurge.drafting import BestFirst, Drafter, Shape, StaticShape
+from dynasurge.drafting import Drafter
 from dynasurge.growmap import Growmap, build_growmap
-from dynasurge.policies import POLICIES, acceptance
+from dynasurge.latency import Costs
+from dynasurge.lookup import Lookup
+from dynasurge.policies import POLICIES
 from dynasurge.prototype import bfs
+from dynasurge.shapes import BestFirst, Shape, StaticShape
 from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES, Rule, topdown, verify
 
@@ -41,8 +45,16 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     toy.scripted(monkeypatch)
 
 
+def make_drafter(draft: toy.Table, shape: Shape, policy: str, lookup: bool = False, T: float = 1.0) -> Drafter:
+    copies = Lookup() if lookup else None
+    return Drafter(
+        toy.TableEngine(draft), shape, POLICIES[policy], make_acceptance("learned", "topdown", T), copies, T=T, P=1.0
+    )
+
+
 def grow(draft: toy.Table, shape: Shape, policy: str, script: Any, T: float = 1.0) -> Any:
-    drafter = Drafter(toy.TableEngine(draft), shape, POLICIES[policy], T=T, P=1.0)
+    drafter = make_drafter(draft, shape, policy, T=T)
+    drafter.start(())
     return drafter.grow(PROMPT, script, shape.max_depth)
 
 
@@ -79,6 +91,38 @@ def test_dynamic_growth_is_lossless(budget: int, depth: int, children: int, rule
     assert distance(trees, RULES[rule], target, shape.max_depth + 1) < 1e-12
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("rule", DYNAMIC_RULES)
+@pytest.mark.parametrize("paid", [False, True], ids=["filled", "paid"])
+def test_copies_and_costs_are_lossless(rule: str, policy: str, paid: bool) -> None:
+    """Text that repeats itself, and nodes that have to pay: the second tree of a prompt, after one step of learning."""
+    costs = Costs(widths=(1, 8), target_seconds=(1.0, 2.6), draft_seconds=(0.02, 0.02))
+    shape = BestFirst(budget=3, max_depth=3, max_children=2, costs=costs if paid else None)
+    text = (0, 2, 1, 0, 2, 1)
+    target, draft = toy.random_table(13), toy.random_table(14)
+
+    def second(script: Any) -> Any:
+        drafter = make_drafter(draft, shape, policy, lookup=True)
+        drafter.start(text[:-2])
+        first = drafter.grow(text[:-1], ReplayFirst(), 3)
+        drafter.learn(first, (), [1.0] + [0.3] * first.tree.size)
+        return drafter.grow(text, script, 3)
+
+    trees = [(weight, result.tree, result.q) for weight, result in toy.enumerate_runs(second)]
+    slots = [slot for _, result in toy.enumerate_runs(second) for slot in result.slots]
+    assert any(slot.kind.startswith(("lookup", "echo")) for slot in slots)
+    assert min(tree.size for _, tree, _ in trees) < 3 or not paid or policy == "topk", "not every node pays"
+    law = toy.verify_law(iter(trees), RULES[rule], target, text, 4)
+    assert toy.total_variation(law, toy.target_law(target, text, 4)) < 1e-12
+
+
+class ReplayFirst(toy.Script):
+    """Takes the first possible outcome everywhere: a past step, whatever it was."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+
 @pytest.mark.parametrize("rule", DYNAMIC_RULES)
 def test_a_sampled_child_is_kept_whatever_grows_below_its_later_siblings(rule: str) -> None:
     """A confident point above a near-uniform level: were the hybrid's first child worth less than the point behind it, its
@@ -105,7 +149,7 @@ def test_two_steps_of_the_decode_loop_are_lossless(mode: str, rule: str) -> None
     length = 3
 
     def run(script: Any) -> tuple[int, ...]:
-        drafter = Drafter(toy.TableEngine(draft), shape, POLICIES["sampled"], T=1.0, P=1.0) if shape else None
+        drafter = make_drafter(draft, shape, "sampled") if shape else None
         decoder = Decoder(toy.TableEngine(target), drafter, partial(verify, RULES[rule]), T=1.0, P=1.0)
         decoder.prefill(PROMPT)
         steps = decoder.steps(PROMPT, length, script)
@@ -157,6 +201,11 @@ def paths_of(tree: TokenTree) -> Any:
     return tuple(sorted(paths))
 
 
+def estimate(rank: int, proposal: float) -> float:
+    kind, x = ("later", float(rank)) if rank else ("first", proposal)
+    return Acceptance(load_priors()["topdown"]).estimate(kind, x, proposal)
+
+
 def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, script: Any) -> Any:
     """Best-first growth as DySpec's paper tells it: pop the best slot, draw its token, push its two successors."""
     paths: list[Any] = [()]
@@ -164,7 +213,7 @@ def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, scri
 
     def push(cap: float, path: Any, value: float, reach: float, used: tuple[int, ...]) -> None:
         probs = draft(PROMPT + tuple(token for _, token in path))
-        slot = min(cap, value * reach * acceptance(len(used), sum(p * p for p in probs)))
+        slot = min(cap, value * reach * estimate(len(used), sum(p * p for p in probs)))
         heap.append((slot, path, value, reach, used))
 
     push(1.0, (), 1.0, 1.0, ())
@@ -174,7 +223,7 @@ def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, scri
         probs = draft(PROMPT + tuple(token for _, token in path))
         left = sum(p for token, p in enumerate(probs) if token not in used)
         token = script.choose([0.0 if t in used else p / left for t, p in enumerate(probs)])
-        accepted = reach * acceptance(len(used), probs[token] / left)
+        accepted = reach * estimate(len(used), probs[token] / left)
         paths.append((*path, (len(used), token)))
         if len(path) + 1 < depth:
             push(slot, paths[-1], value * accepted, 1.0, ())

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 
 from dynasurge import sampling
-from dynasurge.policies import acceptance, hybrid, sampled, topk
+from dynasurge.policies import Wish, hybrid, sampled, topk
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -110,37 +110,43 @@ def test_the_input_is_never_written_to() -> None:
 
 def test_sampled_children_report_the_law_they_were_drawn_from() -> None:
     q = torch.tensor([[0.5, 0.3, 0.2]])
-    (children,) = sampled(q, [3], generator())
-    left, reach, mean = 1.0, 1.0, float((q * q).sum())
-    for rank, token in enumerate(children.tokens):
-        proposal = float(q[0, token]) / left
-        assert children.proposal[rank] == pytest.approx(proposal)
-        assert children.slot[rank] == pytest.approx(reach * acceptance(rank, mean)), "blind to its own token"
-        assert children.node[rank] == pytest.approx(reach * acceptance(rank, proposal))
-        left, reach = left - float(q[0, token]), reach - children.node[rank]
+    (children,) = sampled(q, [Wish(k=3)], generator())
+    left = 1.0
+    for rank, child in enumerate(children.members):
+        assert child.proposal == child.own == pytest.approx(float(q[0, child.token]) / left)
+        left -= float(q[0, child.token])
+        if rank == 0:
+            mean = float((q * q).sum())
+            assert (child.kind, child.x_before) == ("first", pytest.approx(mean)), "blind to its own token"
+        else:
+            assert (child.kind, child.x, child.x_before) == ("later", rank, rank)
     assert children.point == [False] * 3
-    assert children.slot == sorted(children.slot, reverse=True)
 
 
 def test_topk_children_are_the_likeliest_tokens() -> None:
-    (children,) = topk(torch.tensor([[0.2, 0.5, 0.3]]), [2], generator())
+    q = torch.tensor([[0.2, 0.5, 0.3]] * 2)
+    children, few = topk(q, [Wish(k=2), Wish(k=2, floor=0.4)], generator())
     assert children.tokens == [1, 2]
     assert children.proposal == [1.0, 1.0]
-    assert children.slot == children.node == [0.5, pytest.approx(0.3)]
+    assert [child.x for child in children.members] == [0.5, pytest.approx(0.3)]
     assert children.point == [True] * 2
+    assert few.tokens == [1]
 
 
 def test_hybrid_children_are_one_sampled_from_the_rest_then_the_top() -> None:
-    q = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.0, 0.5, 0.5, 0.0]])
+    q = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.0, 0.5, 0.5, 0.0], [0.1, 0.4, 0.2, 0.3]])
     seen = set()
     for seed in range(20):
-        first, second = hybrid(q, [3, 3], generator(seed))
+        first, second, third = hybrid(q, [Wish(k=3), Wish(k=3), Wish(k=3, floor=0.35)], generator(seed))
         seen.add(first.tokens[0])
         assert first.tokens[1:] == [1, 3]
         assert first.point == [False, True, True]
         assert first.proposal[0] == pytest.approx(float(q[0, first.tokens[0]]) / 0.3)
+        assert first.members[0].x == pytest.approx(0.3), "the mass outside the points"
         torch.testing.assert_close(first.base, torch.tensor([0.1, 0.0, 0.2, 0.0]))
         assert second.tokens == [1, 2], "nothing is left to sample"
+        assert third.tokens[1:] == [1], "what does not reach the floor is left to the sampled child"
+        torch.testing.assert_close(third.base, torch.tensor([0.1, 0.0, 0.2, 0.3]))
     assert seen == {0, 2}
-    (alone,) = hybrid(q[:1], [1], generator())
+    (alone,) = hybrid(q[:1], [Wish(k=1)], generator())
     assert alone.point == [False]

@@ -9,7 +9,7 @@ import torch
 from conftest import DEVICES
 
 from dynasurge.growmap import build_growmap
-from dynasurge.policies import POLICIES
+from dynasurge.policies import POLICIES, Wish
 from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES, verify
 
@@ -34,7 +34,7 @@ def draw_tree(shape: str, q: torch.Tensor, policy: str, seed: int) -> tuple[Toke
     for node in range(growmap.size):
         if node not in numbers or not growmap.children[node]:
             continue
-        children = POLICIES[policy](q[None], [len(growmap.children[node])], generator)[0]
+        children = POLICIES[policy](q[None], [Wish(k=len(growmap.children[node]))], generator)[0]
         bases[numbers[node]] = children.base
         for number, token, is_point in zip(growmap.children[node], children.tokens, children.point, strict=False):
             numbers[number] = len(tokens)

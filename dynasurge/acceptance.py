@@ -1,0 +1,117 @@
+"""How likely is a proposed child to be accepted? Slot values for dynamic trees, learned while decoding.
+
+Growth under a budget ranks slots by the probability that the accepted path goes through them: the parent's value times an
+estimate for the child, given that the path reaches the parent. Each estimate is a *prior* curve over one feature, measured
+once on a calibration run, times a *correction* that this prompt teaches:
+
+    estimate(kind, x) = prior_kind(x) * (s + accepted) / (s + predicted)
+
+`accepted` sums what was really accepted of this kind and bin of x so far in this prompt, `predicted` what the prior said,
+and s (STRENGTH) is how many acceptances the prior is worth. After every step all children are observed, each weighted by
+the probability that the path reached its parent: verification knows these probabilities exactly, so one step teaches more
+than its one outcome. Using past steps never costs losslessness.
+
+Kinds of children, and the feature x their acceptance depends on:
+
+    point     chosen outright; x: the draft's probability of its token
+    tail      sampled outside its sibling points; x: the draft's mass outside them
+    first     first of several sampled; x: the probability its token had (before the draw: the mean over the draw)
+    later     sampled after refused siblings; x: how many of them
+    lookup    copied from earlier text; x: how many tokens before it match
+    echo      the same where the draft gives the token some probability too
+
+each apart at the first level and below it (`first+`): there text that was accepted so far makes the next token easier, and
+bottom-up verification makes up for unlucky tokens above. For the same reason there is a prior for every rule.
+
+The draft's own probability is a poor estimate: a first sampled child is accepted far more often than the draft draws its
+token, later ones far less and almost regardless of it. (`own` keeps that estimate, as DySpec, arXiv 2410.11744, and
+OPT-Tree, arXiv 2406.17276, use it; `fixed` is the prior without learning.)
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+PRIORS = Path(__file__).parent / "assets" / "acceptance.json"
+STRENGTH = 8.0
+UNKNOWN = 0.1
+BIN_EDGES = {
+    "point": (0.1, 0.4, 0.8),
+    "tail": (0.2, 0.5),
+    "first": (0.2, 0.6),
+    "later": (1.5, 2.5),
+    "lookup": (1.5, 3.5),
+    "echo": (1.5, 3.5),
+}
+Curve = tuple[tuple[float, ...], tuple[float, ...]]  # knots x, rising, and the acceptance at each
+
+
+@functools.cache
+def load_priors() -> dict[str, dict[str, Curve]]:
+    """The shipped curves by kind, for greedy text (T = 0) and, by rule, for sampled text; made by calibration.py."""
+    data = json.loads(PRIORS.read_text())
+    return {text: {kind: (tuple(c["x"]), tuple(c["acceptance"])) for kind, c in data[text].items()} for text in data}
+
+
+def interpolate(curve: Curve, x: float) -> float:
+    """Piecewise linear between the knots, constant outside them."""
+    xs, ys = curve
+    at = bisect.bisect_right(xs, x)
+    if at == 0 or at == len(xs):
+        return ys[0 if at == 0 else -1]
+    share = (x - xs[at - 1]) / (xs[at] - xs[at - 1])
+    return ys[at - 1] + share * (ys[at] - ys[at - 1])
+
+
+class Acceptance:
+    """The running estimate of one prompt."""
+
+    def __init__(self, curves: Mapping[str, Curve], *, learn: bool = True) -> None:
+        self._curves, self._learn = curves, learn
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what the last prompt taught."""
+        kinds = {kind + depth: len(edges) + 1 for kind, edges in BIN_EDGES.items() for depth in ("", "+")}
+        self._accepted = {kind: [STRENGTH] * bins for kind, bins in kinds.items()}
+        self._predicted = {kind: [STRENGTH] * bins for kind, bins in kinds.items()}
+
+    def estimate(self, kind: str, x: float, own: float) -> float:
+        """The probability that a child of this kind is accepted, given that the path reaches its parent (for `first` and
+        `later`: and that its elder siblings are refused). own: what the draft itself would say."""
+        bin_ = bisect.bisect(BIN_EDGES[kind.rstrip("+")], x)
+        learned = self._accepted[kind][bin_] / self._predicted[kind][bin_]
+        return min(1.0, self._prior(kind, x) * learned)
+
+    def observe(self, kind: str, x: float, tried: float, accepted: float) -> None:
+        """A child was verified with probability `tried` and accepted with probability `accepted`."""
+        if self._learn:
+            bin_ = bisect.bisect(BIN_EDGES[kind.rstrip("+")], x)
+            self._accepted[kind][bin_] += accepted
+            self._predicted[kind][bin_] += tried * self._prior(kind, x)
+
+    def _prior(self, kind: str, x: float) -> float:
+        """The curve's height; UNKNOWN for a kind that the calibration run never met."""
+        return interpolate(self._curves[kind], x) if kind in self._curves else UNKNOWN
+
+
+class OwnProbability(Acceptance):
+    """The draft's own probability as the estimate: what DySpec and OPT-Tree use."""
+
+    def __init__(self) -> None:
+        super().__init__({}, learn=False)
+
+    def estimate(self, kind: str, x: float, own: float) -> float:
+        return own
+
+
+def make_acceptance(values: str, rule: str, T: float) -> Acceptance:
+    """values: `learned`, `fixed` (the prior without learning) or `own` (the draft's probabilities)."""
+    if values == "own":
+        return OwnProbability()
+    name = "greedy" if T == 0 else "traversal" if rule == "traversal" else "topdown"
+    return Acceptance(load_priors()[name], learn=values == "learned")

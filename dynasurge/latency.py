@@ -1,0 +1,165 @@
+"""What a tree costs on this machine: seconds of a target pass by its width, and of a draft pass by its width.
+
+The curves are measured once per machine, pair, dtype and thread count, in a few seconds, and kept in the user's cache
+folder (`$DYNASURGE_CACHE`, else `~/.cache/dynasurge`); `dynasurge calibrate` measures them anew. What growth needs is
+the *marginal* cost of one more node. Measured curves have steps and noise, so slopes are those of the curve's lower
+convex hull: they never fall as the tree grows, which makes "stop at the first slot that does not pay" the best place to
+stop.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from dynasurge import sampling
+from dynasurge.engine import Engine
+from dynasurge.policies import Wish, hybrid
+from dynasurge.tree import TokenTree
+from dynasurge.verification import traversal, verify
+
+WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+REPEATS = 5
+TEXT = 160  # tokens in the cache while measuring
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """widths, rising from 1; target_seconds and draft_seconds: a pass over so many tokens; step_seconds: the rest of a
+    step (drawing, verification, bookkeeping), whatever the tree."""
+
+    widths: tuple[int, ...]
+    target_seconds: tuple[float, ...]
+    draft_seconds: tuple[float, ...]
+    step_seconds: float = 0.0
+
+    def target(self, nodes: int) -> float:
+        """Seconds of a target pass over a tree of so many drafted nodes, by the hull."""
+        return _at(self._target_hull, nodes + 1)
+
+    def draft(self, width: int) -> float:
+        """Seconds of a draft pass over a level of so many nodes, with the drawing of its children."""
+        return _at(self._draft_hull, width)
+
+    def slope(self, nodes: int) -> float:
+        """Seconds that the last of so many nodes adds to the target pass."""
+        return self.target(nodes) - self.target(nodes - 1)
+
+    def step(self, nodes: int, passes: int) -> float:
+        """Seconds of a whole step that drafted so many nodes in so many passes."""
+        width = max(1, round(nodes / passes)) if passes else 1
+        return self.target(nodes) + passes * self.draft(width) + self.step_seconds
+
+    @cached_property
+    def _target_hull(self) -> list[tuple[float, float]]:
+        return _lower_hull(self.widths, self.target_seconds)
+
+    @cached_property
+    def _draft_hull(self) -> list[tuple[float, float]]:
+        return _lower_hull(self.widths, self.draft_seconds)
+
+
+def _lower_hull(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
+    """The corners of the largest rising convex curve below the points."""
+    floor = [min(ys[i:]) for i in range(len(ys))]  # a wider pass is never cheaper; where it seems so, that is noise
+    hull: list[tuple[float, float]] = []
+    for x, y in zip(xs, floor, strict=True):
+        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (y - hull[-2][1]) * (
+            hull[-1][0] - hull[-2][0]
+        ):
+            hull.pop()
+        hull.append((x, y))
+    return hull
+
+
+def _at(hull: Sequence[tuple[float, float]], x: float) -> float:
+    """The hull's height, its last slope going on beyond the end."""
+    if len(hull) == 1:
+        return hull[0][1]
+    at = min(max(1, bisect.bisect_left([corner[0] for corner in hull], x)), len(hull) - 1)
+    (x0, y0), (x1, y1) = hull[at - 1], hull[at]
+    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+
+
+def measure(target: Engine, draft: Engine) -> Costs:
+    """Time both engines at every width that fits, medians of REPEATS. Engines are reset before and after."""
+    widths = [w for w in WIDTHS if TEXT // 2 + w <= min(target.max_length, draft.max_length)] or [1]
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(logits: torch.Tensor) -> None:
+        hybrid(sampling.to_probs(logits, 1.0), [Wish(k=8)] * len(logits), generator)
+
+    def verify_leaf(logits: torch.Tensor) -> None:
+        tree = TokenTree(tokens=(0, 1), parents=(-1, 0), proposal=(1.0, 1.0), point=(True, True))
+        p = sampling.to_probs(logits, 1.0).expand(2, -1)
+        verify(traversal, tree, p, [p[0], p[0]], generator)
+
+    verified, alone = (_seconds(target, 1, work) for work in (verify_leaf, None))
+    return Costs(
+        widths=tuple(widths),
+        target_seconds=tuple(_seconds(target, width) for width in widths),
+        draft_seconds=tuple(_seconds(draft, width, draw) for width in widths),
+        step_seconds=max(0.0, verified - alone),
+    )
+
+
+def _seconds(engine: Engine, width: int, work: Callable[[torch.Tensor], None] | None = None) -> float:
+    """A pass over `width` tokens behind some text, and the `work` that follows it."""
+    engine.reset()
+    engine.extend([1 + number % 50 for number in range(min(TEXT, engine.max_length - width))])
+    times = []
+    for _ in range(REPEATS + 1):
+        start = time.perf_counter()
+        logits = engine.forward([1 + number % 50 for number in range(width)], [-1] + [0] * (width - 1))
+        if work is not None:
+            work(logits)
+        logits[-1, -1].item()  # waits for the device, as drawing and verification do
+        times.append(time.perf_counter() - start)
+        engine.commit([])
+    engine.reset()
+    return statistics.median(times[1:])
+
+
+def cache_file(target: Engine, draft: Engine) -> Path:
+    """Where the curves of this machine and pair live."""
+    device = target.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    configs = [engine.model.config.to_json_string() for engine in (target, draft)]
+    key = [name, os.cpu_count(), torch.get_num_threads(), torch.__version__, str(target.model.dtype), *configs]
+    digest = hashlib.sha256(json.dumps([*key, type(target).__name__]).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("DYNASURGE_CACHE") or Path.home() / ".cache" / "dynasurge")
+    return folder / "latency" / f"{digest}.json"
+
+
+def load_costs(target: Engine, draft: Engine, *, anew: bool = False) -> Costs:
+    """This machine's curves for the pair behind these engines, measured now if they are not in the cache (or
+    `anew`)."""
+    path = cache_file(target, draft)
+    if not anew and path.is_file():
+        data = json.loads(path.read_text())
+        return Costs(
+            widths=tuple(data["widths"]),
+            target_seconds=tuple(data["target_seconds"]),
+            draft_seconds=tuple(data["draft_seconds"]),
+            step_seconds=data["step_seconds"],
+        )
+    costs = measure(target, draft)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(costs)))
+        partial.replace(path)
+    except OSError:
+        pass  # measured again next time
+    return costs

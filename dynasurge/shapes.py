@@ -1,0 +1,186 @@
+"""Shapes: how wide and how deep a tree grows, and when it stops.
+
+- `StaticShape`: the growmap says how many children each node gets; everything drawn stays.
+- `BestFirst`: a dynamic tree. Of all slots proposed so far the most valuable stay, at most `budget` of them. With
+`costs`,
+  the budget is only a maximum. A slot must also pay for its time: an accepted token is worth the time that decoding
+  takes for one, so a slot of value v stays if
+
+      v >= (tokens per second so far) * (seconds that one more node adds to the target pass),
+
+  and a level is drafted only if what it can be expected to add is worth its draft pass. Seconds are those of the
+  latency curve (latency.py), not of a clock, so the same seed gives the same text.
+
+Every decision about a slot looks at slots of higher value, at past steps and at what was known before its token was
+drawn, nothing else; that is what keeps dynamic trees properly drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from dynasurge.growmap import Growmap
+from dynasurge.latency import Costs
+from dynasurge.policies import POINTS, Wish
+
+SLACK = 0.5  # how far below the last step's cut slots are still proposed
+FIRST_CHILD = (
+    0.6  # how often a node's children are accepted at all, roughly; only decides whether a level is worth a pass
+)
+LATER_CHILD = 0.25  # the j-th sampled child is accepted at most this / j of the time
+
+
+@dataclass(slots=True, kw_only=True)
+class Slot:
+    """One proposed node while the tree grows. `parent` is an index into the pool; `row` its number in the draft's
+    passes."""
+
+    token: int
+    parent: int
+    depth: int
+    rank: int
+    proposal: float
+    kind: str
+    x: float
+    slot_value: float
+    node_value: float
+    row: int | None = None
+    q: torch.Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+
+    @property
+    def point(self) -> bool:
+        """Whether the token was chosen outright."""
+        return self.kind.startswith(POINTS)
+
+
+class Shape(Protocol):
+    """`max_nodes` and `max_depth` bound every tree it allows; `max_read` is how many nodes the draft reads for one at
+    most, those included that lose their place to better ones deeper down."""
+
+    max_nodes: int
+    max_depth: int
+    max_read: int
+
+    def reset(self) -> None:
+        """A new prompt begins."""
+
+    def wish(self, pool: Sequence[Slot], index: int) -> Wish:
+        """How many children this slot may get."""
+        ...
+
+    def pays(self, value: float) -> bool:
+        """Whether a slot of this value is worth proposing."""
+        ...
+
+    def keep(self, pool: Sequence[Slot]) -> list[int]:
+        """Which slots of the pool stay, in drawing order; the root (0) always does."""
+        ...
+
+    def go_on(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> bool:
+        """Whether to draft below the slots of this level."""
+        ...
+
+    def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
+        """The tree is complete."""
+
+    def verified(self, emitted: int) -> None:
+        """The tree led to so many tokens, the bonus included."""
+
+
+class StaticShape:
+    """The shape of a growmap. A node whose distribution runs out of tokens gets fewer children."""
+
+    def __init__(self, growmap: Growmap) -> None:
+        self._growmap = growmap
+        self.max_nodes = self.max_read = growmap.size - 1
+        self.max_depth = growmap.depth
+
+    def reset(self) -> None: ...
+
+    def wish(self, pool: Sequence[Slot], index: int) -> Wish:
+        return Wish(k=len(self._growmap.children[self._number(pool, index)]))
+
+    def pays(self, value: float) -> bool:
+        return True
+
+    def keep(self, pool: Sequence[Slot]) -> list[int]:
+        return list(range(len(pool)))
+
+    def go_on(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> bool:
+        return True
+
+    def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None: ...
+
+    def verified(self, emitted: int) -> None: ...
+
+    def _number(self, pool: Sequence[Slot], index: int) -> int:
+        """The growmap's number of a slot: the path of ranks that leads to it."""
+        slot = pool[index]
+        return self._growmap.children[self._number(pool, slot.parent)][slot.rank] if slot.parent >= 0 else 0
+
+
+class BestFirst:
+    """At most `budget` nodes, the slots of highest value; ties go to the slot proposed first."""
+
+    def __init__(self, *, budget: int, max_depth: int, max_children: int, costs: Costs | None = None) -> None:
+        self.max_nodes, self.max_depth = budget, min(max_depth, budget)
+        self.max_read = budget * (self.max_depth - 1)
+        self._max_children, self._costs = min(max_children, budget), costs
+        self.reset()
+
+    def reset(self) -> None:
+        self._cut = 0.0  # the value below which slots have lately not been kept
+        self._nodes = self._passes = 0
+        self._tokens, self._seconds = 0.0, 0.0
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second so far by the latency curve; at first that of decoding without a tree."""
+        assert self._costs is not None
+        return (self._tokens + 1.0) / (self._seconds + self._costs.step(0, 0))
+
+    def wish(self, pool: Sequence[Slot], index: int) -> Wish:
+        value, cut = pool[index].node_value, SLACK * self._cut
+        if cut <= 0 or value <= 0:
+            return Wish(k=self._max_children if value > 0 else 0)
+        return Wish(k=min(self._max_children, 1 + int(LATER_CHILD * value / cut)), floor=cut / value)
+
+    def pays(self, value: float) -> bool:
+        return value >= SLACK * self._cut
+
+    def keep(self, pool: Sequence[Slot]) -> list[int]:
+        worth = [index for index in range(1, len(pool)) if pool[index].slot_value > 0]
+        # sort() is stable: equal values keep drawing order, so a parent or an earlier sibling always goes first
+        worth.sort(key=lambda index: -pool[index].slot_value)
+        worth = worth[: self.max_nodes]
+        if self._costs is not None:
+            rate = self.rate
+            for place, index in enumerate(worth):
+                if pool[index].slot_value < rate * self._costs.slope(place + 1):
+                    worth = worth[:place]
+                    break
+        return [0, *sorted(worth)]
+
+    def go_on(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> bool:
+        if self._costs is None:
+            return True
+        # A full tree loses its least valuable slots to the new ones; an unfinished one pays for more nodes.
+        full = len(kept) > self.max_nodes
+        price = min(pool[i].slot_value for i in kept) if full else self.rate * self._costs.slope(len(kept))
+        gain = sum(max(0.0, FIRST_CHILD * pool[index].node_value - price) for index in level)
+        return gain > self.rate * self._costs.draft(len(level))
+
+    def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
+        self._nodes, self._passes = len(kept) - 1, passes
+        lowest = min((pool[index].slot_value for index in kept[1:]), default=0.0)
+        # A tree that was not filled must be offered more next time.
+        self._cut = lowest if len(kept) > self.max_nodes else SLACK * min(self._cut, lowest)
+
+    def verified(self, emitted: int) -> None:
+        if self._costs is not None:
+            self._tokens += emitted
+            self._seconds += self._costs.step(self._nodes, self._passes)
