@@ -95,7 +95,8 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
         children, left = Children(base=row), 1.0 - copied_mass
         if wish.copy is not None:
             if row_tokens[0] >= 0:
-                children.members.append(_settled(int(row_tokens[0]), min(1.0, row_masses[0] / left), "tail", left))
+                rest = max(left, row_masses[0])  # where the copy has nearly all mass, rounding may leave less than there is
+                children.members.append(_settled(int(row_tokens[0]), row_masses[0] / rest, "tail", rest))
             children.members.append(copied(wish, copied_mass))
             out.append(children)
             continue
