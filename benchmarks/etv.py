@@ -39,7 +39,7 @@ def shapes(growmaps: list[str], policies: list[str]) -> dict[str, dict[str, Any]
         label: {"mode": "sTree", "growmap": path, "policy": "sampled"} for label, path in static.items()
     }
     for policy in policies:
-        plan |= {f"dTree B={B} {policy}": {"mode": "dTree", "B": B, "policy": policy} for B in BUDGETS}
+        plan |= {f"dTree B={B} {policy}": {"mode": "dTree", "B": B, "policy": policy, "fill": True} for B in BUDGETS}
     return plan
 
 

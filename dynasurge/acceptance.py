@@ -17,8 +17,9 @@ Kinds of children, and the feature x their acceptance depends on:
     tail      sampled outside its sibling points; x: the draft's mass outside them
     first     first of several sampled; x: the probability its token had (before the draw: the mean over the draw)
     later     sampled after refused siblings; x: how many of them
-    lookup    copied from earlier text; x: how many tokens before it match
-    echo      the same where the draft gives the token some probability too
+    echo      copied from earlier text, and the draft agrees; x: how many tokens before it match
+    lookup    the same where the draft disagrees
+    blind     the same where the draft was not asked
 
 each apart at the first level and below it (`first+`): there text that was accepted so far makes the next token easier, and
 bottom-up verification makes up for unlucky tokens above. For the same reason there is a prior for every rule.
@@ -44,8 +45,9 @@ BIN_EDGES = {
     "tail": (0.2, 0.5),
     "first": (0.2, 0.6),
     "later": (1.5, 2.5),
-    "lookup": (1.5, 3.5),
-    "echo": (1.5, 3.5),
+    "echo": (2.5, 4.5),
+    "lookup": (2.5, 4.5),
+    "blind": (2.5, 4.5),
 }
 Curve = tuple[tuple[float, ...], tuple[float, ...]]  # knots x, rising, and the acceptance at each
 

@@ -32,8 +32,9 @@ EDGES = {
     "tail": PROBABILITIES,
     "first": PROBABILITIES,
     "later": COUNTS,
-    "lookup": COUNTS,
     "echo": COUNTS,
+    "lookup": COUNTS,
+    "blind": COUNTS,
 }
 LEAST = 2.0  # trials that a bin needs to be a knot
 Curves = dict[str, dict[str, list[float]]]

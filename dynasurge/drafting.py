@@ -95,8 +95,8 @@ class Drafter:
         for depth in range(1, last + 1):
             self._propose(pool, level, q, generator)
             kept = self._shape.keep(pool)
-            level = [index for index in kept if pool[index].depth == depth and self._shape.wish(pool, index).k > 0]
-            if not level or depth == last or not self._shape.go_on(pool, kept, level):
+            level = self._shape.expand(pool, kept, [index for index in kept if pool[index].depth == depth])
+            if not level or depth == last:
                 break
             q = self._score(pool, level)
             passes += 1
@@ -181,7 +181,7 @@ class Drafter:
             for index in level:
                 found = self._lookup.find(_path(pool, index)) if pool[index].depth < max_depth else None
                 if found is not None:
-                    self._append(pool, index, [copied(Wish(k=1, copy=found[0], match=float(found[1])), own=0.0)])
+                    self._append(pool, index, [copied(found[0], float(found[1]), None)])
             kept = self._shape.keep(pool)
             level = [index for index in kept if index >= before]
         return kept

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LENGTHS = (8, 6, 5, 4, 3, 2, 1)  # how many tokens must match; longer matches first
+LENGTHS = (8, 6, 5, 4, 3, 2)  # how many tokens must match; longer matches first
 
 
 class Lookup:

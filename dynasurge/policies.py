@@ -24,7 +24,7 @@ import torch
 
 from dynasurge import sampling
 
-POINTS = ("point", "lookup", "echo")
+POINTS = ("point", "echo", "lookup", "blind")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,25 +79,28 @@ class Children:
 
 
 AGREES = 0.1  # a copied token that the draft gives at least this is an `echo`, else a `lookup`
+LONG = 8  # tokens that must match before a copy is proposed that the draft disagrees with
 Policy = Callable[[torch.Tensor, Sequence[Wish], torch.Generator], list[Children]]
 
 
 def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
     """wishes[i].k tokens without replacement from row i of q [m, V], only one where there is a copy. Floors do not
     apply."""
-    base, held = _without_copies(q, wishes)
-    tokens = sampling.draw_distinct(base, max(1 if wish.copy is not None else wish.k for wish in wishes), generator)
+    base, held = _copies(q, wishes)
+    tokens = sampling.draw_distinct(base, max(wish.k for wish in wishes), generator)
     # The first token's mean probability: all that may be known of it before the draw.
     expected = (base * base).sum(-1, keepdim=True)
     columns = _read(tokens, base.gather(1, tokens.clamp(min=0)), expected, held)
     out = []
     for row, wish, row_tokens, row_masses, (mean,), (copied_mass,) in zip(base, wishes, *columns, strict=True):
-        children, left = Children(base=row), 1.0 - copied_mass
-        if wish.copy is not None:
+        children, left = Children(base=row), 1.0 - max(0.0, copied_mass)
+        if wish.copy is not None and copied_mass >= 0:
             if row_tokens[0] >= 0:
-                rest = max(left, row_masses[0])  # where the copy has nearly all mass, rounding may leave less than there is
+                rest = max(
+                    left, row_masses[0]
+                )  # where the copy has nearly all mass, rounding may leave less than there is
                 children.members.append(_settled(int(row_tokens[0]), row_masses[0] / rest, "tail", rest))
-            children.members.append(copied(wish, copied_mass))
+            children.members.append(copied(wish.copy, wish.match, copied_mass))
             out.append(children)
             continue
         for rank, (token, mass) in enumerate(zip(row_tokens[: wish.k], row_masses, strict=False)):
@@ -116,22 +119,22 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
 
 def topk(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
     """The wishes[i].k likeliest tokens of row i of q [m, V], as points. Nothing is random; `generator` is not used."""
-    base, held = _without_copies(q, wishes)
+    base, held = _copies(q, wishes)
     best = base.topk(min(max(wish.k for wish in wishes), q.shape[-1]), dim=-1)
     out = []
     columns = _read(best.indices, best.values, held)
     for row, wish, row_tokens, row_values, (copied_mass,) in zip(q, wishes, *columns, strict=True):
         children = Children(base=row)
         _add_points(children, row_tokens[: wish.k], row_values, wish.floor)
-        if wish.copy is not None:
-            children.members.append(copied(wish, copied_mass))
+        if wish.copy is not None and copied_mass >= 0:
+            children.members.append(copied(wish.copy, wish.match, copied_mass))
         out.append(children)
     return out
 
 
 def hybrid(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
     """Row i of q [m, V]: the top wishes[i].k - 1 tokens that reach the floor, as points, behind one from the rest."""
-    base, held = _without_copies(q, wishes)
+    base, held = _copies(q, wishes)
     best = base.topk(min(max(wish.k for wish in wishes) - 1, q.shape[-1]), dim=-1)
     limits = torch.tensor([[wish.k - 1, wish.floor] for wish in wishes], dtype=torch.float64)
     limits = limits.to(q.device, non_blocking=True)
@@ -154,8 +157,8 @@ def hybrid(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) 
         if head >= 0:
             children.members.append(_settled(int(head), min(1.0, mass / rest), "tail", rest))
         _add_points(children, row_tokens, row_values)
-        if wish.copy is not None:
-            children.members.append(copied(wish, copied_mass))
+        if wish.copy is not None and copied_mass >= 0:
+            children.members.append(copied(wish.copy, wish.match, copied_mass))
         out.append(children)
     return out
 
@@ -174,21 +177,26 @@ def _settled(token: int, proposal: float, kind: str, x: float) -> Child:
     return Child(token=token, proposal=proposal, kind=kind, x=x, x_before=x, own=x, own_before=x)
 
 
-def copied(wish: Wish, own: float) -> Child:
-    """The child of a wish's copy, to which the draft gives `own`."""
-    assert wish.copy is not None
-    kind = "lookup" if own < AGREES else "echo"
-    return Child(token=wish.copy, proposal=1.0, kind=kind, x=wish.match, x_before=wish.match, own=own, own_before=own)
+def copied(token: int, match: float, own: float | None) -> Child:
+    """A point child copied from the text. own: what the draft gives it, None if it was not asked."""
+    kind = "blind" if own is None else "echo" if own >= AGREES else "lookup"
+    own = own or 0.0
+    return Child(token=token, proposal=1.0, kind=kind, x=match, x_before=match, own=own, own_before=own)
 
 
-def _without_copies(q: torch.Tensor, wishes: Sequence[Wish]) -> tuple[torch.Tensor, torch.Tensor]:
-    """q with the wishes' copies zeroed, and what they had: [m, V], [m, 1] (0 for no copy)."""
+def _copies(q: torch.Tensor, wishes: Sequence[Wish]) -> tuple[torch.Tensor, torch.Tensor]:
+    """q without the copies that are worth proposing, [m, V], and what each of those had, [m, 1], -1 for none.
+
+    A copy that the draft hardly thinks of is worth it only after a long match: accepted 2-10% of the time otherwise.
+    """
+    none = q.new_full((len(q), 1), -1.0)
     if all(wish.copy is None for wish in wishes):
-        return q, q.new_zeros(len(q), 1)
-    numbers = torch.tensor([[wish.copy or 0, wish.copy is not None] for wish in wishes]).to(q.device, non_blocking=True)
-    token, there = numbers[:, :1], numbers[:, 1:]
+        return q, none
+    numbers = torch.tensor([[wish.copy or 0, int(wish.match if wish.copy is not None else 0)] for wish in wishes])
+    token, match = numbers.to(q.device, non_blocking=True).split(1, dim=1)
     mass = q.gather(1, token)
-    return q.scatter(1, token, mass * (1 - there)), mass * there
+    good = ((mass >= AGREES) & (match > 0)) | (match >= LONG)
+    return q.scatter(1, token, torch.where(good, 0.0, mass)), torch.where(good, mass, none)
 
 
 def _read(*columns: torch.Tensor) -> list[list[list[float]]]:

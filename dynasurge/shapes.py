@@ -80,8 +80,8 @@ class Shape(Protocol):
         """Which slots of the pool stay, in drawing order; the root (0) always does."""
         ...
 
-    def go_on(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> bool:
-        """Whether to draft below the slots of this level."""
+    def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
+        """Which slots of the newest level to draft below; none ends the growth."""
         ...
 
     def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
@@ -110,8 +110,8 @@ class StaticShape:
     def keep(self, pool: Sequence[Slot]) -> list[int]:
         return list(range(len(pool)))
 
-    def go_on(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> bool:
-        return True
+    def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
+        return [index for index in level if self.wish(pool, index).k > 0]
 
     def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None: ...
 
@@ -165,14 +165,16 @@ class BestFirst:
                     break
         return [0, *sorted(worth)]
 
-    def go_on(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> bool:
-        if self._costs is None:
-            return True
+    def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
         # A full tree loses its least valuable slots to the new ones; an unfinished one pays for more nodes.
-        full = len(kept) > self.max_nodes
-        price = min(pool[i].slot_value for i in kept) if full else self.rate * self._costs.slope(len(kept))
+        price = min(pool[index].slot_value for index in kept) if len(kept) > self.max_nodes else 0.0
+        if self._costs is not None:
+            price = max(price, self.rate * self._costs.slope(len(kept)))
+        level = [index for index in level if pool[index].node_value > price]  # others' children could not stay
+        if self._costs is None or not level:
+            return level
         gain = sum(max(0.0, FIRST_CHILD * pool[index].node_value - price) for index in level)
-        return gain > self.rate * self._costs.draft(len(level))
+        return level if gain > self.rate * self._costs.draft(len(level)) else []
 
     def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
         self._nodes, self._passes = len(kept) - 1, passes

@@ -83,7 +83,8 @@ def test_the_longest_match_and_its_latest_occurrence_win() -> None:
     lookup.read([1, 2, 3, 9, 2, 3, 8, 1, 2])
     assert lookup.find([3]) == (9, 3), "1 2 3 was followed by 9"
     lookup.read([1, 2, 3, 9, 2, 3, 8, 1, 2, 3, 7, 5, 3])
-    assert lookup.find([]) == (7, 1)
+    assert lookup.find([]) is None, "one token is no match"
+    assert lookup.find([7, 5, 3]) is None
     assert lookup.find([4]) is None
     lookup.reset()
     assert lookup.find([3]) is None
@@ -101,8 +102,9 @@ def test_a_copy_is_a_point_behind_what_is_sampled_from_the_rest(policy: str) -> 
             assert (copy.token, copy.x, copy.point) == (wish.copy, wish.match, True)
             assert children.tokens.count(copy.token) == 1
             assert float(children.base[copy.token]) == 0 or policy == "topk"
-    few = POLICIES[policy](torch.tensor([[0.95, 0.05]]), [Wish(k=1, copy=1, match=2.0)], torch.Generator())[0]
-    assert few.members[-1].kind == "lookup", "the draft hardly thinks of it"
+    for match, kinds in ((2.0, []), (8.0, ["lookup"])):  # a token that the draft hardly thinks of needs a long match
+        doubted = POLICIES[policy](torch.tensor([[0.95, 0.05]]), [Wish(k=1, copy=1, match=match)], torch.Generator())[0]
+        assert [child.kind for child in doubted.members if child.kind == "lookup"] == kinds
 
 
 # --- nodes that pay ----------------------------------------------------------------------------------------------------
@@ -138,9 +140,12 @@ def test_the_budget_is_a_maximum() -> None:
 def test_a_level_is_drafted_only_if_it_pays() -> None:
     slots = pool(0.5, 0.2)
     cheap = BestFirst(budget=8, max_depth=4, max_children=4, costs=COSTS)
-    assert cheap.go_on(slots, [0, 1, 2], [1, 2])
+    assert cheap.expand(slots, [0, 1, 2], [1, 2]) == [1, 2]
+    assert BestFirst(budget=2, max_depth=4, max_children=4).expand(slots, [0, 1, 2], [1, 2]) == [1], (
+        "2's would be worth less"
+    )
     dear = Costs(widths=(1, 8), target_seconds=(1.0, 1.1), draft_seconds=(0.5, 0.5))
-    assert not BestFirst(budget=8, max_depth=4, max_children=4, costs=dear).go_on(slots, [0, 1, 2], [1, 2])
+    assert BestFirst(budget=8, max_depth=4, max_children=4, costs=dear).expand(slots, [0, 1, 2], [1, 2]) == []
 
 
 def test_wishes_shrink_to_what_could_be_kept() -> None:
