@@ -96,8 +96,8 @@ def test_dynamic_growth_is_lossless(budget: int, depth: int, children: int, rule
 @pytest.mark.parametrize("paid", [False, True], ids=["filled", "paid"])
 def test_copies_and_costs_are_lossless(rule: str, policy: str, paid: bool) -> None:
     """Text that repeats itself, and nodes that have to pay: the second tree of a prompt, after one step of learning."""
-    costs = Costs(widths=(1, 8), target_seconds=(1.0, 3.8), draft_seconds=(0.02, 0.02))
-    shape = BestFirst(budget=3, max_depth=3, max_children=2, costs=costs if paid else None)
+    costs = Costs(widths=(1, 8), target_seconds=(1.0, 5.2), draft_seconds=(0.02, 0.02))
+    shape = BestFirst(budget=4, max_depth=3, max_children=2, costs=costs if paid else None)
     text = (0, 2, 1, 0, 2, 1)
     target, draft = toy.random_table(13), toy.random_table(16)
 
@@ -110,8 +110,8 @@ def test_copies_and_costs_are_lossless(rule: str, policy: str, paid: bool) -> No
 
     trees = [(weight, result.tree, result.q) for weight, result in toy.enumerate_runs(second)]
     slots = [slot for _, result in toy.enumerate_runs(second) for slot in result.slots]
-    assert any(slot.kind.startswith(("echo", "blind")) for slot in slots)
-    assert min(tree.size for _, tree, _ in trees) < 3 or not paid, "not every node pays"
+    assert any(slot.kind.startswith(("echo", "blind")) for slot in slots) or paid
+    assert min(tree.size for _, tree, _ in trees) < 4 or not paid, "not every node pays"
     law = toy.verify_law(iter(trees), RULES[rule], target, text, 4)
     assert toy.total_variation(law, toy.target_law(target, text, 4)) < 1e-12
 
