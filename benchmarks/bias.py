@@ -1,6 +1,6 @@
 """How far the prototype's rule bends a real model's text: the next token's distribution after one step.
 
-    python benchmarks/bias.py --data cnn_dailymail.jsonl --contexts 30 --samples 2000
+    python benchmarks/bias.py --data cnn_dailymail.jsonl --contexts 10 --samples 1000
 
 At each context (the first 128 tokens of a prompt) one step is taken `samples` times, trees and coins drawn afresh, and the
 first emitted token is counted. Total variation from the target's distribution is measured over its 30 likeliest tokens and
@@ -20,11 +20,13 @@ import torch
 from tqdm import tqdm
 
 from dynasurge import load_pair, sampling
+from dynasurge.acceptance import make_acceptance
 from dynasurge.data import load_prompts
-from dynasurge.drafting import Drafter, StaticShape
+from dynasurge.drafting import Drafter
 from dynasurge.growmap import build_growmap
 from dynasurge.policies import POLICIES
 from dynasurge.prototype import bfs
+from dynasurge.shapes import StaticShape
 from dynasurge.verification import RULES, Verdict, verify
 
 BINS = 30
@@ -64,8 +66,8 @@ class Remembering:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="demo")
-    parser.add_argument("--contexts", type=int, default=30)
-    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--contexts", type=int, default=10)
+    parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--T", type=float, default=0.9)
     parser.add_argument("--shape", default="2x2")
     args = parser.parse_args()
@@ -76,18 +78,22 @@ def main() -> None:
     for prompt in tqdm(load_prompts(args.data, 0, args.contexts), disable=None):
         ids = pair.tokenizer(prompt.text).input_ids[:128]
         target, draft = Remembering(pair.target, ids), Remembering(pair.draft, ids)
-        drafter = Drafter(draft, StaticShape(build_growmap(args.shape)), POLICIES["sampled"], T=args.T, P=1.0)
+        acceptance = make_acceptance("fixed", "topdown", args.T)
+        shape = StaticShape(build_growmap(args.shape))
+        depth = shape.max_depth
+        drafter = Drafter(draft, shape, POLICIES["sampled"], acceptance, T=args.T, P=1.0)
         law = sampling.to_probs(target.target_rows([()]), args.T)[0].double()
         bins = law.topk(BINS).indices.tolist()
         expected = np.array([*law[bins].tolist(), 1.0 - float(law[bins].sum())])
         counts = {name: np.zeros(BINS + 1) for name in rules}
         for _ in range(args.samples):
-            grown = drafter.grow(ids, generator, args.samples)
+            grown = drafter.grow(ids, generator, depth)
             draft.commit([])
             paths: list[tuple[int, ...]] = [()]
             for node in range(1, grown.tree.size + 1):
                 paths.append((*paths[grown.tree.parents[node]], grown.tree.tokens[node]))
-            p = sampling.to_probs(target.target_rows(paths), args.T)
+            # What the target says below the last level can only change what follows the first token.
+            p = sampling.to_probs(target.target_rows([path if len(path) < depth else () for path in paths]), args.T)
             for name, rule in rules.items():
                 verdict = rule(grown.tree, p, grown.q, generator)
                 first = grown.tree.tokens[verdict.path[0]] if verdict.path else verdict.bonus
