@@ -18,49 +18,57 @@ from functools import partial
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from dynasurge import load_pair, sampling
 from dynasurge.acceptance import make_acceptance
 from dynasurge.data import load_prompts
 from dynasurge.drafting import Drafter
+from dynasurge.engine import Engine
 from dynasurge.growmap import build_growmap
 from dynasurge.policies import POLICIES
 from dynasurge.prototype import bfs
 from dynasurge.shapes import StaticShape
+from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES, Verdict, verify
 
 BINS = 30
+AHEAD = 96  # first tokens whose logits are computed at once
 
 
 class Remembering:
-    """A `TreeEngine` over a plain model that computes the logits of each continuation of one prompt once."""
+    """A `TreeEngine` that stands at the end of one prompt and computes the logits of each first token once."""
 
-    def __init__(self, model: torch.nn.Module, prompt: Sequence[int]) -> None:
-        self._model, self._prompt = model, list(prompt)
-        self._known: dict[tuple[int, ...], torch.Tensor] = {}
-        self._pending: list[tuple[int, ...]] = []
-        self.length, self.device = len(prompt) - 1, torch.device("cpu")
+    device = torch.device("cpu")
+
+    def __init__(self, model: PreTrainedModel, prompt: Sequence[int]) -> None:
+        self._engine = Engine(model, len(prompt) + AHEAD)
+        self._root = self._engine.extend(prompt).float()
+        self.length = len(prompt) - 1
+        self._known: dict[int, torch.Tensor] = {}
+        self._read(self._root.topk(AHEAD).indices.tolist())
 
     def extend(self, tokens: Sequence[int]) -> torch.Tensor:
-        return self._logits(())
+        return self._root
 
     def forward(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
-        first = len(self._pending)
-        for token, parent in zip(tokens, parents, strict=True):
-            self._pending.append((*(self._pending[parent] if parent >= 0 else ()), token))
-        return torch.stack([self._logits(path) for path in self._pending[first:]])
+        assert all(parent < 0 for parent in parents), "only first tokens are remembered"
+        self._read([token for token in tokens if token not in self._known])
+        return torch.stack([self._known[token] for token in tokens])
 
-    def target_rows(self, paths: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        return torch.stack([self._logits(path) for path in paths])
+    def rows(self, tree: TokenTree) -> torch.Tensor:
+        """Logits by node; those below the first level are the root's, as they cannot change the first token."""
+        first = {node: tree.tokens[node] for node in tree.children[0]}
+        self.forward(list(first.values()), [-1] * len(first))
+        return torch.stack([self._known[first[u]] if u in first else self._root for u in range(tree.size + 1)])
 
-    def commit(self, nodes: Sequence[int]) -> None:
-        self._pending = []
+    def commit(self, nodes: Sequence[int]) -> None: ...
 
-    @torch.inference_mode()
-    def _logits(self, path: tuple[int, ...]) -> torch.Tensor:
-        if path not in self._known:
-            self._known[path] = self._model(torch.tensor([[*self._prompt, *path]])).logits[0, -1].float()
-        return self._known[path]
+    def _read(self, tokens: Sequence[int]) -> None:
+        if tokens:
+            logits = self._engine.forward(tokens, [-1] * len(tokens)).float()
+            self._known |= dict(zip(tokens, logits, strict=True))
+            self._engine.commit([])
 
 
 def main() -> None:
@@ -80,20 +88,15 @@ def main() -> None:
         target, draft = Remembering(pair.target, ids), Remembering(pair.draft, ids)
         acceptance = make_acceptance("fixed", "topdown", args.T)
         shape = StaticShape(build_growmap(args.shape))
-        depth = shape.max_depth
+        assert shape.max_depth <= 2, "deeper trees would need deeper logits"
         drafter = Drafter(draft, shape, POLICIES["sampled"], acceptance, T=args.T, P=1.0)
-        law = sampling.to_probs(target.target_rows([()]), args.T)[0].double()
+        law = sampling.to_probs(target.extend([])[None], args.T)[0].double()
         bins = law.topk(BINS).indices.tolist()
         expected = np.array([*law[bins].tolist(), 1.0 - float(law[bins].sum())])
         counts = {name: np.zeros(BINS + 1) for name in rules}
         for _ in range(args.samples):
-            grown = drafter.grow(ids, generator, depth)
-            draft.commit([])
-            paths: list[tuple[int, ...]] = [()]
-            for node in range(1, grown.tree.size + 1):
-                paths.append((*paths[grown.tree.parents[node]], grown.tree.tokens[node]))
-            # What the target says below the last level can only change what follows the first token.
-            p = sampling.to_probs(target.target_rows([path if len(path) < depth else () for path in paths]), args.T)
+            grown = drafter.grow(ids, generator, 2)
+            p = sampling.to_probs(target.rows(grown.tree), args.T)
             for name, rule in rules.items():
                 verdict = rule(grown.tree, p, grown.q, generator)
                 first = grown.tree.tokens[verdict.path[0]] if verdict.path else verdict.bonus
