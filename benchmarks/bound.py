@@ -22,7 +22,7 @@ from dynasurge.data import load_prompts
 from dynasurge.generation import Session
 
 EVERY = 8  # positions between nodes, so that they differ
-DRAWS = 8  # sets of children drawn at each node
+DRAWS = 32  # sets of children drawn at each node
 
 
 def main() -> None:
