@@ -34,7 +34,7 @@ from dynasurge.lookup import Lookup
 from dynasurge.models import Pair
 from dynasurge.policies import POLICIES
 from dynasurge.prototype import bfs
-from dynasurge.shapes import BestFirst, Shape, StaticShape
+from dynasurge.shapes import BestFirst, Shape, StaticShape, Thrifty
 from dynasurge.verification import RULES
 
 
@@ -214,12 +214,8 @@ def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
         assert growmap is not None, "Settings requires a growmap in sTree mode"
         return StaticShape(growmap)
     depth = growmap.depth if growmap is not None else settings.depth_bound
-    return BestFirst(
-        budget=settings.budget,
-        max_depth=depth,
-        max_children=settings.max_children,
-        costs=None if settings.fill else costs,
-    )
+    bounds = {"budget": settings.budget, "max_depth": depth, "max_children": settings.max_children}
+    return BestFirst(**bounds) if settings.fill or costs is None else Thrifty(**bounds, costs=costs)
 
 
 def generate(pair: Pair, prompt: str | list[int], **settings: Any) -> Generation:

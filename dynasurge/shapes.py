@@ -1,18 +1,18 @@
 """Shapes: how wide and how deep a tree grows, and when it stops.
 
 - `StaticShape`: the growmap says how many children each node gets; everything drawn stays.
-- `BestFirst`: a dynamic tree. Of all slots proposed so far the most valuable stay, at most `budget` of them. With
-`costs`,
-  the budget is only a maximum. A slot must also pay for its time: an accepted token is worth the time that decoding
-  takes for one, so a slot of value v stays if
+- `BestFirst`: a dynamic tree. Of all slots proposed so far the most valuable stay, `budget` of them.
+- `Thrifty`: a dynamic tree for which the budget is only a maximum. A slot must pay for its time: an accepted token is worth
+  the time that decoding takes for one, so a slot of value v stays if
 
       v >= (tokens per second so far) * (seconds that one more node adds to the target pass),
 
-  and a level is drafted only if what it can be expected to add is worth its draft pass. Seconds are those of the
-  latency curve (latency.py), not of a clock, so the same seed gives the same text.
+  and a level is drafted only if what it can be expected to add is worth its draft pass. Seconds are those of the latency
+  curve (latency.py), not of a clock, so the same seed gives the same text.
 
-Every decision about a slot looks at slots of higher value, at past steps and at what was known before its token was
-drawn, nothing else; that is what keeps dynamic trees properly drawn.
+What keeps dynamic trees properly drawn: no slot's place may depend on its own token, not even by way of what is drawn after
+it. BestFirst may let later levels push slots out, since whatever is drawn below a slot is worth less than the slot. Thrifty
+decides about draft passes by the tokens of a whole level, so there every level that was kept is final.
 """
 
 from __future__ import annotations
@@ -124,24 +124,16 @@ class StaticShape:
 
 
 class BestFirst:
-    """At most `budget` nodes, the slots of highest value; ties go to the slot proposed first."""
+    """The `budget` slots of highest value; ties go to the slot proposed first."""
 
-    def __init__(self, *, budget: int, max_depth: int, max_children: int, costs: Costs | None = None) -> None:
+    def __init__(self, *, budget: int, max_depth: int, max_children: int) -> None:
         self.max_nodes, self.max_depth = budget, min(max_depth, budget)
         self.max_read = budget * (self.max_depth - 1)
-        self._max_children, self._costs = min(max_children, budget), costs
+        self._max_children = min(max_children, budget)
         self.reset()
 
     def reset(self) -> None:
-        self._cut = 0.0  # the value below which slots have lately not been kept
-        self._nodes = self._passes = 0
-        self._tokens, self._seconds = 0.0, 0.0
-
-    @property
-    def rate(self) -> float:
-        """Tokens per second so far by the latency curve; at first that of decoding without a tree."""
-        assert self._costs is not None
-        return (self._tokens + 1.0) / (self._seconds + self._costs.step(0, 0))
+        self._cut = 0.0  # the value below which slots were not kept in the last step
 
     def wish(self, pool: Sequence[Slot], index: int) -> Wish:
         value, cut = pool[index].node_value, SLACK * self._cut
@@ -153,36 +145,68 @@ class BestFirst:
         return value >= SLACK * self._cut
 
     def keep(self, pool: Sequence[Slot]) -> list[int]:
-        worth = [index for index in range(1, len(pool)) if pool[index].slot_value > 0]
-        # sort() is stable: equal values keep drawing order, so a parent or an earlier sibling always goes first
-        worth.sort(key=lambda index: -pool[index].slot_value)
-        worth = worth[: self.max_nodes]
-        if self._costs is not None:
-            rate = self.rate
-            for place, index in enumerate(worth):
-                if pool[index].slot_value < rate * self._costs.slope(place + 1):
-                    worth = worth[:place]
-                    break
-        return [0, *sorted(worth)]
+        return [0, *sorted(_by_value(pool, 1)[: self.max_nodes])]
 
     def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
-        # A full tree loses its least valuable slots to the new ones; an unfinished one pays for more nodes.
+        # A full tree loses its least valuable slots to new ones; what could not be among those need not be drafted.
         price = min(pool[index].slot_value for index in kept) if len(kept) > self.max_nodes else 0.0
-        if self._costs is not None:
-            price = max(price, self.rate * self._costs.slope(len(kept)))
-        level = [index for index in level if pool[index].node_value > price]  # others' children could not stay
-        if self._costs is None or not level:
-            return level
-        gain = sum(max(0.0, FIRST_CHILD * pool[index].node_value - price) for index in level)
-        return level if gain > self.rate * self._costs.draft(len(level)) else []
+        return [index for index in level if pool[index].node_value > price]
 
     def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
-        self._nodes, self._passes = len(kept) - 1, passes
         lowest = min((pool[index].slot_value for index in kept[1:]), default=0.0)
         # A tree that was not filled must be offered more next time.
         self._cut = lowest if len(kept) > self.max_nodes else SLACK * min(self._cut, lowest)
 
+    def verified(self, emitted: int) -> None: ...
+
+
+class Thrifty(BestFirst):
+    """At most `budget` nodes, and only those that pay for their time; a level, once kept, is final."""
+
+    def __init__(self, *, budget: int, max_depth: int, max_children: int, costs: Costs) -> None:
+        self._costs = costs
+        super().__init__(budget=budget, max_depth=max_depth, max_children=max_children)
+
+    def reset(self) -> None:
+        super().reset()
+        self._final, self._seen = [0], 1
+        self._nodes = self._passes = 0
+        self._tokens, self._seconds = 0.0, 0.0
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second so far by the latency curve; at first that of decoding without a tree."""
+        return (self._tokens + 1.0) / (self._seconds + self._costs.step(0, 0))
+
+    def keep(self, pool: Sequence[Slot]) -> list[int]:
+        for index in _by_value(pool, self._seen):
+            place, value = len(self._final), pool[index].slot_value
+            # Where the budget binds, the last step's cut leaves room for deeper levels.
+            if place > self.max_nodes or value < max(self._cut, self.rate * self._costs.slope(place)):
+                break
+            self._final.append(index)
+        self._seen = len(pool)
+        return sorted(self._final)
+
+    def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
+        price = self.rate * self._costs.slope(len(kept))
+        level = [index for index in level if pool[index].node_value > price] if len(kept) <= self.max_nodes else []
+        gain = sum(max(0.0, FIRST_CHILD * pool[index].node_value - price) for index in level)
+        return level if level and gain > self.rate * self._costs.draft(len(level)) else []
+
+    def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
+        super().grown(pool, kept, passes)
+        self._nodes, self._passes = len(kept) - 1, passes
+        self._final, self._seen = [0], 1
+
     def verified(self, emitted: int) -> None:
-        if self._costs is not None:
-            self._tokens += emitted
-            self._seconds += self._costs.step(self._nodes, self._passes)
+        self._tokens += emitted
+        self._seconds += self._costs.step(self._nodes, self._passes)
+
+
+def _by_value(pool: Sequence[Slot], start: int) -> list[int]:
+    """Slots from number `start` on that are worth anything, best first."""
+    # sort() is stable: equal values keep drawing order, so a parent or an earlier sibling always goes first
+    return sorted(
+        (index for index in range(start, len(pool)) if pool[index].slot_value > 0), key=lambda i: -pool[i].slot_value
+    )

@@ -24,7 +24,7 @@ from dynasurge.latency import Costs
 from dynasurge.lookup import Lookup
 from dynasurge.policies import POLICIES
 from dynasurge.prototype import bfs
-from dynasurge.shapes import BestFirst, Shape, StaticShape
+from dynasurge.shapes import BestFirst, Shape, StaticShape, Thrifty
 from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES, Rule, topdown, verify
 
@@ -97,7 +97,8 @@ def test_dynamic_growth_is_lossless(budget: int, depth: int, children: int, rule
 def test_copies_and_costs_are_lossless(rule: str, policy: str, paid: bool) -> None:
     """Text that repeats itself, and nodes that have to pay: the second tree of a prompt, after one step of learning."""
     costs = Costs(widths=(1, 8), target_seconds=(1.0, 5.2), draft_seconds=(0.02, 0.02))
-    shape = BestFirst(budget=4, max_depth=3, max_children=2, costs=costs if paid else None)
+    bounds = {"budget": 4, "max_depth": 3, "max_children": 2}
+    shape = Thrifty(**bounds, costs=costs) if paid else BestFirst(**bounds)
     text = (0, 2, 1, 0, 2, 1)
     target, draft = toy.random_table(13), toy.random_table(16)
 

@@ -13,7 +13,7 @@ from dynasurge.engine import Engine
 from dynasurge.latency import Costs, cache_file, load_costs
 from dynasurge.lookup import Lookup
 from dynasurge.policies import POLICIES, Wish
-from dynasurge.shapes import BestFirst, Slot
+from dynasurge.shapes import BestFirst, Slot, Thrifty
 
 COSTS = Costs(widths=(1, 2, 4, 8), target_seconds=(1.0, 1.1, 1.3, 1.9), draft_seconds=(0.1, 0.1, 0.1, 0.1))
 
@@ -120,7 +120,7 @@ def test_slopes_are_those_of_the_lower_hull() -> None:
 
 
 def test_slots_stay_while_they_pay() -> None:
-    shape = BestFirst(budget=8, max_depth=4, max_children=4, costs=COSTS)
+    shape = Thrifty(budget=8, max_depth=4, max_children=4, costs=COSTS)
     assert shape.rate == pytest.approx(1.0), "tokens per second without a tree"
     assert shape.keep(pool(0.5, 0.05, 0.2, 0.14)) == [0, 1, 3, 4]
     shape.grown(pool(0.5), [0, 1], 1)
@@ -139,13 +139,13 @@ def test_the_budget_is_a_maximum() -> None:
 
 def test_a_level_is_drafted_only_if_it_pays() -> None:
     slots = pool(0.5, 0.2)
-    cheap = BestFirst(budget=8, max_depth=4, max_children=4, costs=COSTS)
+    cheap = Thrifty(budget=8, max_depth=4, max_children=4, costs=COSTS)
     assert cheap.expand(slots, [0, 1, 2], [1, 2]) == [1, 2]
     assert BestFirst(budget=2, max_depth=4, max_children=4).expand(slots, [0, 1, 2], [1, 2]) == [1], (
         "2's would be worth less"
     )
     dear = Costs(widths=(1, 8), target_seconds=(1.0, 1.1), draft_seconds=(0.5, 0.5))
-    assert BestFirst(budget=8, max_depth=4, max_children=4, costs=dear).expand(slots, [0, 1, 2], [1, 2]) == []
+    assert Thrifty(budget=8, max_depth=4, max_children=4, costs=dear).expand(slots, [0, 1, 2], [1, 2]) == []
 
 
 def test_wishes_shrink_to_what_could_be_kept() -> None:
