@@ -22,6 +22,7 @@ from tqdm import tqdm
 from dynasurge.acceptance import Acceptance, load_priors
 from dynasurge.config import Policy, Settings
 from dynasurge.data import Prompt, load_prompts
+from dynasurge.files import write_whole
 from dynasurge.generation import Session, make_engines
 from dynasurge.models import Pair, load_pair
 
@@ -93,9 +94,8 @@ def main() -> None:
     pair, prompts = load_pair(args.draft, args.target), load_prompts(args.data)
     curves = {rule: calibrate(pair, prompts, rule, [0.6, 0.9]) for rule in ("topdown", "traversal")}
     curves["greedy"] = calibrate(pair, prompts, "topdown", [0.0])
-    partial = args.file.with_suffix(".partial")
-    partial.write_text(json.dumps(curves, indent=1) + "\n")
-    partial.replace(args.file)
+    with write_whole(args.file) as partial:
+        partial.write_text(json.dumps(curves, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import torch
 
 from dynasurge import sampling
 from dynasurge.engine import Engine
+from dynasurge.files import write_whole
 from dynasurge.policies import Wish, hybrid
 from dynasurge.tree import TokenTree
 from dynasurge.verification import traversal, verify
@@ -157,9 +158,8 @@ def load_costs(target: Engine, draft: Engine, *, anew: bool = False) -> Costs:
     costs = measure(target, draft)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(costs)))
-        partial.replace(path)
+        with write_whole(path) as partial:
+            partial.write_text(json.dumps(asdict(costs)))
     except OSError:
         pass  # measured again next time
     return costs

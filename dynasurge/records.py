@@ -18,6 +18,7 @@ from typing import Any
 from dynasurge.config import Settings
 from dynasurge.data import Prompt
 from dynasurge.errors import UsageError
+from dynasurge.files import write_whole
 from dynasurge.generation import Generation
 from dynasurge.growmap import load_growmap
 
@@ -156,11 +157,10 @@ class RecordFile:
         """Write `summary.json`, whole or not at all. about: versions, device, command, date."""
         if self._folder is None:
             return
-        partial = self._folder / "summary.json.partial"
         body = {"about": about, "runs": [asdict(summary) for summary in summaries]}
         try:
-            partial.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, self._folder / "summary.json")
+            with write_whole(self._folder / "summary.json") as partial:
+                partial.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise _unwritable(self._folder, error) from error
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 import torch
 
 from dynasurge.distill.settings import DistillSettings
+from dynasurge.files import write_whole
 
 log = logging.getLogger("dynasurge.distill")
 
@@ -123,9 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.write(text + "\n")
         if args.out is not None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            partial = args.out.with_name(f".{args.out.name}.partial")
-            partial.write_text(text + "\n", encoding="utf-8")
-            os.replace(partial, args.out)
+            with write_whole(args.out) as partial:
+                partial.write_text(text + "\n", encoding="utf-8")
     return 0
 
 

@@ -6,7 +6,6 @@ on that matrix's first principal directions, which keeps as much of the geometry
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from dynasurge import demo
 from dynasurge.config import DEMO
 from dynasurge.distill.settings import DistillSettings
+from dynasurge.files import write_whole
 
 __all__ = ["load_draft", "load_target", "load_tokenizer", "new_draft", "principal_embedding", "save_draft"]
 
@@ -92,10 +92,7 @@ def new_draft(target: Any, settings: DistillSettings) -> Any:
 
 
 def save_draft(draft: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write config.json, generation_config.json and model.safetensors, weights in ``dtype``.
-
-    The weights are written under a temporary name and renamed, so that a reader never sees half a file.
-    """
+    """Write config.json, generation_config.json and, whole or not at all, model.safetensors, weights in ``dtype``."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +105,5 @@ def save_draft(draft: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) ->
         for name, value in draft.state_dict().items()
         if name != "lm_head.weight"  # tied to the embedding
     }
-    partial = folder / ".model.partial"
-    save_file(weights, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / "model.safetensors")
+    with write_whole(folder / "model.safetensors") as partial:
+        save_file(weights, partial, metadata={"format": "pt"})

@@ -11,7 +11,6 @@ checkpoint. So a run that was stopped and resumed makes the same draft as one th
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from torch import Tensor
 from dynasurge.distill.llama import EAGER, Kernels, Llama, forward, view_of
 from dynasurge.distill.loss import DistillLoss, token_terms
 from dynasurge.distill.settings import DistillSettings
+from dynasurge.files import write_whole
 
 __all__ = ["Trainer", "learning_rate_scale", "tv_share"]
 
@@ -193,7 +193,7 @@ class Trainer:
                 self.save(checkpoint)
 
     def save(self, path: Path) -> None:
-        """Write the whole state under a temporary name, then rename it."""
+        """Write the whole state, or nothing."""
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "settings": self.settings.as_dict(),
@@ -203,9 +203,8 @@ class Trainer:
             "generator": self.generator.get_state(),
             "history": self.history,
         }
-        partial = path.with_name(f".{path.name}.partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        with write_whole(path) as partial:
+            torch.save(state, partial)
 
     def load(self, path: Path) -> None:
         """Resume from ``save``; refuses a checkpoint made with other settings."""
