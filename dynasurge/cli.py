@@ -11,12 +11,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
-import platform
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -55,20 +51,30 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if arguments[:1] == ["growmap"]:
-            from dynasurge.growmap_cli import growmap_command  # it loads torch
+    word, rest = arguments[:1], arguments[1:]
+    if word == ["growmap"]:
+        return guarded(lambda: _growmap(rest), "nothing was written")
+    resume = "finished prompts are kept, run the same command to go on"
+    return guarded(lambda: _compare(rest) if word == ["compare"] else _decode(arguments), resume)
 
-            return growmap_command(arguments[1:])
-        if arguments[:1] == ["compare"]:
-            return _compare(arguments[1:])
-        return _decode(arguments)
+
+def guarded(command: Callable[[], int], stopped: str) -> int:
+    """Run a command and return its exit code. What the user can mend costs one line, and so does Ctrl-C: `stopped` says
+    what that left behind."""
+    try:
+        return command()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; finished prompts are kept, run the same command to go on", file=sys.stderr)
+        print(f"\nstopped; {stopped}", file=sys.stderr)
         return 130
+
+
+def _growmap(arguments: list[str]) -> int:
+    from dynasurge.growmap_cli import growmap_command  # it loads torch
+
+    return growmap_command(arguments)
 
 
 def _decode(arguments: list[str]) -> int:
@@ -237,6 +243,7 @@ def _evaluate(args: argparse.Namespace, plan: dict[str, Settings], *, figure: bo
 
     from tqdm import tqdm
 
+    from dynasurge import report
     from dynasurge.evaluation import Evaluation
     from dynasurge.models import load_pair
 
@@ -246,13 +253,13 @@ def _evaluate(args: argparse.Namespace, plan: dict[str, Settings], *, figure: bo
     with tqdm(total=len(evaluation), unit="run", disable=None, dynamic_ncols=True) as bar:
         for done in evaluation.run():
             bar.update()
-            bar.set_postfix_str(f"{done.row['label']}: {_tokens_per_step(done.row):.2f} tokens/step")
+            bar.set_postfix_str(f"{done.row['label']}: {report.tokens_per_step(done.row):.2f} tokens/step")
             if args.verbose:
-                bar.write(_verbose(done.row), file=sys.stdout)
+                bar.write(report.verbose(done.row), file=sys.stdout)
     summaries = evaluation.summaries()
-    about = _about(args, pair)
+    about = report.about(pair, args.dataset)
     evaluation.records.write_summary(summaries, about)
-    print(_table(summaries))
+    print(report.table(summaries))
     if output is not None:
         written = [output / "records.jsonl", output / "summary.json"]
         if figure:
@@ -264,57 +271,3 @@ def _evaluate(args: argparse.Namespace, plan: dict[str, Settings], *, figure: bo
             written += save_figure(compare_figure(summaries, caption), output, "compare")
         print("written: " + ", ".join(str(path) for path in written))
     return 0
-
-
-def _tokens_per_step(row: dict[str, Any]) -> float:
-    accepted: list[int] = row["accepted"]
-    return sum(accepted) / len(accepted) + 1
-
-
-def _verbose(row: dict[str, Any]) -> str:
-    head = (
-        f"[{row['id']} {row['kind']}] {row['label']}: {_tokens_per_step(row):.2f} tokens/step, {row['seconds']:.1f} s"
-    )
-    return f"{head}\n  accepted: {' '.join(map(str, row['accepted']))}\n  text: {row['text']!r}"
-
-
-def _about(args: argparse.Namespace, pair: Any) -> dict[str, Any]:
-    """What a reader needs to repeat or to distrust the numbers."""
-    import torch
-
-    device = pair.target.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return {
-        "command": shlex.join(["dynasurge", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "draft": args.draft,
-        "target": args.target,
-        "dataset": args.dataset,
-        "device": f"{name}, {str(pair.target.dtype).removeprefix('torch.')}",
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("dynasurge", "torch", "transformers")},
-    }
-
-
-def _table(summaries: Sequence[Any]) -> str:
-    """One column a setting, one row a quantity, under the names of summary.json."""
-    rows: list[list[str]] = [["", *(s.label for s in summaries)]]
-    for field in dataclasses.fields(summaries[0]):
-        if field.name not in ("label", "acceptance_histogram"):
-            rows.append([field.name, *(_number(getattr(s, field.name)) for s in summaries)])
-    base = summaries[0].tokens_per_second
-    if len(summaries) > 1:
-        rows.append([f"speed-up over {summaries[0].label}", *(f"{s.tokens_per_second / base:.2f}x" for s in summaries)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True)))
-        for r in rows
-    ]
-    for s in summaries:
-        steps = "  ".join(f"{count}:{number}" for count, number in s.acceptance_histogram.items())
-        lines.append(f"acceptance histogram, {s.label} (accepted:steps)  {steps}")
-    return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
