@@ -172,6 +172,12 @@ def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> 
         f"from; own: the draft's probabilities {default}",
     )
     add(
+        "--priors",
+        metavar="FILE",
+        help="dTree: the prior of --values, from `dynasurge calibrate acceptance`; it pays for pairs other than the demo's "
+        "(default: the demo pair's)",
+    )
+    add(
         "--lookup",
         action=argparse.BooleanOptionalAction,
         default=DEFAULTS["lookup"],
@@ -233,12 +239,14 @@ def _suffix(settings: Settings) -> str:
 
 def _evaluate(args: argparse.Namespace, plan: dict[str, Settings], *, figure: bool = False) -> int:
     """Check everything cheap before anything slow, load, run with a progress bar, print the closing table."""
+    from dynasurge.acceptance import load_priors
     from dynasurge.data import load_prompts
     from dynasurge.generation import make_shape
 
     for settings in plan.values():
         shape = make_shape(settings)
         settings.check_room(shape.max_nodes if shape else 0)
+        load_priors(settings.priors)
     prompts = load_prompts(args.dataset, args.start, args.end)
 
     from tqdm import tqdm

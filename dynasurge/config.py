@@ -42,6 +42,7 @@ class Settings:
     fill: bool = False
     policy: Policy = "sampled"
     values: Values = "learned"
+    priors: str | None = None
     lookup: bool = True
     use_bfs: bool = False
     etv: Etv = "traversal"
@@ -69,6 +70,8 @@ class Settings:
                 raise UsageError("--B", self.B, "no step pays for more than 4096 nodes", "try --B 64")
         elif self.fill:
             raise UsageError("--fill", True, "there is no budget to fill with --B auto", "name one, as in --B 64")
+        if self.priors is not None and self.values == "own":
+            raise UsageError("--priors", self.priors, "--values own asks the draft alone", "leave one of the two out")
         if self.max_depth is not None:
             _at_least("max_depth", self.max_depth, 1, 4)
         for name in ("prompt_len", "new_tokens"):
@@ -81,7 +84,6 @@ class Settings:
             raise UsageError("--growmap", self.growmap, "auto mode drafts no tree", "leave it out, or use --mode sTree")
         if self.mode == "auto" and self.use_bfs:
             raise UsageError("--use_bfs", True, "auto mode verifies no tree", "leave it out, or use --mode dTree")
-
         if self.etv != "traversal" and not self.use_bfs:
             raise UsageError("--etv", self.etv, "ETV is off", "add --use_bfs")
         if self.etv == "reserved" and self.T > 0:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dynasurge.acceptance import load_priors
 from dynasurge.config import Settings
 from dynasurge.data import Prompt
 from dynasurge.errors import UsageError
@@ -105,9 +106,11 @@ def summarise(rows: Sequence[Row]) -> Summary:
 
 
 def run_name(settings: Settings, dataset: str) -> str:
-    """Names a setting on a dataset, its growmap by content; rows with the same name belong together."""
-    shape = str(load_growmap(settings.growmap).parents) if settings.growmap is not None else ""
-    return f"{settings.hash()}-{hashlib.sha256(shape.encode()).hexdigest()[:4]}-{dataset}"
+    """Names a setting on a dataset, its files by content; rows with the same name belong together."""
+    files = str(load_growmap(settings.growmap).parents) if settings.growmap is not None else ""
+    if settings.priors is not None:
+        files += str(load_priors(settings.priors))
+    return f"{settings.hash()}-{hashlib.sha256(files.encode()).hexdigest()[:4]}-{dataset}"
 
 
 class RecordFile:
