@@ -3,6 +3,7 @@
     dynasurge [flags]                 decode a dataset in one mode
     dynasurge compare [flags]         the same prompts through auto, sTree and dTree, interleaved
     dynasurge growmap SHAPE FILE      write a static tree shape; optimise, show and draw one (growmap_cli.py)
+    dynasurge calibrate               measure what dynamic trees go by on this machine, or for a pair (calibrate_cli.py)
 
 Exit codes: 0 done; 2 something the user can mend, said in one line; 130 stopped by Ctrl-C (run again to go on).
 """
@@ -32,6 +33,8 @@ other commands (each has its own --help):
   dynasurge growmap SHAPE FILE   write a static tree shape: 4x8, chain8, 2ary4
   dynasurge growmap optimise ... write the best shape for a measured acceptance vector
   dynasurge growmap show FILE    print a shape; dynasurge growmap draw FILE --output tree.png draws it
+  dynasurge calibrate            measure this machine's passes anew: what --B auto goes by
+  dynasurge calibrate acceptance FILE   measure a pair's acceptance, for --priors
 
 example:
   dynasurge --mode dTree --B 4 --T 0.6 --start 0 --end 14 --output runs/first
@@ -51,11 +54,11 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    word, rest = arguments[:1], arguments[1:]
-    if word == ["growmap"]:
-        return guarded(lambda: _growmap(rest), "nothing was written")
+    word, rest = next(iter(arguments), ""), arguments[1:]
+    if word in ("growmap", "calibrate"):
+        return guarded(lambda: _other(word, rest), "nothing was written")
     resume = "finished prompts are kept, run the same command to go on"
-    return guarded(lambda: _compare(rest) if word == ["compare"] else _decode(arguments), resume)
+    return guarded(lambda: _compare(rest) if word == "compare" else _decode(arguments), resume)
 
 
 def guarded(command: Callable[[], int], stopped: str) -> int:
@@ -71,10 +74,13 @@ def guarded(command: Callable[[], int], stopped: str) -> int:
         return 130
 
 
-def _growmap(arguments: list[str]) -> int:
-    from dynasurge.growmap_cli import growmap_command  # it loads torch
-
-    return growmap_command(arguments)
+def _other(word: str, arguments: list[str]) -> int:
+    """A command with a module of its own, imported only now: both load torch."""
+    if word == "growmap":
+        from dynasurge.growmap_cli import growmap_command as command
+    else:
+        from dynasurge.calibrate_cli import calibrate_command as command
+    return command(arguments)
 
 
 def _decode(arguments: list[str]) -> int:
@@ -131,12 +137,22 @@ def _compare(arguments: list[str]) -> int:
     return _evaluate(args, plan, figure=True)
 
 
+def model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `load_pair`."""
+    add, default = parser.add_argument, "(default: %(default)s)"
+    add("--draft", default=DEFAULTS["draft"], metavar="NAME", help=f"draft model: hub name or folder {default}")
+    add("--target", default=DEFAULTS["target"], metavar="NAME", help=f"target model: hub name or folder {default}")
+    dtype = f"auto: bfloat16 where the hardware has it {default}"
+    add("--dtype", choices=DTYPES, default=DEFAULTS["dtype"], help=dtype)
+    device = "auto (cuda if there is one), cpu, cuda, cuda:1, ..."
+    add("--device", default=DEFAULTS["device"], metavar="NAME", help=device)
+
+
 def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     add = parser.add_argument
     number: dict[str, Any] = {"type": int, "metavar": "N"}
     default = "(default: %(default)s)"
-    add("--draft", default=DEFAULTS["draft"], metavar="NAME", help=f"draft model: hub name or folder {default}")
-    add("--target", default=DEFAULTS["target"], metavar="NAME", help=f"target model: hub name or folder {default}")
+    model_flags(parser)
     add("--T", type=float, default=DEFAULTS["T"], metavar="X", help=f"temperature; 0 is greedy {default}")
     add("--P", type=float, default=DEFAULTS["P"], metavar="X", help=f"top-p, in (0, 1]; 1 keeps every token {default}")
     add(
@@ -207,15 +223,6 @@ def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> 
         f"original prototype's, which changes the text's distribution (lossy) {default}",
     )
     add("--seed", default=DEFAULTS["seed"], help=f"the same seed gives the same text {default}", **number)
-    add(
-        "--dtype", choices=DTYPES, default=DEFAULTS["dtype"], help="auto: bfloat16 where the hardware has it " + default
-    )
-    add(
-        "--device",
-        default=DEFAULTS["device"],
-        metavar="NAME",
-        help="auto (cuda if there is one), cpu, cuda, cuda:1, ...",
-    )
     add("--output", metavar="DIR", help="write records.jsonl and summary.json there; run again to resume")
     add("--verbose", action="store_true", help="print each prompt's text and acceptance as it is done")
 

@@ -65,6 +65,8 @@ class Settings:
         for name, example in (("M", 384), ("max_children", 8)):
             _at_least(name, getattr(self, name), 1, example)
         if self.B != "auto":
+            if not isinstance(self.B, int):
+                raise UsageError("--B", self.B, "neither a whole number nor auto", "try --B 8")
             _at_least("B", self.B, 1, 8)
             if self.B > 4096:
                 raise UsageError("--B", self.B, "no step pays for more than 4096 nodes", "try --B 64")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import assert_one_line
 
 import dynasurge.demo
 import dynasurge.models
@@ -19,23 +19,6 @@ from dynasurge.cli import main
 
 ROOT = Path(__file__).parent.parent
 FAST = ["--M", "64", "--prompt-len", "12", "--new-tokens", "10", "--B", "4", "--device", "cpu", "--dtype", "float32"]
-
-
-@pytest.fixture
-def pair(tiny_folders: dict[str, tuple[str, str]]) -> list[str]:
-    draft, target = tiny_folders["llama"]
-    return ["--draft", draft, "--target", target]
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> str:
-    path = tmp_path / "prompts.jsonl"
-    rows = [
-        {"id": f"p{i}", "kind": "test", "text": " ".join(f"w{3 + (i * 7 + j) % 90}" for j in range(20))}
-        for i in range(4)
-    ]
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    return str(path)
 
 
 @pytest.fixture
@@ -219,12 +202,7 @@ BAD_FLAGS = [
 
 def fails(arguments: list[str], message: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--output", str(out)]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1, captured.err
-    assert re.search(r"; \S", captured.err), "a remedy"
-    assert captured.out == ""
+    assert_one_line(message, capsys)
     assert not out.exists()
 
 

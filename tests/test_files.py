@@ -36,11 +36,11 @@ def test_what_was_there_stays_if_writing_stops(stop: BaseException, tmp_path: Pa
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("name", ["nowhere/numbers.json", "file/numbers.json", "folder", "."])
+@pytest.mark.parametrize("name", ["nowhere/numbers.json", "file/numbers.json", "folder"])
 def test_a_path_that_cannot_be_written_is_an_os_error(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(OSError, match=name.split("/")[0].replace(".", "partial")):
+    with pytest.raises(OSError, match=name.split("/")[0]):
         write(tmp_path / name, "new")
     assert sorted(tmp_path.rglob("*")) == before
