@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from dynasurge.distill.llama import EAGER, Kernels, Llama, decode_step, new_cache
 from dynasurge.distill.settings import DistillSettings
+from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
 
 __all__ = ["Sampler", "draw_tokens", "load_shards", "missing_shards", "shard_generator", "shard_path", "write_shard"]
@@ -175,5 +176,5 @@ def load_shards(folder: Path) -> np.ndarray:
     """All shards of a folder as one array [sequences, length], in shard order."""
     paths = sorted(folder.glob("shard-*.npy"))
     if not paths:
-        raise FileNotFoundError(f"no shard-*.npy in {folder}: run the sample command first")
+        raise UsageError("--samples", folder, "holds no shard-*.npy", "run the sample command first")
     return np.concatenate([np.load(path, allow_pickle=False) for path in paths])

@@ -24,6 +24,7 @@ from torch import Tensor
 from dynasurge.distill.llama import EAGER, Kernels, Llama, forward, view_of
 from dynasurge.distill.loss import DistillLoss, token_terms
 from dynasurge.distill.settings import DistillSettings
+from dynasurge.errors import UsageError, flag_of
 from dynasurge.files import write_whole
 
 __all__ = ["Trainer", "learning_rate_scale", "tv_share"]
@@ -65,9 +66,8 @@ class Trainer:
         """Build optimisers and the generator."""
         settings = self.settings
         if len(self.sequences) < settings.batch_rows:
-            raise ValueError(
-                f"only {len(self.sequences)} sequences: sample at least batch_rows ({settings.batch_rows})"
-            )
+            reason = f"there are only {len(self.sequences)} sequences"
+            raise UsageError("--batch-rows", settings.batch_rows, reason, "sample more, or use smaller batches")
         matrices = [p for p in self.draft.model.layers.parameters() if p.ndim == 2]
         chosen = {id(p) for p in matrices}
         others = [p for p in self.draft.parameters() if id(p) not in chosen]
@@ -183,7 +183,8 @@ class Trainer:
                 record["tokens_per_s"] = speed
                 window, clock, counted = [], now, self.step
                 if not np.isfinite(loss):
-                    raise FloatingPointError(f"the loss is {loss} at step {self.step}: lower muon_lr or adam_lr")
+                    reason = f"the loss is {loss} at step {self.step}"
+                    raise UsageError("--muon-lr", settings.muon_lr, reason, "lower it, or --adam-lr")
                 on_log(record)
             if evaluate is not None and eval_every and (self.step % eval_every == 0 or self.step == settings.steps):
                 self.history.append({"step": self.step, "tokens": self.tokens_seen, **evaluate(self.draft)})
@@ -212,9 +213,8 @@ class Trainer:
         ours = self.settings.as_dict()
         for key, theirs in state["settings"].items():
             if ours.get(key) != theirs:
-                raise ValueError(
-                    f"{key} is {ours.get(key)}, but {path} was made with {theirs}: use that, or a new folder"
-                )
+                reason = f"{path} was made with {theirs}"
+                raise UsageError(flag_of(key), ours.get(key), reason, "use that, or a new folder")
         self.draft.load_state_dict(state["draft"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
