@@ -85,6 +85,38 @@ def test_each_mode_runs_and_greedy_text_is_the_same(
     assert texts[0] == texts[1] == texts[2]
 
 
+def test_what_trees_go_by_stays_out_of_the_records(pair: list[str], prompts: str, tmp_path: Path) -> None:
+    """Estimates, costs and copies shape trees; a record tells of the text and of time, as README says, and no more."""
+    keys = [
+        *("label", "run", "lossless", "settings", "dataset", "index", "id", "kind", "prompt_ids", "output_ids", "text"),
+        *("accepted", "tree_size", "tree_depth", "tree_width", "seconds", "prefill_seconds"),
+        *("draft_seconds", "target_seconds", "verify_seconds", "other_seconds"),
+    ]
+    for name, flags in {
+        "auto": ["--M", "200", "--B", "auto"],
+        "filled": ["--fill"],
+        "own": ["--values", "own"],
+    }.items():
+        out = tmp_path / name
+        assert main([*pair, *FAST, *flags, "--dataset", prompts, "--end", "2", "--output", str(out)]) == 0
+        rows, summary = read(out)
+        assert [list(row) for row in rows] == [keys, keys]
+        assert summary["runs"][0]["tree_size_per_step"] <= (128 if name == "auto" else 4)
+
+
+def test_a_changed_priors_file_is_not_resumed_into(
+    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "mine.json", tmp_path / "out"
+    file.write_text('{"topdown": {}, "traversal": {}, "greedy": {}}')
+    command = [*pair, *FAST, "--dataset", prompts, "--end", "1", "--priors", str(file), "--output", str(out)]
+    assert main(command) == main(command) == 0
+    file.write_text('{"topdown": {"later": {"x": [1], "acceptance": [0.5]}}, "traversal": {}, "greedy": {}}')
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "holds records of other settings" in capsys.readouterr().err
+
+
 def test_compare_interleaves_three_modes_and_draws_them(
     pair: list[str], prompts: str, growmap: str, tmp_path: Path
 ) -> None:
@@ -194,6 +226,10 @@ BAD_FLAGS = [
     (["--max-depth", "0"], "--max-depth 0: must be at least 1"),
     (["--etv", "bfs"], "--etv bfs: ETV is off; add --use_bfs"),
     (["--use_bfs", "--etv", "reserved"], "--etv reserved: needs child counts fixed before drawing"),
+    (["--B", "auto", "--fill"], "--fill True: there is no budget to fill with --B auto; name one, as in --B 64"),
+    (["--values", "best"], "argument --values: invalid choice: 'best'"),
+    (["--priors", "none.json"], "--priors none.json: cannot be read"),
+    (["--priors", "mine.json", "--values", "own"], "--priors mine.json: --values own asks the draft alone; leave one"),
     (["--policy", "best"], "argument --policy: invalid choice: 'best'"),
     (["--datas", "demo"], "unrecognized arguments: --datas demo"),
     (["--frobnicate"], "unrecognized arguments: --frobnicate"),

@@ -23,7 +23,7 @@ from dynasurge.growmap import Growmap, build_growmap
 from dynasurge.latency import Costs
 from dynasurge.lookup import Lookup
 from dynasurge.policies import POLICIES
-from dynasurge.prototype import bfs
+from dynasurge.prototype import PrototypeShape, bfs
 from dynasurge.shapes import BestFirst, Shape, StaticShape
 from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES, Rule, topdown, verify
@@ -89,6 +89,14 @@ def test_dynamic_growth_is_lossless(budget: int, depth: int, children: int, rule
     trees = list(grown(draft, shape, policy))
     assert max(tree.size for _, tree, _ in trees) == budget
     assert distance(trees, RULES[rule], target, shape.max_depth + 1) < 1e-12
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_prototypes_shape_is_lossless(rule: str) -> None:
+    """What was wrong with the prototype was its rule, not its trees: their counts are fixed before anything is drawn."""
+    trees = list(grown(toy.random_table(4), PrototypeShape(4), "sampled"))
+    assert {tree.parents for _, tree, _ in trees} == {(-1, 0, 0, 1, 1)}
+    assert distance(trees, RULES[rule], toy.random_table(3), 3) < 1e-12
 
 
 @pytest.mark.parametrize("policy", POLICIES)
