@@ -1,6 +1,6 @@
 """How far the prototype's rule bends a real model's text: the next token's distribution after one step.
 
-    python benchmarks/bias.py --data cnn_dailymail.jsonl --contexts 30 --samples 2000
+    python benchmarks/bias.py --data cnn_dailymail.jsonl --contexts 10 --samples 1000
 
 At each context (the first 128 tokens of a prompt) one step is taken `samples` times, trees and coins drawn afresh, and the
 first emitted token is counted. Total variation from the target's distribution is measured over its 30 likeliest tokens and
@@ -18,54 +18,64 @@ from functools import partial
 import numpy as np
 import torch
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from dynasurge import load_pair, sampling
+from dynasurge.acceptance import make_acceptance
 from dynasurge.data import load_prompts
-from dynasurge.drafting import Drafter, StaticShape
+from dynasurge.drafting import Drafter
+from dynasurge.engine import Engine
 from dynasurge.growmap import build_growmap
 from dynasurge.policies import POLICIES
 from dynasurge.prototype import bfs
+from dynasurge.shapes import StaticShape
+from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES, Verdict, verify
 
 BINS = 30
+AHEAD = 96  # first tokens whose logits are computed at once
 
 
 class Remembering:
-    """A `TreeEngine` over a plain model that computes the logits of each continuation of one prompt once."""
+    """A `TreeEngine` that stands at the end of one prompt and computes the logits of each first token once."""
 
-    def __init__(self, model: torch.nn.Module, prompt: Sequence[int]) -> None:
-        self._model, self._prompt = model, list(prompt)
-        self._known: dict[tuple[int, ...], torch.Tensor] = {}
-        self._pending: list[tuple[int, ...]] = []
-        self.length, self.device = len(prompt) - 1, torch.device("cpu")
+    device = torch.device("cpu")
+
+    def __init__(self, model: PreTrainedModel, prompt: Sequence[int]) -> None:
+        self._engine = Engine(model, len(prompt) + AHEAD)
+        self._root = self._engine.extend(prompt).float()
+        self.length = len(prompt) - 1
+        self._known: dict[int, torch.Tensor] = {}
+        self._read(self._root.topk(AHEAD).indices.tolist())
 
     def extend(self, tokens: Sequence[int]) -> torch.Tensor:
-        return self._logits(())
+        return self._root
 
     def forward(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
-        first = len(self._pending)
-        for token, parent in zip(tokens, parents, strict=True):
-            self._pending.append((*(self._pending[parent] if parent >= 0 else ()), token))
-        return torch.stack([self._logits(path) for path in self._pending[first:]])
+        assert all(parent < 0 for parent in parents), "only first tokens are remembered"
+        self._read([token for token in tokens if token not in self._known])
+        return torch.stack([self._known[token] for token in tokens])
 
-    def target_rows(self, paths: Sequence[tuple[int, ...]]) -> torch.Tensor:
-        return torch.stack([self._logits(path) for path in paths])
+    def rows(self, tree: TokenTree) -> torch.Tensor:
+        """Logits by node; those below the first level are the root's, as they cannot change the first token."""
+        first = {node: tree.tokens[node] for node in tree.children[0]}
+        self.forward(list(first.values()), [-1] * len(first))
+        return torch.stack([self._known[first[u]] if u in first else self._root for u in range(tree.size + 1)])
 
-    def commit(self, nodes: Sequence[int]) -> None:
-        self._pending = []
+    def commit(self, nodes: Sequence[int]) -> None: ...
 
-    @torch.inference_mode()
-    def _logits(self, path: tuple[int, ...]) -> torch.Tensor:
-        if path not in self._known:
-            self._known[path] = self._model(torch.tensor([[*self._prompt, *path]])).logits[0, -1].float()
-        return self._known[path]
+    def _read(self, tokens: Sequence[int]) -> None:
+        if tokens:
+            logits = self._engine.forward(tokens, [-1] * len(tokens)).float()
+            self._known |= dict(zip(tokens, logits, strict=True))
+            self._engine.commit([])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="demo")
-    parser.add_argument("--contexts", type=int, default=30)
-    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--contexts", type=int, default=10)
+    parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--T", type=float, default=0.9)
     parser.add_argument("--shape", default="2x2")
     args = parser.parse_args()
@@ -76,18 +86,17 @@ def main() -> None:
     for prompt in tqdm(load_prompts(args.data, 0, args.contexts), disable=None):
         ids = pair.tokenizer(prompt.text).input_ids[:128]
         target, draft = Remembering(pair.target, ids), Remembering(pair.draft, ids)
-        drafter = Drafter(draft, StaticShape(build_growmap(args.shape)), POLICIES["sampled"], T=args.T, P=1.0)
-        law = sampling.to_probs(target.target_rows([()]), args.T)[0].double()
+        acceptance = make_acceptance("fixed", "topdown", args.T)
+        shape = StaticShape(build_growmap(args.shape))
+        assert shape.max_depth <= 2, "deeper trees would need deeper logits"
+        drafter = Drafter(draft, shape, POLICIES["sampled"], acceptance, T=args.T, P=1.0)
+        law = sampling.to_probs(target.extend([])[None], args.T)[0].double()
         bins = law.topk(BINS).indices.tolist()
         expected = np.array([*law[bins].tolist(), 1.0 - float(law[bins].sum())])
         counts = {name: np.zeros(BINS + 1) for name in rules}
         for _ in range(args.samples):
-            grown = drafter.grow(ids, generator, args.samples)
-            draft.commit([])
-            paths: list[tuple[int, ...]] = [()]
-            for node in range(1, grown.tree.size + 1):
-                paths.append((*paths[grown.tree.parents[node]], grown.tree.tokens[node]))
-            p = sampling.to_probs(target.target_rows(paths), args.T)
+            grown = drafter.grow(ids, generator, 2)
+            p = sampling.to_probs(target.rows(grown.tree), args.T)
             for name, rule in rules.items():
                 verdict = rule(grown.tree, p, grown.q, generator)
                 first = grown.tree.tokens[verdict.path[0]] if verdict.path else verdict.bonus

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
             for data in args.data:
                 prompt = load_prompts(data, number, number + 1)[0]
                 for (T, label), own in settings.items():
-                    rules = ["topdown", "traversal"] + (["reserved"] if own.mode == "sTree" else [])
+                    rules = ["topdown", "traversal"] + (["reserved"] if "optimal" in label else [])
                     for rule in ("topdown", "traversal"):
                         if (Path(data).stem, number, T, label, rule) in done:
                             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -25,12 +26,14 @@ def main() -> None:
     parser.add_argument("--data", default="demo")
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--T", type=float, nargs="+", default=[0.6, 0.8, 1.0])
-    parser.add_argument("--B", type=int, nargs="+", default=[4, 8])
+    parser.add_argument("--B", nargs="+", default=["auto"])
     parser.add_argument("--growmap", nargs="+", default=["growmaps/2x2.pt"])
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     pair, prompts = load_pair(), load_prompts(args.data, 0, args.prompts)
-    trees = {f"dTree B={B}": {"mode": "dTree", "B": B} for B in args.B}
+    trees: dict[str, dict[str, Any]] = {
+        f"dTree B={B}": {"mode": "dTree", "B": B if B == "auto" else int(B)} for B in args.B
+    }
     trees |= {f"sTree {Path(path).stem}": {"mode": "sTree", "growmap": path} for path in args.growmap}
     device = f"{pair.target.device.type}, {torch.get_num_threads()} threads"
     print(f"{len(prompts)} prompts of {Path(args.data).stem}, {pair.target.dtype}, {device}")

@@ -206,7 +206,7 @@ def _bottom_up(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Hand
         leftovers.append((family.nodes, left))
         accept[family.children] = (weights * family.exists).double()
         accept[family.nodes] = a[:, 0].double()
-    accept[0] = 1.0  # the root always accepts
+    accept[:1].fill_(1.0)  # the root always accepts (assigning a number would wait for the device)
     order = _to(accept.device, _post_order(tree))
     turns = accept[order]
     stop = torch.zeros_like(accept)
