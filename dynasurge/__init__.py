@@ -1,6 +1,7 @@
 """Dynasurge: tree-speculative decoding that fits the tree to the prompt and never changes what the target says.
 
-Reading order: tree, growmap, optimal, sampling, policies, drafting, verification, cache, engine, decoding, generation.
+Reading order: tree, growmap, optimal, sampling, policies, lookup, acceptance, latency, shapes, drafting, verification,
+bound, cache, engine, graphs, decoding, generation, analysis.
 
 The public names below are imported when first used, so that `dynasurge --help` and a mistyped flag answer at once
 instead of after torch and transformers have loaded.

@@ -34,8 +34,13 @@ from __future__ import annotations
 import bisect
 import functools
 import json
+import os
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+from dynasurge.errors import UsageError
 
 PRIORS = Path(__file__).parent / "assets" / "acceptance.json"
 STRENGTH = 8.0
@@ -49,14 +54,42 @@ BIN_EDGES = {
     "lookup": (2.5, 4.5),
     "blind": (2.5, 4.5),
 }
+TEXTS = ("topdown", "traversal", "greedy")  # sampled text by rule, and T = 0, where all rules are one
 Curve = tuple[tuple[float, ...], tuple[float, ...]]  # knots x, rising, and the acceptance at each
+Priors = dict[str, dict[str, Curve]]  # by text, then by kind
+
+
+def load_priors(path: str | os.PathLike[str] | None = None) -> Priors:
+    """The curves of a file that `dynasurge calibrate acceptance` wrote; None: those that ship. Raises UsageError."""
+    return _shipped() if path is None else _read(path)
 
 
 @functools.cache
-def load_priors() -> dict[str, dict[str, Curve]]:
-    """The shipped curves by kind, for greedy text (T = 0) and, by rule, for sampled text; made by calibration.py."""
-    data = json.loads(PRIORS.read_text())
-    return {text: {kind: (tuple(c["x"]), tuple(c["acceptance"])) for kind, c in data[text].items()} for text in data}
+def _shipped() -> Priors:
+    return _read(PRIORS)
+
+
+def _read(path: str | os.PathLike[str]) -> Priors:
+    remedy = "make one with: dynasurge calibrate acceptance FILE"
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError("--priors", path, f"cannot be read ({error})", remedy) from error
+    if not isinstance(data, dict) or data.keys() != set(TEXTS):
+        raise UsageError("--priors", path, f"its entries are not {', '.join(TEXTS)}", remedy)
+    try:
+        return {text: {kind: _curve(text, kind, knots) for kind, knots in data[text].items()} for text in TEXTS}
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UsageError("--priors", path, f"is no calibration ({error})", remedy) from error
+
+
+def _curve(text: str, kind: str, knots: Any) -> Curve:
+    xs, ys = (tuple(map(float, knots[name])) for name in ("x", "acceptance"))
+    if kind.removesuffix("+") not in BIN_EDGES:
+        raise ValueError(f"{text}: {kind!r} is no kind of child")
+    if not xs or len(xs) != len(ys) or not all(a <= b for a, b in pairwise(xs)) or not all(0 <= y <= 1 for y in ys):
+        raise ValueError(f"{text}, {kind}: not rising knots and a probability at each")
+    return xs, ys
 
 
 def interpolate(curve: Curve, x: float) -> float:
@@ -111,9 +144,9 @@ class OwnProbability(Acceptance):
         return own
 
 
-def make_acceptance(values: str, rule: str, T: float) -> Acceptance:
-    """values: `learned`, `fixed` (the prior without learning) or `own` (the draft's probabilities)."""
+def make_acceptance(values: str, rule: str, T: float, priors: str | None = None) -> Acceptance:
+    """values: `learned`, `fixed` (the prior without learning) or `own` (the draft's probabilities); priors: a file."""
     if values == "own":
         return OwnProbability()
     name = "greedy" if T == 0 else "traversal" if rule == "traversal" else "topdown"
-    return Acceptance(load_priors()[name], learn=values == "learned")
+    return Acceptance(load_priors(priors)[name], learn=values == "learned")

@@ -1,8 +1,9 @@
 """The prior of acceptance.py: how often each kind of child is accepted, measured by decoding.
 
-    python -m dynasurge.calibration dynasurge/assets/acceptance.json
+    dynasurge calibrate acceptance FILE [--draft NAME --target NAME]
 
-Prompts are decoded with both sampled and hybrid children, with the prior there is; a `Recorder` stands in for the estimate
+Prompts are decoded with both sampled and hybrid children, with the prior there is (T = 0, where every rule is the same, is
+calibrated by itself); a `Recorder` stands in for the estimate
 and adds up, by kind and bin of the feature, with what probability children were tried and accepted. Verification knows both
 exactly, so the sums are far less noisy than counts. The curves that ship are of the demo pair on its bundled prompts; trees
 grown with them are what they were measured on, so two rounds settle them.
@@ -10,20 +11,15 @@ grown with them are what they were measured on, so two rounds settle them.
 
 from __future__ import annotations
 
-import argparse
 import bisect
-import json
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
-from tqdm import tqdm
-
-from dynasurge.acceptance import Acceptance, load_priors
+from dynasurge.acceptance import TEXTS, Acceptance, Curve, Priors
 from dynasurge.config import Policy, Settings
-from dynasurge.data import Prompt, load_prompts
+from dynasurge.data import Prompt
 from dynasurge.generation import Session, make_engines
-from dynasurge.models import Pair, load_pair
+from dynasurge.models import Pair
 
 PROBABILITIES = (0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9, 0.97)
 COUNTS = (1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5)
@@ -36,6 +32,8 @@ EDGES = {
     "lookup": COUNTS,
     "blind": COUNTS,
 }
+TEMPERATURES = (0.6, 0.9)
+BUDGET = 48
 LEAST = 2.0  # trials that a bin needs to be a knot
 Curves = dict[str, dict[str, list[float]]]
 
@@ -43,8 +41,8 @@ Curves = dict[str, dict[str, list[float]]]
 class Recorder(Acceptance):
     """Estimates by a fixed prior, and remembers every observation."""
 
-    def __init__(self, prior: str) -> None:
-        super().__init__(load_priors()[prior], learn=False)
+    def __init__(self, prior: Mapping[str, Curve]) -> None:
+        super().__init__(prior, learn=False)
         self._sums: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0, 0.0]))
 
     def observe(self, kind: str, x: float, tried: float, accepted: float) -> None:
@@ -65,38 +63,30 @@ class Recorder(Acceptance):
         return out
 
 
-def calibrate(pair: Pair, prompts: Sequence[Prompt], rule: str, temperatures: Sequence[float], B: int = 48) -> Curves:
-    """The curves of one rule, over all temperatures. T = 0 is calibrated by itself: every rule is the same there."""
-    greedy = list(temperatures) == [0.0]
-    recorder = Recorder("greedy" if greedy else rule)
-    policies: tuple[Policy, ...] = ("topk",) if greedy else ("sampled", "hybrid")
+def calibrate(
+    pair: Pair, prompts: Sequence[Prompt], start: Priors, on_prompt: Callable[[], object] = lambda: None
+) -> dict[str, Curves]:
+    """The curves of every text, measured on trees grown with `start`. on_prompt is called len(TEXTS) times a prompt."""
+    return {text: _curves(pair, prompts, text, start[text], on_prompt) for text in TEXTS}
+
+
+def _curves(
+    pair: Pair, prompts: Sequence[Prompt], text: str, prior: Mapping[str, Curve], on_prompt: Callable[[], object]
+) -> Curves:
+    recorder = Recorder(prior)
+    policies: tuple[Policy, ...] = ("topk",) if text == "greedy" else ("sampled", "hybrid")
     plan = [
-        Settings(T=T, B=B, M=512, fill=True, policy=policy, use_bfs=rule == "traversal", new_tokens=64)
-        for T in temperatures
+        Settings(T=T, B=BUDGET, M=512, fill=True, policy=policy, use_bfs=text == "traversal", new_tokens=64)
+        for T in ((0.0,) if text == "greedy" else TEMPERATURES)
         for policy in policies
     ]
     engines = make_engines(pair, plan)
     sessions = [Session(pair, settings, engines=engines, acceptance=recorder) for settings in plan]
-    for prompt in tqdm(prompts, desc="greedy" if greedy else rule, disable=None):
+    encoded = [
+        sessions[0].encode(prompt.text) for prompt in prompts
+    ]  # a prompt without a token is found now, not in an hour
+    for prompt, ids in zip(prompts, encoded, strict=True):
         for session in sessions:
-            session.generate(session.encode(prompt.text), index=prompt.index)
+            session.generate(ids, index=prompt.index)
+        on_prompt()
     return recorder.curves()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="where to write the curves")
-    parser.add_argument("--draft", default="demo")
-    parser.add_argument("--target", default="demo")
-    parser.add_argument("--data", default="demo")
-    args = parser.parse_args()
-    pair, prompts = load_pair(args.draft, args.target), load_prompts(args.data)
-    curves = {rule: calibrate(pair, prompts, rule, [0.6, 0.9]) for rule in ("topdown", "traversal")}
-    curves["greedy"] = calibrate(pair, prompts, "topdown", [0.0])
-    partial = args.file.with_suffix(".partial")
-    partial.write_text(json.dumps(curves, indent=1) + "\n")
-    partial.replace(args.file)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,7 @@
     dynasurge [flags]                 decode a dataset in one mode
     dynasurge compare [flags]         the same prompts through auto, sTree and dTree, interleaved
     dynasurge growmap SHAPE FILE      write a static tree shape; optimise, show and draw one (growmap_cli.py)
+    dynasurge calibrate               measure what dynamic trees go by on this machine, or for a pair (calibrate_cli.py)
 
 Exit codes: 0 done; 2 something the user can mend, said in one line; 130 stopped by Ctrl-C (run again to go on).
 """
@@ -11,12 +12,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
-import platform
-import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -36,6 +33,8 @@ other commands (each has its own --help):
   dynasurge growmap SHAPE FILE   write a static tree shape: 4x8, chain8, 2ary4
   dynasurge growmap optimise ... write the best shape for a measured acceptance vector
   dynasurge growmap show FILE    print a shape; dynasurge growmap draw FILE --output tree.png draws it
+  dynasurge calibrate            measure this machine's passes anew: what --B auto goes by
+  dynasurge calibrate acceptance FILE   measure a pair's acceptance, for --priors
 
 example:
   dynasurge --mode dTree --B 4 --T 0.6 --start 0 --end 14 --output runs/first
@@ -55,20 +54,33 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if arguments[:1] == ["growmap"]:
-            from dynasurge.growmap_cli import growmap_command  # it loads torch
+    word, rest = next(iter(arguments), ""), arguments[1:]
+    if word in ("growmap", "calibrate"):
+        return guarded(lambda: _other(word, rest), "nothing was written")
+    resume = "finished prompts are kept, run the same command to go on"
+    return guarded(lambda: _compare(rest) if word == "compare" else _decode(arguments), resume)
 
-            return growmap_command(arguments[1:])
-        if arguments[:1] == ["compare"]:
-            return _compare(arguments[1:])
-        return _decode(arguments)
+
+def guarded(command: Callable[[], int], stopped: str) -> int:
+    """Run a command and return its exit code. What the user can mend costs one line, and so does Ctrl-C: `stopped` says
+    what that left behind."""
+    try:
+        return command()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; finished prompts are kept, run the same command to go on", file=sys.stderr)
+        print(f"\nstopped; {stopped}", file=sys.stderr)
         return 130
+
+
+def _other(word: str, arguments: list[str]) -> int:
+    """A command with a module of its own, imported only now: both load torch."""
+    if word == "growmap":
+        from dynasurge.growmap_cli import growmap_command as command
+    else:
+        from dynasurge.calibrate_cli import calibrate_command as command
+    return command(arguments)
 
 
 def _decode(arguments: list[str]) -> int:
@@ -125,12 +137,22 @@ def _compare(arguments: list[str]) -> int:
     return _evaluate(args, plan, figure=True)
 
 
+def model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `load_pair`."""
+    add, default = parser.add_argument, "(default: %(default)s)"
+    add("--draft", default=DEFAULTS["draft"], metavar="NAME", help=f"draft model: hub name or folder {default}")
+    add("--target", default=DEFAULTS["target"], metavar="NAME", help=f"target model: hub name or folder {default}")
+    dtype = f"auto: bfloat16 where the hardware has it {default}"
+    add("--dtype", choices=DTYPES, default=DEFAULTS["dtype"], help=dtype)
+    device = "auto (cuda if there is one), cpu, cuda, cuda:1, ..."
+    add("--device", default=DEFAULTS["device"], metavar="NAME", help=device)
+
+
 def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     add = parser.add_argument
     number: dict[str, Any] = {"type": int, "metavar": "N"}
     default = "(default: %(default)s)"
-    add("--draft", default=DEFAULTS["draft"], metavar="NAME", help=f"draft model: hub name or folder {default}")
-    add("--target", default=DEFAULTS["target"], metavar="NAME", help=f"target model: hub name or folder {default}")
+    model_flags(parser)
     add("--T", type=float, default=DEFAULTS["T"], metavar="X", help=f"temperature; 0 is greedy {default}")
     add("--P", type=float, default=DEFAULTS["P"], metavar="X", help=f"top-p, in (0, 1]; 1 keeps every token {default}")
     add(
@@ -166,6 +188,12 @@ def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> 
         f"from; own: the draft's probabilities {default}",
     )
     add(
+        "--priors",
+        metavar="FILE",
+        help="dTree: the prior of --values, from `dynasurge calibrate acceptance`; it pays for pairs other than the demo's "
+        "(default: the demo pair's)",
+    )
+    add(
         "--lookup",
         action=argparse.BooleanOptionalAction,
         default=DEFAULTS["lookup"],
@@ -195,15 +223,6 @@ def _common_flags(parser: argparse.ArgumentParser, *, several: bool = False) -> 
         f"original prototype's, which changes the text's distribution (lossy) {default}",
     )
     add("--seed", default=DEFAULTS["seed"], help=f"the same seed gives the same text {default}", **number)
-    add(
-        "--dtype", choices=DTYPES, default=DEFAULTS["dtype"], help="auto: bfloat16 where the hardware has it " + default
-    )
-    add(
-        "--device",
-        default=DEFAULTS["device"],
-        metavar="NAME",
-        help="auto (cuda if there is one), cpu, cuda, cuda:1, ...",
-    )
     add("--output", metavar="DIR", help="write records.jsonl and summary.json there; run again to resume")
     add("--verbose", action="store_true", help="print each prompt's text and acceptance as it is done")
 
@@ -227,16 +246,19 @@ def _suffix(settings: Settings) -> str:
 
 def _evaluate(args: argparse.Namespace, plan: dict[str, Settings], *, figure: bool = False) -> int:
     """Check everything cheap before anything slow, load, run with a progress bar, print the closing table."""
+    from dynasurge.acceptance import load_priors
     from dynasurge.data import load_prompts
     from dynasurge.generation import make_shape
 
     for settings in plan.values():
         shape = make_shape(settings)
         settings.check_room(shape.max_nodes if shape else 0)
+        load_priors(settings.priors)
     prompts = load_prompts(args.dataset, args.start, args.end)
 
     from tqdm import tqdm
 
+    from dynasurge import report
     from dynasurge.evaluation import Evaluation
     from dynasurge.models import load_pair
 
@@ -246,13 +268,13 @@ def _evaluate(args: argparse.Namespace, plan: dict[str, Settings], *, figure: bo
     with tqdm(total=len(evaluation), unit="run", disable=None, dynamic_ncols=True) as bar:
         for done in evaluation.run():
             bar.update()
-            bar.set_postfix_str(f"{done.row['label']}: {_tokens_per_step(done.row):.2f} tokens/step")
+            bar.set_postfix_str(f"{done.row['label']}: {report.tokens_per_step(done.row):.2f} tokens/step")
             if args.verbose:
-                bar.write(_verbose(done.row), file=sys.stdout)
+                bar.write(report.verbose(done.row), file=sys.stdout)
     summaries = evaluation.summaries()
-    about = _about(args, pair)
+    about = report.about(pair, args.dataset)
     evaluation.records.write_summary(summaries, about)
-    print(_table(summaries))
+    print(report.table(summaries))
     if output is not None:
         written = [output / "records.jsonl", output / "summary.json"]
         if figure:
@@ -264,57 +286,3 @@ def _evaluate(args: argparse.Namespace, plan: dict[str, Settings], *, figure: bo
             written += save_figure(compare_figure(summaries, caption), output, "compare")
         print("written: " + ", ".join(str(path) for path in written))
     return 0
-
-
-def _tokens_per_step(row: dict[str, Any]) -> float:
-    accepted: list[int] = row["accepted"]
-    return sum(accepted) / len(accepted) + 1
-
-
-def _verbose(row: dict[str, Any]) -> str:
-    head = (
-        f"[{row['id']} {row['kind']}] {row['label']}: {_tokens_per_step(row):.2f} tokens/step, {row['seconds']:.1f} s"
-    )
-    return f"{head}\n  accepted: {' '.join(map(str, row['accepted']))}\n  text: {row['text']!r}"
-
-
-def _about(args: argparse.Namespace, pair: Any) -> dict[str, Any]:
-    """What a reader needs to repeat or to distrust the numbers."""
-    import torch
-
-    device = pair.target.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return {
-        "command": shlex.join(["dynasurge", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "draft": args.draft,
-        "target": args.target,
-        "dataset": args.dataset,
-        "device": f"{name}, {str(pair.target.dtype).removeprefix('torch.')}",
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("dynasurge", "torch", "transformers")},
-    }
-
-
-def _table(summaries: Sequence[Any]) -> str:
-    """One column a setting, one row a quantity, under the names of summary.json."""
-    rows: list[list[str]] = [["", *(s.label for s in summaries)]]
-    for field in dataclasses.fields(summaries[0]):
-        if field.name not in ("label", "acceptance_histogram"):
-            rows.append([field.name, *(_number(getattr(s, field.name)) for s in summaries)])
-    base = summaries[0].tokens_per_second
-    if len(summaries) > 1:
-        rows.append([f"speed-up over {summaries[0].label}", *(f"{s.tokens_per_second / base:.2f}x" for s in summaries)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(r, widths, strict=True)))
-        for r in rows
-    ]
-    for s in summaries:
-        steps = "  ".join(f"{count}:{number}" for count, number in s.acceptance_histogram.items())
-        lines.append(f"acceptance histogram, {s.label} (accepted:steps)  {steps}")
-    return "\n".join(lines)
-
-
-def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"

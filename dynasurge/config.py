@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from dynasurge.errors import UsageError
+from dynasurge.errors import UsageError, at_least
 
 Mode = Literal["auto", "sTree", "dTree"]
 Etv = Literal["traversal", "reserved", "bfs"]
@@ -42,6 +42,7 @@ class Settings:
     fill: bool = False
     policy: Policy = "sampled"
     values: Values = "learned"
+    priors: str | None = None
     lookup: bool = True
     use_bfs: bool = False
     etv: Etv = "traversal"
@@ -62,17 +63,21 @@ class Settings:
         _finite("--T", self.T, self.T >= 0, "a temperature is 0 (greedy) or more", "try --T 0.6")
         _finite("--P", self.P, 0 < self.P <= 1, "top-p lies in (0, 1]", "use --P 1.0 to keep every token")
         for name, example in (("M", 384), ("max_children", 8)):
-            _at_least(name, getattr(self, name), 1, example)
+            at_least(name, getattr(self, name), 1, example)
         if self.B != "auto":
-            _at_least("B", self.B, 1, 8)
+            if not isinstance(self.B, int):
+                raise UsageError("--B", self.B, "neither a whole number nor auto", "try --B 8")
+            at_least("B", self.B, 1, 8)
             if self.B > 4096:
                 raise UsageError("--B", self.B, "no step pays for more than 4096 nodes", "try --B 64")
         elif self.fill:
             raise UsageError("--fill", True, "there is no budget to fill with --B auto", "name one, as in --B 64")
+        if self.priors is not None and self.values == "own":
+            raise UsageError("--priors", self.priors, "--values own asks the draft alone", "leave one of the two out")
         if self.max_depth is not None:
-            _at_least("max_depth", self.max_depth, 1, 4)
+            at_least("max_depth", self.max_depth, 1, 4)
         for name in ("prompt_len", "new_tokens"):
-            _at_least(name, getattr(self, name), 1, 128)
+            at_least(name, getattr(self, name), 1, 128)
         if not 0 <= self.seed < 2**63:
             raise UsageError("--seed", self.seed, "outside 0 .. 2^63-1", "use --seed 0")
         if self.mode == "sTree" and self.growmap is None:
@@ -81,7 +86,6 @@ class Settings:
             raise UsageError("--growmap", self.growmap, "auto mode drafts no tree", "leave it out, or use --mode sTree")
         if self.mode == "auto" and self.use_bfs:
             raise UsageError("--use_bfs", True, "auto mode verifies no tree", "leave it out, or use --mode dTree")
-
         if self.etv != "traversal" and not self.use_bfs:
             raise UsageError("--etv", self.etv, "ETV is off", "add --use_bfs")
         if self.etv == "reserved" and self.T > 0:
@@ -142,9 +146,3 @@ def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
 def _finite(flag: str, value: float, ok: bool, reason: str, remedy: str) -> None:
     if not ok or value == float("inf"):  # NaN fails every comparison, so `ok` is already False for it
         raise UsageError(flag, value, reason, remedy)
-
-
-def _at_least(name: str, value: int, least: int, example: int) -> None:
-    flag = "--" + (name if len(name) == 1 else name.replace("_", "-"))
-    if value < least:
-        raise UsageError(flag, value, f"must be at least {least}", f"try {flag} {example}")

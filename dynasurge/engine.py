@@ -23,6 +23,7 @@ from dynasurge.tree import ancestor_mask, depths_of
 class Engine:
     """`model` with room for `max_length` tokens of text and tree together.
 
+    widest: the widest pass that it is made for; a wider one works too, but may take longer a token.
     vocab: the width of the logits it returns, for a draft whose embedding table is padded to another size than its
     target's. Extra columns are cut, missing ones are -inf: either way they are tokens that the draft never proposes. An id
     that it has no embedding for is read as id 0.
@@ -30,7 +31,7 @@ class Engine:
 
     def __init__(self, model: PreTrainedModel, max_length: int, *, vocab: int | None = None) -> None:
         self.model = model
-        self.max_length = max_length
+        self.max_length = self.widest = max_length
         self._vocab = vocab
         self._known = model.config.get_text_config().vocab_size
         self._cache = TreeCache(model.config.get_text_config().num_hidden_layers, max_length)

@@ -13,3 +13,14 @@ class UsageError(ValueError):
     def __init__(self, field: str, value: object, reason: str, remedy: str) -> None:
         self.field, self.value, self.reason, self.remedy = field, value, reason, remedy
         super().__init__(" ".join(f"{field} {value}: {reason}; {remedy}".split()))
+
+
+def flag_of(name: str) -> str:
+    """The flag of a settings field."""
+    return "--" + name.replace("_", "-")
+
+
+def at_least(name: str, value: int, least: int, example: int) -> None:
+    """Raise UsageError if a settings field is below `least`; an example mends it."""
+    if value < least:
+        raise UsageError(flag_of(name), value, f"must be at least {least}", f"try {flag_of(name)} {example}")

@@ -127,7 +127,7 @@ class Session:
                 self.engines.draft,
                 shape,
                 policy,
-                acceptance or make_acceptance(settings.values, settings.rule, settings.T),
+                acceptance or make_acceptance(settings.values, settings.rule, settings.T, settings.priors),
                 Lookup() if dynamic and settings.lookup else None,
                 T=settings.T,
                 P=settings.P,

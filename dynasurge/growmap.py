@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from dynasurge.errors import UsageError
+from dynasurge.files import write_whole
 from dynasurge.tree import ancestor_mask, children_of, depths_of
 
 SPEC_HELP = "KxD (K chains of depth D, as in 4x8), chainD (one chain of depth D) or KaryD (K children a node, D levels)"
@@ -107,13 +108,10 @@ def _sized(spec: str, size: int, parents: Any) -> Growmap:
 
 def save_growmap(growmap: Growmap, path: str | os.PathLike[str]) -> None:
     """Write the published `.pt` dictionary, whole or not at all."""
-    partial = Path(f"{path}.partial")
     try:
-        torch.save(growmap.to_dict(), partial)
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        if partial.is_file():
-            partial.unlink()
+        with write_whole(path) as partial:
+            torch.save(growmap.to_dict(), partial)
+    except (OSError, RuntimeError) as error:  # torch raises the latter for a folder that does not exist
         raise UsageError("growmap", path, f"cannot be written ({error})", "name a writable path") from error
 
 

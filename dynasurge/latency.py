@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import json
+import math
 import os
 import platform
 import statistics
@@ -25,6 +26,7 @@ import torch
 
 from dynasurge import sampling
 from dynasurge.engine import Engine
+from dynasurge.files import write_whole
 from dynasurge.policies import Wish, hybrid
 from dynasurge.tree import TokenTree
 from dynasurge.verification import traversal, verify
@@ -43,6 +45,15 @@ class Costs:
     target_seconds: tuple[float, ...]
     draft_seconds: tuple[float, ...]
     step_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.widths[:1] != (1,) or list(self.widths) != sorted(set(self.widths)):
+            raise ValueError(f"widths {self.widths} do not rise from 1")
+        for seconds in (self.target_seconds, self.draft_seconds):
+            if len(seconds) != len(self.widths) or not all(0 < s < math.inf for s in seconds):
+                raise ValueError(f"{seconds} are not the seconds of {len(self.widths)} widths")
+        if not 0 <= self.step_seconds < math.inf:
+            raise ValueError(f"step_seconds is {self.step_seconds}")
 
     def target(self, nodes: int) -> float:
         """Seconds of a target pass over a tree of so many drafted nodes, by the hull."""
@@ -92,9 +103,18 @@ def _at(hull: Sequence[tuple[float, float]], x: float) -> float:
     return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
 
 
-def measure(target: Engine, draft: Engine) -> Costs:
-    """Time both engines at every width that fits, medians of REPEATS. Engines are reset before and after."""
-    widths = [w for w in WIDTHS if TEXT // 2 + w <= min(target.max_length, draft.max_length)] or [1]
+def widths_of(target: Engine, draft: Engine) -> tuple[int, ...]:
+    """The widths at which both engines can be measured as they will run."""
+    widest = min(min(engine.widest, engine.max_length - TEXT // 2) for engine in (target, draft))
+    return tuple(w for w in WIDTHS if w <= max(1, widest))
+
+
+def measure(target: Engine, draft: Engine, on_width: Callable[[], object] = lambda: None) -> Costs:
+    """Time both engines at every width that fits, medians of REPEATS. Engines are reset before and after.
+
+    on_width is called after each width.
+    """
+    widths = widths_of(target, draft)
     generator = torch.Generator().manual_seed(0)
 
     def draw(logits: torch.Tensor) -> None:
@@ -106,10 +126,15 @@ def measure(target: Engine, draft: Engine) -> Costs:
         verify(traversal, tree, p, [p[0], p[0]], generator)
 
     verified, alone = (_seconds(target, 1, work) for work in (verify_leaf, None))
+    seconds = []
+    for width in widths:
+        seconds.append((_seconds(target, width), _seconds(draft, width, draw)))
+        on_width()
+    target_seconds, draft_seconds = zip(*seconds, strict=True)
     return Costs(
-        widths=tuple(widths),
-        target_seconds=tuple(_seconds(target, width) for width in widths),
-        draft_seconds=tuple(_seconds(draft, width, draw) for width in widths),
+        widths=widths,
+        target_seconds=target_seconds,
+        draft_seconds=draft_seconds,
         step_seconds=max(0.0, verified - alone),
     )
 
@@ -142,24 +167,32 @@ def cache_file(target: Engine, draft: Engine) -> Path:
     return folder / "latency" / f"{digest}.json"
 
 
-def load_costs(target: Engine, draft: Engine, *, anew: bool = False) -> Costs:
-    """This machine's curves for the pair behind these engines, measured now if they are not in the cache (or
-    `anew`)."""
+def load_costs(
+    target: Engine, draft: Engine, *, anew: bool = False, on_width: Callable[[], object] = lambda: None
+) -> Costs:
+    """This machine's curves for the pair behind these engines. They are measured, and kept, if there are none, if those
+    there cannot be read or stop short of what these engines run, or if `anew`; then a cache that cannot be written raises
+    OSError, else it costs the next session a measurement."""
     path = cache_file(target, draft)
-    if not anew and path.is_file():
-        data = json.loads(path.read_text())
-        return Costs(
-            widths=tuple(data["widths"]),
-            target_seconds=tuple(data["target_seconds"]),
-            draft_seconds=tuple(data["draft_seconds"]),
-            step_seconds=data["step_seconds"],
-        )
-    costs = measure(target, draft)
+    kept = None if anew else _read(path)
+    if kept is not None and kept.widths[-1] >= widths_of(target, draft)[-1]:
+        return kept
+    costs = measure(target, draft, on_width)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(costs)))
-        partial.replace(path)
+        with write_whole(path) as partial:
+            partial.write_text(json.dumps(asdict(costs)))
     except OSError:
-        pass  # measured again next time
+        if anew:
+            raise
     return costs
+
+
+def _read(path: Path) -> Costs | None:
+    """The curves of a cache file; None if it is not there, or damaged."""
+    try:
+        data = json.loads(path.read_text())
+        step_seconds = data.pop("step_seconds")
+        return Costs(step_seconds=step_seconds, **{name: tuple(numbers) for name, numbers in data.items()})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None

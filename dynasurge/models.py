@@ -45,10 +45,8 @@ def load_pair(draft: str = DEMO, target: str = DEMO, *, dtype: str = "auto", dev
     """
     where = resolve_device(device)
     number = resolve_dtype(dtype, where)
-    target_model, target_tokenizer = _load("--target", target, number)
-    draft_model, draft_tokenizer = _load("--draft", draft, number)
-    if target_tokenizer is None:
-        raise UsageError("--target", target, "has no tokenizer", "use a folder or hub name with tokenizer files")
+    target_model, target_tokenizer = load_target(target, number)
+    draft_model, draft_tokenizer = load_model("--draft", draft, number)
     check_pair(draft, draft_model, draft_tokenizer, target, target_model, target_tokenizer)
     for model in (draft_model, target_model):
         torch.nn.Module.to(model, where).eval()
@@ -59,6 +57,27 @@ def load_pair(draft: str = DEMO, target: str = DEMO, *, dtype: str = "auto", dev
         draft_name=draft,
         target_name=target,
     )
+
+
+def load_target(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a target and its tokenizer, which it must have. Raises UsageError."""
+    model, tokenizer = load_model("--target", name, dtype)
+    if tokenizer is None:
+        raise UsageError("--target", name, "has no tokenizer", "use a folder or hub name with tokenizer files")
+    return model, tokenizer
+
+
+def load_model(flag: str, name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Load a model and, if it has one, its tokenizer. flag: `--draft` or `--target`, as which `demo` is read. Raises
+    UsageError."""
+    with _quiet():
+        try:
+            source = name if name != DEMO else str(demo.DRAFT) if flag == "--draft" else demo.target_source()
+            tokenizer = _load_tokenizer(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+        except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+            raise _unloadable(flag, name, error) from error
+    return model, tokenizer
 
 
 def check_pair(
@@ -112,18 +131,6 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-
-
-def _load(flag: str, name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Load a model and, if it has one, its tokenizer."""
-    with _quiet():
-        try:
-            source = name if name != DEMO else str(demo.DRAFT) if flag == "--draft" else demo.target_source()
-            tokenizer = _load_tokenizer(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
-        except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-            raise _unloadable(flag, name, error) from error
-    return model, tokenizer
 
 
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:

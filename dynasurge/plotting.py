@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dynasurge.errors import UsageError
+from dynasurge.files import write_whole
 from dynasurge.records import Summary
 from dynasurge.tree import children_of, depths_of
 
@@ -128,7 +129,7 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write NAME.png and NAME.svg. Returns their paths."""
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
     for path in paths:
-        figure.savefig(path, dpi=200)
+        write_figure(figure, path)
     return paths
 
 
@@ -137,10 +138,8 @@ def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in (".png", ".svg"):
         raise UsageError("--output", path, "not a .png or .svg file", "use --output tree.png")
-    partial = Path(f"{path}.partial")
     try:
-        figure.savefig(partial, format=suffix[1:], dpi=200)
-        os.replace(partial, path)
+        with write_whole(path) as partial:
+            figure.savefig(partial, format=suffix[1:], dpi=200)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UsageError("--output", path, f"cannot be written ({error})", "name a writable path") from error

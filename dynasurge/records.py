@@ -15,9 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dynasurge.acceptance import load_priors
 from dynasurge.config import Settings
 from dynasurge.data import Prompt
 from dynasurge.errors import UsageError
+from dynasurge.files import write_whole
 from dynasurge.generation import Generation
 from dynasurge.growmap import load_growmap
 
@@ -104,9 +106,11 @@ def summarise(rows: Sequence[Row]) -> Summary:
 
 
 def run_name(settings: Settings, dataset: str) -> str:
-    """Names a setting on a dataset, its growmap by content; rows with the same name belong together."""
-    shape = str(load_growmap(settings.growmap).parents) if settings.growmap is not None else ""
-    return f"{settings.hash()}-{hashlib.sha256(shape.encode()).hexdigest()[:4]}-{dataset}"
+    """Names a setting on a dataset, its files by content; rows with the same name belong together."""
+    files = str(load_growmap(settings.growmap).parents) if settings.growmap is not None else ""
+    if settings.priors is not None:
+        files += str(load_priors(settings.priors))
+    return f"{settings.hash()}-{hashlib.sha256(files.encode()).hexdigest()[:4]}-{dataset}"
 
 
 class RecordFile:
@@ -156,11 +160,10 @@ class RecordFile:
         """Write `summary.json`, whole or not at all. about: versions, device, command, date."""
         if self._folder is None:
             return
-        partial = self._folder / "summary.json.partial"
         body = {"about": about, "runs": [asdict(summary) for summary in summaries]}
         try:
-            partial.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-            os.replace(partial, self._folder / "summary.json")
+            with write_whole(self._folder / "summary.json") as partial:
+                partial.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise _unwritable(self._folder, error) from error
 

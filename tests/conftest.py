@@ -1,7 +1,9 @@
-"""Shared fixtures: tiny random pairs of three architectures, on disk as a user's models would be."""
+"""Shared fixtures: tiny random pairs of three architectures, on disk as a user's models would be; what mistakes cost."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,30 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[st
         name: (save_model(root / f"{name}-draft", name, layers=1), save_model(root / f"{name}-target", name))
         for name in ARCHITECTURES
     }
+
+
+@pytest.fixture
+def pair(tiny_folders: dict[str, tuple[str, str]]) -> list[str]:
+    draft, target = tiny_folders["llama"]
+    return ["--draft", draft, "--target", target]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    path = tmp_path / "prompts.jsonl"
+    rows = [
+        {"id": f"p{i}", "kind": "test", "text": " ".join(f"w{3 + (i * 7 + j) % 90}" for j in range(20))}
+        for i in range(4)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return str(path)
+
+
+def assert_one_line(message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command printed one line that holds the message and a remedy, and nothing else."""
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1, captured.err
+    assert re.search(r"; \S", captured.err), "a remedy"
+    assert captured.out == ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import assert_one_line
 
 import dynasurge.demo
 import dynasurge.models
@@ -19,23 +19,6 @@ from dynasurge.cli import main
 
 ROOT = Path(__file__).parent.parent
 FAST = ["--M", "64", "--prompt-len", "12", "--new-tokens", "10", "--B", "4", "--device", "cpu", "--dtype", "float32"]
-
-
-@pytest.fixture
-def pair(tiny_folders: dict[str, tuple[str, str]]) -> list[str]:
-    draft, target = tiny_folders["llama"]
-    return ["--draft", draft, "--target", target]
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> str:
-    path = tmp_path / "prompts.jsonl"
-    rows = [
-        {"id": f"p{i}", "kind": "test", "text": " ".join(f"w{3 + (i * 7 + j) % 90}" for j in range(20))}
-        for i in range(4)
-    ]
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    return str(path)
 
 
 @pytest.fixture
@@ -100,6 +83,38 @@ def test_each_mode_runs_and_greedy_text_is_the_same(
         assert main([*pair, *FAST, *flags, "--T", "0", "--dataset", prompts, "--output", str(out)]) == 0
         texts.append([row["output_ids"] for row in read(out)[0]])
     assert texts[0] == texts[1] == texts[2]
+
+
+def test_what_trees_go_by_stays_out_of_the_records(pair: list[str], prompts: str, tmp_path: Path) -> None:
+    """Estimates, costs and copies shape trees; a record tells of the text and of time, as README says, and no more."""
+    keys = [
+        *("label", "run", "lossless", "settings", "dataset", "index", "id", "kind", "prompt_ids", "output_ids", "text"),
+        *("accepted", "tree_size", "tree_depth", "tree_width", "seconds", "prefill_seconds"),
+        *("draft_seconds", "target_seconds", "verify_seconds", "other_seconds"),
+    ]
+    for name, flags in {
+        "auto": ["--M", "200", "--B", "auto"],
+        "filled": ["--fill"],
+        "own": ["--values", "own"],
+    }.items():
+        out = tmp_path / name
+        assert main([*pair, *FAST, *flags, "--dataset", prompts, "--end", "2", "--output", str(out)]) == 0
+        rows, summary = read(out)
+        assert [list(row) for row in rows] == [keys, keys]
+        assert summary["runs"][0]["tree_size_per_step"] <= (128 if name == "auto" else 4)
+
+
+def test_a_changed_priors_file_is_not_resumed_into(
+    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "mine.json", tmp_path / "out"
+    file.write_text('{"topdown": {}, "traversal": {}, "greedy": {}}')
+    command = [*pair, *FAST, "--dataset", prompts, "--end", "1", "--priors", str(file), "--output", str(out)]
+    assert main(command) == main(command) == 0
+    file.write_text('{"topdown": {"later": {"x": [1], "acceptance": [0.5]}}, "traversal": {}, "greedy": {}}')
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "holds records of other settings" in capsys.readouterr().err
 
 
 def test_compare_interleaves_three_modes_and_draws_them(
@@ -211,6 +226,10 @@ BAD_FLAGS = [
     (["--max-depth", "0"], "--max-depth 0: must be at least 1"),
     (["--etv", "bfs"], "--etv bfs: ETV is off; add --use_bfs"),
     (["--use_bfs", "--etv", "reserved"], "--etv reserved: needs child counts fixed before drawing"),
+    (["--B", "auto", "--fill"], "--fill True: there is no budget to fill with --B auto; name one, as in --B 64"),
+    (["--values", "best"], "argument --values: invalid choice: 'best'"),
+    (["--priors", "none.json"], "--priors none.json: cannot be read"),
+    (["--priors", "mine.json", "--values", "own"], "--priors mine.json: --values own asks the draft alone; leave one"),
     (["--policy", "best"], "argument --policy: invalid choice: 'best'"),
     (["--datas", "demo"], "unrecognized arguments: --datas demo"),
     (["--frobnicate"], "unrecognized arguments: --frobnicate"),
@@ -219,12 +238,7 @@ BAD_FLAGS = [
 
 def fails(arguments: list[str], message: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*arguments, "--output", str(out)]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1, captured.err
-    assert re.search(r"; \S", captured.err), "a remedy"
-    assert captured.out == ""
+    assert_one_line(message, capsys)
     assert not out.exists()
 
 

@@ -22,6 +22,7 @@ from dynasurge.distill.prompts import KINDS, TEMPLATES, openers, write_opener
 from dynasurge.distill.sampling import Sampler, draw_tokens, load_shards, shard_draws, write_shard
 from dynasurge.distill.settings import DistillSettings
 from dynasurge.distill.training import Trainer, learning_rate_scale, tv_share
+from dynasurge.errors import UsageError
 
 SETTINGS = DistillSettings(
     seed=5,
@@ -258,7 +259,7 @@ def test_sampler_refuses_wrong_openers(target):
 
 
 def test_shards_are_whole_and_in_order(tmp_path):
-    with pytest.raises(FileNotFoundError, match="sample command"):
+    with pytest.raises(UsageError, match="sample command"):
         load_shards(tmp_path)
     for shard in (2, 0, 1):
         write_shard(tmp_path, shard, torch.full((2, 3), shard + 40_000))
@@ -350,9 +351,9 @@ def test_resume_refuses_other_settings_and_too_few_sequences(target, tmp_path):
     run = trainer(target)
     run.save(tmp_path / "c.pt")
     other = trainer(target, DistillSettings(**{**SETTINGS.as_dict(), "muon_lr": 0.5}))
-    with pytest.raises(ValueError, match=r"muon_lr is 0\.5"):
+    with pytest.raises(ValueError, match=r"--muon-lr 0\.5"):
         other.load(tmp_path / "c.pt")
-    with pytest.raises(ValueError, match="batch_rows"):
+    with pytest.raises(UsageError, match="--batch-rows 4: there are only 2"):
         Trainer(view_of(target, torch.float32), new_draft(target, SETTINGS), sequences(2), SETTINGS)
 
 
@@ -439,7 +440,7 @@ def test_read_prompts(tokenizer, tmp_path):
     path.write_text('{"text": "abcdef"}\n\n{"ids": [4, 5, 6, 7]}\n')
     assert read_prompts(path, tokenizer, 3) == [tokenizer("abc")["input_ids"], [4, 5, 6]]
     path.write_text('{"text": "a"}\n{"body": "b"}\n')
-    with pytest.raises(ValueError, match="line 2"):
+    with pytest.raises(UsageError, match="line 2"):
         read_prompts(path, tokenizer, 3)
 
 
@@ -488,29 +489,31 @@ def test_commands_from_end_to_end_and_sampling_resumes(target_folder, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["sample", "--out", "x", "--rows", "0"], ("rows is 0", "at least 1")),
-        (["train", "--out", "x", "--samples", "nowhere"], ("--samples is nowhere", "sample command")),
-        (["evaluate", "--draft", "nowhere"], ("--prompts is missing",)),
+        (["sample", "--out", "x", "--rows", "0"], ("--rows 0", "at least 1")),
+        (["train", "--out", "x", "--samples", "nowhere"], ("--samples nowhere", "sample command")),
+        (["evaluate", "--draft", "nowhere"], ("required: --prompts",)),
         (["evaluate", "--draft", "nowhere", "--prompts", "none.jsonl"], ("none.jsonl", "does not exist")),
         (["sample", "--out", "x", "--row", "4"], ("--row",)),
         (["sample", "--out", "x", "--rows", "many"], ("--rows", "many")),
+        (["sample", "--out", "x", "--device", "toaster"], ("--device toaster", "not on this machine")),
+        (["sample", "--out", "x", "--target", "./no/where"], ("--target ./no/where", "cannot be loaded")),
+        (["sample", "--out", "x", "--seed", "1", "--length", "1"], ("--length 1", "try --length 256")),
     ],
 )
 def test_bad_input_is_one_line_that_names_flag_and_remedy(
     arguments, words, target_folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    try:
-        code = main([*arguments, "--target", str(target_folder), "--device", "cpu"])
-    except SystemExit as stop:
-        code = stop.code
-    error = capsys.readouterr().err
-    assert code == 2
-    assert error.count("\n") == 1
-    assert all(word in error for word in words), error
+    command, *flags = arguments
+    assert main([command, "--target", str(target_folder), "--device", "cpu", *flags]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert all(word in captured.err for word in (*words, "error: ", "; ")), captured.err
+    assert captured.out == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_refuse_what_cannot_work():
     for wrong in ({"length": 1}, {"loss_temperatures": (0.0,)}, {"batch_rows": 6}, {"heads": 3}, {"tv_start": 2.0}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
+        with pytest.raises(ValueError, match=next(iter(wrong)).replace("_", "-")):
             DistillSettings(**wrong)

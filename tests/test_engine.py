@@ -96,3 +96,8 @@ def test_logits_are_cut_or_padded_to_the_targets_vocabulary(vocab: int) -> None:
 
 def test_buckets_hold_what_they_are_asked_to() -> None:
     assert [bucket(n) for n in (1, 2, 3, 5, 8, 9, 17, 33, 65)] == [1, 2, 4, 8, 8, 16, 24, 40, 72]
+    widths = [bucket(n) for n in range(1, 300)]
+    assert widths == sorted(widths)
+    assert all(n <= width == bucket(width) < 2 * n for n, width in enumerate(widths, start=1))
+    engine = GraphEngine(tiny_model("llama"), 64, widest=9)
+    assert (engine.widest, engine.max_length) == (16, 65), "a whole bucket, and the spare row"

@@ -23,7 +23,7 @@ from dynasurge.growmap import Growmap, build_growmap
 from dynasurge.latency import Costs
 from dynasurge.lookup import Lookup
 from dynasurge.policies import POLICIES
-from dynasurge.prototype import bfs
+from dynasurge.prototype import PrototypeShape, bfs
 from dynasurge.shapes import BestFirst, Shape, StaticShape, Thrifty
 from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES, Rule, topdown, verify
@@ -45,21 +45,24 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
     toy.scripted(monkeypatch)
 
 
-def make_drafter(draft: toy.Table, shape: Shape, policy: str, lookup: bool = False, T: float = 1.0) -> Drafter:
+def make_drafter(
+    draft: toy.Table, shape: Shape, policy: str, lookup: bool = False, T: float = 1.0, values: str = "learned"
+) -> Drafter:
     copies = Lookup() if lookup else None
-    return Drafter(
-        toy.TableEngine(draft), shape, POLICIES[policy], make_acceptance("learned", "topdown", T), copies, T=T, P=1.0
-    )
+    acceptance = make_acceptance(values, "topdown", T)
+    return Drafter(toy.TableEngine(draft), shape, POLICIES[policy], acceptance, copies, T=T, P=1.0)
 
 
-def grow(draft: toy.Table, shape: Shape, policy: str, script: Any, T: float = 1.0) -> Any:
-    drafter = make_drafter(draft, shape, policy, T=T)
+def grow(draft: toy.Table, shape: Shape, policy: str, script: Any, T: float = 1.0, values: str = "learned") -> Any:
+    drafter = make_drafter(draft, shape, policy, T=T, values=values)
     drafter.start(())
     return drafter.grow(PROMPT, script, shape.max_depth)
 
 
-def grown(draft: toy.Table, shape: Shape, policy: str, T: float = 1.0) -> Iterator[tuple[float, TokenTree, Any]]:
-    for weight, result in toy.enumerate_runs(lambda s: grow(draft, shape, policy, s, T)):
+def grown(
+    draft: toy.Table, shape: Shape, policy: str, T: float = 1.0, values: str = "learned"
+) -> Iterator[tuple[float, TokenTree, Any]]:
+    for weight, result in toy.enumerate_runs(lambda s: grow(draft, shape, policy, s, T, values)):
         yield weight, result.tree, result.q
 
 
@@ -89,6 +92,14 @@ def test_dynamic_growth_is_lossless(budget: int, depth: int, children: int, rule
     trees = list(grown(draft, shape, policy))
     assert max(tree.size for _, tree, _ in trees) == budget
     assert distance(trees, RULES[rule], target, shape.max_depth + 1) < 1e-12
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_prototypes_shape_is_lossless(rule: str) -> None:
+    """What was wrong with the prototype was its rule, not its trees: their counts are fixed before anything is drawn."""
+    trees = list(grown(toy.random_table(4), PrototypeShape(4), "sampled"))
+    assert {tree.parents for _, tree, _ in trees} == {(-1, 0, 0, 1, 1)}
+    assert distance(trees, RULES[rule], toy.random_table(3), 3) < 1e-12
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -134,6 +145,17 @@ def test_a_sampled_child_is_kept_whatever_grows_below_its_later_siblings(rule: s
     targets = [toy.random_table(seed) for seed in range(3)]
     targets.append(lambda context: [0.7, 0.2, 0.1] if context == PROMPT else [0.2, 0.2, 0.6])
     assert max(distance(trees, RULES[rule], target, 4) for target in targets) < 1e-12
+
+
+@pytest.mark.parametrize("rule", DYNAMIC_RULES)
+def test_a_slot_keeps_its_place_whether_or_not_its_token_pays_for_a_pass(rule: str) -> None:
+    """After a first child 0, its sibling's token decides whether a second level pays for its draft pass. Were that level's
+    slots to take the sibling's place, 2 would be kept there, 1 never, and the text would be off by 1/12."""
+    rows = {PROMPT: [0.7, 0.2, 0.1], (*PROMPT, 0): [0.5, 0.5, 0.0]}
+    costs = Costs(widths=(1, 8), target_seconds=(1.0, 1.0 + 1e-6), draft_seconds=(0.51, 0.51))
+    shape = Thrifty(budget=3, max_depth=2, max_children=2, costs=costs)
+    trees = list(grown(lambda context: rows.get(context, [1.0, 0.0, 0.0]), shape, "sampled", values="own"))
+    assert distance(trees, RULES[rule], lambda context: [0.1, 0.45, 0.45], 3) < 1e-12
 
 
 @pytest.mark.parametrize("mode", ["auto", "sTree", "dTree"])

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import assert_one_line
 
 from dynasurge import Growmap, build_growmap, expected_accepted, load_growmap, optimal_growmap, save_growmap
 from dynasurge.cli import main
@@ -120,12 +120,7 @@ BAD_OPTIMISE = [
 
 def fails(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["growmap", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1, captured.err
-    assert re.search(r"; \S", captured.err), "a remedy"
-    assert captured.out == ""
+    assert_one_line(message, capsys)
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD_OPTIMISE, ids=[" ".join(flags) for flags, _ in BAD_OPTIMISE])

@@ -11,7 +11,7 @@ from conftest import DEVICES
 from dynasurge.growmap import build_growmap
 from dynasurge.policies import POLICIES, Wish
 from dynasurge.tree import TokenTree
-from dynasurge.verification import RULES, verify
+from dynasurge.verification import RULES, reach, verify
 
 EQUAL, LEFT, RIGHT = [0.5, 0.3, 0.2], [0.6, 0.4, 0.0], [0.0, 0.0, 1.0]
 CORNERS = {
@@ -44,6 +44,22 @@ def draw_tree(shape: str, q: torch.Tensor, policy: str, seed: int) -> tuple[Toke
             bases.append(q)
     ones = (1.0,) * len(tokens)
     return TokenTree(tokens=tuple(tokens), parents=tuple(parents), proposal=ones, point=tuple(point)), bases
+
+
+def test_reach_is_the_chance_that_the_path_goes_through_a_node() -> None:
+    tree = TokenTree(
+        tokens=(0, 1, 2, 1, 0), parents=(-1, 0, 0, 1, 3), proposal=(1.0,) * 5, point=(True, False, False, False, False)
+    )
+    assert reach(tree, (0.1, 0.2, 0.3, 0.15, 0.25)) == pytest.approx([1.0, 0.6, 0.3, 0.4, 0.25])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_first_child_is_reached_as_often_as_it_is_accepted(rule: str) -> None:
+    p, q = (torch.tensor(row, dtype=torch.float64) for row in ([0.2, 0.5, 0.3], [0.6, 0.2, 0.2]))
+    tree, bases = draw_tree("2x1", q, "sampled", 0)
+    stop = RULES[rule](tree, p.expand(3, -1), bases).stop.tolist()
+    first = tree.tokens[1]
+    assert reach(tree, stop)[1] == pytest.approx(min(1.0, float(p[first] / q[first])))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -17,11 +17,12 @@ from tqdm.auto import tqdm
 from dynasurge.distill.evaluation import Continuations, continue_prompts, evaluator, measure, read_prompts
 from dynasurge.distill.llama import EAGER, Kernels, Llama, compiled_kernels, view_of
 from dynasurge.distill.loss import token_terms
-from dynasurge.distill.pair import load_draft, load_target, load_tokenizer, new_draft, save_draft
+from dynasurge.distill.pair import load_draft, new_draft, save_draft
 from dynasurge.distill.prompts import openers
 from dynasurge.distill.sampling import Sampler, draw_tokens, load_shards, missing_shards, shard_draws, write_shard
 from dynasurge.distill.settings import DistillSettings
 from dynasurge.distill.training import Trainer
+from dynasurge.models import load_target
 
 __all__ = ["evaluate", "sample", "train"]
 
@@ -50,8 +51,9 @@ def prepare(args: argparse.Namespace) -> tuple[Any, Any, Llama, Kernels, Callabl
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every cache length
     wanted = args.device.startswith("cuda") if args.compile is None else args.compile
-    target = load_target(args.target, torch.float32).to(args.device)
-    tokenizer = load_tokenizer(args.target)
+    model, tokenizer = load_target(args.target, torch.float32)
+    target: Any = model.requires_grad_(False).eval()
+    target.to(args.device)
     view = view_of(target, compute_dtype(args.device))
     if not wanted:
         return target, tokenizer, view, EAGER, draw_tokens, token_terms

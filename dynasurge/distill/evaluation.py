@@ -24,6 +24,7 @@ from torch import Tensor
 from dynasurge.distill.llama import Llama, forward, view_of
 from dynasurge.distill.loss import overlap
 from dynasurge.distill.sampling import Sampler
+from dynasurge.errors import UsageError
 
 __all__ = ["Continuations", "continue_prompts", "measure", "read_prompts"]
 
@@ -43,20 +44,22 @@ class Continuations:
 def read_prompts(path: Path, tokenizer: Any, prompt_tokens: int) -> list[list[int]]:
     """Prompts of a JSONL file, one object a line with ``text`` (or ready token ``ids``), cut to ``prompt_tokens`` ids."""
     prompts = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        row = json.loads(line)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = {number: json.loads(line) for number, line in enumerate(lines, start=1) if line.strip()}
+    except (OSError, ValueError) as error:
+        raise UsageError("--prompts", path, f"cannot be read ({error})", "give a JSONL file") from error
+    for number, row in rows.items():
         if "ids" in row:
             ids = list(row["ids"])
         elif "text" in row:
             ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
         else:
-            raise ValueError(f"{path}, line {number}: has neither 'text' nor 'ids'; give each line one of them")
+            raise UsageError("--prompts", path, f"line {number} has neither text nor ids", "give each line one of them")
         if ids:
             prompts.append(ids[:prompt_tokens])
     if not prompts:
-        raise ValueError(f"{path} holds no prompts: give a JSONL file with at least one line")
+        raise UsageError("--prompts", path, "holds no prompt", "give a JSONL file with at least one line")
     return prompts
 
 

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynasurge.errors import UsageError
+
 __all__ = ["EAGER", "Kernels", "Llama", "compiled_kernels", "decode_step", "forward", "new_cache", "view_of"]
 
 KeyValue = tuple[Tensor, Tensor]
@@ -62,9 +64,11 @@ def view_of(module: Any, dtype: torch.dtype) -> Llama:
     """Lay out a ``LlamaForCausalLM`` for the functions below; differentiable with respect to its parameters."""
     config = module.config
     if config.model_type != "llama":
-        raise ValueError(f"model_type is {config.model_type!r}: distillation reads LLaMA-shaped models only")
+        reason = "distillation reads LLaMA-shaped models only"
+        raise UsageError("model_type", config.model_type, reason, "choose another --target")
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
-        raise ValueError("attention_bias or mlp_bias is set: distillation reads LLaMA models without biases only")
+        reason = "distillation reads LLaMA models without biases only"
+        raise UsageError("attention_bias or mlp_bias", True, reason, "choose another --target")
     layers = []
     for block in module.model.layers:
         attention, mlp = block.self_attn, block.mlp

@@ -1,4 +1,4 @@
-"""The two models of a distillation: reading the target, making a fresh draft, saving it.
+"""The draft of a distillation: made afresh, saved, read.
 
 The draft shares the target's vocabulary. Its embedding (tied to its output) starts as the target's embedding projected
 on that matrix's first principal directions, which keeps as much of the geometry of words as its width allows.
@@ -6,44 +6,24 @@ on that matrix's first principal directions, which keeps as much of the geometry
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dynasurge import demo
-from dynasurge.config import DEMO
 from dynasurge.distill.settings import DistillSettings
+from dynasurge.errors import UsageError
+from dynasurge.files import write_whole
+from dynasurge.models import load_model
 
-__all__ = ["load_draft", "load_target", "load_tokenizer", "new_draft", "principal_embedding", "save_draft"]
-
-
-def _source(name: str) -> str:
-    return demo.target_source() if name == DEMO else name
-
-
-def load_target(name: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A causal model in evaluation mode: `demo`, a folder or a hub name."""
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(_source(name), dtype=dtype)
-    return model.to(dtype).eval().requires_grad_(False)
-
-
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer that belongs to the target."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(_source(name))
+__all__ = ["load_draft", "new_draft", "principal_embedding", "save_draft"]
 
 
 def load_draft(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
     """A saved draft in evaluation mode."""
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(str(folder), dtype=dtype).eval().requires_grad_(False)
+    model: Any = load_model("--draft", str(folder), dtype)[0]
+    return model.eval().requires_grad_(False)
 
 
 def principal_embedding(embedding: Tensor, width: int) -> Tensor:
@@ -60,7 +40,8 @@ def new_draft(target: Any, settings: DistillSettings) -> Any:
 
     theirs = target.config
     if settings.hidden > theirs.hidden_size:
-        raise ValueError(f"hidden is {settings.hidden}: give at most the target's own width, {theirs.hidden_size}")
+        reason = "is wider than the target"
+        raise UsageError("--hidden", settings.hidden, reason, f"use --hidden {theirs.hidden_size} or less")
     config = LlamaConfig(
         vocab_size=theirs.vocab_size,
         hidden_size=settings.hidden,
@@ -92,10 +73,7 @@ def new_draft(target: Any, settings: DistillSettings) -> Any:
 
 
 def save_draft(draft: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write config.json, generation_config.json and model.safetensors, weights in ``dtype``.
-
-    The weights are written under a temporary name and renamed, so that a reader never sees half a file.
-    """
+    """Write config.json, generation_config.json and, whole or not at all, model.safetensors, weights in ``dtype``."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +86,5 @@ def save_draft(draft: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) ->
         for name, value in draft.state_dict().items()
         if name != "lm_head.weight"  # tied to the embedding
     }
-    partial = folder / ".model.partial"
-    save_file(weights, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / "model.safetensors")
+    with write_whole(folder / "model.safetensors") as partial:
+        save_file(weights, partial, metadata={"format": "pt"})

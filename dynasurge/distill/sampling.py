@@ -11,7 +11,6 @@ before the first step. A killed run loses at most one shard, and a resumed one w
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from torch.nn import functional as F
 
 from dynasurge.distill.llama import EAGER, Kernels, Llama, decode_step, new_cache
 from dynasurge.distill.settings import DistillSettings
+from dynasurge.errors import UsageError
+from dynasurge.files import write_whole
 
 __all__ = ["Sampler", "draw_tokens", "load_shards", "missing_shards", "shard_generator", "shard_path", "write_shard"]
 
@@ -163,19 +164,17 @@ def missing_shards(folder: Path, settings: DistillSettings) -> Iterator[int]:
 
 
 def write_shard(folder: Path, shard: int, tokens: Tensor) -> None:
-    """Write a shard under a temporary name, then rename it: a file that exists is whole."""
+    """Write a shard; a file that exists is whole."""
     folder.mkdir(parents=True, exist_ok=True)
     array = tokens.cpu().numpy()
     kind = np.uint16 if int(array.max()) < 2**16 else np.uint32
-    partial = folder / f".shard-{shard:05d}.partial"
-    with partial.open("wb") as file:
+    with write_whole(shard_path(folder, shard)) as partial, partial.open("wb") as file:
         np.save(file, array.astype(kind))
-    os.replace(partial, shard_path(folder, shard))
 
 
 def load_shards(folder: Path) -> np.ndarray:
     """All shards of a folder as one array [sequences, length], in shard order."""
     paths = sorted(folder.glob("shard-*.npy"))
     if not paths:
-        raise FileNotFoundError(f"no shard-*.npy in {folder}: run the sample command first")
+        raise UsageError("--samples", folder, "holds no shard-*.npy", "run the sample command first")
     return np.concatenate([np.load(path, allow_pickle=False) for path in paths])

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dynasurge.errors import UsageError, at_least, flag_of
+
 __all__ = ["DistillSettings"]
 
 
@@ -49,27 +51,23 @@ class DistillSettings:
 
     def __post_init__(self) -> None:
         """Reject settings that cannot work, naming the field, the value and the remedy."""
-        for name in ("sample_tokens", "rows", "hidden", "layers", "heads", "kv_heads", "mlp", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
-        for name in ("batch_rows", "long_every", "long_pack", "loss_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a whole number of at least 1")
-        if self.length < 2:
-            raise ValueError(f"length is {self.length}: a sequence needs at least 2 tokens")
+        counts = ("sample_tokens", "rows", "hidden", "layers", "heads", "kv_heads", "mlp", "max_tokens")
+        for name in (*counts, "batch_rows", "long_every", "long_pack", "loss_chunk"):
+            at_least(name, getattr(self, name), 1, getattr(type(self), name))
+        at_least("length", self.length, 2, type(self).length)
         for name in ("sample_temperatures", "loss_temperatures"):
             values = getattr(self, name)
             if not values or min(values) <= 0:
-                raise ValueError(f"{name} is {values}: give one or more temperatures above 0")
-        if self.batch_rows % self.long_pack:
-            raise ValueError(f"batch_rows is {self.batch_rows}: give a multiple of long_pack ({self.long_pack})")
-        if self.hidden % self.heads or self.heads % self.kv_heads:
-            raise ValueError(
-                f"hidden, heads, kv_heads are {self.hidden}, {self.heads}, {self.kv_heads}: each must divide"
-            )
+                raise UsageError(flag_of(name), values, "temperatures lie above 0", "give one or more")
+        for name, divisor in (("batch_rows", "long_pack"), ("hidden", "heads"), ("heads", "kv_heads")):
+            value, by = getattr(self, name), getattr(self, divisor)
+            if value % by:
+                raise UsageError(
+                    flag_of(name), value, f"{divisor}, {by}, does not divide it", f"try {by * -(-value // by)}"
+                )
         for name in ("tv_start", "tv_end_weight", "decay_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: give a share from 0 to 1")
+                raise UsageError(flag_of(name), getattr(self, name), "is a share", "give a number from 0 to 1")
 
     @property
     def step_tokens(self) -> int:

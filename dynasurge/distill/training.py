@@ -11,7 +11,6 @@ checkpoint. So a run that was stopped and resumed makes the same draft as one th
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +24,8 @@ from torch import Tensor
 from dynasurge.distill.llama import EAGER, Kernels, Llama, forward, view_of
 from dynasurge.distill.loss import DistillLoss, token_terms
 from dynasurge.distill.settings import DistillSettings
+from dynasurge.errors import UsageError, flag_of
+from dynasurge.files import write_whole
 
 __all__ = ["Trainer", "learning_rate_scale", "tv_share"]
 
@@ -65,9 +66,8 @@ class Trainer:
         """Build optimisers and the generator."""
         settings = self.settings
         if len(self.sequences) < settings.batch_rows:
-            raise ValueError(
-                f"only {len(self.sequences)} sequences: sample at least batch_rows ({settings.batch_rows})"
-            )
+            reason = f"there are only {len(self.sequences)} sequences"
+            raise UsageError("--batch-rows", settings.batch_rows, reason, "sample more, or use smaller batches")
         matrices = [p for p in self.draft.model.layers.parameters() if p.ndim == 2]
         chosen = {id(p) for p in matrices}
         others = [p for p in self.draft.parameters() if id(p) not in chosen]
@@ -183,7 +183,8 @@ class Trainer:
                 record["tokens_per_s"] = speed
                 window, clock, counted = [], now, self.step
                 if not np.isfinite(loss):
-                    raise FloatingPointError(f"the loss is {loss} at step {self.step}: lower muon_lr or adam_lr")
+                    reason = f"the loss is {loss} at step {self.step}"
+                    raise UsageError("--muon-lr", settings.muon_lr, reason, "lower it, or --adam-lr")
                 on_log(record)
             if evaluate is not None and eval_every and (self.step % eval_every == 0 or self.step == settings.steps):
                 self.history.append({"step": self.step, "tokens": self.tokens_seen, **evaluate(self.draft)})
@@ -193,7 +194,7 @@ class Trainer:
                 self.save(checkpoint)
 
     def save(self, path: Path) -> None:
-        """Write the whole state under a temporary name, then rename it."""
+        """Write the whole state, or nothing."""
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "settings": self.settings.as_dict(),
@@ -203,9 +204,8 @@ class Trainer:
             "generator": self.generator.get_state(),
             "history": self.history,
         }
-        partial = path.with_name(f".{path.name}.partial")
-        torch.save(state, partial)
-        os.replace(partial, path)
+        with write_whole(path) as partial:
+            torch.save(state, partial)
 
     def load(self, path: Path) -> None:
         """Resume from ``save``; refuses a checkpoint made with other settings."""
@@ -213,9 +213,8 @@ class Trainer:
         ours = self.settings.as_dict()
         for key, theirs in state["settings"].items():
             if ours.get(key) != theirs:
-                raise ValueError(
-                    f"{key} is {ours.get(key)}, but {path} was made with {theirs}: use that, or a new folder"
-                )
+                reason = f"{path} was made with {theirs}"
+                raise UsageError(flag_of(key), ours.get(key), reason, "use that, or a new folder")
         self.draft.load_state_dict(state["draft"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
