@@ -172,7 +172,7 @@ def topdown(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
     reach = _per_node(tree, p)
     stay = torch.ones_like(reach)
     leftovers = []
-    for family in families(tree, q):
+    for family in families(tree, q, p.device):
         rows = p[family.nodes]
         weights, _, left = share_out(family, rows.new_ones(len(rows), 1), rows)
         leftovers.append((family.nodes, left))
@@ -200,7 +200,7 @@ def _bottom_up(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Hand
     """Post-order: each node gets its turn after everything below it was refused, and accepts with what is left of its a."""
     accept = _per_node(tree, p)  # first the a with which a node is entered, then the a it is left with
     leftovers = []
-    for family in families(tree, q):
+    for family in families(tree, q, p.device):
         rows = p[family.nodes]
         weights, a, left = handle(family, accept[family.nodes, None].to(rows.dtype), rows)
         leftovers.append((family.nodes, left))
@@ -214,14 +214,13 @@ def _bottom_up(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Hand
     return StopLaw(stop=stop[:-1], bonus=_bonus(tree, p, leftovers))
 
 
-def families(tree: TokenTree, q: Sequence[torch.Tensor]) -> Iterator[Family]:
-    """The branching nodes of a tree, each after its parent."""
+def families(tree: TokenTree, q: Sequence[torch.Tensor], device: torch.device) -> Iterator[Family]:
+    """The branching nodes of a tree, each after its parent. A node without sampled children has no need of a q."""
     groups: dict[tuple[int, int], list[int]] = {}
     for node, branches in enumerate(tree.children):
         if branches:
             groups.setdefault((tree.depths[node], sum(not tree.point[c] for c in branches)), []).append(node)
     for (_, sampled), group in sorted(groups.items()):
-        device = q[group[0]].device
         size = CPU_ROWS if device.type == "cpu" else len(group)
         for nodes in (group[start : start + size] for start in range(0, len(group), size)):
             k = max(len(tree.children[u]) for u in nodes)
@@ -234,7 +233,7 @@ def families(tree: TokenTree, q: Sequence[torch.Tensor]) -> Iterator[Family]:
                 tokens=packed[:, k + 1 :],
                 exists=packed[:, 1 : k + 1] <= tree.size,
                 sampled=sampled,
-                base=torch.stack([q[u] for u in nodes]) if sampled else q[nodes[0]][:0],
+                base=torch.stack([q[u] for u in nodes]) if sampled else torch.empty(0, device=device),
             )
 
 
