@@ -5,7 +5,8 @@
 Prompts are decoded with both sampled and hybrid children, with the prior there is (T = 0, where every rule is the same, is
 calibrated by itself); a `Recorder` stands in for the estimate
 and adds up, by kind and bin of the feature, with what probability children were tried and accepted. Verification knows both
-exactly, so the sums are far less noisy than counts. The curves that ship are of the demo pair on its bundled prompts; trees
+exactly, so the sums are far less noisy than counts. The curves that ship are of the demo pair on a
+quarter of its bundled prompts, those of `blind` and `lookup` copies from the target's own text with no tree at all; trees
 grown with them are what they were measured on, so two rounds settle them.
 """
 
