@@ -9,7 +9,6 @@ from there afterwards. Where the wheel is not installed, the model hub has the s
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,6 +16,8 @@ from typing import Any
 
 import torch
 import transformers
+
+from dynasurge.files import cache_folder
 
 DRAFT = Path(__file__).parent / "assets" / "demo-draft"
 TARGET_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -42,7 +43,7 @@ def target_source() -> str:
 
 def _unpacked(gguf: Path) -> Path:
     """A folder with the GGUF's model and tokenizer in transformers' own format, made on first use, whole or not at all."""
-    cache = Path(os.environ.get("DYNASURGE_CACHE") or Path.home() / ".cache" / "dynasurge")
+    cache = cache_folder()
     folder = cache / f"{gguf.stem}-{gguf.stat().st_size}"
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""Files are written whole or not at all: a reader, or a run that goes on after a kill, never meets half of one."""
+"""Files are written whole or not at all: a reader, or a run that goes on after a kill, never meets half of one. And where
+files go that can be made anew."""
 
 from __future__ import annotations
 
@@ -7,6 +8,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """The user's cache: `$DYNASURGE_CACHE`, else `~/.cache/dynasurge`."""
+    return Path(os.environ.get("DYNASURGE_CACHE") or Path.home() / ".cache" / "dynasurge")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ import torch
 
 from dynasurge import sampling
 from dynasurge.engine import Engine
-from dynasurge.files import write_whole
+from dynasurge.files import cache_folder, write_whole
 from dynasurge.policies import Wish, hybrid
 from dynasurge.tree import TokenTree
 from dynasurge.verification import traversal, verify
@@ -163,8 +163,7 @@ def cache_file(target: Engine, draft: Engine) -> Path:
     configs = [engine.model.config.to_json_string() for engine in (target, draft)]
     key = [name, os.cpu_count(), torch.get_num_threads(), torch.__version__, str(target.model.dtype), *configs]
     digest = hashlib.sha256(json.dumps([*key, type(target).__name__]).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("DYNASURGE_CACHE") or Path.home() / ".cache" / "dynasurge")
-    return folder / "latency" / f"{digest}.json"
+    return cache_folder() / "latency" / f"{digest}.json"
 
 
 def load_costs(
