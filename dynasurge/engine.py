@@ -90,13 +90,21 @@ class Engine:
 
     def _score(self, tokens: list[int], positions: list[int], ancestors: torch.Tensor, keep: int) -> torch.Tensor:
         """One pass. ancestors: bool [n, nodes], which nodes of the tree each new node sees, itself included."""
-        visible = F.pad(ancestors, (self.length, 0), value=True)
-        mask = torch.zeros(visible.shape, dtype=self.model.dtype)
-        mask.masked_fill_(~visible, torch.finfo(self.model.dtype).min)
+        numbers = torch.tensor([tokens, positions], device=self.device)
+        hidden = F.pad(~ancestors, (self.length, 0))
+        return self._run(numbers[:1], numbers[1:], hidden.to(self.device), keep)
+
+    def _run(self, ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor, keep: int = 0) -> torch.Tensor:
+        """Call the model. ids, positions: int64 [1, n]; hidden: bool [n, rows of the cache], what a node may not see.
+
+        Returns logits [n, V], or those of the last `keep` nodes.
+        """
+        mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
+        mask.masked_fill_(hidden, torch.finfo(self.model.dtype).min)
         logits: torch.Tensor = self.model(
-            input_ids=torch.tensor([tokens], device=self.device),
-            attention_mask=mask[None, None].to(self.model.device),
-            position_ids=torch.tensor([positions], device=self.device),
+            input_ids=ids,
+            attention_mask=mask[None, None],
+            position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=keep,

@@ -86,20 +86,11 @@ class GraphEngine(Engine):
         hidden[:, 0] = False
 
         def run() -> torch.Tensor:
-            mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=device)
-            mask.masked_fill_(hidden, torch.finfo(self.model.dtype).min)
             self._cache.rows = numbers[2]
             try:
-                logits: torch.Tensor = self.model(
-                    input_ids=numbers[:1],
-                    attention_mask=mask[None, None],
-                    position_ids=numbers[1:2],
-                    past_key_values=self._cache,
-                    use_cache=True,
-                ).logits
+                return self._run(numbers[:1], numbers[1:2], hidden)
             finally:
                 self._cache.rows = None
-            return logits[0]
 
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
