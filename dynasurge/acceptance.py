@@ -102,6 +102,10 @@ def interpolate(curve: Curve, x: float) -> float:
     return ys[at - 1] + share * (ys[at] - ys[at - 1])
 
 
+def _bin(kind: str, x: float) -> int:
+    return bisect.bisect(BIN_EDGES[kind.rstrip("+")], x)
+
+
 class Acceptance:
     """The running estimate of one prompt."""
 
@@ -118,14 +122,14 @@ class Acceptance:
     def estimate(self, kind: str, x: float, own: float) -> float:
         """The probability that a child of this kind is accepted, given that the path reaches its parent (for `first` and
         `later`: and that its elder siblings are refused). own: what the draft itself would say."""
-        bin_ = bisect.bisect(BIN_EDGES[kind.rstrip("+")], x)
+        bin_ = _bin(kind, x)
         learned = self._accepted[kind][bin_] / self._predicted[kind][bin_]
         return min(1.0, self._prior(kind, x) * learned)
 
     def observe(self, kind: str, x: float, tried: float, accepted: float) -> None:
         """A child was verified with probability `tried` and accepted with probability `accepted`."""
         if self._learn:
-            bin_ = bisect.bisect(BIN_EDGES[kind.rstrip("+")], x)
+            bin_ = _bin(kind, x)
             self._accepted[kind][bin_] += accepted
             self._predicted[kind][bin_] += tried * self._prior(kind, x)
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from dynasurge import sampling
-from dynasurge.drafting import NO_DISTRIBUTION, Draft, Drafter, TreeEngine
+from dynasurge.drafting import Draft, Drafter, TreeEngine
+from dynasurge.shapes import NO_DISTRIBUTION
 from dynasurge.tree import TokenTree
 from dynasurge.verification import Rows, Verdict, reach
 

@@ -28,8 +28,6 @@ from dynasurge.policies import Child, Policy, Wish, copied
 from dynasurge.shapes import Shape, Slot
 from dynasurge.tree import TokenTree
 
-NO_DISTRIBUTION = torch.empty(0)
-
 
 class TreeEngine(Protocol):
     """What decoding needs of an engine (see engine.py); the exactness tests put tables of probabilities behind it."""
@@ -130,21 +128,18 @@ class Drafter:
             self._append(pool, index, children.members)
 
     def _append(self, pool: list[Slot], index: int, children: Sequence[Child]) -> None:
-        parent = pool[index]
+        parent, estimate = pool[index], self._acceptance.estimate
         below = "+" if parent.depth else ""
-
-        def worth(child: Child) -> float:
-            return self._acceptance.estimate(child.kind + below, child.x, child.own)
-
-        sampled = [child for child in children if not child.point]
-        points = sorted((child for child in children if child.point), key=worth, reverse=True)
-        best_point = worth(points[0]) if points else 0.0
+        worth = [(child, estimate(child.kind + below, child.x, child.own)) for child in children]
+        sampled = [entry for entry in worth if not entry[0].point]
+        points = sorted((entry for entry in worth if entry[0].point), key=lambda entry: entry[1], reverse=True)
+        best_point = points[0][1] if points else 0.0
         cap, refused = parent.slot_value, 1.0
-        for rank, child in enumerate([*sampled, *points]):
-            before = self._acceptance.estimate(child.kind + below, child.x_before, child.own_before)
-            after = worth(child)
+        for rank, (child, after) in enumerate([*sampled, *points]):
+            before = after  # but for the two kinds whose own token tells something
             if child.kind in ("first", "later"):
-                before, after = refused * before, refused * after
+                before = refused * estimate(child.kind + below, child.x_before, child.own_before)
+                after *= refused
                 refused -= after
             elif child.kind == "tail":
                 if not self._shape.pays(parent.node_value * before):

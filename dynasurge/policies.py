@@ -100,7 +100,7 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
                     left, row_masses[0]
                 )  # where the copy has nearly all mass, rounding may leave less than there is
                 children.members.append(_settled(int(row_tokens[0]), row_masses[0] / rest, "tail", rest))
-            children.members.append(copied(wish.copy, wish.match, copied_mass))
+            _add_copy(children, wish, copied_mass)
             out.append(children)
             continue
         for rank, (token, mass) in enumerate(zip(row_tokens[: wish.k], row_masses, strict=False)):
@@ -126,8 +126,7 @@ def topk(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) ->
     for row, wish, row_tokens, row_values, (copied_mass,) in zip(q, wishes, *columns, strict=True):
         children = Children(base=row)
         _add_points(children, row_tokens[: wish.k], row_values, wish.floor)
-        if wish.copy is not None and copied_mass >= 0:
-            children.members.append(copied(wish.copy, wish.match, copied_mass))
+        _add_copy(children, wish, copied_mass)
         out.append(children)
     return out
 
@@ -157,8 +156,7 @@ def hybrid(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) 
         if head >= 0:
             children.members.append(_settled(int(head), min(1.0, mass / rest), "tail", rest))
         _add_points(children, row_tokens, row_values)
-        if wish.copy is not None and copied_mass >= 0:
-            children.members.append(copied(wish.copy, wish.match, copied_mass))
+        _add_copy(children, wish, copied_mass)
         out.append(children)
     return out
 
@@ -170,6 +168,12 @@ def _add_points(children: Children, tokens: Sequence[float], values: Sequence[fl
     for token, value in zip(tokens, values, strict=False):
         if value > 0 and value >= floor:
             children.members.append(_settled(int(token), 1.0, "point", value))
+
+
+def _add_copy(children: Children, wish: Wish, own: float) -> None:
+    """The wish's copy, if it has one that is worth proposing (see `_copies`: own is -1 where not)."""
+    if wish.copy is not None and own >= 0:
+        children.members.append(copied(wish.copy, wish.match, own))
 
 
 def _settled(token: int, proposal: float, kind: str, x: float) -> Child:

@@ -27,6 +27,7 @@ from dynasurge.growmap import Growmap
 from dynasurge.latency import Costs
 from dynasurge.policies import POINTS, Wish
 
+NO_DISTRIBUTION = torch.empty(0)  # of a node that the draft has not read
 SLACK = 0.5  # how far below the last step's cut slots are still proposed
 FIRST_CHILD = (
     0.6  # how often a node's children are accepted at all, roughly; only decides whether a level is worth a pass
@@ -49,7 +50,7 @@ class Slot:
     slot_value: float
     node_value: float
     row: int | None = None
-    q: torch.Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
+    q: torch.Tensor = field(default=NO_DISTRIBUTION, repr=False)
 
     @property
     def point(self) -> bool:
