@@ -17,7 +17,7 @@ from dynasurge import sampling
 from dynasurge.models import Pair
 from dynasurge.policies import POLICIES, Wish
 from dynasurge.tree import TokenTree
-from dynasurge.verification import Family, Rows, Rule, StopLaw, share_out
+from dynasurge.verification import Rows, Rule, StopLaw, share_out
 
 
 def expected_accepted(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> float:
@@ -47,15 +47,14 @@ def rank_acceptance(
             groups.setdefault((len(children.tokens), sum(children.point)), []).append(row)
     for (count, points), rows in groups.items():
         tokens = torch.tensor([drawn[row].tokens for row in rows], device=p.device)
-        family = Family(
-            nodes=torch.tensor(rows, device=p.device),
-            children=tokens,
-            tokens=tokens,
-            exists=torch.ones_like(tokens, dtype=torch.bool),
-            sampled=count - points,
-            base=torch.stack([drawn[row].base for row in rows]),
+        weights, _, _ = share_out(
+            p.new_ones(len(rows), 1),
+            p[rows],
+            torch.stack([drawn[row].base for row in rows]),
+            tokens,
+            torch.ones_like(tokens, dtype=torch.bool),
+            count - points,
         )
-        weights, _, _ = share_out(family, p.new_ones(len(rows), 1), p[rows])
         passed = (1.0 - weights).cumprod(-1)
         accepted[rows, :count] = weights
         accepted[rows, 1:count] *= passed[:, :-1]

@@ -5,7 +5,8 @@ which a parent comes before its children. `commit` keeps the rows of one path, m
 
     rows:   0 ... length-1 | root  a  b  a1  b1      commit(root, b, b1)      0 ... length-1  root  b  b1 |
 
-All layers live in one tensor, so a commit is one gather and one copy however deep the model is. A pass either appends
+All layers live in one tensor, so a commit is one gather and one copy however deep the model is (one for each device, if
+the model is spread over several). A pass either appends
 (rows and what attention sees are plain slices) or, inside a captured CUDA graph, writes to rows named by a tensor and
 shows attention every row, the mask hiding those not in use: then nothing about it changes shape from pass to pass.
 
@@ -18,6 +19,8 @@ from collections.abc import Sequence
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from dynasurge.faults import shrinking
 
 
 class TreeCacheLayer(CacheLayerMixin):
@@ -71,7 +74,8 @@ class TreeCacheLayer(CacheLayerMixin):
 class TreeCache(Cache):
     """`layers` layers of `max_length` rows; `length` of them are committed, `filled` are in use.
 
-    rows: int64 [n] on the device, where the pass being captured or replayed writes; None to append.
+    A stack holds the keys and values of the layers from the first on its device; layers follow each other from device to
+    device. rows: int64 [n] on the device, where the pass being captured or replayed writes; None to append.
     """
 
     def __init__(self, layers: int, max_length: int) -> None:
@@ -79,15 +83,18 @@ class TreeCache(Cache):
         self.max_length = max_length
         self.length = self.filled = 0
         self.rows: torch.Tensor | None = None
-        self._stack: torch.Tensor | None = None  # [layers, 2, heads, max_length, head size]
+        self._stacks: dict[torch.device, tuple[int, torch.Tensor]] = {}  # [layers, 2, heads, max_length, size]
 
     def allocate(self, states: torch.Tensor, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The keys and values of one layer, in zeros at first. Attention never multiplies what it may not see by NaN."""
         heads, size = states.shape[1], states.shape[3]
-        if self._stack is None:
-            self._stack = states.new_zeros(len(self.layers), 2, heads, self.max_length, size)
-        assert self._stack.shape[2::2] == (heads, size), "layers differ in heads or head size"
-        return self._stack[layer, :1], self._stack[layer, 1:]
+        if states.device not in self._stacks:
+            with shrinking("cache"):
+                stack = states.new_zeros(len(self.layers) - layer, 2, heads, self.max_length, size)
+            self._stacks[states.device] = layer, stack
+        first, stack = self._stacks[states.device]
+        assert stack.shape[2::2] == (heads, size), "layers differ in heads or head size"
+        return stack[layer - first, :1], stack[layer - first, 1:]
 
     def clear(self) -> None:
         """Forget everything but the memory."""
@@ -100,7 +107,8 @@ class TreeCache(Cache):
     def commit(self, nodes: Sequence[int]) -> None:
         """Keep these of the appended nodes (0 is the first appended), a path in order, and drop the others."""
         end = self.length + len(nodes)
-        if self._stack is not None and list(nodes) != list(range(len(nodes))):
-            rows = torch.tensor([self.length + node for node in nodes]).to(self._stack.device, non_blocking=True)
-            self._stack[:, :, :, self.length : end] = self._stack.index_select(3, rows)
+        if list(nodes) != list(range(len(nodes))):
+            for device, (_, stack) in self._stacks.items():
+                rows = torch.tensor([self.length + node for node in nodes]).to(device, non_blocking=True)
+                stack[:, :, :, self.length : end] = stack.index_select(3, rows)
         self.length = self.filled = end

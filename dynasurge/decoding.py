@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from dynasurge import sampling
-from dynasurge.drafting import Draft, Drafter, TreeEngine
-from dynasurge.shapes import NO_DISTRIBUTION
+from dynasurge.drafting import Draft, Drafter, TreeEngine, bare
+from dynasurge.faults import no_numbers, shrinking
 from dynasurge.tree import TokenTree
 from dynasurge.verification import Rows, Verdict, reach
 
@@ -28,12 +28,15 @@ class StepRecord:
     """What one target pass did.
 
     tree: the drafted tree; path: its accepted nodes, () if none; emitted: the tokens appended to the text, path then
-    bonus, both cut at the end of the generation; *_seconds: wall time by phase (`other`: the loop, caches, bookkeeping).
+    bonus, both cut at the end of the generation; confidence: the draft's, see `Draft`; passes: of the draft; *_seconds:
+    wall time by phase (`other`: the loop, caches, bookkeeping).
     """
 
     tree: TokenTree
     path: tuple[int, ...]
     emitted: tuple[int, ...]
+    confidence: float
+    passes: int
     draft_seconds: float
     target_seconds: float
     verify_seconds: float
@@ -57,46 +60,68 @@ class Decoder:
 
     def prefill(self, prompt: Sequence[int]) -> None:
         """Read a prompt of at least one token into empty engines: all but its last token, which is the first root."""
-        if len(prompt) > 1:
-            self._target.extend(prompt[:-1])
-        if self._drafter is not None:
-            self._drafter.start(prompt[:-1])
+        with shrinking("prompt"):
+            if len(prompt) > 1:
+                self._target.extend(prompt[:-1])
+            if self._drafter is not None:
+                self._drafter.start(prompt[:-1])
 
     def steps(
         self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
     ) -> Iterator[StepRecord]:
         """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of `eos`.
 
-        Yields one record a target pass; their `emitted` tokens, joined, are the output.
+        Yields one record a target pass; their `emitted` tokens, joined, are the output. Raises UsageError if the target's
+        logits are no numbers, or if memory runs out.
         """
         text = list(prompt)
         end = len(prompt) + new_tokens
         clock = _Clock(self._target.device)
         while len(text) < end:
             clock.start()
-            draft = self._grow(text, generator, end - len(text) - 1)
-            clock.mark("draft")
-            logits = self._target.forward(draft.tree.tokens, draft.tree.parents)
-            clock.mark("target")
-            verdict = self._verify(draft.tree, _LazyProbs(logits, self._T, self._P), draft.q, generator)
-            clock.mark("verify")
+            with shrinking("tree"):
+                draft = self._grow(text, generator, end - len(text) - 1)
+                clock.mark("draft")
+                logits = self._target.forward(draft.tree.tokens, draft.tree.parents)
+                clock.mark("target")
+                verdict = self._judge(draft, logits, generator, len(text))
+                clock.mark("verify")
             self._commit(draft, verdict)
             emitted = _cut([draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], end - len(text), eos)
             text += emitted
             clock.mark("other")
             path = verdict.path[: len(emitted)]
-            yield StepRecord(tree=draft.tree, path=path, emitted=tuple(emitted), **clock.lap())
+            yield StepRecord(
+                tree=draft.tree,
+                path=path,
+                emitted=tuple(emitted),
+                confidence=draft.confidence,
+                passes=draft.passes,
+                **clock.lap(),
+            )
             if emitted[-1] in eos:
                 return
 
     def _grow(self, text: list[int], generator: torch.Generator, max_depth: int) -> Draft:
         if self._drafter is None or max_depth == 0:
-            return Draft(tree=TokenTree.root(text[-1]), q=[NO_DISTRIBUTION])
+            return bare(text[-1])
         return self._drafter.grow(text, generator, max_depth)
+
+    def _judge(self, draft: Draft, logits: torch.Tensor, generator: torch.Generator, length: int) -> Verdict:
+        """Verify a tree behind a text of `length` tokens."""
+        try:
+            return self._verify(draft.tree, self._probs(logits), draft.q, generator)
+        except ValueError as error:  # no mass to draw from, which verification notices without waiting once more
+            raise no_numbers("--target", f"after {length} tokens") from error
+
+    def _probs(self, logits: torch.Tensor) -> Rows:
+        # A GPU takes less time for all rows at once than for starting one kernel more.
+        lazy = logits.device.type == "cpu"
+        return _LazyProbs(logits, self._T, self._P) if lazy else sampling.to_probs(logits, self._T, self._P)
 
     def _commit(self, draft: Draft, verdict: Verdict) -> None:
         self._target.commit((0, *verdict.path))
-        if self._drafter is not None and draft.passes:
+        if self._drafter is not None:
             self._drafter.learn(draft, verdict.path, reach(draft.tree, verdict.stop))
 
 
@@ -108,7 +133,7 @@ class _LazyProbs:
         self.device = logits.device
 
     def __getitem__(self, nodes: torch.Tensor) -> torch.Tensor:
-        return sampling.to_probs(self._logits[nodes], self._T, self._P)
+        return sampling.to_probs(self._logits.index_select(0, nodes), self._T, self._P)
 
 
 def _cut(tokens: list[int], room: int, eos: frozenset[int]) -> list[int]:
@@ -120,23 +145,31 @@ def _cut(tokens: list[int], room: int, eos: frozenset[int]) -> list[int]:
 
 
 class _Clock:
-    """Wall time by phase. On a GPU each mark waits for the device, so that a phase pays for its own work."""
+    """Wall time by phase. Drafting and verification end by reading from the device, so the host's clock is right for them;
+    where the target's pass ends in between, on a GPU, only the device knows."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
+        self._on_gpu = device.type == "cuda"
         self._phases: dict[str, float] = {}
+        self._events: list[torch.cuda.Event] = []
         self._last = 0.0
 
     def start(self) -> None:
         self._last = time.perf_counter()
+        self._events = []
 
     def mark(self, phase: str) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
         now = time.perf_counter()
         self._phases[f"{phase}_seconds"] = now - self._last
         self._last = now
+        if self._on_gpu and phase in ("draft", "target"):
+            self._events.append(torch.cuda.Event(enable_timing=True))
+            self._events[-1].record()
 
     def lap(self) -> dict[str, float]:
         phases, self._phases = self._phases, {}
+        if self._events:
+            both = phases["target_seconds"] + phases["verify_seconds"]
+            phases["target_seconds"] = min(both, self._events[0].elapsed_time(self._events[1]) / 1e3)
+            phases["verify_seconds"] = both - phases["target_seconds"]
         return phases

@@ -15,6 +15,7 @@ The draft keeps its cache across steps: rows of accepted nodes are committed, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -25,7 +26,7 @@ from dynasurge import sampling
 from dynasurge.acceptance import Acceptance
 from dynasurge.lookup import Lookup
 from dynasurge.policies import Child, Policy, Wish, copied
-from dynasurge.shapes import Shape, Slot
+from dynasurge.shapes import NO_DISTRIBUTION, Shape, Slot
 from dynasurge.tree import TokenTree
 
 
@@ -53,6 +54,14 @@ class Draft:
     q: list[torch.Tensor]
     slots: list[Slot] = field(default_factory=list)
     passes: int = 0
+
+    @property
+    def confidence(self) -> float:
+        """The mean probability that the draft gave the tokens it proposed first at a node; NaN if it proposed none."""
+        own = [
+            slot.x for slot in self.slots if slot.rank == 0 and slot.kind.startswith(("first", "point")) and slot.depth
+        ]
+        return sum(own) / len(own) if own else math.nan
 
 
 class Drafter:
@@ -84,6 +93,8 @@ class Drafter:
 
     def grow(self, text: Sequence[int], generator: torch.Generator, max_depth: int) -> Draft:
         """Draft a tree that continues `text`, at most `max_depth` levels of it (at least one)."""
+        if self._shape.rests():
+            return bare(text[-1])
         pool = [_root(text[-1])]
         level, kept, passes = [0], [0], 1
         q = self._probs(self._engine.extend(text[self._engine.length :])[None])
@@ -105,7 +116,7 @@ class Drafter:
     def learn(self, draft: Draft, path: Sequence[int], reach: Sequence[float]) -> None:
         """Commit the accepted path's cache rows, and observe how every child fared. reach[u]: the probability that the
         rule had of accepting node u."""
-        rows = [draft.slots[node].row for node in path]
+        rows = [draft.slots[node].row for node in path]  # none where nothing was drafted
         self._engine.commit([row for row in rows if row is not None])
         for children in draft.tree.children:
             refused = 1.0
@@ -191,6 +202,11 @@ class Drafter:
             row = pool[slot.parent].row
             parents.append(-1 if row is None else row)  # the root is part of the text
         return self._probs(self._engine.forward([pool[index].token for index in level], parents))
+
+
+def bare(token: int) -> Draft:
+    """Nothing drafted."""
+    return Draft(tree=TokenTree.root(token), q=[NO_DISTRIBUTION])
 
 
 def _root(token: int) -> Slot:

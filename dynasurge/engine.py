@@ -10,14 +10,16 @@ The model is an unmodified transformers causal LM with full attention; the tree 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from dynasurge.cache import TreeCache
-from dynasurge.tree import ancestor_mask, depths_of
+from dynasurge.faults import no_numbers
 
 
 class Engine:
@@ -36,11 +38,13 @@ class Engine:
         self._known = model.config.get_text_config().vocab_size
         self._cache = TreeCache(model.config.get_text_config().num_hidden_layers, max_length)
         self._parents: list[int] = []
+        self._depths: list[int] = []
+        self._sees = np.zeros((0, 0), dtype=bool)  # [nodes or more, same]: the ancestors of each node, itself included
 
     def reset(self) -> None:
         """Forget the text."""
         self._cache.clear()
-        self._parents.clear()
+        self._clear()
 
     @property
     def device(self) -> torch.device:
@@ -53,11 +57,15 @@ class Engine:
         return self._cache.length
 
     def extend(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Append tokens (at least one) to the text. Returns the logits [V] after the last one."""
+        """Append tokens (at least one) to the text. Returns the logits [V] after the last one. Raises UsageError if a text
+        begins with logits that are no numbers."""
         assert tokens, "nothing to read"
         assert not self._parents, "text is extended between trees"
+        begins = self.length == 0
         logits = self.forward(tokens, range(-1, len(tokens) - 1), keep=1)
         self.commit(range(len(tokens)))
+        if begins and not logits[-1].amax().isfinite():  # NaN and inf survive amax; looked at once a text, for it waits
+            raise no_numbers("model", self.model.name_or_path)
         return logits[-1]
 
     @torch.inference_mode()
@@ -68,12 +76,11 @@ class Engine:
         follows the text directly. Returns logits [n, V]; with keep > 0, only those of the last `keep` nodes.
         """
         first = len(self._parents)
-        self._parents.extend(parents)
-        depths = depths_of(self._parents)[first:]
+        self._append(parents)
         logits = self._score(
             [token if token < self._known else 0 for token in tokens],
-            [self.length + depth for depth in depths],
-            ancestor_mask(self._parents)[first:],
+            [self.length + depth for depth in self._depths[first:]],
+            torch.from_numpy(self._sees[first : len(self._parents), : len(self._parents)]),
             keep,
         )
         self._cache.append(len(tokens))
@@ -86,7 +93,24 @@ class Engine:
         """Make the path `nodes` (numbers as in `forward`, parents first) part of the text; drop all other nodes."""
         assert all(self._parents[n] == p for n, p in zip(nodes, (-1, *nodes), strict=False)), "nodes are not a path"
         self._cache.commit(list(nodes))
+        self._clear()
+
+    def _append(self, parents: Sequence[int]) -> None:
+        """Take note of nodes behind those there are."""
+        end = len(self._parents) + len(parents)
+        if end > len(self._sees):
+            grown = np.zeros((2 * end, 2 * end), dtype=bool)
+            grown[: len(self._sees), : len(self._sees)] = self._sees
+            self._sees = grown
+        for node, parent in enumerate(parents, start=len(self._parents)):
+            self._sees[node] = self._sees[parent] if parent >= 0 else False
+            self._sees[node, node] = True
+            self._depths.append(self._depths[parent] + 1 if parent >= 0 else 0)
+        self._parents.extend(parents)
+
+    def _clear(self) -> None:
         self._parents.clear()
+        self._depths.clear()
 
     def _score(self, tokens: list[int], positions: list[int], ancestors: torch.Tensor, keep: int) -> torch.Tensor:
         """One pass. ancestors: bool [n, nodes], which nodes of the tree each new node sees, itself included."""
@@ -94,14 +118,22 @@ class Engine:
         hidden = F.pad(~ancestors, (self.length, 0))
         return self._run(numbers[:1], numbers[1:], hidden.to(self.device), keep)
 
-    def _run(self, ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor, keep: int = 0) -> torch.Tensor:
-        """Call the model. ids, positions: int64 [1, n]; hidden: bool [n, rows of the cache], what a node may not see.
+    def _run(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        hidden: torch.Tensor,
+        keep: int = 0,
+        call: Callable[..., Any] | None = None,
+    ) -> torch.Tensor:
+        """Call the model, or `call` in its place. ids, positions: int64 [1, n]; hidden: bool [n, rows of the cache], what a
+        node may not see.
 
         Returns logits [n, V], or those of the last `keep` nodes.
         """
         mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
         mask.masked_fill_(hidden, torch.finfo(self.model.dtype).min)
-        logits: torch.Tensor = self.model(
+        logits: torch.Tensor = (call or self.model)(
             input_ids=ids,
             attention_mask=mask[None, None],
             position_ids=positions,

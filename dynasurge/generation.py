@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,12 +27,13 @@ from dynasurge.decoding import Decoder, StepRecord, Verify
 from dynasurge.drafting import Drafter
 from dynasurge.engine import Engine
 from dynasurge.errors import UsageError
+from dynasurge.faults import shrinking
 from dynasurge.graphs import GraphEngine
 from dynasurge.growmap import load_growmap
 from dynasurge.latency import Costs, load_costs
 from dynasurge.lookup import Lookup
-from dynasurge.models import Pair
-from dynasurge.policies import POLICIES
+from dynasurge.models import Pair, places
+from dynasurge.policies import POLICIES, Policy
 from dynasurge.prototype import bfs
 from dynasurge.shapes import BestFirst, Shape, StaticShape, Thrifty
 from dynasurge.verification import RULES
@@ -74,22 +75,27 @@ def make_engines(pair: Pair, plan: Sequence[Settings]) -> Engines:
         widths.append(shape.max_nodes if shape else 0)
     target_room, draft_room = map(max, zip(*rooms, strict=True))
     vocab = pair.target.config.get_text_config().vocab_size
+    compiled = any(settings.compile for settings in plan)
     return Engines(
-        target=_make_engine(pair.target, target_room, max(widths) + 1, vocab),
-        draft=_make_engine(pair.draft, draft_room, max(widths), vocab) if draft_room else None,
+        target=_make_engine(pair.target, target_room, max(widths) + 1, vocab, compiled),
+        draft=_make_engine(pair.draft, draft_room, max(widths), vocab, compiled) if draft_room else None,
     )
 
 
-def _make_engine(model: PreTrainedModel, room: int, widest: int, vocab: int) -> Engine:
-    if model.device.type == "cuda":
+def _make_engine(model: PreTrainedModel, room: int, widest: int, vocab: int, compiled: bool) -> Engine:
+    if model.device.type == "cuda" and len(places(model)) < 2:
         try:
-            engine = GraphEngine(model, room, widest=widest, vocab=vocab)
-            engine.capture()
+            engine = GraphEngine(model, room, widest=widest, vocab=vocab, compiled=compiled)
+            with shrinking("tree"):
+                engine.capture()
             return engine
         except RuntimeError as error:  # what a capture raises if the model looks at values on the host
             torch.cuda.synchronize(model.device)
             reason = str(error).splitlines()[0]
-            warnings.warn(f"{model.name_or_path} runs without CUDA graphs, which is slower: {reason}", stacklevel=3)
+            lacks = "torch.compile" if compiled else "CUDA graphs"
+            warnings.warn(f"{model.name_or_path} runs without {lacks}, which is slower: {reason}", stacklevel=3)
+            if compiled:
+                return _make_engine(model, room, widest, vocab, compiled=False)
     return Engine(model, room, vocab=vocab)
 
 
@@ -105,11 +111,13 @@ class Session:
         costs: Costs | None = None,
         acceptance: Acceptance | None = None,
         shape: Shape | None = None,
+        policy: Policy | None = None,
         verify: Verify | None = None,
     ) -> None:
         """engines: made for a plan that has these settings (see `make_engines`), to share them with other sessions; two
-        sessions that share engines take turns prompt by prompt. costs, acceptance, shape, verify: replace
-        this machine's latency curves, the estimate of acceptance, the tree's shape, the rule: to compare, or to look on."""
+        sessions that share engines take turns prompt by prompt. costs, acceptance, shape, policy, verify: replace this
+        machine's latency curves, the estimate of acceptance, the tree's shape, the child policy, the rule: to compare, or
+        to look on."""
         self.pair, self.settings = pair, settings
         given, shape = shape, shape or make_shape(settings)
         settings.check_room(shape.max_nodes if shape else 0)
@@ -121,7 +129,7 @@ class Session:
             if settings.mode == "dTree" and not settings.fill and given is None:
                 shape = make_shape(settings, costs or load_costs(self.engines.target, self.engines.draft))
                 assert shape is not None
-            policy = POLICIES[settings.policy if settings.T > 0 else "topk"]  # greedy text needs no chance
+            policy = policy or make_policy(settings)
             dynamic = settings.mode == "dTree"
             drafter = Drafter(
                 self.engines.draft,
@@ -132,8 +140,8 @@ class Session:
                 T=settings.T,
                 P=settings.P,
             )
-        own = bfs if settings.rule == "bfs" else partial(verification.verify, RULES[settings.rule])
-        self._decoder = Decoder(self.engines.target, drafter, verify or own, T=settings.T, P=settings.P)
+        verify = verify or make_verify(settings)
+        self._decoder = Decoder(self.engines.target, drafter, verify, T=settings.T, P=settings.P)
 
     def encode(self, text: str) -> list[int]:
         """A prompt's first `prompt_len` tokens. Raises UsageError if it has none."""
@@ -159,14 +167,11 @@ class Session:
         if not 0 < len(ids) <= self.settings.prompt_len:
             reason = f"this session reads 1 to {self.settings.prompt_len} tokens"
             raise UsageError("prompt", f"of {len(ids)} tokens", reason, "cut it, or set prompt_len")
-        generator = _stream(self.settings.seed, index)
         steps: list[StepRecord] = []
-        self.engines.reset()
         start = time.perf_counter()
-        self._decoder.prefill(ids)
-        self._synchronize()
+        self._prefill(ids)
         prefilled = time.perf_counter()
-        for step in self._decoder.steps(ids, new_tokens or self.settings.new_tokens, generator, self.pair.eos):
+        for step in self._steps(ids, index, new_tokens, self.pair.eos):
             steps.append(step)
             if on_step is not None:
                 on_step(step)
@@ -181,6 +186,25 @@ class Session:
             seconds=end - start,
         )
 
+    def stream(
+        self, ids: list[int], *, index: int = 0, new_tokens: int | None = None, eos: frozenset[int] | None = None
+    ) -> Iterator[StepRecord]:
+        """The records of `generate`, each decoded when it is asked for: to look on, or to stop anywhere.
+
+        eos: the tokens that end the text, the pair's own if None.
+        """
+        self._prefill(ids)
+        yield from self._steps(ids, index, new_tokens, self.pair.eos if eos is None else eos)
+
+    def _prefill(self, ids: list[int]) -> None:
+        self.engines.reset()
+        self._decoder.prefill(ids)
+        if self.pair.target.device.type == "cuda":
+            torch.cuda.synchronize(self.pair.target.device)
+
+    def _steps(self, ids: list[int], index: int, new_tokens: int | None, eos: frozenset[int]) -> Iterator[StepRecord]:
+        return self._decoder.steps(ids, new_tokens or self.settings.new_tokens, _stream(self.settings.seed, index), eos)
+
     def _check_positions(self) -> None:
         need = self.settings.prompt_len + self.settings.new_tokens
         for flag, model in (("--target", self.pair.target), ("--draft", self.pair.draft)):
@@ -194,15 +218,21 @@ class Session:
                 remedy = "use smaller --prompt-len or --new-tokens"
                 raise UsageError(flag, config.name_or_path, f"reads {limit} positions, {need} are needed", remedy)
 
-    def _synchronize(self) -> None:
-        if self.pair.target.device.type == "cuda":
-            torch.cuda.synchronize(self.pair.target.device)
-
 
 def _stream(seed: int, index: int) -> torch.Generator:
     """The random stream of one prompt. torch's CPU generator reads 32 bits of a seed; a hash spreads ours over them."""
     digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+
+
+def make_policy(settings: Settings) -> Policy:
+    """How children are proposed; greedy text needs no chance."""
+    return POLICIES[settings.policy if settings.T > 0 else "topk"]
+
+
+def make_verify(settings: Settings) -> Verify:
+    """The settings' rule, and the draws that follow it."""
+    return bfs if settings.rule == "bfs" else partial(verification.verify, RULES[settings.rule])
 
 
 def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:

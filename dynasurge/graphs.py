@@ -7,6 +7,10 @@ than they run. A captured graph launches them all at once. It replays the very s
 - token ids, positions, rows and mask are static tensors that are refilled before a replay;
 - attention looks at the whole cache, and the mask hides what is not in use.
 
+With `compiled`, torch.compile first fuses the many small kernels between the matrix products, which matters once the model
+is large enough for its weights, not its launches, to set the pace. One compilation serves all widths but the first (a pass
+of one token is compiled by itself).
+
 Passes wider than the widest bucket (reading a prompt) run uncaptured on the same cache. Capturing costs some tenths of a
 second a bucket: `capture` does it ahead of time, so that no measurement pays for it.
 """
@@ -21,13 +25,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from dynasurge.engine import Engine
-
-WARM_UPS = 3  # passes before a capture: libraries allocate their workspaces in the first ones
-
-
-def bucket(n: int) -> int:
-    """The width that a pass of n tokens runs in: 1, 2, 4, 8, then multiples of 8."""
-    return 1 << (n - 1).bit_length() if n <= 8 else -(-n // 8) * 8
+from dynasurge.replay import WARM_UPS, bucket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +41,17 @@ class _Captured:
 class GraphEngine(Engine):
     """An `Engine` whose passes of up to `widest` tokens are replayed. The logits of a pass live until the next one."""
 
-    def __init__(self, model: PreTrainedModel, max_length: int, *, widest: int, vocab: int | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        max_length: int,
+        *,
+        widest: int,
+        vocab: int | None = None,
+        compiled: bool = False,
+    ) -> None:
         super().__init__(model, max_length + 1, vocab=vocab)  # the spare row is the last
+        self._call = torch.compile(model, dynamic=True) if compiled else model
         self.widest = bucket(widest)
         self.capture_seconds = 0.0
         self._captured: dict[int, _Captured] = {}
@@ -88,7 +95,7 @@ class GraphEngine(Engine):
         def run() -> torch.Tensor:
             self._cache.rows = numbers[2]
             try:
-                return self._run(numbers[:1], numbers[1:2], hidden)
+                return self._run(numbers[:1], numbers[1:2], hidden, call=self._call)
             finally:
                 self._cache.rows = None
 

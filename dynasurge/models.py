@@ -6,6 +6,7 @@ language models with full attention in every layer that share one vocabulary.
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from dynasurge import demo
 from dynasurge.config import DEMO
 from dynasurge.errors import UsageError
+from dynasurge.faults import shrinking
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A draft, the target it drafts for, and their tokenizer; all on one device, in one dtype, in eval mode."""
+    """A draft, the target it drafts for, and their tokenizer, in one dtype and in eval mode. The draft is on the target's
+    device, the first one if the target is spread over several."""
 
     draft: PreTrainedModel
     target: PreTrainedModel
@@ -36,20 +39,30 @@ class Pair:
         return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
 
-def load_pair(draft: str = DEMO, target: str = DEMO, *, dtype: str = "auto", device: str = "auto") -> Pair:
+def load_pair(
+    draft: str = DEMO, target: str = DEMO, *, dtype: str = "auto", device: str = "auto", device_map: str | None = None
+) -> Pair:
     """Load a pair by hub name or folder; `demo` names the pair that ships.
 
     dtype: auto, float32, bfloat16 or float16; auto is bfloat16 where the hardware has it, else float32.
-    device: auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ... Raises UsageError if either model cannot be
-    loaded or the two do not fit.
+    device: auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ... device_map: how transformers spreads a target that
+    is too large for one GPU: auto, balanced, sequential. Raises UsageError if either model cannot be loaded or the two do
+    not fit.
     """
     where = resolve_device(device)
     number = resolve_dtype(dtype, where)
-    target_model, target_tokenizer = load_target(target, number)
+    target_model, target_tokenizer = load_target(target, number, device_map)
     draft_model, draft_tokenizer = load_model("--draft", draft, number)
     check_pair(draft, draft_model, draft_tokenizer, target, target_model, target_tokenizer)
+    with shrinking("model"):
+        if device_map is None:
+            torch.nn.Module.to(target_model, where)
+        elif len(places(target_model)) > 1 and {"cpu", "disk"} & places(target_model):
+            reason = f"{target} does not fit on the GPUs together"
+            raise UsageError("--device-map", device_map, reason, "use more or larger GPUs, or --dtype bfloat16")
+        torch.nn.Module.to(draft_model, target_model.device)
     for model in (draft_model, target_model):
-        torch.nn.Module.to(model, where).eval()
+        model.train(False)
     return Pair(
         draft=draft_model,
         target=target_model,
@@ -59,22 +72,30 @@ def load_pair(draft: str = DEMO, target: str = DEMO, *, dtype: str = "auto", dev
     )
 
 
-def load_target(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a target and its tokenizer, which it must have. Raises UsageError."""
-    model, tokenizer = load_model("--target", name, dtype)
+def load_target(
+    name: str, dtype: torch.dtype, device_map: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a target and its tokenizer, which it must have. device_map: as in `load_pair`. Raises UsageError."""
+    model, tokenizer = load_model("--target", name, dtype, device_map)
     if tokenizer is None:
         raise UsageError("--target", name, "has no tokenizer", "use a folder or hub name with tokenizer files")
     return model, tokenizer
 
 
-def load_model(flag: str, name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+def load_model(
+    flag: str, name: str, dtype: torch.dtype, device_map: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a model and, if it has one, its tokenizer. flag: `--draft` or `--target`, as which `demo` is read. Raises
     UsageError."""
-    with _quiet():
+    with _quiet(), shrinking("model"):
         try:
             source = name if name != DEMO else str(demo.DRAFT) if flag == "--draft" else demo.target_source()
             tokenizer = _load_tokenizer(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, attn_implementation="sdpa", device_map=device_map
+            )
+        except torch.OutOfMemoryError:
+            raise
         except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
             raise _unloadable(flag, name, error) from error
     return model, tokenizer
@@ -111,6 +132,11 @@ def check_pair(
         )
 
 
+def places(model: PreTrainedModel) -> set[int | str | torch.device]:
+    """Where a device map put the parts of a model; empty without one."""
+    return set(getattr(model, "hf_device_map", {}).values())
+
+
 def resolve_device(device: str) -> torch.device:
     """`auto` is cuda if there is one. Raises UsageError for a device this machine lacks."""
     if device == "auto":
@@ -130,7 +156,10 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return chosen
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    # oneDNN claims bfloat16 on any x86 processor with AVX-512, but without these it emulates, three times slower.
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    native |= platform.machine() not in ("x86_64", "AMD64")
+    return torch.bfloat16 if native and torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase | None:

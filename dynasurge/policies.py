@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from dynasurge import sampling
+from dynasurge.replay import bucket, replayed
 
 POINTS = ("point", "echo", "lookup", "blind")
 
@@ -86,24 +87,19 @@ Policy = Callable[[torch.Tensor, Sequence[Wish], torch.Generator], list[Children
 def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
     """wishes[i].k tokens without replacement from row i of q [m, V], only one where there is a copy. Floors do not
     apply."""
-    base, held = _copies(q, wishes)
-    tokens = sampling.draw_distinct(base, max(wish.k for wish in wishes), generator)
-    # The first token's mean probability: all that may be known of it before the draw.
-    expected = (base * base).sum(-1, keepdim=True)
-    columns = _read(tokens, base.gather(1, tokens.clamp(min=0)), expected, held)
+    k = max(wish.k for wish in wishes)
+    base, packed = _sampled(q, _notes(q, wishes), sampling.uniforms(k, q, generator), _any_copy(wishes))
     out = []
-    for row, wish, row_tokens, row_masses, (mean,), (copied_mass,) in zip(base, wishes, *columns, strict=True):
-        children, left = Children(base=row), 1.0 - max(0.0, copied_mass)
+    for row, wish, (left, mean, copied_mass, *drawn) in zip(base, wishes, packed.tolist(), strict=True):
+        children, half = Children(base=row), len(drawn) // 2
+        tokens, masses = drawn[:half], drawn[half:]
         if wish.copy is not None and copied_mass >= 0:
-            if row_tokens[0] >= 0:
-                rest = max(
-                    left, row_masses[0]
-                )  # where the copy has nearly all mass, rounding may leave less than there is
-                children.members.append(_settled(int(row_tokens[0]), row_masses[0] / rest, "tail", rest))
+            if tokens[0] >= 0:
+                children.members.append(_settled(int(tokens[0]), min(1.0, masses[0] / left), "tail", left))
             _add_copy(children, wish, copied_mass)
             out.append(children)
             continue
-        for rank, (token, mass) in enumerate(zip(row_tokens[: wish.k], row_masses, strict=False)):
+        for rank, (token, mass) in enumerate(zip(tokens[: wish.k], masses, strict=False)):
             if token < 0:
                 break
             proposal = min(1.0, mass / left) if left > 0 else 1.0
@@ -117,48 +113,65 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
     return out
 
 
+@replayed
+def _sampled(
+    q: torch.Tensor, notes: torch.Tensor, uniforms: torch.Tensor, copies: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    base, held = _set_apart(q, notes, copies)
+    tokens = sampling.draw_by(base, uniforms)
+    # The first token's mean probability: all that may be known of it before the draw.
+    mean = (base * base).sum(-1, keepdim=True)
+    return base, _pack(base.sum(-1, keepdim=True), mean, held, tokens, base.gather(1, tokens.clamp(min=0)))
+
+
 def topk(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
     """The wishes[i].k likeliest tokens of row i of q [m, V], as points. Nothing is random; `generator` is not used."""
-    base, held = _copies(q, wishes)
-    best = base.topk(min(max(wish.k for wish in wishes), q.shape[-1]), dim=-1)
+    packed = _topk(q, _notes(q, wishes), _any_copy(wishes), bucket(max(wish.k for wish in wishes)))
     out = []
-    columns = _read(best.indices, best.values, held)
-    for row, wish, row_tokens, row_values, (copied_mass,) in zip(q, wishes, *columns, strict=True):
-        children = Children(base=row)
-        _add_points(children, row_tokens[: wish.k], row_values, wish.floor)
+    for row, wish, (copied_mass, *best) in zip(q, wishes, packed.tolist(), strict=True):
+        children, half = Children(base=row), len(best) // 2
+        _add_points(children, best[: min(half, wish.k)], best[half:], wish.floor)
         _add_copy(children, wish, copied_mass)
         out.append(children)
     return out
+
+
+@replayed
+def _topk(q: torch.Tensor, notes: torch.Tensor, copies: bool, k: int) -> torch.Tensor:
+    base, held = _set_apart(q, notes, copies)
+    best = base.topk(min(k, q.shape[-1]), dim=-1)
+    return _pack(held, best.indices, best.values)
 
 
 def hybrid(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
     """Row i of q [m, V]: the top wishes[i].k - 1 tokens that reach the floor, as points, behind one from the rest."""
-    base, held = _copies(q, wishes)
-    best = base.topk(min(max(wish.k for wish in wishes) - 1, q.shape[-1]), dim=-1)
-    limits = torch.tensor([[wish.k - 1, wish.floor] for wish in wishes], dtype=torch.float64)
-    limits = limits.to(q.device, non_blocking=True)
-    outside = (torch.arange(best.indices.shape[1], device=q.device) >= limits[:, :1]) | (best.values < limits[:, 1:])
-    base = base.scatter(1, best.indices, best.values * outside)  # without the points of each row
-    drawn = sampling.draw_distinct(base, 1, generator)
-    columns = _read(
-        best.indices,
-        best.values.masked_fill(outside, 0.0),
-        drawn,
-        base.gather(1, drawn.clamp(min=0)),
-        base.sum(-1, keepdim=True),
-        held,
-    )
+    k = bucket(max(wish.k for wish in wishes))
+    base, packed = _hybrid(q, _notes(q, wishes), sampling.uniforms(1, q, generator), _any_copy(wishes), k)
     out = []
-    for row, wish, row_tokens, row_values, (head,), (mass,), (rest,), (copied_mass,) in zip(
-        base, wishes, *columns, strict=True
-    ):
-        children = Children(base=row)
+    for row, wish, (copied_mass, head, mass, rest, *best) in zip(base, wishes, packed.tolist(), strict=True):
+        children, half = Children(base=row), len(best) // 2
         if head >= 0:
             children.members.append(_settled(int(head), min(1.0, mass / rest), "tail", rest))
-        _add_points(children, row_tokens, row_values)
+        _add_points(children, best[:half], best[half:])
         _add_copy(children, wish, copied_mass)
         out.append(children)
     return out
+
+
+@replayed
+def _hybrid(
+    q: torch.Tensor, notes: torch.Tensor, uniforms: torch.Tensor, copies: bool, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    base, held = _set_apart(q, notes, copies)
+    best = base.topk(min(k - 1, q.shape[-1]), dim=-1)
+    places, floors = notes[:, :1] - 1, notes[:, 1:2]
+    outside = (torch.arange(best.indices.shape[1], device=q.device) >= places) | (best.values < floors)
+    base = base.scatter(1, best.indices, best.values * outside)  # without the points of each row
+    drawn = sampling.draw_by(base, uniforms)
+    mass = base.gather(1, drawn.clamp(min=0))
+    return base, _pack(
+        held, drawn, mass, base.sum(-1, keepdim=True), best.indices, best.values.masked_fill(outside, 0.0)
+    )
 
 
 POLICIES: dict[str, Policy] = {"sampled": sampled, "topk": topk, "hybrid": hybrid}
@@ -171,7 +184,7 @@ def _add_points(children: Children, tokens: Sequence[float], values: Sequence[fl
 
 
 def _add_copy(children: Children, wish: Wish, own: float) -> None:
-    """The wish's copy, if it has one that is worth proposing (see `_copies`: own is -1 where not)."""
+    """The wish's copy, if it has one that is worth proposing (see `_set_apart`: own is -1 where not)."""
     if wish.copy is not None and own >= 0:
         children.members.append(copied(wish.copy, wish.match, own))
 
@@ -188,27 +201,30 @@ def copied(token: int, match: float, own: float | None) -> Child:
     return Child(token=token, proposal=1.0, kind=kind, x=match, x_before=match, own=own, own_before=own)
 
 
-def _copies(q: torch.Tensor, wishes: Sequence[Wish]) -> tuple[torch.Tensor, torch.Tensor]:
+def _notes(q: torch.Tensor, wishes: Sequence[Wish]) -> torch.Tensor:
+    """What the wishes say, float64 [m, 4] on q's device: k, floor, the copy's token and its match (0 for no copy)."""
+    rows = [(wish.k, wish.floor, *((0, 0.0) if wish.copy is None else (wish.copy, int(wish.match)))) for wish in wishes]
+    return torch.tensor(rows, dtype=torch.float64).to(q.device, non_blocking=True)
+
+
+def _any_copy(wishes: Sequence[Wish]) -> bool:
+    return any(wish.copy is not None for wish in wishes)
+
+
+def _set_apart(q: torch.Tensor, notes: torch.Tensor, copies: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """q without the copies that are worth proposing, [m, V], and what each of those had, [m, 1], -1 for none.
 
     A copy that the draft hardly thinks of is worth it only after a long match: accepted 2-10% of the time otherwise.
     """
     none = q.new_full((len(q), 1), -1.0)
-    if all(wish.copy is None for wish in wishes):
+    if not copies:
         return q, none
-    numbers = torch.tensor([[wish.copy or 0, int(wish.match if wish.copy is not None else 0)] for wish in wishes])
-    token, match = numbers.to(q.device, non_blocking=True).split(1, dim=1)
+    token, match = notes[:, 2:3].long(), notes[:, 3:]
     mass = q.gather(1, token)
     good = ((mass >= AGREES) & (match > 0)) | (match >= LONG)
     return q.scatter(1, token, torch.where(good, 0.0, mass)), torch.where(good, mass, none)
 
 
-def _read(*columns: torch.Tensor) -> list[list[list[float]]]:
-    """Tensors [m, k_i] as nested lists, in one wait for the device. float64 holds token ids exactly."""
-    packed = torch.cat([column.double() for column in columns], dim=1).tolist()
-    out, start = [], 0
-    for column in columns:
-        end = start + column.shape[1]
-        out.append([row[start:end] for row in packed])
-        start = end
-    return out
+def _pack(*columns: torch.Tensor) -> torch.Tensor:
+    """Tensors [m, k_i] side by side, to be read in one wait for the device. float64 holds token ids exactly."""
+    return torch.cat([column.double() for column in columns], dim=1)

@@ -30,7 +30,7 @@ def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Ge
         node = queue.popleft()
         longest = node if tree.depths[node] > tree.depths[longest] else longest
         target, kept = rows[node], False
-        for child, proposal in proposals(tree, q, node):
+        for child, proposal in proposals(tree, q[node] if q[node].numel() else torch.zeros_like(target), node):
             token = tree.tokens[child]
             passes = min(1.0, float(target[token] / proposal[token]))
             if sampling.draw(torch.tensor([1.0 - passes, passes], dtype=torch.float64), generator):
@@ -47,12 +47,13 @@ def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Ge
     return Verdict(path=path_to(tree, longest), bonus=sampling.draw(bonus, generator), stop=stop)
 
 
-def proposals(tree: TokenTree, q: Sequence[torch.Tensor], node: int) -> Iterator[tuple[int, torch.Tensor]]:
+def proposals(tree: TokenTree, base: torch.Tensor, node: int) -> Iterator[tuple[int, torch.Tensor]]:
     """The children of a node in drawing order, each with the distribution [V] its token was really drawn from.
 
-    A sampled child's is the draft's, without its earlier siblings, renormalised; a point child's is all on its token.
+    A sampled child's is `base`, the draft's, without its earlier siblings, renormalised; a point child's is all on its
+    token.
     """
-    remaining = q[node].clone()
+    remaining = base.clone()
     for child in tree.children[node]:
         token = tree.tokens[child]
         if tree.point[child]:

@@ -16,22 +16,29 @@ import math
 import torch
 import torch.nn.functional as F
 
+from dynasurge.replay import bucket, replayed
+
 NO_MASS = "cannot draw: the distribution has no mass (the model's logits are NaN or all -inf)"
 
 
+@replayed
 def to_probs(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
     """Next-token distributions after temperature `T` and top-p `P`.
 
     logits: [..., V], any float type. Returns [..., V], float32 (float64 stays float64).
-    T = 0 puts all mass on the argmax. P < 1 keeps the smallest set of likeliest tokens whose mass reaches P (the token
-    that crosses P is kept; Holtzman et al., arXiv 1904.09751) and renormalises.
+    T = 0 puts all mass on the argmax; a row of NaN or of -inf has no mass, so that drawing from it fails. P < 1 keeps the
+    smallest set of likeliest tokens whose mass reaches P (the token that crosses P is kept; Holtzman et al., arXiv
+    1904.09751) and renormalises.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if T == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        best, at = logits.max(-1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(
+            -1, at, (best > -torch.inf).to(logits.dtype)
+        )  # NaN is no number either
     if T < 1e-3:  # keep logits / T within range
         logits = logits - logits.amax(-1, keepdim=True)
-    probs = torch.softmax(logits / T, dim=-1)
+    probs = torch.softmax(logits / T if T != 1 else logits, dim=-1)
     if P >= 1:
         return probs
     ordered, order = probs.sort(dim=-1, descending=True)
@@ -50,22 +57,40 @@ def draw_distinct(probs: torch.Tensor, k: int, generator: torch.Generator) -> to
     The vocabulary is cut into about sqrt(V) blocks: a draw picks a block by its mass, then a token inside it, and zeroes
     that token. One pass over the vocabulary serves all k draws.
     """
+    return _replayed_draw(probs, uniforms(k, probs, generator))[:, :k]
+
+
+def uniforms(k: int, probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """What `draw_by` needs for k draws from each row of probs [m, V]: float64 [m, k, 2] in [0, 1), on the rows' device.
+
+    On a GPU k is rounded up to a bucket, by zeros, so that few sizes are ever captured; more draws do not change the first.
+    """
+    numbers = torch.rand(k, 2, len(probs), generator=generator, dtype=torch.float64).permute(2, 0, 1).contiguous()
+    if probs.device.type == "cuda":
+        numbers = F.pad(numbers, (0, 0, 0, bucket(k) - k)).to(probs.device, non_blocking=True)
+    return numbers
+
+
+def draw_by(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """`draw_distinct` by given uniforms [m, k, 2], inside a replayed function."""
     m, vocab = probs.shape
     width = math.ceil(math.sqrt(vocab))
     blocks = F.pad(probs, (0, -vocab % width)).view(m, -1, width)
     if blocks.data_ptr() == probs.data_ptr():  # F.pad by nothing returns its input, which we must not write to
         blocks = blocks.clone()
     mass = blocks.sum(-1, dtype=torch.float64)
-    uniforms = torch.rand(k, 2, m, generator=generator, dtype=torch.float64).to(probs.device, non_blocking=True)
     rows, zero = torch.arange(m, device=probs.device), probs.new_zeros(())  # a number from the host would be waited for
-    tokens = torch.empty(m, k, dtype=torch.int64, device=probs.device)
-    for j in range(k):
-        block, exhausted = _invert(mass, uniforms[j, 0])
-        inside, _ = _invert(blocks[rows, block].double(), uniforms[j, 1])
+    tokens = torch.empty(m, uniforms.shape[1], dtype=torch.int64, device=probs.device)
+    for j in range(uniforms.shape[1]):
+        block, exhausted = _invert(mass, uniforms[:, j, 0])
+        inside, _ = _invert(blocks[rows, block].double(), uniforms[:, j, 1])
         tokens[:, j] = torch.where(exhausted, -1, block * width + inside)
         blocks[rows, block, inside] = zero
         mass[rows, block] = blocks[rows, block].sum(-1, dtype=torch.float64)
     return tokens
+
+
+_replayed_draw = replayed(draw_by)
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> int:

@@ -38,8 +38,10 @@ from typing import Any, Protocol
 import torch
 
 from dynasurge import sampling
+from dynasurge.replay import bucket, replayed
 from dynasurge.tree import TokenTree
 
+LEAST = 1e-30  # below it a divisor counts as this, so that not even a sum of such quotients overflows
 CPU_ROWS = 8  # distributions handled at once on a CPU, where they should stay in its cache; a GPU takes a whole level
 
 
@@ -90,11 +92,11 @@ def draw_verdict(law: StopLaw, tree: TokenTree, generator: torch.Generator) -> V
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """m branching nodes of one level with equally many sampled children, and their children, at most k each.
+    """m branching nodes of one level and their children: k columns, the first `sampled` of them for sampled children.
 
-    nodes: int64 [m]; children, tokens: int64 [m, k] in drawing order, sampled ones first; where a node has fewer than k,
-    `exists` [m, k] is False, the child is n (no node) and the token repeats the first child's.
-    sampled: how many children of each are sampled; base: float [m, V], what those were drawn from ([0] if sampled is 0).
+    nodes: int64 [m]; children, tokens: int64 [m, k] in drawing order; where a node has no child for a column, `exists`
+    [m, k] is False, the child is n (no node) and the token repeats the first child's.
+    base: float [m, V], what the sampled children were drawn from ([m, 0] if there are none).
     """
 
     nodes: torch.Tensor
@@ -104,66 +106,96 @@ class Family:
     sampled: int
     base: torch.Tensor
 
+    @property
+    def proposals(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        """What a `Handle` needs to know."""
+        return self.base, self.tokens, self.exists, self.sampled
 
-Handle = Callable[[Family, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-"""How a rule treats children: (family, a [m, 1], p [m, V]) -> their weights [m, k], a after all of them, and what
-they left of R, up to a factor [m, V]."""
+
+Handle = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int],
+    tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+]
+"""How a rule treats the children of m nodes: (a [m, 1], p [m, V], a `Family`'s base, tokens, exists and sampled) -> their
+weights [m, k], a after all of them [m, 1], and what they left of R, up to a factor [m, V]. It may overwrite p and base."""
 Leftovers = list[tuple[torch.Tensor, torch.Tensor]]  # (nodes [m], what their children left [m, V])
 
 
-def share_out(family: Family, a: torch.Tensor, p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each child takes min(R, q) of what is left: topdown and traversal."""
-    tiny = torch.finfo(p.dtype).tiny
-    weights, left, base = [], a * p, family.base
-    refused = torch.ones_like(a)
-    for rank in range(family.sampled):
-        if rank:  # go on given the refusal, without the refused token
-            left, base = left.div_(refused), base.scatter(1, family.tokens[:, rank - 1 : rank], 0.0)
-        token, total = family.tokens[:, rank : rank + 1], base.sum(-1, keepdim=True)  # q = base / total
-        weights.append((left.gather(1, token) * total / base.gather(1, token)).clamp_(max=1.0))
-        left = left.addcdiv(base, total, value=-1.0).relu_()
-        mass = left.sum(-1, keepdim=True)
+def _share_out(
+    a: torch.Tensor, p: torch.Tensor, base: torch.Tensor, tokens: torch.Tensor, exists: torch.Tensor, sampled: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each child takes min(R, q) of what is left: topdown and traversal. A `Handle`; it overwrites p and base.
+
+    All that ever happens to R at a token not drawn yet is that a multiple of `base` is taken away, it is cut at 0 and
+    scaled. So R = scale * relu(p - t * base) throughout, with one scale and one t a node; only the drawn tokens are kept
+    apart.
+    """
+    tiny, weights, apart = torch.finfo(p.dtype).tiny, [], []
+    scale, t, left = a, torch.zeros_like(a), p
+    for rank in range(sampled):
+        token, total = tokens[:, rank : rank + 1], base.sum(-1, keepdim=True)
+        total = torch.where(total > 0, total, 1.0)
+        base, t = base.div_(total), t * total  # now base is q: what is left after likely siblings may be tiny
+        weights.append((scale * left.gather(1, token) / base.gather(1, token)).clamp_(max=1.0))
+        t = t + exists[:, rank : rank + 1] / scale.clamp(min=LEAST)
+        room = p if rank == sampled - 1 else torch.empty_like(p)  # p is not needed after the last one
+        left = torch.addcmul(p, base, t, value=-1.0, out=room).relu_()
+        apart.append(left.gather(1, token))
+        for rows in (p, base, left):
+            rows.scatter_(1, token, 0.0)
+        mass = scale * (left.sum(-1, keepdim=True) + sum(apart))
         refused = (1.0 - a + mass).clamp_(min=tiny)
-        a = (mass / refused).clamp_(max=1.0)
-    points = family.tokens[:, family.sampled :]
+        a, scale = (mass / refused).clamp_(max=1.0), scale / refused  # go on given the refusal
+        scale = torch.where(scale < 1.0 / LEAST, scale, 0.0)  # refused so rarely that anything finite will do
+    points = tokens[:, sampled:]
     if points.shape[1]:  # q = 1 at the token, so a run of points has a closed form
-        taken = left.gather(1, points) / refused * family.exists[:, family.sampled :]
+        taken = scale * left.gather(1, points) * exists[:, sampled:]
         weights.append((taken / (1.0 - taken.cumsum(-1) + taken).clamp_(min=tiny)).clamp_(max=1.0))
         mass = taken.sum(-1, keepdim=True)
         a = ((a - mass) / (1.0 - mass).clamp_(min=tiny)).clamp_(0.0, 1.0)
-        left = left.scatter(1, points, 0.0)
+        left.scatter_(1, points, 0.0)
+    if apart:
+        left.scatter_add_(1, tokens[:, :sampled], torch.cat(apart, dim=1))
     return torch.cat(weights, dim=1), a, left
 
 
-def reserve(family: Family, a: torch.Tensor, p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each child takes what topdown would give it, and more only where topdown leaves it unused: reserved."""
-    if family.children.shape[1] > family.sampled:
-        return share_out(family, a, p)  # point children: lossless too, but without the guarantee
-    tiny = torch.finfo(p.dtype).tiny
-    weights, target, base = [], p, family.base
+share_out = replayed(_share_out)
+
+
+@replayed
+def reserve(
+    a: torch.Tensor, p: torch.Tensor, base: torch.Tensor, tokens: torch.Tensor, exists: torch.Tensor, sampled: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Each child takes what topdown would give it, and more only where topdown leaves it unused: reserved. A
+    `Handle`; all nodes have equally many sampled children."""
+    if tokens.shape[1] > sampled:
+        return _share_out(
+            a, p, base, tokens, exists, sampled
+        )  # point children: lossless too, but without the guarantee
+    weights, target = [], p
     borrowed = torch.zeros_like(p)  # mass already taken from what topdown would leave to later children
-    for rank in range(family.sampled - 1):
-        token = family.tokens[:, rank : rank + 1]
+    for rank in range(sampled - 1):
+        token = tokens[:, rank : rank + 1]
         q = base / base.sum(-1, keepdim=True)
         common, excess = torch.minimum(target, q), (target - q).relu_()
-        rejected = 1.0 - common.sum(-1, keepdim=True)
+        rejected = excess.sum(-1, keepdim=True)  # 1 - sum of common, without its rounding
         # What later children may still need of each token, whatever they turn out to be, stays untouched.
-        later = min(family.sampled - 1 - rank, q.shape[-1])
-        need = (1.0 / (1.0 - q.topk(later).values.cumsum(-1)).clamp_(min=tiny)).sum(-1, keepdim=True)
+        later = min(sampled - 1 - rank, q.shape[-1])
+        need = (1.0 / (1.0 - q.topk(later).values.cumsum(-1)).clamp_(min=LEAST)).sum(-1, keepdim=True)
         extra = torch.minimum((1.0 - a) * q, a * (excess - borrowed - rejected * need * q).relu_())
         proposed, taken = q.gather(1, token), (a * common + extra).gather(1, token)
         weights.append((taken / proposed).clamp_(max=1.0))
         refused, over = proposed - taken, (q - target).gather(1, token).relu_()
         goes_on = (rejected > 0) & (refused > 0)  # else the child is never refused
-        borrowed = (a * borrowed + extra) / (a * rejected).clamp_(min=tiny)
-        a = torch.where(goes_on, a * over / refused.clamp(min=tiny), 0.0)
-        target, base = excess / rejected.clamp(min=tiny), base.scatter(1, token, 0.0)
-    token = family.tokens[:, -1:]
+        borrowed = (a * borrowed + extra) / (a * rejected).clamp_(min=LEAST)
+        a = torch.where(goes_on, (a * over / refused.clamp(min=LEAST)).clamp_(max=1.0), 0.0)
+        target, base = excess / rejected.clamp(min=LEAST), base.scatter(1, token, 0.0)
+    token = tokens[:, -1:]
     q, free = base / base.sum(-1, keepdim=True), a * (target - borrowed)
     taken = torch.minimum(q, free.relu())
     weights.append((taken.gather(1, token) / q.gather(1, token)).clamp_(max=1.0))
     left = (free - q).relu_()
-    a = left.sum(-1, keepdim=True) / (1.0 - taken.sum(-1, keepdim=True)).clamp_(min=tiny)
+    a = left.sum(-1, keepdim=True) / (1.0 - taken.sum(-1, keepdim=True)).clamp_(min=LEAST)
     return torch.cat(weights, dim=1), a.clamp_(max=1.0), left
 
 
@@ -174,9 +206,9 @@ def topdown(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
     leftovers = []
     for family in families(tree, q, p.device):
         rows = p[family.nodes]
-        weights, _, left = share_out(family, rows.new_ones(len(rows), 1), rows)
+        weights, _, left = share_out(rows.new_ones(len(rows), 1), rows, *family.proposals)
         leftovers.append((family.nodes, left))
-        accept = weights.double() * family.exists
+        accept = torch.where(family.exists, weights, 0.0).double()
         passed = (1.0 - accept).cumprod(-1)
         reach[family.children] = reach[family.nodes, None] * accept * _shifted(passed)
         stay[family.nodes] = passed[:, -1]
@@ -185,26 +217,26 @@ def topdown(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
 
 def traversal(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
     """Traversal verification: bottom up, a node is decided after everything below it was refused."""
-    return _bottom_up(tree, p, q, share_out)
+    return _bottom_up(tree, p, q, share_out, mixed=True)
 
 
 def reserved(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
     """Bottom-up verification that accepts every node at least as often as topdown. Sampled children, counts fixed ahead."""
-    return _bottom_up(tree, p, q, reserve)
+    return _bottom_up(tree, p, q, reserve, mixed=False)
 
 
 RULES: dict[str, Rule] = {"topdown": topdown, "traversal": traversal, "reserved": reserved}
 
 
-def _bottom_up(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Handle) -> StopLaw:
+def _bottom_up(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Handle, *, mixed: bool) -> StopLaw:
     """Post-order: each node gets its turn after everything below it was refused, and accepts with what is left of its a."""
     accept = _per_node(tree, p)  # first the a with which a node is entered, then the a it is left with
     leftovers = []
-    for family in families(tree, q, p.device):
+    for family in families(tree, q, p.device, mixed=mixed):
         rows = p[family.nodes]
-        weights, a, left = handle(family, accept[family.nodes, None].to(rows.dtype), rows)
+        weights, a, left = handle(accept[family.nodes, None].to(rows.dtype), rows, *family.proposals)
         leftovers.append((family.nodes, left))
-        accept[family.children] = (weights * family.exists).double()
+        accept[family.children] = torch.where(family.exists, weights, 0.0).double()
         accept[family.nodes] = a[:, 0].double()
     accept[:1].fill_(1.0)  # the root always accepts (assigning a number would wait for the device)
     order = _to(accept.device, _post_order(tree))
@@ -214,27 +246,49 @@ def _bottom_up(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Hand
     return StopLaw(stop=stop[:-1], bonus=_bonus(tree, p, leftovers))
 
 
-def families(tree: TokenTree, q: Sequence[torch.Tensor], device: torch.device) -> Iterator[Family]:
-    """The branching nodes of a tree, each after its parent. A node without sampled children has no need of a q."""
-    groups: dict[tuple[int, int], list[int]] = {}
+def families(
+    tree: TokenTree, q: Sequence[torch.Tensor], device: torch.device, *, mixed: bool = True
+) -> Iterator[Family]:
+    """The branching nodes of a tree, each after its parent. A node without sampled children has no need of a q.
+
+    mixed: nodes of one family may have differently many sampled children (but not some and none).
+    """
+    groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for node, branches in enumerate(tree.children):
         if branches:
-            groups.setdefault((tree.depths[node], sum(not tree.point[c] for c in branches)), []).append(node)
-    for (_, sampled), group in sorted(groups.items()):
+            count = sum(not tree.point[child] for child in branches)
+            groups.setdefault((tree.depths[node], min(count, 1) if mixed else count), []).append((count, node))
+    for _, group in sorted(groups.items()):
         size = CPU_ROWS if device.type == "cpu" else len(group)
-        for nodes in (group[start : start + size] for start in range(0, len(group), size)):
-            k = max(len(tree.children[u]) for u in nodes)
-            children = [[*tree.children[u], *[tree.size + 1] * (k - len(tree.children[u]))] for u in nodes]
-            tokens = [[tree.tokens[c] if c <= tree.size else tree.tokens[row[0]] for c in row] for row in children]
-            packed = _to(device, [[u, *c, *t] for u, c, t in zip(nodes, children, tokens, strict=True)])
-            yield Family(
-                nodes=packed[:, 0],
-                children=packed[:, 1 : k + 1],
-                tokens=packed[:, k + 1 :],
-                exists=packed[:, 1 : k + 1] <= tree.size,
-                sampled=sampled,
-                base=torch.stack([q[u] for u in nodes]) if sampled else torch.empty(0, device=device),
-            )
+        group.sort()  # nodes with equally many sampled children stand together, so that few columns stay empty
+        for start in range(0, len(group), size):
+            yield _family(tree, q, group[start : start + size], device, mixed)
+
+
+def _family(
+    tree: TokenTree, q: Sequence[torch.Tensor], members: Sequence[tuple[int, int]], device: torch.device, mixed: bool
+) -> Family:
+    """members: (sampled children, node)."""
+    none, sampled = tree.size + 1, max(count for count, _ in members)
+    points = max(len(tree.children[node]) - count for count, node in members)
+    if mixed and device.type == "cuda":  # so that few shapes are ever captured
+        sampled, points = bucket(sampled), bucket(points)
+    packed = []
+    for count, node in members:
+        own = tree.children[node]
+        row = [*own[:count], *[none] * (sampled - count), *own[count:]]
+        row += [none] * (sampled + points - len(row))
+        packed.append([node, *row, *[tree.tokens[child if child < none else own[0]] for child in row]])
+    numbers = _to(device, packed)
+    children = numbers[:, 1 : 1 + sampled + points]
+    return Family(
+        nodes=numbers[:, 0],
+        children=children,
+        tokens=numbers[:, 1 + sampled + points :],
+        exists=children < none,
+        sampled=sampled,
+        base=torch.stack([q[node] for _, node in members]) if sampled else torch.empty(len(members), 0, device=device),
+    )
 
 
 def reach(tree: TokenTree, stop: Sequence[float]) -> list[float]:

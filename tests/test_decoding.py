@@ -10,6 +10,7 @@ from conftest import ARCHITECTURES, DEVICES
 
 from dynasurge import Pair, Settings, UsageError, build_growmap, generate, load_pair, save_growmap
 from dynasurge.generation import Session
+from dynasurge.latency import Costs
 
 PROMPT = [5, 17, 8, 40, 33, 9, 21, 60, 61]
 SMALL = {"M": 128, "new_tokens": 40, "prompt_len": 16, "B": 6, "dtype": "float32"}
@@ -84,9 +85,28 @@ def test_half_precision_models_decode(
 
 
 def test_a_growmap_bounds_the_depth_of_a_dynamic_tree(pairs: dict[str, Pair], growmap: str) -> None:
-    result = generate(pairs["llama"], PROMPT, T=0.3, mode="dTree", growmap=growmap, **(SMALL | {"B": 12}))
+    result = generate(
+        pairs["llama"],
+        PROMPT,
+        T=0.3,
+        mode="dTree",
+        growmap=growmap,
+        **(SMALL | {"B": 12, "max_children": 2, "fill": True}),
+    )
     assert max(step.tree.depth for step in result.steps) == 3
     assert max(step.tree.size for step in result.steps) == 12
+
+
+def test_a_draft_that_never_pays_is_left_alone_and_read_on_later(pairs: dict[str, Pair]) -> None:
+    dear = Costs(widths=(1, 8), target_seconds=(1.0, 99.0), draft_seconds=(9.0, 9.0))
+    settings = Settings(mode="dTree", T=0, M=128, new_tokens=40, prompt_len=16, dtype="float32")
+    session = Session(pairs["llama"], settings, costs=dear)
+    result = session.generate(PROMPT)
+    passes = [step.passes for step in result.steps]
+    assert passes.count(0) > 20
+    assert any(passes[20:]), "it is looked at again"
+    plain = generate(pairs["llama"], PROMPT, T=0, mode="auto", **SMALL).output_ids
+    assert result.output_ids == plain
 
 
 def test_generation_stops_at_end_of_text(pairs: dict[str, Pair], growmap: str) -> None:

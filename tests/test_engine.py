@@ -30,19 +30,23 @@ def assert_same(logits: torch.Tensor, plain: torch.Tensor) -> None:
     torch.testing.assert_close(logits, plain, atol=1e-5 if logits.device.type == "cpu" else 1e-4, rtol=0)
 
 
-def make(model: PreTrainedModel, device: str, captured: bool = True) -> Engine:
+def make(model: PreTrainedModel, device: str, kind: str = "captured") -> Engine:
     """The engine that a session would use there; every pass but the prompt's is captured."""
-    return GraphEngine(model, 64, widest=6) if captured and device == "cuda" else Engine(model, 64)
+    if kind == "eager" or device == "cpu":
+        return Engine(model, 64)
+    return GraphEngine(model, 64, widest=6, compiled=kind == "compiled")
 
 
-@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize("kind", ["eager", "captured", "compiled"])
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str, device: str, captured: bool) -> None:
+def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str, device: str, kind: str) -> None:
+    if device == "cpu" and kind != "eager":
+        pytest.skip("needs a GPU")
     model = tiny_model(architecture).to(device)
     model.set_attn_implementation(attention)
-    engine = make(model, device, captured)
+    engine = make(model, device, kind)
     assert_same(engine.extend(TEXT), plain_logits(model, TEXT))
     first = engine.forward(TOKENS, PARENTS).clone()  # a captured pass overwrites its logits
     logits = torch.cat([first, engine.forward(MORE_TOKENS, MORE_PARENTS)])

@@ -242,9 +242,9 @@ def paths_of(tree: TokenTree) -> Any:
     return tuple(sorted(paths))
 
 
-def estimate(rank: int, proposal: float) -> float:
+def estimate(path: Any, rank: int, proposal: float) -> float:
     kind, x = ("later", float(rank)) if rank else ("first", proposal)
-    return Acceptance(load_priors()["topdown"]).estimate(kind, x, proposal)
+    return Acceptance(load_priors()["topdown"]).estimate(kind + ("+" if path else ""), x, proposal)
 
 
 def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, script: Any) -> Any:
@@ -254,7 +254,7 @@ def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, scri
 
     def push(cap: float, path: Any, value: float, reach: float, used: tuple[int, ...]) -> None:
         probs = draft(PROMPT + tuple(token for _, token in path))
-        slot = min(cap, value * reach * estimate(len(used), sum(p * p for p in probs)))
+        slot = min(cap, value * reach * estimate(path, len(used), sum(p * p for p in probs)))
         heap.append((slot, path, value, reach, used))
 
     push(1.0, (), 1.0, 1.0, ())
@@ -264,7 +264,7 @@ def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, scri
         probs = draft(PROMPT + tuple(token for _, token in path))
         left = sum(p for token, p in enumerate(probs) if token not in used)
         token = script.choose([0.0 if t in used else p / left for t, p in enumerate(probs)])
-        accepted = reach * estimate(len(used), probs[token] / left)
+        accepted = reach * estimate(path, len(used), probs[token] / left)
         paths.append((*path, (len(used), token)))
         if len(path) + 1 < depth:
             push(slot, paths[-1], value * accepted, 1.0, ())

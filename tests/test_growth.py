@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -110,25 +111,68 @@ def test_a_copy_is_a_point_behind_what_is_sampled_from_the_rest(policy: str) -> 
 # --- nodes that pay ----------------------------------------------------------------------------------------------------
 
 
-def test_slopes_are_those_of_the_lower_hull() -> None:
-    bumpy = Costs(widths=(1, 2, 4, 8), target_seconds=(1.0, 1.4, 1.3, 1.9), draft_seconds=(0.1,) * 4)
-    slopes = [bumpy.slope(nodes) for nodes in range(1, 12)]
-    assert slopes == pytest.approx(sorted(slopes)), "never falling"
-    assert bumpy.target(3) == pytest.approx(1.3)
-    assert slopes[0] == pytest.approx(0.1)
-    assert slopes[-1] == pytest.approx(0.15), "the last slope goes on beyond the curve"
+def test_curves_never_fall_and_keep_their_bends() -> None:
+    bumpy = Costs(widths=(1, 2, 4, 8), target_seconds=(1.0, 1.4, 1.3, 1.9), draft_seconds=(0.1, 0.3, 0.2, 0.4))
+    assert [bumpy.target(nodes) for nodes in (0, 1, 2, 3, 5, 7)] == pytest.approx([1.0, 1.3, 1.3, 1.3, 1.6, 1.9])
+    assert bumpy.target(11) == pytest.approx(2.5), "the last slope goes on beyond the curve"
+    assert bumpy.draft(2) == pytest.approx(0.2)
+    assert bumpy.step(3, 2) == pytest.approx(1.3 + 2 * 0.2)
+
+
+def taught(costs: Costs, *values: float, emitted: int, steps: int = 50, budget: int = 8) -> Thrifty:
+    """A shape after many steps whose slots were worth so much and led to so many tokens."""
+    shape = Thrifty(budget=budget, max_depth=4, max_children=4, costs=costs)
+    for _ in range(steps):
+        slots = pool(*values)
+        shape.grown(slots, shape.keep(slots), 1)
+        shape.verified(emitted)
+    return shape
 
 
 def test_slots_stay_while_they_pay() -> None:
-    shape = Thrifty(budget=8, max_depth=4, max_children=4, costs=COSTS)
-    assert shape.rate == pytest.approx(1.0), "tokens per second without a tree"
-    assert shape.keep(pool(0.5, 0.05, 0.2, 0.14)) == [0, 1, 3, 4]
-    shape.grown(pool(0.5), [0, 1], 1)
-    shape.verified(4)
-    assert shape.rate == pytest.approx(5 / (1.0 + 1.2))
-    assert shape.keep(pool(0.5, 0.2, 0.2, 0.14)) == [0, 1], "0.2 < 2.27 tokens/s * 0.1 s"
+    """At about 2 tokens a second, slots of 0.1 seconds must be worth 0.2."""
+    shape = taught(COSTS, 0.8, 0.5, 0.3, 0.1, 0.05, emitted=3)
+    assert shape.rate == pytest.approx(3 / (1.3 + 0.1), rel=0.02)
+    assert shape.keep(pool(0.8, 0.5, 0.3, 0.1, 0.05)) == [0, 1, 2, 3]
+    shape.verified(3)
+    assert shape.keep(pool(0.9, 0.9, 0.8, 0.7, 0.5, 0.4)) == [0, 1, 2, 3, 4, 5, 6], "a confident step has a larger tree"
+    shape.verified(3)
+    assert shape.keep(pool(0.3, 0.1, 0.1)) == [0, 1], "and a doubtful one a smaller"
     shape.reset()
-    assert shape.keep(pool(0.5, 0.05, 0.2, 0.14)) == [0, 1, 3, 4]
+    fresh = Thrifty(budget=8, max_depth=4, max_children=4, costs=COSTS)
+    assert (shape.rate, shape.wish(pool(), 0)) == (fresh.rate, fresh.wish(pool(), 0)), "forgotten"
+
+
+def test_a_dear_start_does_not_hide_cheap_nodes_behind_it() -> None:
+    """Four nodes cost as much as eight: none or all, and all pay."""
+    step = Costs(widths=(1, 2, 8), target_seconds=(1.0, 1.4, 1.4), draft_seconds=(0.05,) * 3)
+    assert len(taught(step, *[0.2] * 7, emitted=2).keep(pool(*[0.2] * 7))) == 8
+    assert taught(step, *[0.02] * 7, emitted=1).keep(pool(*[0.02] * 7)) == [0], "here not even all together"
+
+
+def test_where_nothing_pays_the_draft_rests_longer_and_longer() -> None:
+    dear = Costs(widths=(1, 8), target_seconds=(1.0, 9.0), draft_seconds=(0.5, 0.5))
+    shape = taught(dear, 0.01, emitted=1)
+    shape.reset()
+    rests, drafted = [], 0
+    for _ in range(40):
+        rests.append(shape.rests())
+        if not rests[-1]:
+            drafted += 1
+            slots = pool(0.01)
+            assert shape.keep(slots) == [0] or drafted < 3, "it takes a step or two to find out"
+            shape.grown(slots, [0], 1)
+        shape.verified(1)
+    looks = [step for step, rest in enumerate(rests) if not rest][-4:]
+    assert [b - a for a, b in pairwise(looks)] == [5, 9, 17], "1, 2, 4, ... steps of rest between"
+    slots = pool(0.99, 0.98)
+    while shape.rests():
+        shape.verified(1)
+    for _ in range(200):  # the text becomes easy
+        shape.grown(slots, [0, 1, 2], 1)
+        shape.verified(3)
+    assert not shape.rests()
+    assert not shape.rests()
 
 
 def test_the_budget_is_a_maximum() -> None:
@@ -138,14 +182,15 @@ def test_the_budget_is_a_maximum() -> None:
 
 
 def test_a_level_is_drafted_only_if_it_pays() -> None:
-    slots = pool(0.5, 0.2)
     cheap = Thrifty(budget=8, max_depth=4, max_children=4, costs=COSTS)
-    assert cheap.expand(slots, [0, 1, 2], [1, 2]) == [1, 2]
+    slots = pool(0.5, 0.2)
+    assert cheap.expand(slots, cheap.keep(slots), [1, 2]) == [1, 2]
     assert BestFirst(budget=2, max_depth=4, max_children=4).expand(slots, [0, 1, 2], [1, 2]) == [1], (
         "2's would be worth less"
     )
     dear = Costs(widths=(1, 8), target_seconds=(1.0, 1.1), draft_seconds=(0.5, 0.5))
-    assert Thrifty(budget=8, max_depth=4, max_children=4, costs=dear).expand(slots, [0, 1, 2], [1, 2]) == []
+    shape = Thrifty(budget=8, max_depth=4, max_children=4, costs=dear)
+    assert shape.expand(slots, shape.keep(slots), [1, 2]) == []
 
 
 def test_wishes_shrink_to_what_could_be_kept() -> None:

@@ -9,7 +9,7 @@ import toy
 from dynasurge.acceptance import make_acceptance
 from dynasurge.drafting import Drafter
 from dynasurge.policies import sampled
-from dynasurge.prototype import PrototypeShape
+from dynasurge.prototype import PrototypeShape, bfs
 from dynasurge.tree import TokenTree
 
 PROMPT = (0, 2, 1)
@@ -36,3 +36,10 @@ def test_a_distribution_that_runs_out_of_tokens_gives_fewer_children() -> None:
     rows = {PROMPT: [1.0, 0.0, 0.0], (*PROMPT, 0): [0.0, 0.5, 0.5]}
     tree = grow(lambda context: rows.get(context, [0.4, 0.3, 0.3]), 4, 0)
     assert tree.parents == (-1, 0, 1, 1, 2)
+
+
+def test_its_rule_verifies_a_copied_token_that_the_draft_was_not_asked_about() -> None:
+    tree = TokenTree(tokens=(0, 1, 2), parents=(-1, 0, 1), proposal=(1.0,) * 3, point=(True, True, True))
+    p = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    verdict = bfs(tree, p, [torch.empty(0)] * 3, torch.Generator().manual_seed(0))
+    assert (verdict.path, verdict.bonus) == ((1, 2), 0)

@@ -10,8 +10,9 @@ from conftest import DEVICES
 
 from dynasurge.growmap import build_growmap
 from dynasurge.policies import POLICIES, Wish
+from dynasurge.sampling import draw_distinct, to_probs
 from dynasurge.tree import TokenTree
-from dynasurge.verification import RULES, reach, verify
+from dynasurge.verification import RULES, Handle, reach, reserve, share_out, verify
 
 EQUAL, LEFT, RIGHT = [0.5, 0.3, 0.2], [0.6, 0.4, 0.0], [0.0, 0.0, 1.0]
 CORNERS = {
@@ -23,6 +24,7 @@ CORNERS = {
     "both certain": (RIGHT, RIGHT),
     "residual of rounding only": ([1.0 - 1e-7, 1e-7, 0.0], [1.0, 0.0, 0.0]),
     "a child nearly sure to be refused": ([1e-30, 1.0, 0.0], [1.0 - 1e-7, 0.0, 1e-7]),
+    "both nearly certain": ([1.0] + [1e-10] * 9, [1.0] + [1e-10] * 9),
 }
 
 
@@ -69,7 +71,7 @@ def test_a_first_child_is_reached_as_often_as_it_is_accepted(rule: str) -> None:
 def test_corners_give_laws(corner: str, rule: str, policy: str, dtype: torch.dtype) -> None:
     """No NaN, no lost mass, and never a bonus token that the target would not say."""
     p, q = (torch.tensor(row, dtype=dtype) for row in CORNERS[corner])
-    for seed, shape in enumerate(["chain3", "2x2", "3x1", "2ary2"] * 4):
+    for seed, shape in enumerate(["chain3", "2x2", "3x1", "2ary2", "8x1"] * 4):
         tree, bases = draw_tree(shape, q, policy, seed)
         law = RULES[rule](tree, p.expand(tree.size + 1, -1), bases)
         assert bool((law.stop >= 0).all())
@@ -79,6 +81,47 @@ def test_corners_give_laws(corner: str, rule: str, policy: str, dtype: torch.dty
             assert float(bonus.sum()) == pytest.approx(1.0, abs=1e-6)
             assert bool((bonus >= 0).all())
             assert float(bonus[p == 0].sum()) == 0.0
+
+
+@pytest.mark.parametrize("rule", ["topdown", "traversal"])
+def test_a_sibling_drawn_from_next_to_nothing_is_verified_like_any_other(rule: str) -> None:
+    """The draft is so sure of token 0 that what is left for its sibling has a mass of 1e-35. The sibling is still drawn
+    from what is left, renormalised, and nothing of that size may decide what is emitted."""
+    q, p = to_probs(torch.tensor([10.0, 2.0, 1.9]), 0.1), torch.tensor([0.2, 0.4, 0.4])
+    emitted = torch.zeros(3)
+    share = q[1:] / q[1:].sum()
+    for second, chance in zip((1, 2), share.tolist(), strict=True):
+        ones, points = (1.0, 1.0, 1.0), (True, False, False)
+        tree = TokenTree(tokens=(0, 0, second), parents=(-1, 0, 0), proposal=ones, point=points)
+        law = RULES[rule](tree, p.expand(3, -1), [q, q, q])
+        emitted[0] += chance * law.stop[1]
+        emitted[second] += chance * law.stop[2]
+        emitted += chance * law.stop[0] * law.bonus(torch.tensor([0]))[0]
+    torch.testing.assert_close(emitted, p, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("handle", [share_out, reserve])
+def test_no_child_gets_a_weight_that_is_no_number(handle: Handle) -> None:
+    """Confident nodes, tiny leftovers, columns that some nodes do not use."""
+    generator = torch.Generator().manual_seed(0)
+    for trial in range(2000):
+        vocab, k = 3 + trial % 10, 2 + trial % 7
+        sharp = 10.0 ** (trial % 4)
+        logits = torch.randn(2, 4, vocab, generator=generator) * sharp
+        q, p = torch.softmax(logits[0], -1), torch.softmax(logits[trial % 2] + trial % 3 * 1e-7, -1)
+        if trial % 5 == 0:  # as top-p leaves them: fewer tokens than columns
+            q = q.masked_fill(torch.arange(vocab) >= 2, 0.0)
+            q = q / q.sum(-1, keepdim=True).clamp(min=1e-38)
+        drawn = draw_distinct(q, k, generator)
+        exists = drawn >= 0
+        if handle is reserve and not exists.all():
+            continue  # it is never given such nodes together
+        a = torch.rand(4, 1, generator=generator).clamp(min=1e-6) if trial % 3 else torch.ones(4, 1)
+        tokens = torch.where(exists, drawn, drawn[:, :1].clamp(min=0))
+        weights, after, left = handle(a, p.clone(), q.clone(), tokens, exists, k)
+        assert torch.where(exists, weights, 0.0).isfinite().all(), trial
+        assert after.isfinite().all(), trial
+        assert left.isfinite().all(), trial
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -113,6 +156,13 @@ def test_nan_logits_are_named(rule: str) -> None:
     tree, bases = draw_tree("2x1", torch.tensor(EQUAL), "sampled", 0)
     with pytest.raises(ValueError, match="NaN"):
         verify(RULES[rule], tree, torch.full((3, 3), torch.nan), bases, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("logit", [torch.nan, -torch.inf])
+def test_greedy_decoding_names_nan_logits_too(logit: float) -> None:
+    p = to_probs(torch.full((1, 3), logit), 0.0)
+    with pytest.raises(ValueError, match="NaN"):
+        verify(RULES["topdown"], TokenTree.root(0), p, [torch.empty(0)], torch.Generator().manual_seed(0))
 
 
 def test_sampled_children_come_before_points() -> None:

@@ -1,7 +1,7 @@
 """Models small enough to enumerate: tables of probabilities behind the engine's interface, and scripted chance.
 
 `enumerate_runs` runs a function once for every sequence of random outcomes it can meet and yields each result with its
-exact probability. Chance enters the library through two functions of `dynasurge.sampling`; `scripted` replaces them by
+exact probability. Chance enters the library through a few functions of `dynasurge.sampling`; `scripted` replaces them by
 versions that ask a `Script` which outcome to take.
 """
 
@@ -117,6 +117,8 @@ def _scripted_distinct(probs: torch.Tensor, k: int, script: Script) -> torch.Ten
 def scripted(monkeypatch: Any) -> None:
     """Let a Script decide every draw of the library."""
     monkeypatch.setattr(sampling, "draw_distinct", _scripted_distinct)
+    monkeypatch.setattr(sampling, "uniforms", lambda k, probs, script: (k, script))
+    monkeypatch.setattr(sampling, "draw_by", lambda probs, chance: _scripted_distinct(probs, *chance))
     monkeypatch.setattr(sampling, "draw", lambda probs, script: script.choose(probs.tolist()))
 
 
