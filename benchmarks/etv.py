@@ -12,15 +12,15 @@ processes share a machine; a killed run goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import time
 from collections import defaultdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from shards import Shard, gain, read_rows, run_flags
 
 from dynasurge import Settings, load_pair
 from dynasurge.analysis import mean_depth
@@ -66,48 +66,33 @@ def run(args: argparse.Namespace) -> None:
     common = {"new_tokens": args.new_tokens, "M": 1024, "draft": args.draft, "target": args.target}
     settings = {(T, label): Settings(T=T, **common, **own) for T in args.T for label, own in plan.items()}
     engines = make_engines(pair, list(settings.values()))
-    part, parts = map(int, args.shard.split("/"))
-    args.output.mkdir(parents=True, exist_ok=True)
-    path = args.output / f"rows-{part}-of-{parts}.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    done = {(row["data"], row["index"], row["T"], row["shape"], row["rule"]) for row in rows}
-    start = time.monotonic()
-    with path.open("a") as file:
-        for number in range(args.prompts):
-            if number % parts != part:
-                continue
-            for data in args.data:
-                prompt = load_prompts(data, number, number + 1)[0]
-                for (T, label), own in settings.items():
-                    rules = ["topdown", "traversal"] + (["reserved"] if "optimal" in label else [])
-                    for rule in ("topdown", "traversal"):
-                        if (Path(data).stem, number, T, label, rule) in done:
-                            continue
-                        if time.monotonic() - start > args.seconds:
-                            return
-                        watch = Watch(rule, rules)
-                        session = Session(pair, own, engines=engines, verify=watch)
-                        result = session.generate(session.encode(prompt.text), index=number)
-                        row = {
-                            "data": Path(data).stem,
-                            "index": number,
-                            "T": T,
-                            "shape": label,
-                            "rule": rule,
-                            "steps": len(result.steps),
-                            "tokens": len(result.output_ids),
-                            "accepted": sum(step.accepted for step in result.steps),
-                            "nodes": sum(step.tree.size for step in result.steps),
-                            "expected": dict(watch.expected),
-                            "seconds": result.seconds,
-                        }
-                        file.write(json.dumps(row) + "\n")
-                        file.flush()
+    shard = Shard(args, ("data", "index", "T", "shape", "rule"))
+    for number in shard.numbers(args.prompts):
+        for data in args.data:
+            prompt = load_prompts(data, number, number + 1)[0]
+            for ((T, label), own), rule in product(settings.items(), ("topdown", "traversal")):
+                key = {"data": Path(data).stem, "index": number, "T": T, "shape": label, "rule": rule}
+                if not shard.wants(**key):
+                    continue
+                watch = Watch(rule, ["topdown", "traversal"] + (["reserved"] if "optimal" in label else []))
+                session = Session(pair, own, engines=engines, verify=watch)
+                result = session.generate(session.encode(prompt.text), index=number)
+                shard.append(
+                    key
+                    | {
+                        "steps": len(result.steps),
+                        "tokens": len(result.output_ids),
+                        "accepted": sum(step.accepted for step in result.steps),
+                        "nodes": sum(step.tree.size for step in result.steps),
+                        "expected": dict(watch.expected),
+                        "seconds": result.seconds,
+                    }
+                )
 
 
 def table(args: argparse.Namespace) -> None:
     """Means over prompts with 95% bootstrap intervals of the paired ratio, as Markdown."""
-    rows = [json.loads(line) for path in sorted(args.output.glob("rows-*.jsonl")) for line in path.open()]
+    rows = read_rows(*sorted(args.output.glob("rows-*.jsonl")))
     runs = {(r["data"], r["T"], r["shape"], r["index"], r["rule"]): r for r in rows}
     groups: dict[tuple[str, float, str], list[int]] = defaultdict(list)
     for data, T, shape, index, rule in runs:
@@ -117,7 +102,6 @@ def table(args: argparse.Namespace) -> None:
         "| data | T | tree | prompts | top-down | ETV | gain [95%] | same trees: top-down | ETV | gain [95%] | reserved |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    generator = np.random.default_rng(0)
     for (data, T, shape), prompts in sorted(groups.items()):
         pairs = [[runs[data, T, shape, index, rule] for rule in ("topdown", "traversal")] for index in prompts]
         real = np.array([[r["accepted"] / r["steps"] for r in both] for both in pairs])
@@ -128,13 +112,10 @@ def table(args: argparse.Namespace) -> None:
                 for both in pairs
             ]
         )
-        draws = generator.integers(len(pairs), size=(4000, len(pairs)))
         cells = [data, f"{T:g}", shape, str(len(pairs))]
         for values in (real, same[:, :2]):
-            down, etv = values.mean(0)
-            means = values[draws].mean(1)
-            low, high = np.percentile(means[:, 1] / means[:, 0] - 1, [2.5, 97.5])
-            cells += [f"{down:.3f}", f"{etv:.3f}", f"{etv / down - 1:+.1%} [{low:+.1%}, {high:+.1%}]"]
+            down, etv = values.T
+            cells += [f"{down.mean():.3f}", f"{etv.mean():.3f}", "{:+.1%} [{:+.1%}, {:+.1%}]".format(*gain(down, etv))]
         reserved = same[:, 2].mean()
         cells.append("-" if math.isnan(reserved) else f"{reserved:.3f} ({reserved / same[:, 0].mean() - 1:+.1%})")
         print("| " + " | ".join(cells) + " |")
@@ -144,18 +125,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     add = commands.add_parser("run", help="decode and record")
-    add.add_argument("--data", nargs="+", required=True, help="JSONL files of prompts")
-    add.add_argument("--prompts", type=int, default=100)
+    run_flags(add)
     add.add_argument("--T", type=float, nargs="+", default=[0.6, 0.9, 1.0])
     add.add_argument("--growmap", nargs="*", default=[], help="further static trees")
     add.add_argument("--policy", nargs="+", default=["sampled", "hybrid"], help="of the dynamic trees")
-    add.add_argument("--new-tokens", type=int, default=128)
-    add.add_argument("--draft", default="demo")
-    add.add_argument("--target", default="demo")
-    add.add_argument("--shard", default="0/1", metavar="I/N")
-    add.add_argument("--seconds", type=float, default=math.inf, help="stop after so long; run again to go on")
-    add.add_argument("--threads", type=int, default=torch.get_num_threads())
-    add.add_argument("--output", type=Path, required=True)
     add.set_defaults(action=run)
     add = commands.add_parser("table", help="print what was recorded")
     add.add_argument("output", type=Path)

@@ -34,6 +34,7 @@ from __future__ import annotations
 import bisect
 import functools
 import json
+import math
 import os
 from collections.abc import Mapping
 from itertools import pairwise
@@ -87,7 +88,8 @@ def _curve(text: str, kind: str, knots: Any) -> Curve:
     xs, ys = (tuple(map(float, knots[name])) for name in ("x", "acceptance"))
     if kind.removesuffix("+") not in BIN_EDGES:
         raise ValueError(f"{text}: {kind!r} is no kind of child")
-    if not xs or len(xs) != len(ys) or not all(a <= b for a, b in pairwise(xs)) or not all(0 <= y <= 1 for y in ys):
+    rising = all(map(math.isfinite, xs)) and all(a <= b for a, b in pairwise(xs))
+    if not xs or len(xs) != len(ys) or not rising or not all(0 <= y <= 1 for y in ys):
         raise ValueError(f"{text}, {kind}: not rising knots and a probability at each")
     return xs, ys
 

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from dynasurge.acceptance import TEXTS, load_priors
 from dynasurge.calibration import calibrate
-from dynasurge.cli import Parser, model_flags
 from dynasurge.config import DEMO, Settings
 from dynasurge.data import load_prompts
 from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
+from dynasurge.flags import Parser, model_flags
 from dynasurge.generation import make_engines
 from dynasurge.latency import Costs, cache_file, load_costs, widths_of
 from dynasurge.models import load_pair
@@ -63,11 +63,14 @@ def _latency(arguments: Sequence[str]) -> None:
 
 
 def _table(costs: Costs) -> str:
-    """Passes by width as measured; a node's price is the slope that growth goes by, of the curve's lower hull."""
-    rows = [("width", "target ms", "draft ms", "marginal ms a node")]
+    """Passes by width as measured, and what each node of the last stretch adds to a target pass, as growth reckons."""
+    rows = [("width", "target ms", "draft ms", "ms a node")]
+    before = (0, 0.0)
     for width, target, draft in zip(costs.widths, costs.target_seconds, costs.draft_seconds, strict=True):
-        price = f"{1e3 * costs.slope(width - 1):.3f}" if width > 1 else "-"
+        now = (width, costs.target(width - 1))
+        price = f"{1e3 * (now[1] - before[1]) / (now[0] - before[0]):.3f}" if width > 1 else "-"
         rows.append((str(width), f"{1e3 * target:.2f}", f"{1e3 * draft:.2f}", price))
+        before = now
     return f"{columns(rows)}\nthe rest of a step: {1e3 * costs.step_seconds:.2f} ms"
 
 

@@ -3,11 +3,11 @@
     dynasurge calibrate acceptance FILE [--draft NAME --target NAME]
 
 Prompts are decoded with both sampled and hybrid children, with the prior there is (T = 0, where every rule is the same, is
-calibrated by itself); a `Recorder` stands in for the estimate
-and adds up, by kind and bin of the feature, with what probability children were tried and accepted. Verification knows both
-exactly, so the sums are far less noisy than counts. The curves that ship are of the demo pair on a
-quarter of its bundled prompts, those of `blind` and `lookup` copies from the target's own text with no tree at all; trees
-grown with them are what they were measured on, so two rounds settle them.
+calibrated by itself); a `Recorder` stands in for the estimate and adds up, by kind and bin of the feature, with what
+probability children were tried and accepted. Verification knows both exactly, so the sums are far less noisy than counts.
+A kind that was hardly ever proposed keeps the curve it came with: in the curves that ship, of the demo pair on its bundled
+prompts, those are the `blind` copies, counted once on the target's own text with no tree at all. Trees grown with the
+curves are what they were measured on, so a second round from the first's file settles them.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ class Recorder(Acceptance):
             sums[number] += amount
 
     def curves(self) -> Curves:
-        """By kind: knots `x`, the mean feature of each bin, and the mean `acceptance` there."""
-        out: Curves = {}
+        """By kind: knots `x`, the mean feature of each bin, and the mean `acceptance` there; the prior's own curve for
+        a kind with too few trials."""
+        out: Curves = {kind: {"x": list(xs), "acceptance": list(ys)} for kind, (xs, ys) in self._curves.items()}
         for kind in sorted(self._sums):
             bins = [sums for _, sums in sorted(self._sums[kind].items()) if sums[0] >= LEAST]
             if bins:
@@ -61,7 +62,7 @@ class Recorder(Acceptance):
                     "x": [round(x / tried, 5) for tried, x, _ in bins],
                     "acceptance": [round(accepted / tried, 5) for tried, _, accepted in bins],
                 }
-        return out
+        return dict(sorted(out.items()))
 
 
 def calibrate(

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dynasurge.errors import UsageError, at_least
@@ -53,6 +54,8 @@ class Settings:
     new_tokens: int = 128
     dtype: str = "auto"
     device: str = "auto"
+    device_map: str | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _one_of("--mode", self.mode, MODES)
@@ -96,6 +99,18 @@ class Settings:
                 raise UsageError("--etv", self.etv, "needs sampled children", "use --policy sampled")
 
     @property
+    def label(self) -> str:
+        """A short name for tables and figures: mode, tree and rule. Settings may differ in other fields and share it."""
+        label: str = self.mode
+        if self.mode == "sTree":
+            label += f" {growmap_name(self.growmap or '')}"
+        elif self.mode == "dTree":
+            label += f" B={self.B}"
+        if self.use_bfs:
+            label += " +ETV" if self.etv == "traversal" else f" +{self.etv}{'' if self.lossless else ' (lossy)'}"
+        return label
+
+    @property
     def rule(self) -> str:
         """The verification rule: a name in `verification.RULES`, or `bfs`."""
         return self.etv if self.use_bfs else "topdown"
@@ -136,6 +151,11 @@ class Settings:
     def hash(self) -> str:
         """Twelve hex digits that name these settings."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def growmap_name(path: str) -> str:
+    """What tables call a growmap: `4x8` for growmaps/4x8-tree.pt."""
+    return Path(path).stem.removesuffix("-tree")
 
 
 def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:

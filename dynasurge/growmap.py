@@ -84,9 +84,12 @@ class Growmap:
         }
 
 
+SPEC = re.compile(r"(\d{1,4})x(\d{1,4})|chain(\d{1,4})|(\d{1,4})ary(\d{1,2})")
+
+
 def build_growmap(spec: str) -> Growmap:
     """A growmap from its name: `4x8`, `chain8`, `2ary4`. Raises UsageError on anything else."""
-    match = re.fullmatch(r"(\d{1,4})x(\d{1,4})|chain(\d{1,4})|(\d{1,4})ary(\d{1,2})", spec)
+    match = SPEC.fullmatch(spec)
     numbers = [int(g) for g in match.groups() if g is not None] if match else []
     if not match or min(numbers) < 1:
         raise UsageError("growmap", spec, "not the name of a shape", f"write {SPEC_HELP}")
@@ -116,13 +119,15 @@ def save_growmap(growmap: Growmap, path: str | os.PathLike[str]) -> None:
 
 
 def load_growmap(path: str | os.PathLike[str]) -> Growmap:
-    """Read a `.pt` growmap and check every field against the others.
+    """Read a `.pt` growmap and check every field against the others; a shape's name, where no file has it, is built.
 
     `Successors` is taken as the truth and the rest is re-derived from it; a field that disagrees is named.
     Raises UsageError if the file is missing, is no growmap, or contradicts itself.
     """
     remedy = "make one with: dynasurge growmap 4x8 growmaps/4x8-tree.pt"
     if not Path(path).is_file():
+        if SPEC.fullmatch(str(path)):
+            return build_growmap(str(path))
         raise UsageError("--growmap", path, "no such file", remedy)
     try:
         data = torch.load(path, weights_only=True, map_location="cpu")

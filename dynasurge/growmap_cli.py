@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from dynasurge.cli import Parser
 from dynasurge.errors import UsageError
+from dynasurge.flags import Parser
 from dynasurge.growmap import SPEC_HELP, Growmap, build_growmap, load_growmap, save_growmap
 from dynasurge.optimal import Acceptance, expected_accepted, optimal_growmap
 

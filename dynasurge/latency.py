@@ -1,10 +1,9 @@
 """What a tree costs on this machine: seconds of a target pass by its width, and of a draft pass by its width.
 
 The curves are measured once per machine, pair, dtype and thread count, in a few seconds, and kept in the user's cache
-folder (`$DYNASURGE_CACHE`, else `~/.cache/dynasurge`); `dynasurge calibrate` measures them anew. What growth needs is
-the *marginal* cost of one more node. Measured curves have steps and noise, so slopes are those of the curve's lower
-convex hull: they never fall as the tree grows, which makes "stop at the first slot that does not pay" the best place to
-stop.
+folder (`$DYNASURGE_CACHE`, else `~/.cache/dynasurge`); `dynasurge calibrate` measures them anew. A wider pass is never
+cheaper; where it seems so, that is noise, and the narrower one counts as the wider. Otherwise curves are taken as they
+are, with their steps and bends: four nodes may cost half as much as thirty.
 """
 
 from __future__ import annotations
@@ -56,16 +55,12 @@ class Costs:
             raise ValueError(f"step_seconds is {self.step_seconds}")
 
     def target(self, nodes: int) -> float:
-        """Seconds of a target pass over a tree of so many drafted nodes, by the hull."""
-        return _at(self._target_hull, nodes + 1)
+        """Seconds of a target pass over a tree of so many drafted nodes."""
+        return _at(self.widths, self._target_floor, nodes + 1)
 
     def draft(self, width: int) -> float:
         """Seconds of a draft pass over a level of so many nodes, with the drawing of its children."""
-        return _at(self._draft_hull, width)
-
-    def slope(self, nodes: int) -> float:
-        """Seconds that the last of so many nodes adds to the target pass."""
-        return self.target(nodes) - self.target(nodes - 1)
+        return _at(self.widths, self._draft_floor, width)
 
     def step(self, nodes: int, passes: int) -> float:
         """Seconds of a whole step that drafted so many nodes in so many passes."""
@@ -73,34 +68,25 @@ class Costs:
         return self.target(nodes) + passes * self.draft(width) + self.step_seconds
 
     @cached_property
-    def _target_hull(self) -> list[tuple[float, float]]:
-        return _lower_hull(self.widths, self.target_seconds)
+    def _target_floor(self) -> list[float]:
+        return _floor(self.target_seconds)
 
     @cached_property
-    def _draft_hull(self) -> list[tuple[float, float]]:
-        return _lower_hull(self.widths, self.draft_seconds)
+    def _draft_floor(self) -> list[float]:
+        return _floor(self.draft_seconds)
 
 
-def _lower_hull(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
-    """The corners of the largest rising convex curve below the points."""
-    floor = [min(ys[i:]) for i in range(len(ys))]  # a wider pass is never cheaper; where it seems so, that is noise
-    hull: list[tuple[float, float]] = []
-    for x, y in zip(xs, floor, strict=True):
-        while len(hull) > 1 and (hull[-1][1] - hull[-2][1]) * (x - hull[-2][0]) >= (y - hull[-2][1]) * (
-            hull[-1][0] - hull[-2][0]
-        ):
-            hull.pop()
-        hull.append((x, y))
-    return hull
+def _floor(seconds: Sequence[float]) -> list[float]:
+    """The largest curve that never falls and never exceeds the measured one."""
+    return [min(seconds[i:]) for i in range(len(seconds))]
 
 
-def _at(hull: Sequence[tuple[float, float]], x: float) -> float:
-    """The hull's height, its last slope going on beyond the end."""
-    if len(hull) == 1:
-        return hull[0][1]
-    at = min(max(1, bisect.bisect_left([corner[0] for corner in hull], x)), len(hull) - 1)
-    (x0, y0), (x1, y1) = hull[at - 1], hull[at]
-    return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+def _at(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
+    """Linear between the points, the last slope going on beyond the end."""
+    if len(xs) == 1:
+        return ys[0]
+    at = min(max(1, bisect.bisect_left(xs, x)), len(xs) - 1)
+    return ys[at - 1] + (ys[at] - ys[at - 1]) * (x - xs[at - 1]) / (xs[at] - xs[at - 1])
 
 
 def widths_of(target: Engine, draft: Engine) -> tuple[int, ...]:
@@ -173,7 +159,7 @@ def load_costs(
     there cannot be read or stop short of what these engines run, or if `anew`; then a cache that cannot be written raises
     OSError, else it costs the next session a measurement."""
     path = cache_file(target, draft)
-    kept = None if anew else _read(path)
+    kept = None if anew else read_costs(path)
     if kept is not None and kept.widths[-1] >= widths_of(target, draft)[-1]:
         return kept
     costs = measure(target, draft, on_width)
@@ -187,8 +173,8 @@ def load_costs(
     return costs
 
 
-def _read(path: Path) -> Costs | None:
-    """The curves of a cache file; None if it is not there, or damaged."""
+def read_costs(path: Path) -> Costs | None:
+    """The curves of a file; None if it is not there, or damaged."""
     try:
         data = json.loads(path.read_text())
         step_seconds = data.pop("step_seconds")

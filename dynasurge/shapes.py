@@ -2,13 +2,15 @@
 
 - `StaticShape`: the growmap says how many children each node gets; everything drawn stays.
 - `BestFirst`: a dynamic tree. Of all slots proposed so far the most valuable stay, `budget` of them.
-- `Thrifty`: a dynamic tree for which the budget is only a maximum. A slot must pay for its time: an accepted token is worth
-  the time that decoding takes for one, so a slot of value v stays if
+- `Thrifty`: a dynamic tree for which the budget is only a maximum. An accepted token is worth the time that decoding takes
+  for one. So before every step it chooses, from the slot values of this prompt's last trees, the size n of the average
+  tree that makes the most of its time,
 
-      v >= (tokens per second so far) * (seconds that one more node adds to the target pass),
+      max over n of (sum of the n best slot values) - (tokens per second so far) * (seconds of a target pass over n nodes),
 
-  and a level is drafted only if what it can be expected to add is worth its draft pass. Seconds are those of the latency
-  curve (latency.py), not of a clock, so the same seed gives the same text.
+  and keeps every slot that is worth more than the n-th: confident steps get larger trees than others. A level is drafted
+  only if what it can be expected to add is worth its draft pass. Seconds are those of the latency curve (latency.py), not
+  of a clock, so the same seed gives the same text.
 
 What keeps dynamic trees properly drawn: no slot's place may depend on its own token, not even by way of what is drawn after
 it. BestFirst may let later levels push slots out, since whatever is drawn below a slot is worth less than the slot. Thrifty
@@ -29,9 +31,10 @@ from dynasurge.policies import POINTS, Wish
 
 NO_DISTRIBUTION = torch.empty(0)  # of a node that the draft has not read
 SLACK = 0.5  # how far below the last step's cut slots are still proposed
-FIRST_CHILD = (
-    0.6  # how often a node's children are accepted at all, roughly; only decides whether a level is worth a pass
-)
+TYPICAL = 0.6  # before a prompt teaches better: the r-th best slot of a tree is worth TYPICAL / r,
+GROWTH = 0.35  # and a level gains so much, beyond the price of its nodes, for all that the nodes above it are worth
+STEPS = 2.0  # how many steps these guesses are worth
+LONGEST_REST = 16  # steps without a look at the draft
 LATER_CHILD = 0.25  # the j-th sampled child is accepted at most this / j of the time
 
 
@@ -69,6 +72,10 @@ class Shape(Protocol):
     def reset(self) -> None:
         """A new prompt begins."""
 
+    def rests(self) -> bool:
+        """Asked at the start of a step: whether to draft nothing in it."""
+        return False
+
     def wish(self, pool: Sequence[Slot], index: int) -> Wish:
         """How many children this slot may get."""
         ...
@@ -101,6 +108,9 @@ class StaticShape:
         self.max_depth = growmap.depth
 
     def reset(self) -> None: ...
+
+    def rests(self) -> bool:
+        return False
 
     def wish(self, pool: Sequence[Slot], index: int) -> Wish:
         return Wish(k=len(self._growmap.children[self._number(pool, index)]))
@@ -136,6 +146,9 @@ class BestFirst:
     def reset(self) -> None:
         self._cut = 0.0  # the value below which slots were not kept in the last step
 
+    def rests(self) -> bool:
+        return False
+
     def wish(self, pool: Sequence[Slot], index: int) -> Wish:
         value, cut = pool[index].node_value, SLACK * self._cut
         if cut <= 0 or value <= 0:
@@ -166,43 +179,72 @@ class Thrifty(BestFirst):
 
     def __init__(self, *, budget: int, max_depth: int, max_children: int, costs: Costs) -> None:
         self._costs = costs
+        self._target = [costs.target(nodes) for nodes in range(budget + 1)]
+        self._final, self._seen = [0], 1  # what stays so far, and how much of the pool that was chosen from
+        self._expanded = 1.0  # what the nodes above the newest level are worth
         super().__init__(budget=budget, max_depth=max_depth, max_children=max_children)
 
     def reset(self) -> None:
         super().reset()
-        self._final, self._seen = [0], 1
-        self._nodes = self._passes = 0
-        self._tokens, self._seconds = 0.0, 0.0
+        self._worth = [STEPS * TYPICAL / rank for rank in range(1, self.max_nodes + 1)]  # sums over steps, by rank
+        guesses = [
+            (1.0 + sum(self._worth[:n]) / STEPS, self._costs.step(n, n.bit_length())) for n in range(len(self._worth))
+        ]
+        tokens, seconds = max(guesses, key=lambda guess: guess[0] / guess[1])
+        self._steps, self._tokens, self._seconds = STEPS, STEPS * tokens, STEPS * seconds
+        self._above, self._gained = STEPS, STEPS * GROWTH
+        self._nodes = self._passes = self._rest = 0
+        self._pause = 1
+        self._begin()
 
     @property
     def rate(self) -> float:
-        """Tokens per second so far by the latency curve; at first that of decoding without a tree."""
-        return (self._tokens + 1.0) / (self._seconds + self._costs.step(0, 0))
+        """Tokens per second so far by the latency curve."""
+        return self._tokens / self._seconds
+
+    def rests(self) -> bool:
+        self._nodes = self._passes = 0
+        self._rest -= 1
+        return self._rest >= 0
 
     def keep(self, pool: Sequence[Slot]) -> list[int]:
-        for index in _by_value(pool, self._seen):
-            place, value = len(self._final), pool[index].slot_value
-            # Where the budget binds, the last step's cut leaves room for deeper levels.
-            if place > self.max_nodes or value < max(self._cut, self.rate * self._costs.slope(place)):
-                break
-            self._final.append(index)
+        new = [index for index in _by_value(pool, self._seen) if pool[index].slot_value > self._cut]
+        self._final += new[: self.max_nodes + 1 - len(self._final)]
         self._seen = len(pool)
         return sorted(self._final)
 
     def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
-        price = self.rate * self._costs.slope(len(kept))
-        level = [index for index in level if pool[index].node_value > price] if len(kept) <= self.max_nodes else []
-        gain = sum(max(0.0, FIRST_CHILD * pool[index].node_value - price) for index in level)
+        if self._expanded:
+            self._above += self._expanded
+            self._gained += sum(pool[index].slot_value - self._cut for index in level)
+        level = [index for index in level if pool[index].node_value > self._cut] if len(kept) <= self.max_nodes else []
+        self._expanded = sum(pool[index].node_value for index in level)
+        gain = self._expanded * self._gained / self._above
         return level if level and gain > self.rate * self._costs.draft(len(level)) else []
 
     def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
-        super().grown(pool, kept, passes)
         self._nodes, self._passes = len(kept) - 1, passes
-        self._final, self._seen = [0], 1
+        for rank, index in enumerate(_by_value(pool, 1)[: self.max_nodes]):
+            self._worth[rank] += pool[index].slot_value
 
     def verified(self, emitted: int) -> None:
         self._tokens += emitted
         self._seconds += self._costs.step(self._nodes, self._passes)
+        if self._passes:
+            self._steps += 1.0
+            self._begin()
+            pays = self._cut < 1.0
+            self._rest, self._pause = (0, 1) if pays else (self._pause, min(2 * self._pause, LONGEST_REST))
+
+    def _begin(self) -> None:
+        """Settle, before a step, what a slot must be worth in it."""
+        self._final, self._seen, self._expanded = [0], 1, 1.0
+        net, best, size = 0.0, 0.0, 0
+        for n, worth in enumerate(self._worth, start=1):
+            net += worth / self._steps - self.rate * (self._target[n] - self._target[n - 1])
+            best, size = max((best, size), (net, n))
+        beyond = self._worth[size] if size < self.max_nodes else 0.0
+        self._cut = (self._worth[size - 1] + beyond) / 2 / self._steps if size else 1.0
 
 
 def _by_value(pool: Sequence[Slot], start: int) -> list[int]:

@@ -53,7 +53,7 @@ def test_latency_is_measured_anew_and_shown(
         assert main(["calibrate", *pair, "--device", "cpu"]) == 0
         *table, rest, written = capsys.readouterr().out.splitlines()
         assert [line.split() for line in table] == [
-            ["width", "target", "ms", "draft", "ms", "marginal", "ms", "a", "node"],
+            ["width", "target", "ms", "draft", "ms", "ms", "a", "node"],
             ["1", "11.00", "12.00", "-"],
             ["2", "12.00", "13.00", "1.000"],
             ["4", "14.00", "15.00", "1.000"],

@@ -120,6 +120,7 @@ def test_corrupt_and_foreign_files_are_refused(content: bytes, tmp_path: Path) -
         load_growmap(path)
     with pytest.raises(UsageError, match="no such file"):
         load_growmap(tmp_path / "none.pt")
+    assert load_growmap("3x2") == build_growmap("3x2"), "a shape needs no file"
     with pytest.raises(UsageError, match="cannot be written"):
         save_growmap(build_growmap("2x2"), tmp_path / "no" / "folder.pt")
 

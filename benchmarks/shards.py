@@ -1,0 +1,75 @@
+"""What benchmarks of many runs share: rows in a file a process, a killed run that goes on, intervals over prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+RESAMPLES = 4000
+
+
+class Shard:
+    """One of `parts` processes: its share of the prompts, and its rows in `rows-I-of-N.jsonl`."""
+
+    def __init__(self, args: argparse.Namespace, key: Sequence[str]) -> None:
+        """key: the fields that tell rows apart."""
+        self._part, self._parts = map(int, args.shard.split("/"))
+        self._key, self._end = key, time.monotonic() + args.seconds
+        args.output.mkdir(parents=True, exist_ok=True)
+        self._path = args.output / f"rows-{self._part}-of-{self._parts}.jsonl"
+        self._done = {self._name(row) for row in read_rows(self._path)} if self._path.exists() else set()
+
+    def numbers(self, count: int) -> Iterator[int]:
+        """This process's part of 0 .. count - 1, while there is time."""
+        return (n for n in range(self._part, count, self._parts) if time.monotonic() < self._end)
+
+    def wants(self, **key: Hashable) -> bool:
+        """Whether the row is still to be made and there is time for it."""
+        return self._name(key) not in self._done and time.monotonic() < self._end
+
+    def append(self, row: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _name(self, row: Any) -> tuple[Hashable, ...]:
+        return tuple(row[name] for name in self._key)
+
+
+def read_rows(*paths: Path) -> list[dict[str, Any]]:
+    """The rows of files; a last line that a kill tore is left out."""
+    rows = []
+    for path in paths:
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+    return rows
+
+
+def run_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of a benchmark's `run`."""
+    parser.add_argument("--data", nargs="+", required=True, help="JSONL files of prompts")
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--draft", default="demo")
+    parser.add_argument("--target", default="demo")
+    parser.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th prompt, from the I-th")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long; run again to go on")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", type=Path, required=True)
+
+
+def gain(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
+    """mean(b) / mean(a) - 1 and its 95% bootstrap interval; a, b: [prompts], paired."""
+    draws = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
+    low, high = np.percentile(b[draws].mean(1) / a[draws].mean(1) - 1, [2.5, 97.5])
+    return b.mean() / a.mean() - 1, low, high

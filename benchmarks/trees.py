@@ -1,0 +1,265 @@
+"""Which trees are best? Static ones chosen on other prompts, dynamic ones of the literature, ours, and what is left.
+
+    python benchmarks/trees.py choose --output runs/trees
+    python benchmarks/trees.py run --data cnn_dailymail.jsonl c4_en.jsonl spec_bench.jsonl --prompts 100 --output runs/trees
+    python benchmarks/trees.py table runs/trees
+
+Everything runs in this package's engine and is verified by the same rule (ETV; at T = 0 all rules are one), so that only
+the trees differ:
+
+- `static`: of the `k x d` trees and the optimal trees of at most B nodes, whichever accepts most on the bundled prompts;
+- `prototype`: 2 to 4 sampled children a node by budget, left to right (prototype.py);
+- `DySpec` (arXiv 2410.11744): sampled children, best-first by the draft's own probabilities;
+- `OPT-Tree` (arXiv 2406.17276): the likeliest tokens, best-first by the draft's own probabilities;
+- `fixed`, `learned`: best-first by the calibrated slot values, without and with learning from the prompt;
+- `copies`: `learned`, and the text's own continuations: the package's default, filled to its budget;
+- `auto`: `--B auto`, nodes and levels that pay on this machine;
+- `hindsight`: the best B nodes of a tree of 256, by what verification turned out to accept. No method can know that; it
+  bounds what better slot values could still win on these draws. Its large trees slow a shared cache down for all, so it
+  runs by itself: `--methods hindsight`.
+
+What a step is counted as is its expected accepted length under the rule, exact given the tree: no luck of coins. With
+`--shard 0/8` every eighth prompt is done, so that several processes share a machine; speeds want one process alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from shards import Shard, gain, read_rows, run_flags
+
+from dynasurge import Settings, load_pair
+from dynasurge.analysis import mean_depth, rank_acceptance, text_distributions
+from dynasurge.data import load_prompts
+from dynasurge.generation import Session, make_engines
+from dynasurge.growmap import build_growmap, save_growmap
+from dynasurge.models import Pair
+from dynasurge.optimal import optimal_growmap
+from dynasurge.prototype import PrototypeShape
+from dynasurge.tree import TokenTree
+from dynasurge.verification import RULES, Verdict, draw_verdict, reach
+
+BUDGETS = (16, 32, 64)
+TEMPERATURES = (0.0, 0.6, 0.9)
+NAMED = {16: ("2x8", "4x4"), 32: ("4x8", "8x4"), 64: ("8x8", "4x16")}
+DEPTHS = (6, 8, 12)
+LARGE = 256
+METHODS: dict[str, dict[str, Any]] = {
+    "prototype": {"policy": "sampled", "lookup": False},
+    "DySpec": {"policy": "sampled", "values": "own", "lookup": False},
+    "OPT-Tree": {"policy": "topk", "values": "own", "lookup": False},
+    "fixed": {"values": "fixed", "lookup": False},
+    "learned": {"lookup": False},
+    "copies": {},
+}
+
+
+class Watch:
+    """Verifies by ETV and notes what each tree could be expected to have accepted."""
+
+    def __init__(self) -> None:
+        self.expected: list[float] = []
+        self.hindsight: dict[int, float] = defaultdict(float)
+
+    def __call__(self, tree: TokenTree, p: Any, q: Any, generator: torch.Generator) -> Verdict:
+        law = RULES["traversal"](tree, p, q)
+        self.expected.append(mean_depth(law, tree))
+        if tree.size > max(BUDGETS):
+            reached = np.array(reach(tree, law.stop.tolist()))
+            best = np.sort(_capped(tree, reached))[::-1]
+            for budget in BUDGETS:
+                self.hindsight[budget] += float(best[:budget].sum())
+        return draw_verdict(law, tree, generator)
+
+
+def _capped(tree: TokenTree, reached: np.ndarray) -> np.ndarray:
+    """The reach of drafted nodes, none above its elder sibling's: a tree cannot have the younger alone."""
+    capped = reached.copy()
+    for family in tree.children:
+        for elder, younger in pairwise(family):
+            capped[younger] = min(capped[younger], capped[elder])
+    return capped[1:]
+
+
+def choose(args: argparse.Namespace) -> None:
+    """The best static tree for each temperature and budget, on the bundled prompts; growmaps into the output folder."""
+    torch.set_num_threads(args.threads)
+    pair = load_pair(args.draft, args.target)
+    prompts = load_prompts("demo", 0, args.prompts)
+    args.output.mkdir(parents=True, exist_ok=True)
+    chosen: dict[str, dict[str, Any]] = {}
+    for T in TEMPERATURES:
+        vector = acceptance_vector(pair, prompts, T)
+        plan = {}
+        for budget in BUDGETS:
+            shapes = {name: build_growmap(name) for name in NAMED[budget]}
+            shapes |= {f"optimal {budget} nodes {d} levels": optimal_growmap(vector, budget, d) for d in DEPTHS}
+            for name, growmap in shapes.items():
+                path = args.output / f"T{T:g}-{name.replace(' ', '-')}.pt"
+                save_growmap(growmap, path)
+                plan[budget, name] = _settings(args, T, mode="sTree", growmap=str(path))
+        engines = make_engines(pair, list(plan.values()))
+        for (budget, name), settings in plan.items():
+            watch = Watch()
+            session = Session(pair, settings, engines=engines, verify=watch)
+            for prompt in prompts:
+                session.generate(session.encode(prompt.text), index=prompt.index)
+            accepted, key = float(np.mean(watch.expected)), f"T{T:g} B{budget}"
+            print(f"T = {T:g}, B = {budget}: {name} accepts {accepted:.3f}", flush=True)
+            if accepted > chosen.get(key, {"accepted": -1.0})["accepted"]:
+                chosen[key] = {"name": name, "growmap": settings.growmap, "accepted": accepted, "vector": vector}
+    (args.output / "chosen.json").write_text(json.dumps(chosen, indent=1) + "\n")
+
+
+def acceptance_vector(pair: Pair, prompts: Any, T: float, k: int = 16) -> list[float]:
+    """How often the child of each rank is accepted top-down, on text that the target wrote."""
+    session, generator = Session(pair, Settings(mode="auto", T=T, new_tokens=64)), torch.Generator().manual_seed(0)
+    total, count = torch.zeros(k), 0
+    for prompt in prompts:
+        ids = session.encode(prompt.text)
+        text = session.generate(ids, index=prompt.index).output_ids
+        p, _ = text_distributions(pair, ids, text, T=T)
+        _, q = text_distributions(pair, ids, text, T=T or 1.0)
+        accepted, _ = rank_acceptance(p, q, "sampled" if T else "topk", k, generator)
+        total, count = total + accepted.sum(0).cpu(), count + len(accepted)
+    return [round(float(x), 4) for x in total / count]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Decode; one JSON line a (data, prompt, T, method, B)."""
+    torch.set_num_threads(args.threads)
+    pair = load_pair(args.draft, args.target)
+    chosen = json.loads((args.output / "chosen.json").read_text())
+    plan: dict[tuple[float, str, int], Settings] = {}
+    for T in args.T:
+        for budget in BUDGETS:
+            growmap = str(args.output / Path(chosen[f"T{T:g} B{budget}"]["growmap"]).name)
+            plan[T, "static", budget] = _settings(args, T, mode="sTree", growmap=growmap)
+            for method, own in METHODS.items():
+                plan[T, method, budget] = _settings(args, T, mode="dTree", B=budget, fill=True, **own)
+        plan[T, "auto", 0] = _settings(args, T, mode="dTree")
+        plan[T, "no tree", 0] = _settings(args, T, mode="auto", use_bfs=False)
+        plan[T, "hindsight", LARGE] = _settings(args, T, mode="dTree", B=LARGE, fill=True, lookup=False)
+    plan = {key: settings for key, settings in plan.items() if key[1] in args.methods}
+    engines = make_engines(pair, list(plan.values()))
+    shard = Shard(args, ("data", "index", "T", "method", "B"))
+    for number in shard.numbers(args.prompts):
+        for data in args.data:
+            prompt = load_prompts(data, number, number + 1)[0]
+            for (T, method, budget), settings in plan.items():
+                key = {"data": Path(data).stem, "index": number, "T": T, "method": method, "B": budget}
+                if not shard.wants(**key):
+                    continue
+                watch = Watch()
+                shape = PrototypeShape(budget) if method == "prototype" else None
+                session = Session(pair, settings, engines=engines, shape=shape, verify=watch)
+                result = session.generate(session.encode(prompt.text), index=number)
+                steps = result.steps
+                shard.append(
+                    key
+                    | {
+                        "kind": prompt.kind,
+                        "tokens": len(result.output_ids),
+                        "accepted": sum(step.accepted for step in steps),
+                        "expected": [round(value, 4) for value in watch.expected],
+                        "hindsight": dict(watch.hindsight),
+                        "size": [step.tree.size for step in steps],
+                        "depth": [step.tree.depth for step in steps],
+                        "passes": [step.passes for step in steps],
+                        "confidence": [step.confidence if step.tree.size else None for step in steps],
+                        "seconds": result.seconds - result.prefill_seconds,
+                    }
+                )
+
+
+def _settings(args: argparse.Namespace, T: float, **own: Any) -> Settings:
+    shared = {"draft": args.draft, "target": args.target, "M": 1024, "new_tokens": args.new_tokens, "use_bfs": True}
+    return Settings(T=T, **(shared | own))
+
+
+def table(args: argparse.Namespace) -> None:
+    """Expected accepted tokens a step, means over prompts, as Markdown; gains are paired, with 95% bootstrap intervals."""
+    rows = read_rows(*sorted(args.output.glob("rows-*.jsonl")))
+    mean = {_key(row): float(np.mean(row["expected"])) for row in rows}
+    for row in rows:
+        for budget, total in row["hindsight"].items():
+            mean[(*_key(row)[:3], "hindsight", int(budget))] = total / len(row["expected"])
+    names = [name for name in ("static", *METHODS, "hindsight") if any(key[3] == name for key in mean)]
+    print(f"| prompts | T | B | n | {' | '.join(names)} | `copies` over `static` | over the best other |")
+    print("|---" * (len(names) + 6) + "|")
+    places = sorted({(data, T) for data, _, T, _, _ in mean})
+    for data, T in places:
+        for budget in BUDGETS:
+            have = [{i for d, i, t, m, b in mean if (d, t, m, b) == (data, T, name, budget)} for name in names]
+            prompts = sorted(set.intersection(*have))
+            if not prompts:
+                continue
+            values = {name: np.array([mean[data, i, T, name, budget] for i in prompts]) for name in names}
+            best = max(names[:4], key=lambda name: values[name].mean())
+            cells = [data, f"{T:g}", str(budget), str(len(prompts))]
+            cells += [f"{values[name].mean():.3f}" for name in names]
+            cells += [
+                "{:+.1%} [{:+.1%}, {:+.1%}]".format(*gain(values[other], values["copies"]))
+                for other in ("static", best)
+            ]
+            cells[-1] += f" ({best})"
+            print("| " + " | ".join(cells) + " |")
+    print(f"\n| prompts | T | n | {' | '.join(['no tree', *_columns(rows)])} |")
+    print("|---" * (len(_columns(rows)) + 4) + "|")
+    for data, T in places:
+        speeds, counts = [], []
+        for column in ["no tree", *_columns(rows)]:
+            own = [r for r in rows if (r["data"], r["T"]) == (data, T) and _column(r) == column]
+            counts.append(len(own))
+            speeds.append(sum(r["tokens"] for r in own) / sum(r["seconds"] for r in own) if own else float("nan"))
+        print(f"| {data} | {T:g} | {min(counts)} | " + " | ".join(f"{speed:.1f}" for speed in speeds) + " |")
+
+
+def _key(row: dict[str, Any]) -> tuple[str, int, float, str, int]:
+    return row["data"], row["index"], row["T"], row["method"], row["B"]
+
+
+def _column(row: dict[str, Any]) -> str:
+    return f"{row['method']} {row['B']}" if row["B"] else str(row["method"])
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    """Trees whose speed is of interest, in order."""
+    found = {_column(row) for row in rows}
+    wanted = [f"{name} {budget}" for name in ("static", *METHODS) for budget in BUDGETS] + ["auto"]
+    return [column for column in wanted if column in found]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    add = commands.add_parser("choose", help="the best static trees, on the bundled prompts")
+    add.add_argument("--prompts", type=int, default=14)
+    add.add_argument("--new-tokens", type=int, default=64)
+    add.add_argument("--draft", default="demo")
+    add.add_argument("--target", default="demo")
+    add.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add.add_argument("--output", type=Path, required=True)
+    add.set_defaults(action=choose)
+    add = commands.add_parser("run", help="decode and record")
+    run_flags(add)
+    add.add_argument("--T", type=float, nargs="+", default=list(TEMPERATURES))
+    methods = ["no tree", "static", *METHODS, "auto"]
+    add.add_argument("--methods", nargs="+", default=methods, help="only these (default: all but hindsight)")
+    add.set_defaults(action=run)
+    add = commands.add_parser("table", help="print what was recorded")
+    add.add_argument("output", type=Path)
+    add.set_defaults(action=table)
+    args = parser.parse_args()
+    args.action(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""A small LLaMA in a large one's shape says exactly the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from widen import widen
+
+LARGE = {"hidden_size": 80, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 5}
+
+
+def small_model(**more: int | bool) -> LlamaForCausalLM:
+    """Grouped keys, tied embeddings, a large epsilon and weights that matter."""
+    shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+    config = LlamaConfig(
+        **(shape | {"num_key_value_heads": 1, "tie_word_embeddings": True} | more),
+        vocab_size=50,
+        rms_norm_eps=1e-2,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0},
+    )
+    model, generator = LlamaForCausalLM(config).eval(), torch.Generator().manual_seed(0)
+    for weight in model.parameters():
+        weight.data = torch.randn(weight.shape, generator=generator) * 0.3
+    return model
+
+
+@pytest.mark.parametrize("more", [{}, {"num_key_value_heads": 3, "tie_word_embeddings": False}])
+def test_the_function_does_not_change(more: dict[str, int | bool]) -> None:
+    small = small_model(**more)
+    wide = widen(small, LARGE, device=torch.device("cpu"), dtype=torch.float32)
+    ids = torch.randint(50, (2, 30), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(wide(ids).logits, small(ids).logits, atol=1e-5, rtol=1e-4)
+    assert wide.config.hidden_size == 80
+    assert wide.model.layers[2].self_attn.q_proj.weight.abs().min() > 0, "no zeros where nothing reaches the output"
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [({"hidden_size": 20}, "below the small"), ({"hidden_size": 60}, "no multiple")]
+)
+def test_a_shape_that_does_not_hold_the_model_is_refused(shape: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        widen(small_model(), LARGE | shape, device=torch.device("cpu"), dtype=torch.float32)
