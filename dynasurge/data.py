@@ -1,10 +1,11 @@
 """Prompts: the bundled demo set, a local file, or a dataset of the model hub.
 
-Hub datasets are streamed: only the rows asked for are fetched, never the whole set.
+Hub datasets are streamed: only the rows asked for are fetched, never the whole set, and of one commit, which is recorded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import sys
@@ -42,12 +43,14 @@ HUB_DATASETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """index: its row in the dataset, which also names its random stream; kind: a label, '' if the data has none."""
+    """index: its row in the dataset, which also names its random stream; kind: a label, '' if the data has none;
+    revision: the dataset's commit on the hub, or of a file the start of its content's `sha256:`."""
 
     index: int
     id: str
     kind: str
     text: str
+    revision: str = ""
 
 
 def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) -> list[Prompt]:
@@ -64,13 +67,14 @@ def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) ->
         raise UsageError("--start", start, f"not below --end {end}", f"use --start 0 or --end {start + 1}")
     stop = min(start + DEFAULT_ROWS if end is None else end, sys.maxsize)
     if dataset in HUB_DATASETS:
-        rows = _hub_rows(dataset, start, stop)
+        revision, rows = _hub_rows(dataset, start, stop)
     else:
         path = DEMO_PROMPTS if dataset == DEMO else Path(dataset)
         if dataset != DEMO and path.suffix not in FILE_TYPES:
             known = ", ".join((DEMO, *HUB_DATASETS))
             raise UsageError("--dataset", dataset, "unknown", f"choose {known}, or a {'/'.join(FILE_TYPES)} file")
         rows = list(itertools.islice(_file_rows(path), min(start, stop), stop))
+        revision = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     if not rows or (end is not None and len(rows) < end - start):
         available = start + len(rows)
         flag, value = ("--end", end) if end is not None and rows else ("--start", start)
@@ -78,30 +82,34 @@ def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) ->
             raise UsageError("--dataset", dataset, "holds no prompt", "give one with at least one row of text")
         held = f"--dataset {dataset} has {available} rows" if rows else f"--dataset {dataset} has no row there"
         raise UsageError(flag, value, held, f"use --end {available}" if rows else "use a smaller --start")
-    return [_prompt(start + i, row) for i, row in enumerate(rows)]
+    return [_prompt(start + i, row, revision) for i, row in enumerate(rows)]
 
 
-def _prompt(index: int, row: dict[str, Any]) -> Prompt:
-    name, kind = (row.get(field) for field in ("id", "kind"))
+def _prompt(index: int, row: dict[str, Any], revision: str) -> Prompt:
+    name, kind = row.get("id"), row.get("kind", row.get("category"))  # a category is what Spec-Bench calls it
     # an empty CSV cell arrives as NaN, which is the one value that differs from itself
     given = {
         field: str(value) for field, value in (("id", name), ("kind", kind)) if value is not None and value == value
     }
-    return Prompt(index=index, id=given.get("id", str(index)), kind=given.get("kind", ""), text=row["text"])
+    name, kind = given.get("id", str(index)), given.get("kind", "")
+    return Prompt(index=index, id=name, kind=kind, text=row["text"], revision=revision)
 
 
-def _hub_rows(name: str, start: int, stop: int) -> list[dict[str, Any]]:
+def _hub_rows(name: str, start: int, stop: int) -> tuple[str, list[dict[str, Any]]]:
+    """The commit that the dataset's name means today, and rows of that commit."""
     from datasets import load_dataset  # slow to import, and not needed for local prompts
+    from huggingface_hub import HfApi
 
     source = HUB_DATASETS[name]
     try:
-        stream = load_dataset(source.path, source.config, split=source.split, streaming=True)
-        rows = list(stream.skip(start).take(stop - start))
+        revision = HfApi().dataset_info(source.path).sha or "main"
+        stream = load_dataset(source.path, source.config, split=source.split, revision=revision, streaming=True)
+        rows = list(itertools.islice(stream.skip(start), stop - start))  # take() would open one file more
     except Exception as error:  # the hub's client raises many unrelated types when there is no network
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "check the network, or use --dataset demo or a local file"
         raise UsageError("--dataset", name, f"cannot be fetched from the hub ({reason})", remedy) from error
-    return [{"id": row.get("id", start + i), "text": row[source.field]} for i, row in enumerate(rows)]
+    return revision, [{"id": row.get("id", start + i), "text": row[source.field]} for i, row in enumerate(rows)]
 
 
 def _file_rows(path: Path) -> Iterable[dict[str, Any]]:

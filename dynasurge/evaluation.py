@@ -1,22 +1,33 @@
 """Evaluation: prompts through one setting or several, interleaved, into records.
 
 All settings take the same prompt before any takes the next, so that a machine that is slow for a minute slows them all
-and ratios between them stay honest. Each setting first generates a few tokens that are not timed.
+and ratios between them stay honest. Each setting first generates a few tokens that are not timed. Models and their caches
+are shared by all settings.
+
+Several processes (processes.py) share the prompts. What trees cost here is measured once an output folder and kept in its
+`costs.json`, so that a run that goes on, or that is split differently, grows the very same trees.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dynasurge.config import Settings
 from dynasurge.data import Prompt
-from dynasurge.generation import Generation, Session, make_engines
+from dynasurge.errors import UsageError
+from dynasurge.generation import Engines, Generation, Session, make_engines
+from dynasurge.latency import Costs, load_costs, read_costs
 from dynasurge.models import Pair
-from dynasurge.records import RecordFile, Row, Summary, make_row, run_name, summarise
+from dynasurge.processes import ALONE, Processes
+from dynasurge.provenance import provenance
+from dynasurge.records import RecordFile, write_output
+from dynasurge.rows import Row, Summary, make_row, run_name, summarise
 
 WARM_UP_TOKENS = 12
+UNMEASURED = Costs(widths=(1,), target_seconds=(1.0,), draft_seconds=(1.0,))  # where no tree goes by costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,44 +38,137 @@ class Done:
     result: Generation | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """A prompt to take through every setting. ids: its tokens, already cut."""
+
+    dataset: str
+    prompt: Prompt
+    ids: list[int]
+
+
 class Evaluation:
-    """A plan of labelled settings over prompts. Construction checks everything that can be checked before running."""
+    """A plan of settings over the prompts of datasets, to be used in a `with`.
+
+    Construction checks everything that can be checked before running. `skipped`: by dataset, the indices of prompts that
+    have fewer than `min_prompt_len` tokens; they are left out.
+    """
 
     def __init__(
-        self, pair: Pair, plan: Mapping[str, Settings], dataset: str, prompts: Sequence[Prompt], output: Path | None
+        self,
+        pair: Pair,
+        plan: Sequence[Settings],
+        data: Mapping[str, Sequence[Prompt]],
+        output: Path | None,
+        *,
+        min_prompt_len: int = 1,
+        processes: Processes = ALONE,
     ) -> None:
-        self._plan, self._dataset, self._prompts = plan, dataset, prompts
-        engines = make_engines(pair, list(plan.values()))
-        self._sessions = {label: Session(pair, settings, engines=engines) for label, settings in plan.items()}
-        self._ids = {label: [s.encode(p.text) for p in prompts] for label, s in self._sessions.items()}
-        self._runs = {label: run_name(settings, dataset) for label, settings in plan.items()}
-        self.records = RecordFile(output, list(self._runs.values()))
+        """plan: settings that differ, of one prompt_len. data: prompts by dataset. output: None keeps no records.
+
+        Raises UsageError if settings ask too much of the models, if no prompt is long enough, or as `RecordFile` does.
+        """
+        self._plan, self._processes = plan, processes
+        self._about = provenance(pair)
+        engines = make_engines(pair, plan)
+        reader = Session(pair, plan[0], engines=engines, costs=UNMEASURED)
+        self.skipped: dict[str, list[int]] = {}
+        self._tasks: list[_Task] = []
+        for dataset, prompts in data.items():
+            self._tasks += self._long_enough(reader, dataset, prompts, min_prompt_len)
+        self._runs = {dataset: [run_name(settings, dataset) for settings in plan] for dataset in data}
+        self.records = RecordFile(output, {run for runs in self._runs.values() for run in runs}, processes)
+        try:
+            costs = self._costs(engines)
+            self._sessions = [Session(pair, settings, engines=engines, costs=costs) for settings in plan]
+        except BaseException:
+            self.records.close()
+            raise
+        left = [task for task in self._tasks if not self._finished(task)]
+        mine = {id(task) for task in processes.share(left)}
+        self._todo = [task for task in self._tasks if self._finished(task) or id(task) in mine]
+
+    def __enter__(self) -> Evaluation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.records.close()
 
     def __len__(self) -> int:
-        return len(self._plan) * len(self._prompts)
+        """What `run` yields in this process."""
+        return len(self._plan) * len(self._todo)
 
     def run(self) -> Iterator[Done]:
-        """Do what is not yet on disk, prompt by prompt; yields every (prompt, setting) once, finished ones included."""
-        warm: set[str] = set()
-        for number, prompt in enumerate(self._prompts):
-            for label, settings in self._plan.items():
-                ids = self._ids[label][number]
-                if (row := self.records.find(self._runs[label], prompt, ids)) is not None:
+        """Do what is not yet on disk, prompt by prompt; yields every (prompt, setting) once, finished ones included.
+
+        Of several processes each yields what was finished before and what it did itself; then all records are merged.
+        """
+        warm: set[int] = set()
+        for task in self._todo:
+            for number, settings in enumerate(self._plan):
+                run = self._runs[task.dataset][number]
+                if (row := self.records.find(run, task.prompt, task.ids)) is not None:
                     yield Done(row=row, result=None)
                     continue
-                session = self._sessions[label]
-                if label not in warm:
-                    session.generate(ids, new_tokens=min(WARM_UP_TOKENS, settings.new_tokens))
-                    warm.add(label)
-                result = session.generate(ids, index=prompt.index)
-                row = make_row(label, self._runs[label], settings, self._dataset, prompt, result)
+                session = self._sessions[number]
+                if number not in warm:
+                    session.generate(task.ids, new_tokens=min(WARM_UP_TOKENS, settings.new_tokens))
+                    warm.add(number)
+                result = session.generate(task.ids, index=task.prompt.index)
+                row = make_row(run, settings, task.dataset, task.prompt, result, self._about)
                 self.records.append(row)
                 yield Done(row=row, result=result)
+        self.records.merge()
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of the prompts and settings asked for, by dataset, setting and prompt, once `run` has ended."""
+        for dataset, runs in self._runs.items():
+            yield from self.records.rows(runs, self._indices(dataset))
 
     def summaries(self) -> list[Summary]:
-        """One summary a setting, in the plan's order, over the prompts asked for."""
-        wanted = {prompt.index for prompt in self._prompts}
-        out = []
-        for run in self._runs.values():
-            out.append(summarise([row for row in self.records.rows if row["run"] == run and row["index"] in wanted]))
-        return out
+        """One summary a setting, in the plan's order, dataset by dataset, over the prompts asked for."""
+        return [
+            summarise(list(self.records.rows([run], self._indices(dataset))))
+            for dataset, runs in self._runs.items()
+            for run in runs
+        ]
+
+    def _indices(self, dataset: str) -> list[int]:
+        return [task.prompt.index for task in self._tasks if task.dataset == dataset]
+
+    def _finished(self, task: _Task) -> bool:
+        return all(self.records.has(run, task.prompt.index) for run in self._runs[task.dataset])
+
+    def _long_enough(
+        self, session: Session, dataset: str, prompts: Sequence[Prompt], min_prompt_len: int
+    ) -> list[_Task]:
+        encoded = [_Task(dataset=dataset, prompt=prompt, ids=_encode(session, prompt.text)) for prompt in prompts]
+        tasks = [task for task in encoded if len(task.ids) >= min_prompt_len]
+        self.skipped[dataset] = [task.prompt.index for task in encoded if len(task.ids) < min_prompt_len]
+        if not tasks:
+            longest = max(len(task.ids) for task in encoded)
+            held = f"no row asked for of --dataset {dataset} has so many tokens"
+            remedy = f"use --min-prompt-len {longest}, or other rows" if longest else "choose other rows"
+            raise UsageError("--min-prompt-len", min_prompt_len, held, remedy)
+        return tasks
+
+    def _costs(self, engines: Engines) -> Costs:
+        """What trees cost in this folder, measured by the first process that ever asked."""
+        if engines.draft is None or not any(settings.mode == "dTree" and not settings.fill for settings in self._plan):
+            return UNMEASURED
+        path = self.records.folder / "costs.json"
+        if self._processes.main and read_costs(path) is None:
+            costs = load_costs(engines.target, engines.draft)
+            with write_output(path) as partial:
+                partial.write_text(json.dumps(asdict(costs)) + "\n")
+        self._processes.wait()
+        agreed = read_costs(path)
+        assert agreed is not None, "written above"
+        return agreed
+
+
+def _encode(session: Session, text: str) -> list[int]:
+    try:
+        return session.encode(text)
+    except UsageError:  # not one token
+        return []

@@ -1,195 +1,220 @@
-"""Records: one JSON object a prompt, and the summary that is a function of them.
+"""Records: an output folder's rows, one JSON object a (settings, prompt), each written whole or not at all.
 
 `records.jsonl` only ever grows by whole lines, so a killed run loses at most the prompt it was in: opening the folder
-again drops a torn last line, and the finished prompts are skipped.
+again cuts off a torn last line, and finished prompts are skipped. Of several processes the first writes there and every
+other to `records.N.jsonl`, whichever way prompts are dealt out next time; a finished run puts all into `records.jsonl`.
+A row that stands in two files, because a kill came between copying and deleting, counts once.
+
+Rows stay on disk; what is kept in memory is where each one is.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from dynasurge.acceptance import load_priors
-from dynasurge.config import Settings
+import filelock
+
 from dynasurge.data import Prompt
 from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
-from dynasurge.generation import Generation
-from dynasurge.growmap import load_growmap
+from dynasurge.processes import ALONE, Processes
+from dynasurge.rows import FORMAT, Row
 
-PHASES = ("draft", "target", "verify", "other")
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """What a run of one setting came to. Seconds are wall time.
-
-    accepted_per_step: mean drafted tokens accepted per target pass; tokens_per_step: that + 1, the bonus token.
-    tokens_per_second and latency_per_token_s: decoding only; latency_per_request_s: a whole prompt, prefill included.
-    acceptance_histogram: {accepted: steps}. *_seconds: totals over the run; the four phases make up decoding.
-    """
-
-    label: str
-    lossless: bool
-    prompts: int
-    tokens: int
-    steps: int
-    tokens_per_second: float
-    latency_per_token_s: float
-    latency_per_request_s: float
-    accepted_per_step: float
-    tokens_per_step: float
-    tree_size_per_step: float
-    acceptance_histogram: dict[int, int]
-    prefill_seconds: float
-    draft_seconds: float
-    target_seconds: float
-    verify_seconds: float
-    other_seconds: float
-
-
-def make_row(label: str, run: str, settings: Settings, dataset: str, prompt: Prompt, result: Generation) -> Row:
-    """The record of one prompt under one setting."""
-    steps = result.steps
-    row: Row = {
-        "label": label,
-        "run": run,
-        "lossless": settings.lossless,
-        "settings": settings.to_dict(),
-        "dataset": dataset,
-        "index": prompt.index,
-        "id": prompt.id,
-        "kind": prompt.kind,
-        "prompt_ids": result.prompt_ids,
-        "output_ids": result.output_ids,
-        "text": result.text,
-        "accepted": [step.accepted for step in steps],
-        "tree_size": [step.tree.size for step in steps],
-        "tree_depth": [step.tree.depth for step in steps],
-        "tree_width": [step.tree.width for step in steps],
-        "seconds": result.seconds,
-        "prefill_seconds": result.prefill_seconds,
-    }
-    for phase in PHASES:
-        row[f"{phase}_seconds"] = sum(getattr(step, f"{phase}_seconds") for step in steps)
-    return row
-
-
-def summarise(rows: Sequence[Row]) -> Summary:
-    """Sum up the rows of one setting (at least one row)."""
-    totals = {phase: sum(row[f"{phase}_seconds"] for row in rows) for phase in PHASES}
-    accepted = [count for row in rows for count in row["accepted"]]
-    tokens, decoding = sum(len(row["output_ids"]) for row in rows), sum(totals.values())
-    return Summary(
-        label=rows[0]["label"],
-        lossless=rows[0]["lossless"],
-        prompts=len(rows),
-        tokens=tokens,
-        steps=len(accepted),
-        tokens_per_second=tokens / decoding,
-        latency_per_token_s=decoding / tokens,
-        latency_per_request_s=sum(row["seconds"] for row in rows) / len(rows),
-        accepted_per_step=sum(accepted) / len(accepted),
-        tokens_per_step=sum(accepted) / len(accepted) + 1,
-        tree_size_per_step=sum(size for row in rows for size in row["tree_size"]) / len(accepted),
-        acceptance_histogram=dict(sorted(Counter(accepted).items())),
-        prefill_seconds=sum(row["prefill_seconds"] for row in rows),
-        **{f"{phase}_seconds": totals[phase] for phase in PHASES},
-    )
-
-
-def run_name(settings: Settings, dataset: str) -> str:
-    """Names a setting on a dataset, its files by content; rows with the same name belong together."""
-    files = str(load_growmap(settings.growmap).parents) if settings.growmap is not None else ""
-    if settings.priors is not None:
-        files += str(load_priors(settings.priors))
-    return f"{settings.hash()}-{hashlib.sha256(files.encode()).hexdigest()[:4]}-{dataset}"
+Key = tuple[str, int]  # run name, prompt's index
 
 
 class RecordFile:
-    """An output folder: appends rows to `records.jsonl`, writes `summary.json`. None keeps everything in memory."""
+    """The rows of an output folder. Close it, or use it in a `with`: until then no other run may have the folder.
 
-    def __init__(self, folder: Path | None, runs: Sequence[str]) -> None:
-        """runs: the run names this folder may hold. Raises UsageError if it holds others or cannot be written."""
-        self._folder = folder
-        self.rows: list[Row] = []
-        if folder is None:
-            return
-        self._path = folder / "records.jsonl"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.rows = _read_whole_lines(self._path)
-            self._path.touch()  # find out now, not after the first prompt
-        except OSError as error:
-            raise _unwritable(folder, error) from error
-        strangers = {row["run"] for row in self.rows} - set(runs)
-        if strangers:
-            reason = f"holds records of other settings ({min(strangers)})"
-            raise UsageError("--output", folder, reason, "name another folder, or remove it")
+    With several processes, every method but `find`, `rows` and `append` must be called by all of them.
+    """
+
+    def __init__(self, folder: Path | None, runs: Collection[str], processes: Processes = ALONE) -> None:
+        """folder: None is one that is thrown away. runs: the run names it may hold.
+
+        Raises UsageError if the folder holds others, or rows that this version cannot read, if another run is using it,
+        or if it cannot be written.
+        """
+        self._processes, self._open = processes, ExitStack()
+        self._where: dict[Key, tuple[Path, int]] = {}
+        with ExitStack() as failing:
+            failing.callback(self.close)
+            self.folder = Path(self._open.enter_context(tempfile.TemporaryDirectory())) if folder is None else folder
+            self._main_path = self.folder / "records.jsonl"
+            self._path = self._main_path if processes.main else self.folder / f"records.{processes.rank}.jsonl"
+            try:
+                self._prepare()
+            except OSError as error:
+                raise _unwritable(self.folder, error) from error
+            strangers = {run for run, _ in self._where} - set(runs)
+            if strangers:
+                reason = f"holds records of other settings ({min(strangers)})"
+                raise UsageError("--output", folder, reason, "name another folder, or remove it")
+            failing.pop_all()
+
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self._open.close()
 
     def find(self, run: str, prompt: Prompt, prompt_ids: Sequence[int]) -> Row | None:
         """This prompt's row, if it is already there. Raises UsageError if that row is of another text."""
-        for row in self.rows:
-            if row["run"] == run and row["index"] == prompt.index:
-                if row["prompt_ids"] != list(prompt_ids):
-                    reason = f"holds row {prompt.index} of another text"
-                    raise UsageError("--output", self._folder, reason, "the dataset has changed: name another folder")
-                return row
-        return None
+        where = self._where.get((run, prompt.index))
+        if where is None:
+            return None
+        row = _row_at(*where)
+        if row["prompt_ids"] != list(prompt_ids):
+            reason = f"holds row {prompt.index} of another text"
+            raise UsageError("--output", self.folder, reason, "the dataset has changed: name another folder")
+        return row
+
+    def has(self, run: str, index: int) -> bool:
+        """Whether this prompt's row is already there."""
+        return (run, index) in self._where
+
+    def rows(self, runs: Iterable[str], indices: Iterable[int]) -> Iterator[Row]:
+        """The rows that are there of these runs and prompts, by run, then by prompt."""
+        for run in runs:
+            for index in indices:
+                if (where := self._where.get((run, index))) is not None:
+                    yield _row_at(*where)
 
     def append(self, row: Row) -> None:
-        """Add a row, whole, and see it to the disk."""
-        if self._folder is not None:
-            try:
-                with self._path.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                raise _unwritable(self._folder, error) from error
-        self.rows.append(row)
-
-    def write_summary(self, summaries: Sequence[Summary], about: dict[str, Any]) -> None:
-        """Write `summary.json`, whole or not at all. about: versions, device, command, date."""
-        if self._folder is None:
-            return
-        body = {"about": about, "runs": [asdict(summary) for summary in summaries]}
+        """Add a row, whole, and see it to the disk. Raises UsageError, the file as before, if it cannot be written."""
         try:
-            with write_whole(self._folder / "summary.json") as partial:
-                partial.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+            start = _append(self._path, json.dumps(row).encode() + b"\n")
         except OSError as error:
-            raise _unwritable(self._folder, error) from error
+            raise _unwritable(self.folder, error) from error
+        self._where[row["run"], row["index"]] = self._path, start
+
+    def merge(self) -> None:
+        """Wait for all processes, then put everything into `records.jsonl`."""
+        self._processes.wait()
+        if self._processes.main:
+            try:
+                self._merge()
+            except OSError as error:
+                raise _unwritable(self.folder, error) from error
+        self._processes.wait()
+        self._where.clear()
+        self._scan()
+
+    def _merge(self) -> None:
+        self._scan()
+        for path in self._paths()[1:]:
+            for start, line, row in _lines(path):
+                if self._where[row["run"], row["index"]] == (path, start):
+                    self._where[row["run"], row["index"]] = self._main_path, _append(self._main_path, line)
+            path.unlink()
+
+    def _prepare(self) -> None:
+        if self._processes.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.folder / "records.lock", timeout=0)
+            try:
+                self._open.enter_context(lock)
+            except filelock.Timeout as error:
+                reason = "is in use by another run"
+                raise UsageError(
+                    "--output", self.folder, reason, "wait for that run, or name another folder"
+                ) from error
+            for path in self._paths():
+                _mend(path)
+        self._processes.wait()
+        self._path.touch()  # find out now, not after the first prompt
+        self._scan()
+        self._processes.wait()  # nobody appends before all have seen the same rows, or shares would overlap
+
+    def _paths(self) -> list[Path]:
+        return record_files(self.folder)
+
+    def _scan(self) -> None:
+        for path in self._paths():
+            for start, _, row in _lines(path):
+                self._where.setdefault((row["run"], row["index"]), (path, start))
+
+
+def record_files(folder: Path) -> list[Path]:
+    """Every file of an output folder that may hold rows, `records.jsonl` (which may not exist yet) first; any other file is
+    the user's own."""
+    ranks = (path for path in folder.glob("records.*.jsonl") if path.name.split(".")[1].isdecimal())
+    return [folder / "records.jsonl", *sorted(ranks)]
+
+
+@contextmanager
+def write_output(path: Path) -> Iterator[Path]:
+    """`write_whole` for a file of an output folder. Raises UsageError if it cannot be written."""
+    try:
+        with write_whole(path) as partial:
+            yield partial
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
 
 
 def _unwritable(folder: Path, error: OSError) -> UsageError:
-    return UsageError(
-        "--output", folder, f"cannot be written ({error.strerror})", "make room there, or name another folder"
-    )
+    reason = f"cannot be written ({error.strerror})"
+    return UsageError("--output", folder, reason, "make room there, or name another folder")
 
 
-def _read_whole_lines(path: Path) -> list[Row]:
-    """The rows of a records file; a last line that a kill tore is cut off the file."""
+def _append(path: Path, line: bytes) -> int:
+    """Add a line and return where it starts; a line that cannot be written whole is taken back."""
+    start = path.stat().st_size
+    try:
+        with path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            os.truncate(path, start)
+        raise
+    return start
+
+
+def _mend(path: Path) -> None:
+    """Cut off a last line that a kill tore."""
+    if path.exists():
+        data = path.read_bytes()
+        if not data.endswith(b"\n"):
+            os.truncate(path, data.rfind(b"\n") + 1)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes, Row]]:
+    """Where each line of a records file starts, the line, and its row. Raises UsageError for one that is no row."""
     if not path.exists():
-        return []
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    rows: list[Row] = []
-    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
-        try:
-            rows.append(json.loads(line))
-            rows[-1]["run"], rows[-1]["index"], rows[-1]["prompt_ids"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(
-                "--output", path, f"line {number} is no record", "mend it, or name another folder"
-            ) from error
-    if whole != data:
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    return rows
+        return
+    with path.open("rb") as file:
+        start = 0
+        for number, line in enumerate(file, start=1):
+            yield start, line, _row(path, number, line)
+            start += len(line)
+
+
+def _row(path: Path, number: int, line: bytes) -> Row:
+    try:
+        row: Row = json.loads(line)
+        row["prompt_ids"], hash((row["run"], row["index"]))
+        version = row.get("format", 1)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError("--output", path, f"line {number} is no record", "mend it, or name another folder") from error
+    if version != FORMAT:
+        reason = f"line {number} was written by another version of dynasurge (format {version}, this one's is {FORMAT})"
+        raise UsageError("--output", path, reason, "go on with that version, or name another folder")
+    return row
+
+
+def _row_at(path: Path, start: int) -> Row:
+    with path.open("rb") as file:
+        file.seek(start)
+        row: Row = json.loads(file.readline())
+    return row

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import importlib.metadata
-import platform
+import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-
+from dynasurge.config import DEMO
+from dynasurge.data import Prompt
 from dynasurge.models import Pair
-from dynasurge.records import Row, Summary
+from dynasurge.provenance import provenance
+from dynasurge.records import write_output
+from dynasurge.rows import Row, Summary
 
 
 def tokens_per_step(row: Row) -> float:
@@ -29,20 +31,41 @@ def verbose(row: Row) -> str:
     return f"{head}\n  accepted: {' '.join(map(str, row['accepted']))}\n  text: {row['text']!r}"
 
 
-def about(pair: Pair, dataset: str) -> dict[str, Any]:
-    """What a reader needs to repeat or to distrust the numbers."""
-    device = pair.target.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+def about(pair: Pair, dataset: str, skipped: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """What a reader needs to repeat or to distrust the numbers. skipped: see `Evaluation`."""
     return {
         "command": shlex.join(["dynasurge", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "draft": pair.draft_name,
         "target": pair.target_name,
         "dataset": dataset,
-        "device": f"{name}, {str(pair.target.dtype).removeprefix('torch.')}",
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("dynasurge", "torch", "transformers")},
+        "skipped": {name: list(indices) for name, indices in skipped.items()},
+        **provenance(pair),
     }
+
+
+def made_with(about: dict[str, Any]) -> str:
+    """The start of a figure's caption: pair, machine and date."""
+    pair = "demo pair" if about["draft"] == about["target"] == DEMO else f"{about['draft']} -> {about['target']}"
+    return f"{pair}, {about['device']}, {about['dtype']}, {about['date']}"
+
+
+def skipped(indices: Mapping[str, Sequence[int]], data: Mapping[str, Sequence[Prompt]], least: int) -> list[str]:
+    """A line for each dataset of which prompts were too short."""
+    return [
+        f"skipped {len(indices[name])} of {len(prompts)} prompts of {name}: fewer than {least} tokens"
+        for name, prompts in data.items()
+        if indices[name]
+    ]
+
+
+def write_summary(folder: Path, summaries: Sequence[Summary], about: dict[str, Any]) -> list[Path]:
+    """Write `summary.json`, whole or not at all. about: see above. Returns its path, in a list."""
+    path = folder / "summary.json"
+    body = {"about": about, "runs": [dataclasses.asdict(summary) for summary in summaries]}
+    with write_output(path) as partial:
+        partial.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    return [path]
 
 
 def table(summaries: Sequence[Summary]) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pandas as pd
 import pytest
+from huggingface_hub import HfApi
 
 from dynasurge import UsageError
-from dynasurge.data import HUB_DATASETS, load_prompts
+from dynasurge.data import HUB_DATASETS, HubDataset, load_prompts
 
 
 def test_the_bundled_prompts() -> None:
@@ -50,54 +53,71 @@ def test_local_files(suffix: str, tmp_path: Path) -> None:
     assert len(load_prompts(str(path))) == 3
 
 
-class Stream:
-    """Stands in for a streamed dataset: counts the rows that are really fetched."""
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-    fetched = 0
 
-    def __init__(self, rows: Any) -> None:
-        self._rows = rows
+class Hub:
+    """The hub as far as this project sees it: it tells a dataset's commit, and serves its rows, here from a folder.
 
-    def skip(self, n: int) -> Stream:
-        return Stream(self._rows[n:])
+    `datasets` itself streams them, so what is fetched can be counted where it reads lines.
+    """
 
-    def take(self, n: int) -> Stream:
-        return Stream(self._rows[:n])
+    def __init__(self, folder: Path, source: HubDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked: list[Any] = []
+        data = folder / "hub"
+        data.mkdir()
+        for number in range(2):  # two files, of which the second should never be opened
+            rows = [json.dumps({source.field: f"row {100 * number + i}", "other": i}) for i in range(100)]
+            (data / f"{source.split}-{number}.jsonl").write_text("\n".join(rows) + "\n")
+        (data / f"{source.split}-1.jsonl").write_text("{torn")
+        real = datasets.load_dataset
 
-    def __iter__(self) -> Any:
-        for row in self._rows:
-            Stream.fetched += 1
-            yield row
+        def load_dataset(path: str, config: str | None, **options: Any) -> Any:
+            self.asked.append((path, config, options["split"], options["revision"], options["streaming"]))
+            return real(str(data), split=options["split"], streaming=options["streaming"])
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr(HfApi, "dataset_info", lambda _, path: SimpleNamespace(sha=COMMIT))
 
 
 @pytest.mark.parametrize("name", HUB_DATASETS)
-def test_hub_datasets_are_streamed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_datasets_are_streamed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = HUB_DATASETS[name]
-    asked: list[Any] = []
-
-    def load_dataset(path: str, config: str | None, *, split: str, streaming: bool) -> Stream:
-        asked.append((path, config, split, streaming))
-        return Stream([{source.field: f"row {i}"} for i in range(1000)])
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    Stream.fetched = 0
+    hub = Hub(tmp_path, source, monkeypatch)
     prompts = load_prompts(name, 5, 8)
-    assert asked == [(source.path, source.config, source.split, True)]
+    assert hub.asked == [(source.path, source.config, source.split, COMMIT, True)]
     assert [(p.index, p.text) for p in prompts] == [(5, "row 5"), (6, "row 6"), (7, "row 7")]
-    assert Stream.fetched == 3
+    assert {p.revision for p in prompts} == {COMMIT}
+
+
+def test_only_what_is_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Hub(tmp_path, HUB_DATASETS["c4"], monkeypatch)
+    assert len(load_prompts("c4", 0, 100)) == 100, "the second file, which is torn, is not opened"
+    with pytest.raises(UsageError, match="cannot be fetched from the hub"):
+        load_prompts("c4", 0, 101)
 
 
 def test_no_network_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> Any:
         raise ConnectionError("Couldn't reach the hub\nwith details")
 
-    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    monkeypatch.setattr(HfApi, "dataset_info", unreachable)
     with pytest.raises(UsageError) as caught:
         load_prompts("cnn")
     assert str(caught.value) == (
         "--dataset cnn: cannot be fetched from the hub (Couldn't reach the hub); "
         "check the network, or use --dataset demo or a local file"
     )
+
+
+def test_a_file_is_known_by_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\n")
+    (first,) = load_prompts(str(path))
+    path.write_text("two\n")
+    (second,) = load_prompts(str(path))
+    assert first.revision.startswith("sha256:")
+    assert first.revision != second.revision
 
 
 def test_odd_but_valid_files(tmp_path: Path) -> None:

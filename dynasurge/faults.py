@@ -1,0 +1,42 @@
+"""What a model or a GPU may do to a run, said in one line: logits that are no numbers, memory that runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+from dynasurge.errors import UsageError
+
+Part = Literal["model", "cache", "prompt", "tree"]
+SHRINK: dict[Part, tuple[str, str]] = {
+    "model": ("while a model loaded", "use a smaller model, --dtype bfloat16, or --device-map auto over several GPUs"),
+    "cache": ("making room for the cache", "shrink the cache: use smaller --new-tokens, --prompt-len or tree"),
+    "prompt": ("reading the prompt", "shrink the prompt: use a smaller --prompt-len"),
+    "tree": ("drafting or scoring a tree", "shrink the tree: use a smaller --B or --growmap"),
+}
+MEND = "try --dtype float32, or another copy of the model"
+
+
+@contextmanager
+def shrinking(part: Part) -> Iterator[None]:
+    """Raises UsageError where the block runs out of GPU memory: which of model, cache, prompt and tree to shrink."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        doing, remedy = SHRINK[part]
+        raise UsageError("--device", _memory(), f"ran out of memory {doing}", remedy) from error
+
+
+def no_numbers(field: str, value: object) -> UsageError:
+    """What to say of a model whose logits are NaN or infinite: its text would be noise."""
+    return UsageError(field, value, "gives logits that are NaN or infinite", MEND)
+
+
+def _memory() -> str:
+    if not torch.cuda.is_available():
+        return "cuda"
+    free, total = torch.cuda.mem_get_info()
+    return f"cuda with {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"

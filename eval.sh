@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The whole study with one command: autoregressive decoding, static and dynamic trees, without and with ETV, at six
+# temperatures on two datasets; records, one table and the figures in runs/eval. Killed, it goes on where it stopped.
+#
+#   bash eval.sh                     the demo pair, on every GPU of this machine; a network for the datasets
+#   bash eval.sh --quick             a small version in a few minutes: demo pair, bundled prompts, no network, no GPU
+#   bash eval.sh --draft JackFram/llama-68m --target huggyllama/llama-7b --output runs/llama      as published
+#
+# Every flag of `dynasurge sweep` passes through and wins over those below. PYTHON: another environment's interpreter.
+# LAUNCH: how to start processes, for several machines (README): LAUNCH="accelerate launch --num_machines 2 ..."
+set -euo pipefail
+cd "$(dirname "$0")"
+
+PYTHON=${PYTHON:-.venv/bin/python}
+[ "$PYTHON" != .venv/bin/python ] || env -u PYTHON make --silent install
+
+study=(--dataset cnn c4 --end 200 --prompt-len 128 --min-prompt-len 128 --new-tokens 128 --M 384
+    --T 0 0.6 0.85 0.9 0.95 1.0 --use_bfs --B 16 32 64
+    --growmap growmaps/4x8-tree.pt growmaps/8x8-tree.pt growmaps/optimal63.pt growmaps/optimal127.pt
+    --output runs/eval)
+quick=(--dataset demo --end 4 --new-tokens 64 --M 384
+    --T 0 0.6 --use_bfs --B 4 8 16
+    --growmap growmaps/2x2.pt growmaps/4x8-tree.pt growmaps/optimal15.pt
+    --output runs/eval-quick)
+
+flags=("${study[@]}")
+passed=()
+for flag in "$@"; do
+    if [ "$flag" = --quick ]; then flags=("${quick[@]}"); else passed+=("$flag"); fi
+done
+
+gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
+if [ -z "${LAUNCH:-}" ]; then
+    LAUNCH=$PYTHON
+    if [ "$gpus" -gt 1 ]; then
+        LAUNCH="$PYTHON -m accelerate.commands.launch --multi_gpu --num_processes $gpus"
+        LAUNCH+=" --num_machines 1 --mixed_precision no --dynamo_backend no"
+    fi
+fi
+# shellcheck disable=SC2086  # LAUNCH is a command with its arguments
+exec $LAUNCH -m dynasurge sweep "${flags[@]}" ${passed[@]+"${passed[@]}"}
