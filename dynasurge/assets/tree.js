@@ -1,0 +1,165 @@
+// The page's side of the tree: pan, zoom, hover and keys. What is drawn comes from Python (dynasurge/svg.py), as SVG and HTML
+// text whose tokens are escaped there; nothing is fetched. The host element takes the keyboard once it is clicked.
+
+const READABLE = 0.75; // the smallest scale at which a tree is shown unasked: letters of 9 pixels
+const LARGEST = 1.25;
+const LEGEND = { accepted: "accepted", stop: "verification stopped", bonus: "bonus", rejected: "rejected", untried: "never looked at" };
+const KEYS = { ArrowRight: "next", ArrowLeft: "previous", Home: "first", End: "last" };
+
+function element(parent, tag, className, text = "") {
+  const node = document.createElement(tag);
+  node.className = className;
+  node.textContent = text;
+  parent.append(node);
+  return node;
+}
+
+/** Zoom and pan of the drawing inside `stage`; returns what the buttons and keys call. */
+function viewport(stage) {
+  let svg, size, view;
+  const apply = () => svg?.setAttribute("viewBox", `${view.x} ${view.y} ${stage.clientWidth / view.k} ${stage.clientHeight / view.k}`);
+  const zoom = (factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) => {
+    if (!svg) return;
+    const k = Math.min(4, Math.max(0.05, view.k * factor));
+    view = { k, x: view.x + x / view.k - x / k, y: view.y + y / view.k - y / k };
+    apply();
+  };
+  const fit = (whole = true) => {
+    if (!svg || !stage.clientWidth) return;
+    const [width, height] = [stage.clientWidth, stage.clientHeight];
+    const room = Math.min(LARGEST, width / size.width, height / size.height);
+    const k = whole ? room : Math.max(READABLE, room);
+    // The root stays at the left edge, so that the eye need not look for it after each step.
+    view = { k, x: 0, y: (size.height - height / k) / 2 };
+    // Too large to be shown whole at a readable size: what verification did is in sight.
+    const stop = (svg.querySelector("rect.stop") ?? svg.querySelector(".root rect")).getBBox();
+    const inSight = (middle, all, shown) => Math.min(Math.max(0, middle - shown / 2), all - shown);
+    if (size.height * k > height) view.y = inSight(stop.y + stop.height / 2, size.height, height / k);
+    if (size.width * k > width) view.x = inSight(stop.x + stop.width / 2, size.width, width / k);
+    apply();
+  };
+  const show = (markup) => {
+    stage.innerHTML = markup;
+    svg = stage.querySelector("svg");
+    if (!svg) return;
+    size = { width: svg.viewBox.baseVal.width, height: svg.viewBox.baseVal.height };
+    svg.setAttribute("width", "100%");
+    svg.setAttribute("height", "100%");
+    for (const title of svg.querySelectorAll("title")) {
+      title.parentNode.dataset.tip = title.textContent; // shown by us, at once and in the page's style
+      title.remove();
+    }
+    fit(false);
+  };
+  let held = null;
+  stage.addEventListener("pointerdown", (event) => {
+    if (event.button || !svg) return;
+    held = { x: event.clientX, y: event.clientY, view };
+    stage.setPointerCapture(event.pointerId);
+  });
+  stage.addEventListener("pointermove", (event) => {
+    if (!held) return;
+    view = { ...view, x: held.view.x - (event.clientX - held.x) / view.k, y: held.view.y - (event.clientY - held.y) / view.k };
+    apply();
+  });
+  for (const name of ["pointerup", "pointercancel"]) stage.addEventListener(name, () => (held = null));
+  stage.addEventListener(
+    "wheel",
+    (event) => {
+      if (!event.ctrlKey && !event.metaKey) return; // a plain wheel scrolls the page
+      event.preventDefault();
+      const box = stage.getBoundingClientRect();
+      zoom(Math.exp(-event.deltaY / 300), event.clientX - box.left, event.clientY - box.top);
+    },
+    { passive: false },
+  );
+  const observer = new ResizeObserver(() => fit(false));
+  observer.observe(stage);
+  return { show, zoom, fit, held: () => held !== null, stop: () => observer.disconnect() };
+}
+
+function hover(el, stage, tip, busy) {
+  stage.addEventListener("pointermove", (event) => {
+    const node = busy() ? null : event.target.closest?.("[data-tip]");
+    tip.hidden = !node;
+    if (!node) return;
+    const [name, ...facts] = node.dataset.tip.split("\n");
+    tip.replaceChildren();
+    element(tip, "b", "", name);
+    for (const fact of facts) element(tip, "div", "", fact);
+    const box = el.getBoundingClientRect();
+    const x = Math.min(event.clientX - box.left + 14, box.width - tip.offsetWidth - 4);
+    const below = event.clientY - box.top + 16;
+    tip.style.left = `${Math.max(0, x)}px`;
+    tip.style.top = `${below + tip.offsetHeight > box.height ? below - tip.offsetHeight - 26 : below}px`;
+  });
+  stage.addEventListener("pointerleave", () => (tip.hidden = true));
+}
+
+function render({ model, el }) {
+  el.classList.add("dynasurge");
+  el.tabIndex = 0;
+  el.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys for its cells
+  const status = element(el, "div", "status");
+  status.setAttribute("aria-live", "polite");
+  const text = element(el, "div", "text");
+  const frame = element(el, "div", "frame");
+  const stage = element(frame, "div", "stage");
+  const buttons = element(frame, "div", "buttons");
+  const strip = element(el, "div", "bars");
+  const legend = element(el, "div", "hint");
+  for (const [name, meaning] of Object.entries(LEGEND)) element(legend, "span", name, meaning);
+  element(el, "div", "hint", "← → Home End: step · + − 0 or Ctrl+wheel: zoom · drag: move · round: sampled, square: chosen outright");
+  const tip = element(el, "div", "tip");
+  tip.hidden = true;
+
+  const tree = viewport(stage);
+  hover(el, stage, tip, tree.held);
+  const ask = (step) => model.send({ step });
+  for (const [label, title, action] of [
+    ["−", "zoom out", () => tree.zoom(1 / 1.3)],
+    ["+", "zoom in", () => tree.zoom(1.3)],
+    ["fit", "show the whole tree", () => tree.fit()],
+  ]) {
+    const button = element(buttons, "button", "", label);
+    button.title = title;
+    button.addEventListener("click", action);
+  }
+  strip.addEventListener("click", (event) => {
+    const step = event.target.closest?.("[data-step]");
+    if (step) ask(Number(step.dataset.step));
+  });
+  el.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (KEYS[event.key]) ask(KEYS[event.key]);
+    else if (event.key === "+" || event.key === "=") tree.zoom(1.3);
+    else if (event.key === "-") tree.zoom(1 / 1.3);
+    else if (event.key === "0") tree.fit();
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+
+  const update = {
+    status: () => (status.textContent = model.get("status")),
+    text: () => {
+      text.innerHTML = model.get("text");
+      text.scrollTop = text.scrollHeight;
+    },
+    tree: () => {
+      tip.hidden = true;
+      tree.show(model.get("tree"));
+    },
+    strip: () => (strip.innerHTML = model.get("strip")),
+  };
+  for (const [name, action] of Object.entries(update)) {
+    model.on(`change:${name}`, action);
+    action();
+  }
+  return () => {
+    tree.stop();
+    for (const [name, action] of Object.entries(update)) model.off(`change:${name}`, action);
+  };
+}
+
+export default { render };

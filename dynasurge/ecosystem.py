@@ -1,0 +1,222 @@
+"""Trees inside `model.generate`: a loop for transformers' `custom_generate`.
+
+    target.generate(**inputs, max_new_tokens=64, custom_generate=dynasurge.custom_generate("path/of/draft", B=16))
+
+`generate` prepares everything as it always does: prompt, generation config, stopping criteria, streamer. Our loop then
+decodes with a draft's trees instead of token by token, and returns what `generate` returns, drawn from the same law: at the
+config's temperature and top-p, or greedily if `do_sample` is off. Its random numbers come from torch's own generator, so
+`torch.manual_seed` names the text.
+
+A tree step emits several tokens at once. They are shown to the stopping criteria and the streamer one at a time, and what
+comes after a stop is dropped, so nobody can tell the difference. Whatever else would change the target's law (top-k, which
+`generate` may bring along by default; penalties; any other logits processor) is refused, not ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from dynasurge.config import DEMO, Settings
+from dynasurge.errors import UsageError
+from dynasurge.generation import Engines, Session, make_shape
+from dynasurge.models import Pair, check_pair, load_model
+
+GENERATES_OWN = {  # what `generate` is told, by the field of Settings it decides
+    "T": "temperature=",
+    "P": "top_p=",
+    "new_tokens": "max_new_tokens=",
+    "prompt_len": "the prompt itself",
+    "seed": "torch.manual_seed",
+    "M": "max_new_tokens=",
+    "target": "the model whose generate it is",
+    "dtype": "from_pretrained",
+    "device": "model.to",
+}
+OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")  # that trees do not have
+HARMLESS = {
+    "past_key_values",
+    "position_ids",
+    "attention_mask",
+    "use_cache",
+    "logits_to_keep",
+}  # but see `_refuse_inputs`
+
+
+def custom_generate(draft: str | PreTrainedModel = DEMO, **settings: Any) -> TreeGenerate:
+    """What to pass to `model.generate(custom_generate=...)`.
+
+    draft: a hub name, a folder or a loaded model that shares the target's vocabulary; `demo` fits the demo target. Keyword
+    arguments are fields of `Settings`: `B` or `growmap`, `mode`, `policy`, `use_bfs`, ... Keep the result: its models and
+    caches serve later calls. Raises UsageError for a wrong setting, and for one that `generate` has a word of its own for.
+    """
+    for name, word in GENERATES_OWN.items():
+        if name in settings:
+            raise UsageError(name, settings[name], "is generate's to say", f"leave it out here, and use {word}")
+    name = draft if isinstance(draft, str) else str(draft.name_or_path)
+    return TreeGenerate(draft, Settings(draft=name, **settings))
+
+
+class TreeGenerate:
+    """The loop, as `generate` calls it; made by `custom_generate`."""
+
+    def __init__(self, draft: str | PreTrainedModel, settings: Settings) -> None:
+        self._draft, self._settings = draft, settings
+        shape = make_shape(settings)
+        self._nodes = shape.max_nodes if shape is not None else 0
+        self._pair: Pair | None = None
+        self._engines: Engines | None = None
+        self._room = 0  # tokens of text that the engines hold
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> torch.Tensor | GenerateDecoderOnlyOutput:
+        """input_ids: int64 [1, n]. Returns int64 [1, n + new], or that in a GenerateDecoderOnlyOutput if the config asks.
+
+        Raises UsageError for what it can't honour.
+        """
+        streamer, assistant = _callers("streamer", "assistant_model")
+        _refuse_inputs(input_ids, model_kwargs, generation_config)
+        _refuse_config(generation_config, assistant)
+        T, P = _law(generation_config, logits_processor)
+        session = self._session(model, input_ids.shape[1], generation_config.max_length, T, P)
+        text = input_ids
+        for token in (
+            token for step in session.stream(input_ids[0].tolist(), eos=frozenset()) for token in step.emitted
+        ):
+            new = torch.tensor([token], device=input_ids.device)
+            text = torch.cat([text, new[None]], dim=1)
+            if streamer is not None:
+                streamer.put(new.cpu())
+            if bool(stopping_criteria(text, None).all()):
+                break
+        if streamer is not None:
+            streamer.end()
+        return (
+            GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, text))
+            if generation_config.return_dict_in_generate
+            else text
+        )
+
+    def _session(self, model: PreTrainedModel, prompt: int, length: int, T: float, P: float) -> Session:
+        """A session for one call; the draft and the caches are kept for the next."""
+        pair = self._pair
+        if pair is None or pair.target is not model or pair.draft.device != model.device:
+            pair, self._room = self._fit(model), 0
+        seed = int(torch.randint(2**63 - 1, ())) if T > 0 else 0
+        own: dict[str, Any] = {"T": T, "P": P, "seed": seed, "prompt_len": prompt, "new_tokens": length - prompt}
+        settings = dataclasses.replace(self._settings, M=length + self._nodes, **own)
+        engines = self._engines if self._room >= length else None
+        session = Session(pair, settings, engines=engines)
+        if engines is None:
+            self._pair, self._engines, self._room = pair, session.engines, length
+        return session
+
+    def _fit(self, model: PreTrainedModel) -> Pair:
+        """The draft beside this target, which it must fit. Raises UsageError."""
+        target, name = str(model.name_or_path), self._settings.draft
+        draft, tokenizer = (
+            load_model("--draft", name, model.dtype)
+            if isinstance(self._draft, str)
+            else (self._draft, _beside(self._draft))
+        )
+        targets = _beside(model)
+        # Where either tokenizer is missing, the sizes of the vocabularies must do.
+        check_pair(name, draft, tokenizer if targets is not None else None, target, model, cast(Any, targets))
+        torch.nn.Module.to(draft, model.device).eval()
+        # Decoding speaks token ids: nobody asks this pair's tokenizer.
+        return Pair(draft=draft, target=model, tokenizer=cast(Any, targets), draft_name=name, target_name=target)
+
+
+def _beside(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies where the model came from."""
+    try:
+        return AutoTokenizer.from_pretrained(model.name_or_path) if model.name_or_path else None
+    except (OSError, ValueError):
+        return None
+
+
+def _callers(*names: str) -> list[Any]:
+    """What `generate` was called with. transformers (5.17 to 5.23) gives a callable neither streamer nor assistant, though
+    it has put the prompt into the one by then, so they are looked up in its frame."""
+    frame = inspect.currentframe()
+    for _ in range(2):  # this function's caller, and the caller of that
+        frame = frame.f_back if frame is not None else None
+    found = frame.f_locals if frame is not None else {}
+    return [found.get(name) for name in names]
+
+
+def _refuse_inputs(input_ids: torch.Tensor, model_kwargs: dict[str, Any], config: GenerationConfig) -> None:
+    """Raise UsageError unless the input is one prompt of token ids, read from its start and without padding."""
+    one = "generate for one prompt at a time"
+    if (config.num_beams or 1) > 1:
+        raise UsageError("num_beams", config.num_beams, "trees are verified along one text", "use num_beams=1")
+    if (config.num_return_sequences or 1) > 1:
+        count = config.num_return_sequences
+        raise UsageError("num_return_sequences", count, "a tree continues one text", "call generate once for each")
+    if input_ids.shape[0] != 1:
+        raise UsageError("input_ids", f"of batch size {input_ids.shape[0]}", "a tree continues one text", one)
+    if input_ids.shape[1] == 0:
+        raise UsageError("input_ids", "of no token", "a tree needs a root", "give at least one token")
+    if model_kwargs.get("attention_mask") is not None:
+        raise UsageError("attention_mask", "with zeros", "padding is not read", f"{one}, without padding")
+    positions = model_kwargs.get("position_ids")
+    if positions is not None and positions.flatten().tolist() != list(range(input_ids.shape[1])):
+        raise UsageError("position_ids", positions.tolist(), "do not count from 0", "leave them out")
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        reason = "trees keep a cache of their own"
+        raise UsageError("past_key_values", f"of {cache.get_seq_length()} tokens", reason, "leave it out")
+    for name, value in model_kwargs.items():
+        if name not in HARMLESS and value is not None:
+            raise UsageError(name, "given", "trees read token ids only", "leave it out")
+
+
+def _refuse_config(config: GenerationConfig, assistant: object) -> None:
+    """Raise UsageError for outputs and ways of decoding that trees do not have."""
+    for name in OUTPUTS:
+        if getattr(config, name, None):
+            raise UsageError(name, True, "trees do not keep it", f"use {name}=False")
+    if assistant is not None or config.prompt_lookup_num_tokens:
+        name = "assistant_model" if assistant is not None else "prompt_lookup_num_tokens"
+        raise UsageError(name, "given", "the tree's draft does its work", "leave it out")
+
+
+def _law(config: GenerationConfig, processors: LogitsProcessorList) -> tuple[float, float]:
+    """Temperature (0: greedy) and top-p. Raises UsageError if anything else shapes the law."""
+    T, P = (1.0, 1.0) if config.do_sample else (0.0, 1.0)
+    for processor in processors:
+        if isinstance(processor, TopKLogitsWarper):
+            reason = "trees sample at a temperature and a top-p only"
+            raise UsageError("top_k", processor.top_k, reason, "use top_k=0 (50 is generate's own default)")
+        if isinstance(processor, TemperatureLogitsWarper):
+            T *= processor.temperature
+        elif isinstance(processor, TopPLogitsWarper):
+            P = processor.top_p
+        else:
+            name = type(processor).__name__
+            raise UsageError(
+                "logits processor", name, "would change what the target says", "leave out what asks for it"
+            )
+    return T, P

@@ -1,0 +1,86 @@
+"""One style for all figures, so that they can stand side by side in a paper and survive a grey printer.
+
+Every function that draws is wrapped in `styled`, which sets matplotlib's defaults for as long as it runs and leaves the
+user's own alone. Colours are Okabe and Ito's, which colour-blind readers can tell apart. What a colour says is also said
+by lightness (`PLAIN` is light, `ETV` dark), a dash pattern, a marker or a hatch (lossy results), so grey says it too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+SPEED, LENGTH, INK, FAINT = "#9ecae1", "#fdae6b", "#222222", "#dddddd"
+PLAIN, ETV = "#b9d7ea", "#c8590f"  # without and with Enhanced Tree Verification
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#222222", "#56b4e9", "#e69f00")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = "osD^vPX"
+LOSSY = "//"  # the hatch of results that are not the target's own
+RC: Any = {  # matplotlib types its keys one by one
+    "font.size": 8,
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that figures are the same everywhere
+    "axes.labelsize": 8,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid.axis": "y",
+    "grid.color": FAINT,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "dynasurge",  # the same figure is the same file
+}
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """A drawing function that runs under RC."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(RC):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, that needs no display and arranges its panels by itself."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def say(figure: Figure, caption: str) -> None:
+    """Write a caption below everything, wrapped to the figure's width."""
+    figure.supxlabel(caption, fontsize=7, color=INK, wrap=True, parse_math=False)
+
+
+def line_style(number: int) -> dict[str, Any]:
+    """Colour, dashes and marker of the number-th line: each alone tells lines apart."""
+    return {
+        "color": LINES[number % len(LINES)],
+        "linestyle": DASHES[number % len(DASHES)],
+        "marker": MARKERS[number % len(MARKERS)],
+    }
+
+
+def quiet(axes: Axes) -> None:
+    """A grid behind the data, and an axis that starts at zero."""
+    axes.grid(visible=True, axis="y")
+    axes.set_ylim(bottom=0)

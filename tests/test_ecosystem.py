@@ -1,0 +1,187 @@
+"""Trees inside `model.generate`: the same text, streams and stops; and one line for what they can't honour."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from conftest import ARCHITECTURES, tiny_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextStreamer,
+)
+from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.generation.streamers import BaseStreamer
+
+from dynasurge import UsageError, custom_generate, load_pair
+from dynasurge.data import load_prompts
+from dynasurge.sampling import to_probs
+
+PROMPT = torch.tensor([[5, 17, 8, 40, 33, 9, 21, 60, 61]])
+
+
+@pytest.fixture(scope="module")
+def targets(tiny_folders: dict[str, tuple[str, str]]) -> dict[str, PreTrainedModel]:
+    return {name: AutoModelForCausalLM.from_pretrained(folders[1]).eval() for name, folders in tiny_folders.items()}
+
+
+@pytest.fixture
+def target(targets: dict[str, PreTrainedModel]) -> PreTrainedModel:
+    return targets["llama"]
+
+
+@pytest.fixture
+def draft(tiny_folders: dict[str, tuple[str, str]]) -> str:
+    return tiny_folders["llama"][0]
+
+
+class Recorder(BaseStreamer):
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.ended = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.ids += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("settings", [{"B": 6}, {"B": 6, "use_bfs": True}, {"mode": "auto"}])
+def test_greedy_text_is_generates_own(
+    name: str,
+    settings: dict[str, Any],
+    targets: dict[str, PreTrainedModel],
+    tiny_folders: dict[str, tuple[str, str]],
+) -> None:
+    loop = custom_generate(tiny_folders[name][0], fill="B" in settings, **settings)
+    for new in (30, 1, 50):  # shorter and longer than what its caches were made for
+        plain = targets[name].generate(PROMPT, do_sample=False, max_new_tokens=new)
+        assert torch.equal(
+            targets[name].generate(PROMPT, do_sample=False, max_new_tokens=new, custom_generate=loop), plain
+        )
+
+
+def test_max_length_eos_and_stopping_criteria_cut_where_generate_cuts(target: PreTrainedModel, draft: str) -> None:
+    loop = custom_generate(draft, B=6, fill=True)
+    text = target.generate(PROMPT, do_sample=False, max_new_tokens=30)[0].tolist()
+    eos = text[len(PROMPT[0]) + 7]
+
+    class After(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+            return torch.tensor([input_ids.shape[1] >= 15])
+
+    for how in (
+        {"max_length": 20},
+        {"max_new_tokens": 30, "eos_token_id": eos},
+        {"max_new_tokens": 30, "stopping_criteria": StoppingCriteriaList([After()])},
+        {},  # generate's own default
+    ):
+        plain = target.generate(PROMPT, do_sample=False, **how)
+        assert torch.equal(target.generate(PROMPT, do_sample=False, custom_generate=loop, **how), plain), how
+        assert plain.shape[1] < len(text)
+
+
+def test_tokens_stream_as_they_come(target: PreTrainedModel, draft: str, capsys: pytest.CaptureFixture[str]) -> None:
+    loop, recorder = custom_generate(draft, B=6, fill=True), Recorder()
+    output = target.generate(PROMPT, do_sample=False, max_new_tokens=12, custom_generate=loop, streamer=recorder)
+    assert recorder.ids == output[0].tolist()
+    assert recorder.ended == 1
+    tokenizer = AutoTokenizer.from_pretrained(target.name_or_path)
+    target.generate(
+        PROMPT,
+        do_sample=False,
+        max_new_tokens=12,
+        custom_generate=loop,
+        streamer=TextStreamer(tokenizer, skip_prompt=True),
+    )
+    assert capsys.readouterr().out.split() == tokenizer.decode(output[0, PROMPT.shape[1] :]).split()
+
+
+def test_it_returns_a_dict_when_asked_and_takes_a_loaded_draft(target: PreTrainedModel, draft: str) -> None:
+    loaded = AutoModelForCausalLM.from_pretrained(draft)
+    how = {"do_sample": False, "max_new_tokens": 9}
+    output = target.generate(PROMPT, custom_generate=custom_generate(loaded, B=4), return_dict_in_generate=True, **how)
+    assert isinstance(output, GenerateDecoderOnlyOutput)
+    assert torch.equal(output.sequences, target.generate(PROMPT, **how))
+
+
+def test_samples_have_the_configs_law_and_follow_torchs_seed(target: PreTrainedModel, draft: str) -> None:
+    loop = custom_generate(draft, B=4, fill=True)
+    how = {"do_sample": True, "top_k": 0, "temperature": 0.7, "top_p": 0.8}
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(target.generate(PROMPT, max_new_tokens=20, custom_generate=loop, **how)[0].tolist())
+    assert texts[0] == texts[1] != texts[2]
+    torch.manual_seed(0)
+    count = 500
+    first = Counter(
+        int(target.generate(PROMPT, max_new_tokens=2, custom_generate=loop, **how)[0, -2]) for _ in range(count)
+    )
+    law = to_probs(target(PROMPT).logits[0, -1].detach(), 0.7, 0.8)
+    assert set(first) <= set(law.nonzero().flatten().tolist()), "top-p"
+    distance = sum(abs(first[token] / count - float(p)) for token, p in enumerate(law)) / 2
+    assert distance < 0.08
+
+
+@pytest.mark.parametrize(
+    ("how", "field"),
+    [
+        ({"num_beams": 2}, "num_beams 2"),
+        ({"num_return_sequences": 2, "do_sample": True, "top_k": 0}, "num_return_sequences 2"),
+        ({"inputs": PROMPT.repeat(2, 1)}, "input_ids of batch size 2"),
+        ({"attention_mask": torch.tensor([[0] + [1] * 8])}, "attention_mask with zeros"),
+        ({"do_sample": True}, "top_k 50"),
+        ({"repetition_penalty": 1.3}, "logits processor RepetitionPenaltyLogitsProcessor"),
+        ({"min_new_tokens": 3}, "logits processor MinLengthLogitsProcessor"),
+        ({"do_sample": True, "top_k": 0, "min_p": 0.1}, "logits processor MinPLogitsWarper"),
+        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores True"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens given"),
+    ],
+)
+def test_what_it_cant_honour_is_refused_in_one_line(
+    how: dict[str, Any], field: str, target: PreTrainedModel, draft: str
+) -> None:
+    arguments = {"inputs": PROMPT, "max_new_tokens": 8, "do_sample": False} | how
+    with pytest.raises(UsageError) as error:
+        target.generate(custom_generate=custom_generate(draft, B=4), **arguments)
+    assert str(error.value).startswith(f"{field}: ")
+    assert "; " in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_assistant_and_a_used_cache_are_refused(target: PreTrainedModel, draft: str) -> None:
+    loop = custom_generate(draft, B=4)
+    with pytest.raises(UsageError, match="assistant_model given"):
+        target.generate(PROMPT, assistant_model=tiny_model("llama", layers=1), custom_generate=loop, max_new_tokens=4)
+    cache = target(PROMPT[:, :4], use_cache=True).past_key_values
+    with pytest.raises(UsageError, match="past_key_values of 4 tokens"):
+        target.generate(PROMPT, past_key_values=cache, custom_generate=loop, max_new_tokens=4)
+
+
+def test_settings_that_generate_decides_and_unfit_drafts_are_refused(target: PreTrainedModel, draft: str) -> None:
+    with pytest.raises(UsageError, match=r"T 0\.6: is generate's to say; .*temperature"):
+        custom_generate(draft, T=0.6)
+    with pytest.raises(UsageError, match="--B 0"):
+        custom_generate(draft, B=0)
+    other = tiny_model("llama", layers=1, vocab=50)
+    with pytest.raises(UsageError, match="vocabulary"):
+        target.generate(PROMPT, max_new_tokens=4, do_sample=False, custom_generate=custom_generate(other))
+
+
+@pytest.mark.slow
+def test_the_demo_pairs_greedy_text_is_generates_own() -> None:
+    pair = load_pair(dtype="float32", device="cpu")
+    loop = custom_generate(B=8)
+    for prompt in load_prompts("demo", 0, 3):
+        ids = pair.tokenizer(prompt.text, return_tensors="pt").input_ids[:, :96]
+        plain = pair.target.generate(ids, do_sample=False, max_new_tokens=48)
+        assert torch.equal(pair.target.generate(ids, do_sample=False, max_new_tokens=48, custom_generate=loop), plain)
