@@ -1,11 +1,14 @@
 # make demo    from a bare clone: environment, demo target, three modes on the bundled prompts (runs/demo)
 # make test    from a bare clone: environment, linters, types, every test
 # make fast    the tests that take seconds
+# make notebooks   run the notebooks with their defaults, and clean what they show of this machine
+# make figures     draw figures/ anew from figures/data; RECORDS=folder OUTPUT=folder draws yours
+# make records     measure what the published figures are drawn from; STUDY="flags of dynasurge sweep" is another study
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast lint install clean
+.PHONY: demo test fast notebooks figures records lint install clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -21,6 +24,26 @@ $(VENV)/installed: pyproject.toml constraints.txt demo-target.txt
 
 demo: install
 	$(BIN)/python main.py compare --end 7 --B 4 --growmap growmaps/4x8-tree.pt growmaps/2x2.pt --output runs/demo
+
+notebooks: install
+	$(BIN)/python -m dynasurge.notebooks notebooks/*.ipynb
+
+RECORDS ?= figures/data
+OUTPUT ?= figures
+figures: install
+	$(BIN)/python -m dynasurge.figures $(RECORDS) --output $(OUTPUT)
+
+# Twice: trees that stop where nodes no longer pay, without and with ETV, and trees that spend their budget whole.
+STUDY ?= --dataset demo --end 7 --new-tokens 64
+TEMPERATURES ?= 0.6 0.9
+BUDGETS ?= 4 8 16
+GROWMAPS ?= growmaps/4x8-tree.pt growmaps/8x8-tree.pt growmaps/optimal15.pt
+MACHINE ?=
+RUNS ?= runs/figures
+records: install
+	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --use_bfs --B $(BUDGETS) auto --growmap $(GROWMAPS) --output $(RUNS)
+	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --mode dTree --fill --B 2 $(BUDGETS) --output $(RUNS)-filled
+	$(BIN)/python -m dynasurge.evidence $(RUNS) $(RUNS)-filled --output $(RECORDS) $(if $(MACHINE),--machine "$(MACHINE)")
 
 lint: install
 	$(BIN)/ruff check .

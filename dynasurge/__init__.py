@@ -1,7 +1,9 @@
 """Dynasurge: tree-speculative decoding that fits the tree to the prompt and never changes what the target says.
 
 Reading order: tree, growmap, optimal, sampling, policies, lookup, acceptance, latency, shapes, drafting, verification,
-bound, cache, engine, graphs, decoding, generation, analysis.
+bound, cache, engine, replay, graphs, decoding, generation, ecosystem; rows, records, processes, evaluation, grid, sweep,
+study, steps, analysis, bias, probes, evidence; style, plotting, charts, rulecharts, notebooks, figures, tracing, layout,
+svg, background, widgets.
 
 The public names below are imported when first used, so that `dynasurge --help` and a mistyped flag answer at once
 instead of after torch and transformers have loaded.
@@ -14,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dynasurge.config import Settings
+    from dynasurge.ecosystem import custom_generate
     from dynasurge.errors import UsageError
     from dynasurge.generation import Generation, Session, generate
     from dynasurge.growmap import Growmap, build_growmap, load_growmap, save_growmap
     from dynasurge.models import Pair, load_pair
     from dynasurge.optimal import SizedGrowmap, best_size, expected_accepted, optimal_growmap
+    from dynasurge.tracing import Trace, trace
     from dynasurge.tree import TokenTree
 
 __version__ = "0.1.0"
@@ -26,6 +30,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Settings": "config",
     "UsageError": "errors",
+    "custom_generate": "ecosystem",
     "Generation": "generation",
     "Session": "generation",
     "generate": "generation",
@@ -39,6 +44,8 @@ _HOME = {
     "best_size": "optimal",
     "expected_accepted": "optimal",
     "optimal_growmap": "optimal",
+    "Trace": "tracing",
+    "trace": "tracing",
     "TokenTree": "tree",
 }
 
@@ -50,15 +57,18 @@ __all__ = [
     "Settings",
     "SizedGrowmap",
     "TokenTree",
+    "Trace",
     "UsageError",
     "best_size",
     "build_growmap",
+    "custom_generate",
     "expected_accepted",
     "generate",
     "load_growmap",
     "load_pair",
     "optimal_growmap",
     "save_growmap",
+    "trace",
 ]
 
 

@@ -88,9 +88,10 @@ def test_each_mode_runs_and_greedy_text_is_the_same(
 def test_what_trees_go_by_stays_out_of_the_records(pair: list[str], prompts: str, tmp_path: Path) -> None:
     """Estimates, costs and copies shape trees; a record tells of the text and of time, as README says, and no more."""
     keys = [
-        *("label", "run", "lossless", "settings", "dataset", "index", "id", "kind", "prompt_ids", "output_ids", "text"),
-        *("accepted", "tree_size", "tree_depth", "tree_width", "seconds", "prefill_seconds"),
-        *("draft_seconds", "target_seconds", "verify_seconds", "other_seconds"),
+        *("format", "label", "run", "hash", "lossless", "settings", "dataset", "revision", "index", "id", "kind"),
+        *("prompt_ids", "output_ids", "text", "accepted", "ranks", "children", "tree_size", "tree_depth", "tree_width"),
+        *("passes", "confidence", "seconds", "prefill_seconds"),
+        *("draft_seconds", "target_seconds", "verify_seconds", "other_seconds", "about"),
     ]
     for name, flags in {
         "auto": ["--M", "200", "--B", "auto"],
@@ -221,6 +222,8 @@ BAD_FLAGS = [
     (["--device", "cuda:77"], "--device cuda:77: not on this machine; use --device cpu"),
     (["--device", "toaster"], "--device toaster: not on this machine"),
     (["--prompt-len", "0"], "--prompt-len 0: must be at least 1"),
+    (["--min-prompt-len", "0"], "--min-prompt-len 0: outside 1 .. --prompt-len 12"),
+    (["--min-prompt-len", "13"], "--min-prompt-len 13: outside 1 .. --prompt-len 12, what prompts are cut to; try"),
     (["--new-tokens", "0"], "--new-tokens 0: must be at least 1"),
     (["--seed", "-1"], "--seed -1"),
     (["--max-depth", "0"], "--max-depth 0: must be at least 1"),
@@ -268,7 +271,7 @@ def test_bad_files(pair: list[str], prompts: str, tmp_path: Path, capsys: pytest
     fails([*base, "--dataset", str(no_text)], "no-text.csv: row 0 has no text field", out, capsys)
     fails([*base, "--dataset", str(empty)], "empty.txt: holds no prompt", out, capsys)
     fails([*base, "--dataset", str(parquet)], "bad.parquet: cannot be read", out, capsys)
-    fails([*base, "--dataset", str(blank)], "shorter than one token", out, capsys)
+    fails([*base, "--dataset", str(blank)], "blank.jsonl has so many tokens", out, capsys)
 
 
 def test_bad_pairs(

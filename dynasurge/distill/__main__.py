@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dynasurge.cli import Parser, guarded
+from dynasurge.cli import guarded
 from dynasurge.distill.settings import DistillSettings
 from dynasurge.errors import UsageError, at_least, flag_of
 from dynasurge.files import write_whole
+from dynasurge.flags import Parser
 from dynasurge.models import resolve_device
 
 
