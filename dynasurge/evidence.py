@@ -111,8 +111,8 @@ class Evidence:
         return dataclasses.replace(self, frame=self.frame[self.frame["T"] == nearest], probes=tables)
 
     def caption(self, frame: pd.DataFrame | None = None, shown: str = "") -> str:
-        """Pair, machine, dtype, date, datasets, number of prompts and temperatures of these rows (all if None or empty). shown:
-        says what is drawn, if that is not the rows at their temperatures."""
+        """Pair, machine, dtype, date, datasets, number of prompts and temperatures of these rows (all rows if None or
+        empty). shown: says what is drawn, if that is not the rows at their temperatures."""
         rows = self.frame if frame is None or frame.empty else frame
         first = rows.iloc[0]
         pair = "demo pair" if first["draft"] == first["target"] == DEMO else f"{first['draft']} -> {first['target']}"
