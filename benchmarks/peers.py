@@ -1,0 +1,258 @@
+"""Faster than what? Everything a user of the same weights could run instead, in one process, prompt by prompt.
+
+    python benchmarks/peers.py run --data cnn_dailymail.jsonl --prompts 20 --B 8 --output runs/peers
+    python benchmarks/peers.py run --data cnn_dailymail.jsonl --B 64 --shape 7b --compile --output runs/peers-7b
+    python benchmarks/peers.py table runs/peers
+
+`--shape` widens the target (widen.py), on a GPU: the text is the demo target's, the cost that of the large model. All
+methods take the same prompt, at the same temperature and without top-k, before any takes the next.
+
+transformers' own, through `model.generate`:
+
+- `generate`: its default, a cache that grows; `generate, compiled`: a static cache and torch.compile (on a GPU);
+- `assisted k`: assisted generation with the same draft, k tokens a pass; `assisted auto`: with its default schedule, which
+  adapts k and stops at an unlikely token. Of these the table's reader should take the best;
+- `prompt lookup`: drafts copied from the text.
+
+The rules of other systems, whose code cannot run on these weights, within our engine, with our kernels, verified top-down
+as they do it:
+
+- `chain k`: speculative decoding (arXiv 2211.17192), our own;
+- `Sequoia` (arXiv 2402.12374): the optimal static tree of B nodes for a measured acceptance vector, sampled children;
+- `EAGLE-2` (arXiv 2406.16858): the 10 likeliest tokens a node, 6 levels, then the B best by the draft's probabilities;
+- `OPT-Tree` (arXiv 2406.17276): the likeliest tokens, best-first by the draft's probabilities, depth free;
+- `DySpec` (arXiv 2410.11744): the same with sampled children.
+
+Ours: `auto` (no tree), and `dTree` with ETV, of at most B nodes, and of as many as pay here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from shards import Shard, gain, read_rows, run_flags
+from transformers.generation.streamers import BaseStreamer
+from widen import SHAPES, widen
+
+from dynasurge import Settings, load_pair
+from dynasurge.data import load_prompts
+from dynasurge.generation import Session, make_engines
+from dynasurge.models import Pair
+
+TEMPERATURES = (0.0, 0.6, 1.0)
+CHAINS = (3, 5, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """One request. passes: of the target, the prompt's not counted; first: tokens that came with the prompt's own pass;
+    prefill_seconds: until those were there."""
+
+    output_ids: list[int]
+    passes: int
+    first: int
+    prefill_seconds: float
+    seconds: float
+
+
+Method = Callable[[list[int], int], Timed]  # of a prompt's tokens and a seed
+
+
+class Clock(BaseStreamer):
+    """Notes when the first tokens arrive: what comes before is the prompt's."""
+
+    def __init__(self) -> None:
+        self.puts = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.puts += 1
+        if self.puts == 2:  # the first is the prompt
+            self.time, self.count = time.perf_counter(), value.numel()
+
+    def end(self) -> None:
+        pass
+
+
+def theirs(pair: Pair, T: float, new_tokens: int, **how: Any) -> Method:
+    """`model.generate` with these arguments. assistant: k tokens drafted a pass, or None for its default schedule."""
+    sampling = {"do_sample": True, "temperature": T, "top_p": 1.0, "top_k": 0} if T else {"do_sample": False}
+    target, draft, passes = pair.target, pair.draft, [0]
+
+    def count(*_: Any) -> None:
+        passes[0] += 1
+
+    assisted = "assistant" in how
+    k = how.pop("assistant", None)
+    if assisted:
+        how["assistant_model"] = draft
+
+    def run(ids: list[int], seed: int) -> Timed:
+        torch.manual_seed(seed)
+        if assisted:
+            draft.generation_config.num_assistant_tokens = k or 20  # 20 and 0.4 are transformers' defaults
+            draft.generation_config.num_assistant_tokens_schedule = "constant"
+            draft.generation_config.assistant_confidence_threshold = 0.0 if k else 0.4
+        clock, passes[0] = Clock(), 0
+        prompt = torch.tensor([ids], device=target.device)
+        handle = target.register_forward_pre_hook(count) if "cache_implementation" not in how else None
+        start = time.perf_counter()
+        out = target.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=new_tokens,
+            streamer=clock,
+            pad_token_id=0,
+            **sampling,
+            **how,
+        )[0, len(ids) :].tolist()
+        seconds = time.perf_counter() - start
+        if handle is not None:
+            handle.remove()
+        made = passes[0] - 1 if handle is not None else len(out) - 1
+        return Timed(
+            output_ids=out, passes=made, first=clock.count, prefill_seconds=clock.time - start, seconds=seconds
+        )
+
+    return run
+
+
+def ours(session: Session) -> Method:
+    """A session of this package."""
+
+    def run(ids: list[int], seed: int) -> Timed:
+        result = session.generate(ids, index=seed)
+        return Timed(
+            output_ids=result.output_ids,
+            passes=len(result.steps),
+            first=0,
+            prefill_seconds=result.prefill_seconds,
+            seconds=result.seconds,
+        )
+
+    return run
+
+
+def trees(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What runs in our engine, by name: fields of Settings."""
+    B, sequoia = args.B, args.growmap
+    literature: dict[str, Any] = {"mode": "dTree", "B": B, "fill": True, "values": "own", "lookup": False}
+    methods: dict[str, dict[str, Any]] = {"auto": {"mode": "auto"}}
+    methods |= {f"chain {k}": {"mode": "sTree", "growmap": f"chain{k}"} for k in CHAINS}
+    methods["Sequoia"] = {"mode": "sTree", "growmap": sequoia}
+    methods["EAGLE-2"] = literature | {"policy": "topk", "max_depth": 6, "max_children": 10}
+    methods["OPT-Tree"] = literature | {"policy": "topk"}
+    methods["DySpec"] = literature | {"policy": "sampled"}
+    methods[f"dTree B={B} +ETV"] = {"mode": "dTree", "B": B, "use_bfs": True}
+    methods["dTree B=auto +ETV"] = {"mode": "dTree", "use_bfs": True}
+    return methods
+
+
+def run(args: argparse.Namespace) -> None:
+    """Decode; one JSON line a (data, prompt, T, method)."""
+    torch.set_num_threads(args.threads)
+    pair = load_pair("demo" if args.shape else args.draft, "demo" if args.shape else args.target)
+    if args.shape:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        pair = dataclasses.replace(
+            pair, target=widen(pair.target, SHAPES[args.shape], device=device, dtype=torch.bfloat16)
+        )
+    shared = {"M": 512, "new_tokens": args.new_tokens, "prompt_len": args.prompt_len, "compile": args.compile}
+    settings = {(T, name): Settings(T=T, **(shared | own)) for T in args.T for name, own in trees(args).items()}
+    engines = make_engines(pair, list(settings.values()))
+    methods: dict[tuple[float, str], Method] = {}
+    for T in args.T:
+        methods[T, "generate"] = theirs(pair, T, args.new_tokens)
+        if pair.target.device.type == "cuda":
+            methods[T, "generate, compiled"] = theirs(pair, T, args.new_tokens, cache_implementation="static")
+        for k in (*CHAINS, None):
+            methods[T, f"assisted {k or 'auto'}"] = theirs(pair, T, args.new_tokens, assistant=k)
+        methods[T, "prompt lookup"] = theirs(pair, T, args.new_tokens, prompt_lookup_num_tokens=5)
+    for (T, name), own in settings.items():
+        methods[T, name] = ours(Session(pair, own, engines=engines))
+    if args.methods:
+        methods = {key: method for key, method in methods.items() if key[1] in args.methods}
+    shard, warm = Shard(args, ("data", "index", "T", "method")), set()
+    for number in shard.numbers(args.prompts):
+        for data in args.data:
+            ids = pair.tokenizer(load_prompts(data, number, number + 1)[0].text).input_ids[: args.prompt_len]
+            if len(ids) < args.prompt_len:  # a static cache is compiled for one length
+                continue
+            for (T, name), method in methods.items():
+                key = {"data": Path(data).stem, "index": number, "T": T, "method": name}
+                if not shard.wants(**key):
+                    continue
+                if (T, name) not in warm:
+                    method(ids, number)
+                    warm.add((T, name))
+                shard.append(key | dataclasses.asdict(method(ids, number)))
+
+
+def table(args: argparse.Namespace) -> None:
+    """Milliseconds a token after the prompt's pass (medians over prompts, with quartiles), and how many times `auto` and
+    `generate` take as long (ratios of mean speeds, paired by prompt, with a 95% interval)."""
+    rows = read_rows(*sorted(args.output.glob("rows-*.jsonl")))
+    rows = [row for row in rows if len(row["output_ids"]) > row["first"]]  # the others ended with their first token
+    by = {(r["data"], r["T"], r["method"], r["index"]): r for r in rows}
+    for data, T in sorted({(r["data"], r["T"]) for r in rows}):
+        names = list(dict.fromkeys(r["method"] for r in rows if (r["data"], r["T"]) == (data, T)))
+        prompts = sorted(set.intersection(*({i for d, t, m, i in by if (d, t, m) == (data, T, n)} for n in names)))
+        if not prompts:
+            continue
+        print(f"\n**{data}, T = {T:g}** (n = {len(prompts)})\n")
+        print("| | ms a token (quartiles) | tokens per pass | over `auto` | over `generate` | text of `generate` |")
+        print("|---" * 6 + "|")
+        speed = {name: np.array([_speed(by[data, T, name, i]) for i in prompts]) for name in names}
+        for name in names:
+            mine = [by[data, T, name, i] for i in prompts]
+            ms = 1e3 / speed[name]
+            passes = sum(r["passes"] for r in mine)
+            per_pass = sum(len(r["output_ids"]) - r["first"] for r in mine) / passes
+            same = [
+                by[data, T, "generate", i]["output_ids"] == r["output_ids"] for i, r in zip(prompts, mine, strict=True)
+            ]
+            low, middle, high = np.percentile(ms, [25, 50, 75])
+            cells = [f"{middle:.1f} ({low:.1f} - {high:.1f})", f"{per_pass:.2f}"]
+            cells += [_ratio(speed[other], speed[name]) if other in speed else "" for other in ("auto", "generate")]
+            print(f"| {name} | {' | '.join(cells)} | {f'{sum(same)} of {len(same)}' if T == 0 else ''} |")
+
+
+def _speed(row: dict[str, Any]) -> float:
+    """Tokens a second behind the first, whose pass is the prompt's."""
+    return (len(row["output_ids"]) - row["first"]) / (row["seconds"] - row["prefill_seconds"])
+
+
+def _ratio(a: np.ndarray, b: np.ndarray) -> str:
+    middle, low, high = (1 + x for x in gain(a, b))
+    return f"{middle:.2f}x [{low:.2f}, {high:.2f}]"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    add = commands.add_parser("run", help="decode and record")
+    run_flags(add)
+    add.add_argument("--prompt-len", type=int, default=128)
+    add.add_argument("--T", type=float, nargs="+", default=list(TEMPERATURES))
+    add.add_argument("--B", type=int, default=64, help="nodes of trees, but for `auto` ones")
+    add.add_argument("--growmap", default="growmaps/optimal63.pt", help="Sequoia's tree")
+    add.add_argument("--shape", choices=SHAPES, help="widen the demo target")
+    add.add_argument("--compile", action="store_true", help="torch.compile our passes, too")
+    add.add_argument("--methods", nargs="+", help="only these")
+    add.set_defaults(action=run)
+    add = commands.add_parser("table", help="print what was recorded")
+    add.add_argument("output", type=Path)
+    add.set_defaults(action=table)
+    args = parser.parse_args(argv)
+    args.action(args)
+
+
+if __name__ == "__main__":
+    main()
