@@ -9,18 +9,22 @@
 # Every flag of `dynasurge sweep` passes through and wins over those below. PYTHON: another environment's interpreter.
 # LAUNCH: how to start processes, for several machines (README): LAUNCH="accelerate launch --num_machines 2 ..."
 set -euo pipefail
-cd "$(dirname "$0")"
+root=$(dirname "$0")
+growmaps=$root/growmaps
+growmaps=${growmaps#./}  # a path is part of a setting's name
 
-PYTHON=${PYTHON:-.venv/bin/python}
-[ "$PYTHON" != .venv/bin/python ] || env -u PYTHON make --silent install
+if [ -z "${PYTHON:-}" ]; then
+    env -u PYTHON make --silent --directory "$root" install
+    PYTHON=$root/.venv/bin/python
+fi
 
 study=(--dataset cnn c4 --end 200 --prompt-len 128 --min-prompt-len 128 --new-tokens 128 --M 384
     --T 0 0.6 0.85 0.9 0.95 1.0 --use_bfs --B 16 32 64
-    --growmap growmaps/4x8-tree.pt growmaps/8x8-tree.pt growmaps/optimal63.pt growmaps/optimal127.pt
+    --growmap "$growmaps"/{4x8-tree,8x8-tree,optimal63,optimal127}.pt
     --output runs/eval)
 quick=(--dataset demo --end 4 --new-tokens 64 --M 384
     --T 0 0.6 --use_bfs --B 4 8 16
-    --growmap growmaps/2x2.pt growmaps/4x8-tree.pt growmaps/optimal15.pt
+    --growmap "$growmaps"/{2x2,4x8-tree,optimal15}.pt
     --output runs/eval-quick)
 
 flags=("${study[@]}")

@@ -1,6 +1,6 @@
 """Analysis: what a pair, a policy and a rule come to, computed exactly wherever chance can be integrated out.
 
-Two kinds of numbers live here. `expected_accepted` is the mean accepted length of a rule on one drawn tree, exact over the
+Two kinds of numbers live here. `mean_accepted` is the mean accepted length of a rule on one drawn tree, exact over the
 rule's coins: comparing rules on the same trees needs no luck. `rank_acceptance` stands at nodes whose distributions are
 given and asks how often children of each sibling rank are accepted there: the acceptance vectors that static trees are
 optimised for, and the prior that dynamic trees start from. `text_distributions` provides such nodes from text that the
@@ -20,7 +20,7 @@ from dynasurge.tree import TokenTree
 from dynasurge.verification import Rows, Rule, StopLaw, share_out
 
 
-def expected_accepted(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> float:
+def mean_accepted(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> float:
     """Mean accepted drafted tokens of a rule, given the tree; arguments as in verification.py."""
     return mean_depth(rule(tree, p, q), tree)
 

@@ -12,6 +12,7 @@ Exit codes: 0 done; 2 something the user can mend, said in one line; 130 stopped
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     Close = Callable[[argparse.Namespace, Evaluation, dict[str, Any]], list[Path]]
 
 RESUME = "finished prompts are kept, run the same command to go on"
+LOST = "nothing was kept; with --output DIR a stopped run goes on where it was"
 DESCRIPTION = """\
 Decode prompts with a token tree: a small draft model proposes a tree, the target scores it in one pass, and a
 verification rule accepts a path. The text is distributed exactly as the target's own; only the speed differs.
@@ -57,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dynasurge.sweep_cli import sweep_command
 
         return guarded(lambda: sweep_command(rest), RESUME)
-    return guarded(lambda: _compare(rest) if word == "compare" else _decode(arguments), RESUME)
+    kept = any(argument.partition("=")[0] == "--output" for argument in arguments)
+    return guarded(lambda: _compare(rest) if word == "compare" else _decode(arguments), RESUME if kept else LOST)
 
 
 def guarded(command: Callable[[], int], stopped: str) -> int:
@@ -99,7 +102,7 @@ def _decode(arguments: list[str]) -> int:
     )
     args = parser.parse_args(arguments)
     settings = Settings(**{name: getattr(args, name) for name in DEFAULTS})
-    return evaluate(args, [settings], [args.dataset], _summary)
+    return evaluate(args, [settings], [plain_name(args.dataset)], _summary)
 
 
 def _compare(arguments: list[str]) -> int:
@@ -113,7 +116,12 @@ def _compare(arguments: list[str]) -> int:
     growmaps_flag(parser)
     args = parser.parse_args(arguments)
     one = {name: [getattr(args, name)] for name in ("policy", "T", "seed")}
-    return evaluate(args, plan_of(args, **one), [args.dataset], _compared)
+    return evaluate(args, plan_of(args, **one), [plain_name(args.dataset)], _compared)
+
+
+def plain_name(dataset: str) -> str:
+    """A dataset's name in records: ./prompts.jsonl and prompts.jsonl are one file."""
+    return os.path.normpath(dataset)
 
 
 def plan_of(args: argparse.Namespace, **axes: Any) -> list[Settings]:

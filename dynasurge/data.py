@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -86,13 +87,15 @@ def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) ->
 
 
 def _prompt(index: int, row: dict[str, Any], revision: str) -> Prompt:
-    name, kind = row.get("id"), row.get("kind", row.get("category"))  # a category is what Spec-Bench calls it
-    # an empty CSV cell arrives as NaN, which is the one value that differs from itself
-    given = {
-        field: str(value) for field, value in (("id", name), ("kind", kind)) if value is not None and value == value
-    }
-    name, kind = given.get("id", str(index)), given.get("kind", "")
+    name = _said(row.get("id")) or str(index)
+    kind = _said(row.get("kind", row.get("category")))  # a category is what Spec-Bench calls it
     return Prompt(index=index, id=name, kind=kind, text=row["text"], revision=revision)
+
+
+def _said(value: Any) -> str:
+    """A field as text; nothing for one that is missing, which a table's reader gives as NaN."""
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if missing else str(value)
 
 
 def _hub_rows(name: str, start: int, stop: int) -> tuple[str, list[dict[str, Any]]]:
@@ -121,7 +124,8 @@ def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
             return _with_text(path, rows)
         import pandas as pd  # slow to import
 
-        frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        cells = {"keep_default_na": False, "na_values": [""]}  # a text may well be "null"
+        frame = pd.read_csv(path, **cells) if path.suffix == ".csv" else pd.read_parquet(path)
         return _with_text(path, frame.to_dict(orient="records"))
     except UsageError:
         raise

@@ -79,6 +79,7 @@ class Evaluation:
         self._runs = {dataset: [run_name(settings, dataset) for settings in plan] for dataset in data}
         self.records = RecordFile(output, {run for runs in self._runs.values() for run in runs}, processes)
         try:
+            self._check_texts()
             costs = self._costs(engines)
             self._sessions = [Session(pair, settings, engines=engines, costs=costs) for settings in plan]
         except BaseException:
@@ -135,6 +136,12 @@ class Evaluation:
 
     def _indices(self, dataset: str) -> list[int]:
         return [task.prompt.index for task in self._tasks if task.dataset == dataset]
+
+    def _check_texts(self) -> None:
+        """Raises UsageError if a finished row is of another text than the dataset has there now."""
+        for task in self._tasks:
+            for run in self._runs[task.dataset]:
+                self.records.find(run, task.prompt, task.ids)
 
     def _finished(self, task: _Task) -> bool:
         return all(self.records.has(run, task.prompt.index) for run in self._runs[task.dataset])

@@ -120,20 +120,28 @@ class RecordFile:
     def _prepare(self) -> None:
         if self._processes.main:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(self.folder / "records.lock", timeout=0)
-            try:
-                self._open.enter_context(lock)
-            except filelock.Timeout as error:
-                reason = "is in use by another run"
-                raise UsageError(
-                    "--output", self.folder, reason, "wait for that run, or name another folder"
-                ) from error
+            self._open.enter_context(self._locked(self._main_path))
             for path in self._paths():
+                if path != self._main_path:
+                    with self._locked(path):  # a killed launch may have left a process behind that still writes
+                        pass
                 _mend(path)
         self._processes.wait()
+        if not self._processes.main:
+            self._open.enter_context(self._locked(self._path))
         self._path.touch()  # find out now, not after the first prompt
         self._scan()
         self._processes.wait()  # nobody appends before all have seen the same rows, or shares would overlap
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        """Hold a file of rows for oneself, as long as the process lives."""
+        try:
+            with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
+                yield
+        except filelock.Timeout as error:
+            reason, remedy = "is in use by another run", "wait for that run, or name another folder"
+            raise UsageError("--output", self.folder, reason, remedy) from error
 
     def _paths(self) -> list[Path]:
         return record_files(self.folder)
@@ -203,7 +211,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, Row]]:
 def _row(path: Path, number: int, line: bytes) -> Row:
     try:
         row: Row = json.loads(line)
-        row["prompt_ids"], hash((row["run"], row["index"]))
+        row["prompt_ids"], row["label"], row["settings"], hash((row["run"], row["index"]))
         version = row.get("format", 1)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError("--output", path, f"line {number} is no record", "mend it, or name another folder") from error

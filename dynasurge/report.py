@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynasurge.config import DEMO
 from dynasurge.data import Prompt
@@ -17,6 +17,9 @@ from dynasurge.models import Pair
 from dynasurge.provenance import provenance
 from dynasurge.records import write_output
 from dynasurge.rows import Row, Summary
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def tokens_per_step(row: Row) -> float:
@@ -48,6 +51,18 @@ def made_with(about: dict[str, Any]) -> str:
     """The start of a figure's caption: pair, machine and date."""
     pair = "demo pair" if about["draft"] == about["target"] == DEMO else f"{about['draft']} -> {about['target']}"
     return f"{pair}, {about['device']}, {about['dtype']}, {about['date']}"
+
+
+def origins(frame: pd.DataFrame) -> str:
+    """A line for rows that were not all made alike, because a sweep went on elsewhere or later; empty if they were."""
+    made = frame.groupby(["device", "dtype", "torch", "transformers", "commit"], dropna=False).size()
+    if len(made) == 1:
+        return ""
+    parts = [
+        f"{n} on {device}, {dtype}, torch {torch}, transformers {transformers}, commit {commit}"
+        for (device, dtype, torch, transformers, commit), n in made.items()
+    ]
+    return f"Rows of different origin, whose times should not be compared: {'; '.join(parts)}.\n\n"
 
 
 def skipped(indices: Mapping[str, Sequence[int]], data: Mapping[str, Sequence[Prompt]], least: int) -> list[str]:

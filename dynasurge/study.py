@@ -151,8 +151,8 @@ def speedup_by_prompt(frame: pd.DataFrame, measure: str = "tokens_per_second") -
     `auto` is missing are left out."""
     over, under = MEASURES[measure]
     value = frame[over] / frame[under]
-    base = frame.assign(base=value)[frame["label"] == "auto"].set_index(PAIRING)["base"]
-    trees = frame.assign(value=value)[frame["label"] != "auto"].join(base, on=PAIRING, how="inner")
+    base = frame.assign(base=value)[frame["label"] == "auto"][[*PAIRING, "base"]]
+    trees = frame.assign(value=value)[frame["label"] != "auto"].merge(base, on=PAIRING)
     return trees.assign(speedup=trees["value"] / trees["base"]).drop(columns=["value", "base"])
 
 
@@ -165,14 +165,14 @@ def time_breakdown(frame: pd.DataFrame, by: Sequence[str] = tuple(COLUMN)) -> pd
 
 def results(frame: pd.DataFrame) -> pd.DataFrame:
     """Every measure by dataset, temperature, policy and label, in the order of the rows, with the number of prompts and
-    `speedup`: tokens per second over those of `auto` on the same prompts (NaN without them)."""
+    `speedup`: tokens per second over those of `auto`, the median over prompts, which one stalled run does not move (NaN
+    without `auto`)."""
     sums = frame.groupby(COLUMN, sort=False)[sorted({name for pair in MEASURES.values() for name in pair})].sum()
     out = pd.DataFrame({name: sums[over] / sums[under] for name, (over, under) in MEASURES.items()})
     out["prompts"] = frame.groupby(COLUMN, sort=False)["index"].nunique()
     out["lossless"] = frame.groupby(COLUMN, sort=False)["lossless"].first()
-    auto = out.reset_index().query("label == 'auto'").set_index(["dataset", "T"])["tokens_per_second"]
-    base = [auto.get((dataset, t), np.nan) for dataset, t, *_ in out.index]
-    out["speedup"] = out["tokens_per_second"] / base
+    out["speedup"] = speedup_by_prompt(frame).groupby(COLUMN)["speedup"].median()
+    out.loc[out.index.get_level_values("label") == "auto", "speedup"] = 1.0
     return out.reset_index().merge(time_breakdown(frame), on=COLUMN)
 
 
@@ -221,4 +221,4 @@ def _line(row: dict[str, Any]) -> str:
         f"{1e3 * row['latency_per_request_s']:.0f}",
         phases,
     ]
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"

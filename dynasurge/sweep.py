@@ -34,7 +34,8 @@ def sweep(
     on_row: Callable[[Done], object] = lambda done: None,
 ) -> pd.DataFrame:
     """Run a plan over the prompts of datasets into a folder, or go on where it stopped. Returns one row a (settings,
-    prompt), which is also in `records.parquet` there; its columns are those of `study.to_frame`.
+    prompt) of those asked for, which is also in `records.parquet` there; its columns are those of `study.to_frame`.
+    (`records.jsonl` keeps what earlier runs with other prompts or fewer settings left there, too.)
 
     Arguments and errors are those of `Evaluation`. on_row is called with what this process did or found finished. Of
     several processes the first writes the file, and all return the whole frame.

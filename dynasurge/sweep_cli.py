@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynasurge.cli import evaluate, plan_of
+from dynasurge.cli import evaluate, plain_name, plan_of
 from dynasurge.config import MODES
 from dynasurge.errors import UsageError
 from dynasurge.flags import Parser, common_flags, growmaps_flag
@@ -38,7 +38,7 @@ def sweep_command(arguments: Sequence[str]) -> int:
     args = sweep_parser().parse_args(arguments)
     if args.output is None:
         raise UsageError("--output", None, "a sweep is a folder of records", "try --output runs/sweep")
-    datasets = list(dict.fromkeys(args.dataset))
+    datasets = list(dict.fromkeys(map(plain_name, args.dataset)))
     names = [Path(dataset).stem for dataset in datasets]
     for dataset, name in zip(datasets, names, strict=True):
         if names.count(name) > 1:
@@ -71,7 +71,9 @@ def _results(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, 
     made = report.made_with(about)
     short = [f"{name}: rows {', '.join(map(str, rows))}" for name, rows in about["skipped"].items() if rows]
     left_out = f"Left out, fewer than {args.min_prompt_len} tokens: {'; '.join(short)}.\n\n" if short else ""
-    body = f"{table}\n{left_out}{made}, commit {about['commit']}:\n\n    {about['command']}\n"
+    mixed = report.origins(frame)
+    print(mixed, end="")
+    body = f"{table}\n{left_out}{mixed}{made}, commit {about['commit']}:\n\n    {about['command']}\n"
     with write_output(output / "results.md") as partial:
         partial.write_text(body, encoding="utf-8")
     written = [output / "records.parquet", output / "results.md"]

@@ -9,7 +9,7 @@ import torch
 from conftest import tiny_tokenizer
 
 from dynasurge import load_pair
-from dynasurge.analysis import expected_accepted, rank_acceptance, text_distributions
+from dynasurge.analysis import mean_accepted, rank_acceptance, text_distributions
 from dynasurge.policies import POLICIES, Wish
 from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES
@@ -39,12 +39,12 @@ def test_rank_acceptance_is_what_topdown_does_at_each_node(policy: str, top_p: b
         assert proposal[row, : tree.size].tolist() == pytest.approx(children.proposal)
 
 
-def test_expected_accepted_is_the_mean_depth() -> None:
+def test_mean_accepted_is_the_mean_depth() -> None:
     q = torch.tensor([0.6, 0.4], dtype=torch.float64)
     tree = star([0], [False])
     p = torch.tensor([[0.3, 0.7]] * 2, dtype=torch.float64)
     for rule in RULES.values():
-        assert expected_accepted(rule, tree, p, [q]) == pytest.approx(0.5)
+        assert mean_accepted(rule, tree, p, [q]) == pytest.approx(0.5)
 
 
 def test_text_distributions_stand_ahead_of_each_token(tiny_folders: dict[str, tuple[str, str]], tmp_path: Path) -> None:

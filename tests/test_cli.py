@@ -166,6 +166,8 @@ def test_ctrl_c_keeps_what_is_done(
     assert "run the same command to go on" in capsys.readouterr().err
     assert len((out / "records.jsonl").read_text().splitlines()) == 2
     assert not (out / "summary.json").exists()
+    assert main([*pair, *FAST, "--dataset", prompts]) == 130
+    assert "nothing was kept; with --output DIR" in capsys.readouterr().err
 
 
 def test_records_of_other_settings_are_not_mixed(pair: list[str], prompts: str, tmp_path: Path) -> None:

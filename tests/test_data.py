@@ -126,6 +126,11 @@ def test_odd_but_valid_files(tmp_path: Path) -> None:
     csv.write_text("id,kind,text\n,,first\nb,news,second\n")
     assert [p.text for p in load_prompts(str(bom))] == ["one\u2028line"]
     assert [(p.id, p.kind) for p in load_prompts(str(csv))] == [("0", ""), ("b", "news")]
+    csv.write_text("id,text\nNA,null\n,None\n")
+    assert [(p.id, p.text) for p in load_prompts(str(csv))] == [("NA", "null"), ("1", "None")]
+    lists = tmp_path / "lists.parquet"
+    pd.DataFrame({"id": [["a", "b"]], "text": ["one"]}).to_parquet(lists)
+    assert [p.text for p in load_prompts(str(lists))] == ["one"]
 
 
 @pytest.mark.parametrize("content", ['{"text": "\\ud800"}', "[" * 100_000])

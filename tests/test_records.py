@@ -22,7 +22,8 @@ RUN = "abc"
 
 
 def row(index: int, **more: Any) -> dict[str, Any]:
-    return {"format": FORMAT, "run": RUN, "index": index, "prompt_ids": [index], "text": "w" * 50, **more}
+    known = {"format": FORMAT, "label": "auto", "run": RUN, "settings": {}, "index": index, "prompt_ids": [index]}
+    return {**known, "text": "w" * 50, **more}
 
 
 def prompt(index: int) -> Prompt:
@@ -101,6 +102,17 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
             RecordFile(tmp_path, [RUN])
         records.append(row(1))
     assert indices(tmp_path) == [0, 1]
+
+
+def test_a_process_that_a_killed_launch_left_behind_is_not_joined(tmp_path: Path) -> None:
+    """Its first process is gone and so is that lock, but this one still writes."""
+    orphan = RecordFile(tmp_path, [RUN], Processes(rank=1, count=2))
+    for processes in (Processes(), Processes(rank=0, count=2), Processes(rank=1, count=2)):
+        with pytest.raises(UsageError, match="is in use by another run"):
+            RecordFile(tmp_path, [RUN], processes)
+    orphan.append(row(1))
+    orphan.close()
+    assert indices(tmp_path) == [1]
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a place where not even root may write")

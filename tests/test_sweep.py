@@ -178,6 +178,45 @@ def test_a_wider_grid_goes_on_in_the_same_folder(command: list[str], tmp_path: P
     assert len(pd.read_parquet(out / "records.parquet")) == 2 * (4 + 4)
 
 
+def test_rows_made_elsewhere_are_pointed_out(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([*command, "--mode", "auto", "--end", "1", "--output", str(out)]) == 0
+    assert "different origin" not in (out / "results.md").read_text()
+    moved = [row | {"about": row["about"] | {"device": "one H100"}} for row in rows(out)]
+    (out / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in moved))
+    assert main([*command, "--mode", "auto", "--end", "2", "--output", str(out)]) == 0
+    told = "Rows of different origin, whose times should not be compared: 2 on"
+    assert told in (out / "results.md").read_text()
+    assert told in capsys.readouterr().out
+
+
+def test_a_changed_dataset_is_noticed_before_anything_runs(
+    command: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([*command, "--mode", "auto", "--end", "2", "--output", str(out)]) == 0
+    first, second, *others = Path(prompts).read_text().splitlines()
+    Path(prompts).write_text("\n".join([first, second.replace("w", "w1"), *others]) + "\n")
+    before = (out / "records.jsonl").read_bytes()
+    capsys.readouterr()
+    assert main([*command, "--mode", "auto", "--output", str(out)]) == 2
+    assert "holds row 1 of another text" in capsys.readouterr().err
+    assert (out / "records.jsonl").read_bytes() == before
+
+
+def test_two_spellings_of_a_file_are_one_dataset(
+    command: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = [*command, "--mode", "auto", "--end", "1", "--output", "out", "--dataset"]
+    assert main([*flags, "prompts.jsonl", "./prompts.jsonl"]) == 0
+    assert main([*flags, "./prompts.jsonl"]) == 0
+    assert {row["dataset"] for row in rows(tmp_path / "out")} == {"prompts.jsonl"}
+    assert len(rows(tmp_path / "out")) == 2
+
+
 def test_the_function_behind_the_command(pair: list[str], prompts: str, tmp_path: Path) -> None:
     models = load_pair(pair[1], pair[3], device="cpu", dtype="float32")
     plan = grid(mode=["auto", "dTree"], B=[4], fill=True, M=64, prompt_len=12, new_tokens=10)
