@@ -33,13 +33,14 @@ for flag in "$@"; do
     if [ "$flag" = --quick ]; then flags=("${quick[@]}"); else passed+=("$flag"); fi
 done
 
-gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
-if [ -z "${LAUNCH:-}" ]; then
-    LAUNCH=$PYTHON
+launch=("$PYTHON")
+if [ -n "${LAUNCH:-}" ]; then
+    read -ra launch <<< "$LAUNCH"
+elif ! [[ " ${passed[*]-} " =~ \ --device(-map)?[=\ ] ]]; then  # with either, the user says where it runs
+    gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
     if [ "$gpus" -gt 1 ]; then
-        LAUNCH="$PYTHON -m accelerate.commands.launch --multi_gpu --num_processes $gpus"
-        LAUNCH+=" --num_machines 1 --mixed_precision no --dynamo_backend no"
+        launch+=(-m accelerate.commands.launch --multi_gpu --num_processes "$gpus"
+            --num_machines 1 --mixed_precision no --dynamo_backend no)
     fi
 fi
-# shellcheck disable=SC2086  # LAUNCH is a command with its arguments
-exec $LAUNCH -m dynasurge sweep "${flags[@]}" ${passed[@]+"${passed[@]}"}
+exec "${launch[@]}" -m dynasurge sweep "${flags[@]}" ${passed[@]+"${passed[@]}"}

@@ -9,16 +9,19 @@ methods take the same prompt, at the same temperature and without top-k, before 
 
 transformers' own, through `model.generate`:
 
-- `generate`: its default, a cache that grows; `generate, compiled`: a static cache and torch.compile (on a GPU);
-- `assisted k`: assisted generation with the same draft, k tokens a pass; `assisted auto`: with its default schedule, which
-  adapts k and stops at an unlikely token. Of these the table's reader should take the best;
-- `prompt lookup`: drafts copied from the text.
+- `generate`: its default, a cache that grows; `generate, compiled`: torch.compile and one static cache for all prompts (a
+  new one for each would have its CUDA graphs recorded anew), on a GPU;
+- `assisted k`: assisted generation with the same draft, k tokens a pass; `assisted default`: up to 20, until the draft is
+  less sure than 0.4. Of these the table's reader should take the best. (transformers applies the temperature to its draft
+  twice, which is lossless but costs acceptance at T < 1; `chain k` is the same method without that);
+- `lookup k`: prompt lookup, k tokens copied from the text.
 
 The rules of other systems, whose code cannot run on these weights, within our engine, with our kernels, verified top-down
 as they do it:
 
 - `chain k`: speculative decoding (arXiv 2211.17192), our own;
-- `Sequoia` (arXiv 2402.12374): the optimal static tree of B nodes for a measured acceptance vector, sampled children;
+- `Sequoia` (arXiv 2402.12374): the optimal static tree of B nodes and 8 levels for acceptance by rank, measured before on
+  bundled prompts at the same temperature, sampled children;
 - `EAGLE-2` (arXiv 2406.16858): the 10 likeliest tokens a node, 6 levels, then the B best by the draft's probabilities;
 - `OPT-Tree` (arXiv 2406.17276): the likeliest tokens, best-first by the draft's probabilities, depth free;
 - `DySpec` (arXiv 2410.11744): the same with sampled children.
@@ -39,16 +42,22 @@ from typing import Any
 import numpy as np
 import torch
 from shards import Shard, gain, read_rows, run_flags
+from transformers import StaticCache
 from transformers.generation.streamers import BaseStreamer
+from trees import acceptance_vector
 from widen import SHAPES, widen
 
 from dynasurge import Settings, load_pair
 from dynasurge.data import load_prompts
 from dynasurge.generation import Session, make_engines
+from dynasurge.growmap import save_growmap
 from dynasurge.models import Pair
+from dynasurge.optimal import optimal_growmap
 
 TEMPERATURES = (0.0, 0.6, 1.0)
 CHAINS = (3, 5, 8)
+LOOKUPS = (3, 5, 10)
+MEASURED_ON = 14  # bundled prompts, for the acceptance vector of `Sequoia`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +102,7 @@ def theirs(pair: Pair, T: float, new_tokens: int, **how: Any) -> Method:
     k = how.pop("assistant", None)
     if assisted:
         how["assistant_model"] = draft
+    cache = how.get("past_key_values")
 
     def run(ids: list[int], seed: int) -> Timed:
         torch.manual_seed(seed)
@@ -102,7 +112,9 @@ def theirs(pair: Pair, T: float, new_tokens: int, **how: Any) -> Method:
             draft.generation_config.assistant_confidence_threshold = 0.0 if k else 0.4
         clock, passes[0] = Clock(), 0
         prompt = torch.tensor([ids], device=target.device)
-        handle = target.register_forward_pre_hook(count) if "cache_implementation" not in how else None
+        if cache is not None:
+            cache.reset()
+        handle = target.register_forward_pre_hook(count) if cache is None else None  # a hook would break the graph
         start = time.perf_counter()
         out = target.generate(
             prompt,
@@ -140,9 +152,8 @@ def ours(session: Session) -> Method:
     return run
 
 
-def trees(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What runs in our engine, by name: fields of Settings."""
-    B, sequoia = args.B, args.growmap
+def trees(B: int, sequoia: str) -> dict[str, dict[str, Any]]:
+    """What runs in our engine, by name: fields of Settings. sequoia: its growmap."""
     literature: dict[str, Any] = {"mode": "dTree", "B": B, "fill": True, "values": "own", "lookup": False}
     methods: dict[str, dict[str, Any]] = {"auto": {"mode": "auto"}}
     methods |= {f"chain {k}": {"mode": "sTree", "growmap": f"chain{k}"} for k in CHAINS}
@@ -165,27 +176,40 @@ def run(args: argparse.Namespace) -> None:
             pair, target=widen(pair.target, SHAPES[args.shape], device=device, dtype=torch.bfloat16)
         )
     shared = {"M": 512, "new_tokens": args.new_tokens, "prompt_len": args.prompt_len, "compile": args.compile}
-    settings = {(T, name): Settings(T=T, **(shared | own)) for T in args.T for name, own in trees(args).items()}
-    engines = make_engines(pair, list(settings.values()))
-    methods: dict[tuple[float, str], Method] = {}
+    settings = {}
     for T in args.T:
-        methods[T, "generate"] = theirs(pair, T, args.new_tokens)
+        growmap = args.output / f"sequoia-T{T:g}-B{args.B}.pt"
+        if not growmap.exists():
+            vector = acceptance_vector(pair, load_prompts("demo", 0, MEASURED_ON), T)
+            growmap.parent.mkdir(parents=True, exist_ok=True)
+            save_growmap(optimal_growmap(vector, args.B, 8), growmap)
+        methods = trees(args.B, str(growmap))
+        settings |= {(T, name): Settings(T=T, **(shared | own)) for name, own in methods.items()}
+    engines = make_engines(pair, list(settings.values()))
+    calls: dict[tuple[float, str], Method] = {}
+    for T in args.T:
+        calls[T, "generate"] = theirs(pair, T, args.new_tokens)
         if pair.target.device.type == "cuda":
-            methods[T, "generate, compiled"] = theirs(pair, T, args.new_tokens, cache_implementation="static")
+            room = args.prompt_len + args.new_tokens
+            cache = StaticCache(config=pair.target.config, max_cache_len=room)
+            calls[T, "generate, compiled"] = theirs(pair, T, args.new_tokens, past_key_values=cache)
         for k in (*CHAINS, None):
-            methods[T, f"assisted {k or 'auto'}"] = theirs(pair, T, args.new_tokens, assistant=k)
-        methods[T, "prompt lookup"] = theirs(pair, T, args.new_tokens, prompt_lookup_num_tokens=5)
+            calls[T, f"assisted {k or 'default'}"] = theirs(pair, T, args.new_tokens, assistant=k)
+        for k in LOOKUPS:
+            calls[T, f"lookup {k}"] = theirs(pair, T, args.new_tokens, prompt_lookup_num_tokens=k)
     for (T, name), own in settings.items():
-        methods[T, name] = ours(Session(pair, own, engines=engines))
+        calls[T, name] = ours(Session(pair, own, engines=engines))
     if args.methods:
-        methods = {key: method for key, method in methods.items() if key[1] in args.methods}
+        calls = {key: method for key, method in calls.items() if key[1] in args.methods}
     shard, warm = Shard(args, ("data", "index", "T", "method")), set()
     for number in shard.numbers(args.prompts):
         for data in args.data:
             ids = pair.tokenizer(load_prompts(data, number, number + 1)[0].text).input_ids[: args.prompt_len]
             if len(ids) < args.prompt_len:  # a static cache is compiled for one length
                 continue
-            for (T, name), method in methods.items():
+            turns = list(calls.items())
+            first = number % len(turns)  # so that no method always follows the same other
+            for (T, name), method in turns[first:] + turns[:first]:
                 key = {"data": Path(data).stem, "index": number, "T": T, "method": name}
                 if not shard.wants(**key):
                     continue
@@ -202,7 +226,7 @@ def table(args: argparse.Namespace) -> None:
     rows = [row for row in rows if len(row["output_ids"]) > row["first"]]  # the others ended with their first token
     by = {(r["data"], r["T"], r["method"], r["index"]): r for r in rows}
     for data, T in sorted({(r["data"], r["T"]) for r in rows}):
-        names = list(dict.fromkeys(r["method"] for r in rows if (r["data"], r["T"]) == (data, T)))
+        names = sorted({r["method"] for r in rows if (r["data"], r["T"]) == (data, T)}, key=_order)
         prompts = sorted(set.intersection(*({i for d, t, m, i in by if (d, t, m) == (data, T, n)} for n in names)))
         if not prompts:
             continue
@@ -216,12 +240,20 @@ def table(args: argparse.Namespace) -> None:
             passes = sum(r["passes"] for r in mine)
             per_pass = sum(len(r["output_ids"]) - r["first"] for r in mine) / passes
             same = [
-                by[data, T, "generate", i]["output_ids"] == r["output_ids"] for i, r in zip(prompts, mine, strict=True)
+                by[data, T, "generate", i]["output_ids"] == r["output_ids"]
+                for i, r in zip(prompts, mine, strict=True)
+                if "generate" in names
             ]
             low, middle, high = np.percentile(ms, [25, 50, 75])
             cells = [f"{middle:.1f} ({low:.1f} - {high:.1f})", f"{per_pass:.2f}"]
             cells += [_ratio(speed[other], speed[name]) if other in speed else "" for other in ("auto", "generate")]
-            print(f"| {name} | {' | '.join(cells)} | {f'{sum(same)} of {len(same)}' if T == 0 else ''} |")
+            print(f"| {name} | {' | '.join(cells)} | {f'{sum(same)} of {len(same)}' if T == 0 and same else ''} |")
+
+
+def _order(name: str) -> tuple[int, str]:
+    """theirs, other systems', ours."""
+    words = ("generate", "assisted", "lookup", "auto", "chain", "Sequoia", "EAGLE-2", "OPT-Tree", "DySpec", "dTree")
+    return next(n for n, word in enumerate(words) if name.startswith(word)), name
 
 
 def _speed(row: dict[str, Any]) -> float:
@@ -242,7 +274,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     add.add_argument("--prompt-len", type=int, default=128)
     add.add_argument("--T", type=float, nargs="+", default=list(TEMPERATURES))
     add.add_argument("--B", type=int, default=64, help="nodes of trees, but for `auto` ones")
-    add.add_argument("--growmap", default="growmaps/optimal63.pt", help="Sequoia's tree")
     add.add_argument("--shape", choices=SHAPES, help="widen the demo target")
     add.add_argument("--compile", action="store_true", help="torch.compile our passes, too")
     add.add_argument("--methods", nargs="+", help="only these")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from dynasurge.provenance import git_commit, processor
 
 RESAMPLES = 4000
 
@@ -24,7 +27,11 @@ class Shard:
         self._part, self._parts = map(int, args.shard.split("/"))
         self._key, self._end = key, time.monotonic() + args.seconds
         args.output.mkdir(parents=True, exist_ok=True)
+        _agree(args)
         self._path = args.output / f"rows-{self._part}-of-{self._parts}.jsonl"
+        if self._path.exists():
+            whole = self._path.read_bytes()
+            os.truncate(self._path, whole.rfind(b"\n") + 1)  # a kill may have torn the last line
         self._done = {self._name(row) for row in read_rows(self._path)} if self._path.exists() else set()
 
     def numbers(self, count: int) -> Iterator[int]:
@@ -41,6 +48,20 @@ class Shard:
 
     def _name(self, row: Any) -> tuple[Hashable, ...]:
         return tuple(row[name] for name in self._key)
+
+
+def _agree(args: argparse.Namespace) -> None:
+    """All rows of a folder are made alike: `run.json` says how."""
+    own = ("shard", "seconds", "output", "action", "prompts", "data", "T", "methods")  # what may differ
+    how = {name: str(value) for name, value in sorted(vars(args).items()) if name not in own}
+    how |= {"torch": torch.__version__, "commit": str(git_commit()), "threads": str(args.threads)}
+    how["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    path = args.output / "run.json"
+    if not path.exists():
+        path.write_text(json.dumps(how, indent=1) + "\n")
+    for name, value in json.loads(path.read_text()).items():
+        if value != how.get(name):
+            raise SystemExit(f"error: {path}: made with {name} {value}, not {how.get(name)}; name another --output")
 
 
 def read_rows(*paths: Path) -> list[dict[str, Any]]:

@@ -125,8 +125,7 @@ def acceptance_vector(pair: Pair, prompts: Any, T: float, k: int = 16) -> list[f
     for prompt in prompts:
         ids = session.encode(prompt.text)
         text = session.generate(ids, index=prompt.index).output_ids
-        p, _ = text_distributions(pair, ids, text, T=T)
-        _, q = text_distributions(pair, ids, text, T=T or 1.0)
+        p, q = text_distributions(pair, ids, text, T=T)
         accepted, _ = rank_acceptance(p, q, "sampled" if T else "topk", k, generator)
         total, count = total + accepted.sum(0).cpu(), count + len(accepted)
     return [round(float(x), 4) for x in total / count]
@@ -192,8 +191,10 @@ def table(args: argparse.Namespace) -> None:
         for budget, total in row["hindsight"].items():
             mean[(*_key(row)[:3], "hindsight", int(budget))] = total / len(row["expected"])
     names = [name for name in ("static", *METHODS, "hindsight") if any(key[3] == name for key in mean)]
-    print(f"| prompts | T | B | n | {' | '.join(names)} | `copies` over `static` | over the best other |")
-    print("|---" * (len(names) + 6) + "|")
+    compared = {"static", "copies"} <= set(names)
+    gains = ["`copies` over `static`", "over the best other"] if compared else []
+    print(f"| {' | '.join(['prompts', 'T', 'B', 'n', *names, *gains])} |")
+    print("|---" * (4 + len(names) + len(gains)) + "|")
     places = sorted({(data, T) for data, _, T, _, _ in mean})
     for data, T in places:
         for budget in BUDGETS:
@@ -202,24 +203,31 @@ def table(args: argparse.Namespace) -> None:
             if not prompts:
                 continue
             values = {name: np.array([mean[data, i, T, name, budget] for i in prompts]) for name in names}
-            best = max(names[:4], key=lambda name: values[name].mean())
+            others = [name for name in names if name in ("static", "prototype", "DySpec", "OPT-Tree")]
             cells = [data, f"{T:g}", str(budget), str(len(prompts))]
             cells += [f"{values[name].mean():.3f}" for name in names]
-            cells += [
-                "{:+.1%} [{:+.1%}, {:+.1%}]".format(*gain(values[other], values["copies"]))
-                for other in ("static", best)
-            ]
-            cells[-1] += f" ({best})"
+            if compared:
+                best = max(others, key=lambda name: values[name].mean())
+                cells += [
+                    "{:+.1%} [{:+.1%}, {:+.1%}]".format(*gain(values[other], values["copies"]))
+                    for other in ("static", best)
+                ]
+                cells[-1] += f" ({best})"
             print("| " + " | ".join(cells) + " |")
     print(f"\n| prompts | T | n | {' | '.join(['no tree', *_columns(rows)])} |")
     print("|---" * (len(_columns(rows)) + 4) + "|")
     for data, T in places:
-        speeds, counts = [], []
-        for column in ["no tree", *_columns(rows)]:
-            own = [r for r in rows if (r["data"], r["T"]) == (data, T) and _column(r) == column]
-            counts.append(len(own))
-            speeds.append(sum(r["tokens"] for r in own) / sum(r["seconds"] for r in own) if own else float("nan"))
-        print(f"| {data} | {T:g} | {min(counts)} | " + " | ".join(f"{speed:.1f}" for speed in speeds) + " |")
+        here = [row for row in rows if (row["data"], row["T"]) == (data, T)]
+        columns = {
+            column: {row["index"]: row for row in here if _column(row) == column}
+            for column in ("no tree", *_columns(rows))
+        }
+        prompts = sorted(set.intersection(*map(set, columns.values())))
+        speeds = []
+        for own in columns.values():
+            tokens, seconds = (sum(own[i][name] for i in prompts) for name in ("tokens", "seconds"))
+            speeds.append(f"{tokens / seconds:.1f}" if prompts else "")
+        print(f"| {data} | {T:g} | {len(prompts)} | {' | '.join(speeds)} |")
 
 
 def _key(row: dict[str, Any]) -> tuple[str, int, float, str, int]:

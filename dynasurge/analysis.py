@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 
 from dynasurge import sampling
+from dynasurge.engine import Engine
 from dynasurge.models import Pair
 from dynasurge.policies import POLICIES, Wish
 from dynasurge.tree import TokenTree
@@ -66,11 +67,11 @@ def rank_acceptance(
 def text_distributions(
     pair: Pair, prompt: Sequence[int], output: Sequence[int], *, T: float, P: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(p, q), float32 [len(output), V] each: both models' distributions ahead of every token of `output`."""
-    vocab = pair.target.config.get_text_config().vocab_size
-    both = []
+    """(p, q), float32 [len(output), V] each: what the target says and what the draft proposes from, ahead of every token of
+    `output`."""
+    text, vocab = [*prompt, *output[:-1]], pair.target.config.get_text_config().vocab_size
+    logits = []
     for model in (pair.target, pair.draft):
-        text = torch.tensor([[*prompt, *output[:-1]]], device=model.device)
-        logits = model(text, logits_to_keep=len(output)).logits[0, :, :vocab]
-        both.append(sampling.to_probs(logits, T, P))
-    return both[0], both[1]
+        engine = Engine(model, len(text), vocab=vocab)
+        logits.append(engine.forward(text, range(-1, len(text) - 1), keep=len(output)))
+    return sampling.to_probs(logits[0], T, P), sampling.to_proposal(logits[1], T, P)

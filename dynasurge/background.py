@@ -22,9 +22,11 @@ from dynasurge.tracing import StepView, WatchedSession
 
 @dataclass(kw_only=True, eq=False)
 class Run:
-    """prompt: the text as the models read it; steps: those decoded so far; error: why there are no more, one line."""
+    """prompt: the text as the models read it; note: what a reader should know of it; steps: those decoded so far; error:
+    why there are no more, one line. A run that was cancelled is finished, too."""
 
     prompt: str = ""
+    note: str = ""
     steps: list[StepView] = field(default_factory=list)
     finished: bool = False
     cancelled: bool = False
@@ -42,6 +44,7 @@ class Background:
         self._pair, self._roomiest, self._on_change = pair, roomiest, on_change
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dynasurge")
         self.changed = threading.Condition()  # hold it to look at a run
+        self._closed = False
 
     def start(self, prompt: str, settings: Settings) -> Run:
         """Decode after a prompt."""
@@ -50,13 +53,18 @@ class Background:
         return run
 
     def wait(self, runs: Sequence[Run], step: int, timeout: float | None) -> bool:
-        """Block until every run has this step or has ended; False if `timeout` seconds were not enough."""
+        """Block until every run has this step or has ended, or until `close`; False if `timeout` seconds pass first."""
         with self.changed:
-            return self.changed.wait_for(lambda: all(run.finished or len(run.steps) > step for run in runs), timeout)
+            return self.changed.wait_for(
+                lambda: self._closed or all(run.finished or len(run.steps) > step for run in runs), timeout
+            )
 
     def close(self) -> None:
         """Start nothing more."""
         self._worker.shutdown(wait=False, cancel_futures=True)
+        with self.changed:
+            self._closed = True
+            self.changed.notify_all()
 
     @cached_property
     def _engines(self) -> Engines:
@@ -69,9 +77,11 @@ class Background:
                 session = WatchedSession(self._pair, settings, engines=self._engines)
                 ids = session.encode(prompt)
                 run.prompt = str(self._pair.tokenizer.decode(ids))
+                if len(self._pair.tokenizer(prompt).input_ids) > len(ids):
+                    run.note = f"prompt cut to its first {len(ids)} tokens"
                 for step in session.watch(ids):
                     if run.cancelled:
-                        return
+                        break
                     with self.changed:
                         run.steps.append(step)
                         self._tell(run)
@@ -85,5 +95,9 @@ class Background:
 
     def _tell(self, run: Run) -> None:
         if not run.cancelled:
-            self._on_change()
-        self.changed.notify_all()
+            try:
+                self._on_change()
+            finally:
+                self.changed.notify_all()
+        else:
+            self.changed.notify_all()

@@ -37,13 +37,16 @@ def acceptance_figure(frame: pd.DataFrame, caption: str) -> Figure:
     """Acceptance by position, depth, sibling rank and draft confidence, a line a label of these rows. Points that stand for
     fewer than ENOUGH steps are left out, if there are others."""
     panels = {
-        ("position", "position in the output (tokens)"): (study.acceptance_by_position(frame), "accepted_per_step"),
-        ("confidence", "draft confidence (mean q of first children)"): (
-            study.acceptance_by_confidence(frame),
+        ("position", "position in the output (tokens)"): (
+            study.acceptance_by_position(frame, by=["label"]),
             "accepted_per_step",
         ),
-        ("depth", "depth in the tree (level)"): (study.acceptance_by_depth(frame), "accepted"),
-        ("rank", "sibling rank (drawing order, from 0)"): (study.acceptance_by_rank(frame), "accepted"),
+        ("confidence", "draft confidence (mean q of first children)"): (
+            study.acceptance_by_confidence(frame, by=["label"]),
+            "accepted_per_step",
+        ),
+        ("depth", "depth in the tree (level)"): (study.acceptance_by_depth(frame, by=["label"]), "accepted"),
+        ("rank", "sibling rank (drawing order, from 0)"): (study.acceptance_by_rank(frame, by=["label"]), "accepted"),
     }
     figure = new_figure(7.2, 4.8)
     grid = figure.subplots(2, 2)

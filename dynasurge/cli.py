@@ -138,6 +138,8 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
     from dynasurge.data import load_prompts
     from dynasurge.generation import make_shape
     from dynasurge.processes import join
+    from dynasurge.records import RecordFile
+    from dynasurge.rows import run_name
 
     for settings in plan:
         shape = make_shape(settings)
@@ -147,6 +149,12 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
         reason = f"outside 1 .. --prompt-len {args.prompt_len}, what prompts are cut to"
         raise UsageError("--min-prompt-len", args.min_prompt_len, reason, f"try --min-prompt-len {args.prompt_len}")
     processes, device = join(args.device, args.device_map)
+    output = Path(args.output) if args.output else None
+    if processes.count > 1 and output is None:
+        raise UsageError("--output", None, "several processes put their rows in one folder", "try --output runs/mine")
+    if output is not None and output.exists() and processes.main:  # look into it before anything is loaded
+        RecordFile(output, {run_name(settings, name) for settings in plan for name in datasets}).close()
+    processes.wait()
     data = {dataset: load_prompts(dataset, args.start, args.end) for dataset in datasets}
 
     from tqdm import tqdm
@@ -156,9 +164,10 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
     from dynasurge.models import load_pair
 
     pair = load_pair(args.draft, args.target, dtype=args.dtype, device=device, device_map=args.device_map)
-    output = Path(args.output) if args.output else None
     with Evaluation(pair, plan, data, output, min_prompt_len=args.min_prompt_len, processes=processes) as evaluation:
         silent = None if processes.main else True
+        if processes.main:
+            print(report.memory(evaluation.engines))
         with tqdm(total=len(evaluation), unit="run", disable=silent, dynamic_ncols=True) as bar:
             for done in evaluation.run():
                 bar.update()

@@ -86,7 +86,7 @@ class Decoder:
                 clock.mark("target")
                 verdict = self._judge(draft, logits, generator, len(text))
                 clock.mark("verify")
-            self._commit(draft, verdict)
+                self._commit(draft, verdict)
             emitted = _cut([draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], end - len(text), eos)
             text += emitted
             clock.mark("other")
@@ -111,7 +111,7 @@ class Decoder:
         """Verify a tree behind a text of `length` tokens."""
         try:
             return self._verify(draft.tree, self._probs(logits), draft.q, generator)
-        except ValueError as error:  # no mass to draw from, which verification notices without waiting once more
+        except sampling.NoMassError as error:  # which verification notices without waiting once more
             raise no_numbers("--target", f"after {length} tokens") from error
 
     def _probs(self, logits: torch.Tensor) -> Rows:

@@ -97,7 +97,7 @@ class Drafter:
             return bare(text[-1])
         pool = [_root(text[-1])]
         level, kept, passes = [0], [0], 1
-        q = self._probs(self._engine.extend(text[self._engine.length :])[None])
+        q = sampling.to_proposal(self._engine.extend(text[self._engine.length :])[None], self._T, self._P)
         if self._lookup is not None:
             self._lookup.read(text)
         last = min(max_depth, self._shape.max_depth)
@@ -126,10 +126,6 @@ class Drafter:
                     tried, refused = tried * refused, refused - (reach[child] / tried if tried > 0 else 0.0)
                 self._acceptance.observe(slot.kind, slot.x, max(0.0, tried), reach[child])
         self._shape.verified(len(path) + 1)
-
-    def _probs(self, logits: torch.Tensor) -> torch.Tensor:
-        # At T = 0 any proposal is lossless, and the draft's own ranking of tokens is what point children need.
-        return sampling.to_probs(logits, self._T or 1.0, self._P if self._T else 1.0)
 
     def _propose(self, pool: list[Slot], level: Sequence[int], q: torch.Tensor, generator: torch.Generator) -> None:
         """Append every node's children to the pool, in drawing order, each with its values."""
@@ -201,7 +197,8 @@ class Drafter:
             slot.row = rows_read + offset
             row = pool[slot.parent].row
             parents.append(-1 if row is None else row)  # the root is part of the text
-        return self._probs(self._engine.forward([pool[index].token for index in level], parents))
+        logits = self._engine.forward([pool[index].token for index in level], parents)
+        return sampling.to_proposal(logits, self._T, self._P)
 
 
 def bare(token: int) -> Draft:

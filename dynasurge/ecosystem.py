@@ -30,6 +30,7 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dynasurge.config import DEMO, Settings
@@ -47,6 +48,7 @@ GENERATES_OWN = {  # what `generate` is told, by the field of Settings it decide
     "target": "the model whose generate it is",
     "dtype": "from_pretrained",
     "device": "model.to",
+    "device_map": "from_pretrained",
 }
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")  # that trees do not have
 HARMLESS = {
@@ -201,6 +203,9 @@ def _refuse_config(config: GenerationConfig, assistant: object) -> None:
     if assistant is not None or config.prompt_lookup_num_tokens:
         name = "assistant_model" if assistant is not None else "prompt_lookup_num_tokens"
         raise UsageError(name, "given", "the tree's draft does its work", "leave it out")
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise UsageError("generation mode", mode.value, "trees decode greedily or sample", "leave out what asks for it")
 
 
 def _law(config: GenerationConfig, processors: LogitsProcessorList) -> tuple[float, float]:

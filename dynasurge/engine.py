@@ -33,6 +33,7 @@ class Engine:
 
     def __init__(self, model: PreTrainedModel, max_length: int, *, vocab: int | None = None) -> None:
         self.model = model
+        self.compiled = False
         self.max_length = self.widest = max_length
         self._vocab = vocab
         self._known = model.config.get_text_config().vocab_size
@@ -50,6 +51,16 @@ class Engine:
     def device(self) -> torch.device:
         """Where logits come from."""
         return self.model.device
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes of the weights, and of the cache, which has all its rows from the first pass on."""
+        weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+        config = self.model.config.get_text_config()
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        row = 2 * (getattr(config, "num_key_value_heads", None) or heads) * size * self.model.dtype.itemsize
+        return weights, config.num_hidden_layers * self.max_length * row
 
     @property
     def length(self) -> int:

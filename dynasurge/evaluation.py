@@ -19,7 +19,7 @@ from dynasurge.config import Settings
 from dynasurge.data import Prompt
 from dynasurge.errors import UsageError
 from dynasurge.generation import Engines, Generation, Session, make_engines
-from dynasurge.latency import Costs, load_costs, read_costs
+from dynasurge.latency import Costs, load_costs, read_costs, widths_of
 from dynasurge.models import Pair
 from dynasurge.processes import ALONE, Processes
 from dynasurge.provenance import provenance
@@ -51,7 +51,7 @@ class Evaluation:
     """A plan of settings over the prompts of datasets, to be used in a `with`.
 
     Construction checks everything that can be checked before running. `skipped`: by dataset, the indices of prompts that
-    have fewer than `min_prompt_len` tokens; they are left out.
+    have fewer than `min_prompt_len` tokens; they are left out. `engines`: those of all settings.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Evaluation:
         """
         self._plan, self._processes = plan, processes
         self._about = provenance(pair)
-        engines = make_engines(pair, plan)
+        self.engines = engines = make_engines(pair, plan)
         reader = Session(pair, plan[0], engines=engines, costs=UNMEASURED)
         self.skipped: dict[str, list[int]] = {}
         self._tasks: list[_Task] = []
@@ -106,7 +106,7 @@ class Evaluation:
         """
         warm: set[int] = set()
         for task in self._todo:
-            for number, settings in enumerate(self._plan):
+            for number, settings in self._turns(task.prompt.index):
                 run = self._runs[task.dataset][number]
                 if (row := self.records.find(run, task.prompt, task.ids)) is not None:
                     yield Done(row=row, result=None)
@@ -120,6 +120,12 @@ class Evaluation:
                 self.records.append(row)
                 yield Done(row=row, result=result)
         self.records.merge()
+
+    def _turns(self, index: int) -> list[tuple[int, Settings]]:
+        """The plan, by number, for one prompt: each time another setting begins, so that none is always the first after
+        another, or meets a machine that has cooled down."""
+        turns = list(enumerate(self._plan))
+        return turns[index % len(turns) :] + turns[: index % len(turns)]
 
     def rows(self) -> Iterator[Row]:
         """The rows of the prompts and settings asked for, by dataset, setting and prompt, once `run` has ended."""
@@ -164,8 +170,11 @@ class Evaluation:
         if engines.draft is None or not any(settings.mode == "dTree" and not settings.fill for settings in self._plan):
             return UNMEASURED
         path = self.records.folder / "costs.json"
-        if self._processes.main and read_costs(path) is None:
+        kept = read_costs(path)
+        if self._processes.main and (kept is None or kept.widths[-1] < widths_of(engines.target, engines.draft)[-1]):
             costs = load_costs(engines.target, engines.draft)
+            if kept is not None:  # a wider grid: what trees went by so far stays as it is
+                costs = kept.extended(costs)
             with write_output(path) as partial:
                 partial.write_text(json.dumps(asdict(costs)) + "\n")
         self._processes.wait()

@@ -10,7 +10,6 @@ numbers only, no text and no tokens; the machine, the command and the date are i
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import shlex
 import sys
@@ -83,11 +82,11 @@ class Evidence:
         """Run a small sweep now, then probe its texts. wanted: by name of PROBES, the probe's keyword arguments."""
         prompts = sum(map(len, data.values()))
         with tempfile.TemporaryDirectory() as folder, tqdm(total=len(plan) * prompts, unit="run") as bar:
-            frame = sweep(pair, plan, data, Path(folder), on_row=lambda done: bar.update())
+            frame = _labelled(sweep(pair, plan, data, Path(folder), on_row=lambda done: bar.update()))
             costs = read_costs(Path(folder) / "costs.json")
         tables = {name: PROBES[name](pair, frame, **how) for name, how in wanted.items()}
-        about = {"date": datetime.datetime.now(datetime.UTC).date().isoformat()}
-        return cls(frame=_labelled(frame), costs=costs, probes=tables, about=about)
+        about = {"date": str(frame["date"].max())}
+        return cls(frame=frame, costs=costs, probes=tables, about=about)
 
     def probe(self, name: str) -> pd.DataFrame:
         """A table by name of PROBES. Raises UsageError if it was not measured."""
@@ -140,9 +139,12 @@ class Evidence:
 
 
 def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """`Settings.label` says nothing of --fill, which changes a dynamic tree altogether."""
+    """`Settings.label` says nothing of --fill, which changes a dynamic tree altogether; and prompts that are of no kind are
+    of their dataset's."""
     filled = frame["label"].str.replace(r"^(dTree B=\d+)(?! filled)", r"\1 filled", regex=True)
-    return frame.assign(label=frame["label"].where(~frame["fill"], filled))
+    label = frame["label"].where(~frame["fill"], filled)
+    kind = frame["kind"].where(frame["kind"] != "", frame["dataset"].map(lambda name: Path(name).stem))
+    return frame.assign(label=label, kind=kind)
 
 
 def publish(arguments: Sequence[str]) -> int:
@@ -161,11 +163,13 @@ def publish(arguments: Sequence[str]) -> int:
     if output.resolve() in [Path(folder).resolve() for folder in args.folders]:
         raise UsageError("--output", output, "is the sweep's own folder", f"try --output {output}-numbers")
     evidence = Evidence.read(*args.folders)
-    first = load_frame(args.folders[0])
+    first = _labelled(load_frame(args.folders[0]))
     if not set(TEXT) <= set(first):
         raise UsageError("folder", args.folders[0], "holds no texts, it was published", "name the sweep's own folder")
     names = {name: str(first[name].iloc[0]) for name in ("draft", "target", "device", "dtype", "commit")}
-    pair = load_pair(names["draft"], names["target"], dtype=names["dtype"])
+    spread = first["device_map"].iloc[0]
+    device_map = spread if isinstance(spread, str) else None  # a table's missing value is not None
+    pair = load_pair(names["draft"], names["target"], dtype=names["dtype"], device_map=device_map)
     prompts = len(first.drop_duplicates(["dataset", "index"]))
     tables = {"positions": probes.positions(pair, first)}
     with tqdm(total=args.nodes * first["T"].nunique(), desc="bounds", disable=None) as bar:
@@ -175,7 +179,7 @@ def publish(arguments: Sequence[str]) -> int:
         tables["bias"] = probes.bias(pair, first, **how)
     about = {
         "machine": args.machine or names["device"],
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": str(first["date"].max()),
         "commit": names["commit"],
         "commands": "; ".join(filter(None, [*map(_command, args.folders), shlex.join([*COMMAND.split(), *arguments])])),
     }

@@ -244,7 +244,9 @@ def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
         assert growmap is not None, "Settings requires a growmap in sTree mode"
         return StaticShape(growmap)
     depth = growmap.depth if growmap is not None else settings.depth_bound
-    bounds = {"budget": settings.budget, "max_depth": depth, "max_children": settings.max_children}
+    bounds: dict[str, Any] = {"budget": settings.budget, "max_depth": depth, "max_children": settings.max_children}
+    if settings.T == 0 or settings.policy != "sampled":
+        bounds["later_child"] = 1.0
     return BestFirst(**bounds) if settings.fill or costs is None else Thrifty(**bounds, costs=costs)
 
 

@@ -51,6 +51,7 @@ class GraphEngine(Engine):
         compiled: bool = False,
     ) -> None:
         super().__init__(model, max_length + 1, vocab=vocab)  # the spare row is the last
+        self.compiled = compiled
         self._call = torch.compile(model, dynamic=True) if compiled else model
         self.widest = bucket(widest)
         self.capture_seconds = 0.0

@@ -17,7 +17,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import torch
 
 from dynasurge import sampling
 from dynasurge.engine import Engine
+from dynasurge.faults import shrinking
 from dynasurge.files import cache_folder, write_whole
 from dynasurge.policies import Wish, hybrid
 from dynasurge.tree import TokenTree
@@ -53,6 +54,16 @@ class Costs:
                 raise ValueError(f"{seconds} are not the seconds of {len(self.widths)} widths")
         if not 0 <= self.step_seconds < math.inf:
             raise ValueError(f"step_seconds is {self.step_seconds}")
+
+    def extended(self, other: Costs) -> Costs:
+        """These curves as far as they go, and behind that the other's."""
+        more = [at for at, width in enumerate(other.widths) if width > self.widths[-1]]
+        return replace(
+            self,
+            widths=self.widths + tuple(other.widths[at] for at in more),
+            target_seconds=self.target_seconds + tuple(other.target_seconds[at] for at in more),
+            draft_seconds=self.draft_seconds + tuple(other.draft_seconds[at] for at in more),
+        )
 
     def target(self, nodes: int) -> float:
         """Seconds of a target pass over a tree of so many drafted nodes."""
@@ -100,6 +111,11 @@ def measure(target: Engine, draft: Engine, on_width: Callable[[], object] = lamb
 
     on_width is called after each width.
     """
+    with shrinking("tree"):
+        return _measure(target, draft, on_width)
+
+
+def _measure(target: Engine, draft: Engine, on_width: Callable[[], object]) -> Costs:
     widths = widths_of(target, draft)
     generator = torch.Generator().manual_seed(0)
 
@@ -148,7 +164,8 @@ def cache_file(target: Engine, draft: Engine) -> Path:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     configs = [engine.model.config.to_json_string() for engine in (target, draft)]
     key = [name, os.cpu_count(), torch.get_num_threads(), torch.__version__, str(target.model.dtype), *configs]
-    digest = hashlib.sha256(json.dumps([*key, type(target).__name__]).encode()).hexdigest()[:16]
+    kind = [type(target).__name__, target.compiled]
+    digest = hashlib.sha256(json.dumps([*key, *kind]).encode()).hexdigest()[:16]
     return cache_folder() / "latency" / f"{digest}.json"
 
 

@@ -118,6 +118,8 @@ def check_pair(
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"} or model.config.is_encoder_decoder:
             raise UsageError(flag, name, "has layers other than full attention", "use a model such as LLaMA or Qwen2")
+        if (attention := model.config._attn_implementation) not in ("sdpa", "eager"):
+            raise UsageError(flag, name, f"{attention} attention takes no tree mask", 'use attn_implementation="sdpa"')
     sizes = [m.config.get_text_config().vocab_size for m in (draft_model, target_model)]
     if draft_tokenizer is not None:
         same = draft_tokenizer.get_vocab() == target_tokenizer.get_vocab()

@@ -35,6 +35,7 @@ PIXELS = 96.0  # an inch: a layout's pixels are those of a page
 NODE_STYLES = {  # by fate: box, border and its dashes, as assets/tree.css has them
     "root": (LIGHT["root"], LIGHT["faint"], "-"),
     "accepted": (LIGHT["accepted"], LIGHT["accepted"], "-"),
+    "cut": (LIGHT["paper"], LIGHT["accepted"], ":"),
     "rejected": (LIGHT["paper"], LIGHT["rejected"], "-"),
     "untried": (LIGHT["paper"], LIGHT["line"], ":"),
     "bonus": (LIGHT["bonus"], LIGHT["bonus"], "-"),
@@ -93,7 +94,7 @@ def study_figure(table: pd.DataFrame, caption: str) -> Figure:
         axes.set_title(f"T = {T:g}", fontsize=9, loc="left")
         right = axes.twinx()
         right.plot(trees.index, trees["accepted_per_step"], color=INK, marker="o", markersize=3, linewidth=0.8)
-        right.set_ylabel("accepted per step", fontsize=8)
+        right.set_ylabel("accepted (tokens / step)", fontsize=8)
         right.set_ylim(bottom=0)
         right.spines["right"].set_visible(True)
     say(figure, caption)
@@ -107,10 +108,10 @@ def complexity_figure(tables: Mapping[str, pd.DataFrame], caption: str) -> Figur
     tables: lines of one label of `study.complexity_along`, by name of the text.
     """
     titles = {
-        "confidence": "draft confidence",
-        "size": "nodes a tree",
-        "depth": "levels a tree",
-        "accepted_per_step": "accepted per step",
+        "confidence": "draft confidence (probability)",
+        "size": "tree size (nodes)",
+        "depth": "tree depth (levels)",
+        "accepted_per_step": "accepted (tokens / step)",
     }
     figure = new_figure(7.2, 4.6)
     panels = figure.subplots(2, 2, sharex=True)

@@ -54,16 +54,13 @@ def bounds(
     """
     lines = []
     for T, rows in frame.groupby("T"):
-        texts = [(p, q) for _, p, q in _distributions(pair, rows)]
-        p, q = (torch.cat(side) for side in zip(*texts, strict=True))
-        chosen = torch.linspace(0, len(p) - 1, min(nodes, len(p))).long().unique().tolist()
-        for node in chosen:
-            here = p[node].cpu(), q[node].cpu()
-            for policy, k in product(POLICIES, CHILDREN):
-                bound = acceptance_bound(*here, k, policy)
+        policies = POLICIES if T else ("topk",)  # greedy trees have no other children
+        for node, p, q in _spread(pair, rows, nodes):
+            for policy, k in product(policies, CHILDREN):
+                bound = acceptance_bound(p, q, k, policy)
                 for rule in RULES if policy == "sampled" else ("topdown", "traversal"):
                     generator, sets = torch.Generator().manual_seed(node), 1 if policy == "topk" else draws
-                    accepted = node_acceptance(RULES[rule], *here, k, policy, sets, generator)
+                    accepted = node_acceptance(RULES[rule], p, q, k, policy, sets, generator)
                     lines.append((T, policy, k, rule, accepted, bound))
             on_node()
     columns = ["T", "policy", "k", "rule", "accepted", "bound"]
@@ -80,10 +77,26 @@ def bias(
     return first_token_bias(pair, ids, samples=samples, on_context=on_context)
 
 
-def _distributions(pair: Pair, frame: pd.DataFrame) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor]]:
-    """A row, p and q [tokens, V] for every prompt and temperature: one lossless text each, `auto`'s if it ran."""
+def _spread(pair: Pair, frame: pd.DataFrame, nodes: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """(number, p [V], q [V]) at up to `nodes` tokens, evenly spread over the texts."""
+    total = sum(len(row["output_ids"]) for row in _texts(frame))
+    chosen = set(torch.linspace(0, total - 1, min(nodes, total)).long().tolist())
+    first = 0
+    for _, p, q in _distributions(pair, frame):
+        for node in sorted(chosen & set(range(first, first + len(p)))):
+            yield node, p[node - first].cpu(), q[node - first].cpu()
+        first += len(p)
+
+
+def _texts(frame: pd.DataFrame) -> list[Any]:
+    """A row for every prompt and temperature: one lossless text each, `auto`'s if it ran."""
     lossless = frame[frame["lossless"]]
     first = lossless.iloc[(lossless["mode"] != "auto").argsort(kind="stable")]
-    for row in first.drop_duplicates(["dataset", "index", "T"]).to_dict(orient="records"):
+    return list(first.drop_duplicates(["dataset", "index", "T"]).to_dict(orient="records"))
+
+
+def _distributions(pair: Pair, frame: pd.DataFrame) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor]]:
+    """A row of `_texts`, and p and q [tokens, V] along it."""
+    for row in _texts(frame):
         prompt, output = ([int(token) for token in row[name]] for name in ("prompt_ids", "output_ids"))
         yield row, *text_distributions(pair, prompt, output, T=row["T"], P=row["P"])

@@ -3,6 +3,7 @@ distrusted."""
 
 from __future__ import annotations
 
+import datetime
 import functools
 import importlib.metadata
 import platform
@@ -17,16 +18,29 @@ PACKAGES = ("dynasurge", "torch", "transformers")
 
 
 def provenance(pair: Pair) -> dict[str, str | None]:
-    """device, dtype, python, the version of each of PACKAGES, and commit (see `git_commit`)."""
+    """device, dtype, date, python, the version of each of PACKAGES, and commit (see `git_commit`)."""
     device = pair.target.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    threads = f"{torch.get_num_threads()} threads of {processor()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     return {
         "device": name,
         "dtype": str(pair.target.dtype).removeprefix("torch."),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "commit": git_commit(),
     }
+
+
+@functools.cache
+def processor() -> str:
+    """This machine's processor, by name where it tells one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, named), platform.processor() or platform.machine())
 
 
 @functools.cache

@@ -51,10 +51,9 @@ class RecordFile:
                 self._prepare()
             except OSError as error:
                 raise _unwritable(self.folder, error) from error
-            strangers = {run for run, _ in self._where} - set(runs)
-            if strangers:
-                reason = f"holds records of other settings ({min(strangers)})"
-                raise UsageError("--output", folder, reason, "name another folder, or remove it")
+            for (run, _), where in self._where.items():
+                if run not in runs:
+                    raise _stranger(self.folder, _row_at(*where))
             failing.pop_all()
 
     def __enter__(self) -> RecordFile:
@@ -167,6 +166,11 @@ def write_output(path: Path) -> Iterator[Path]:
             yield partial
     except OSError as error:
         raise _unwritable(path.parent, error) from error
+
+
+def _stranger(folder: Path, row: Row) -> UsageError:
+    about = f"{row['label']}, T = {row['settings'].get('T')}, seed {row['settings'].get('seed')}, {row.get('dataset')}"
+    return UsageError("--output", folder, f"holds records of other settings ({about})", "name another folder")
 
 
 def _unwritable(folder: Path, error: OSError) -> UsageError:

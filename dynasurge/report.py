@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from dynasurge.config import DEMO
 from dynasurge.data import Prompt
 from dynasurge.models import Pair
@@ -20,6 +22,8 @@ from dynasurge.rows import Row, Summary
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from dynasurge.generation import Engines
 
 
 def tokens_per_step(row: Row) -> float:
@@ -51,6 +55,25 @@ def made_with(about: dict[str, Any]) -> str:
     """The start of a figure's caption: pair, machine and date."""
     pair = "demo pair" if about["draft"] == about["target"] == DEMO else f"{about['draft']} -> {about['target']}"
     return f"{pair}, {about['device']}, {about['dtype']}, {about['date']}"
+
+
+def memory(engines: Engines) -> str:
+    """A line of what the run will hold in memory from now on: weights and caches, and on a GPU everything."""
+    parts = []
+    for name, engine in (("target", engines.target), ("draft", engines.draft)):
+        if engine is not None:
+            weights, cache = engine.memory
+            parts.append(f"{name} {_size(weights)} + {_size(cache)} for {engine.max_length} tokens")
+    line = f"memory: {', '.join(parts)}"
+    if engines.target.device.type == "cuda":
+        used = torch.cuda.memory_allocated(engines.target.device)
+        seconds = sum(getattr(engine, "capture_seconds", 0.0) for engine in (engines.target, engines.draft))
+        line += f"; {_size(used)} on the GPU in all; passes captured in {seconds:.1f} s"
+    return line
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def origins(frame: pd.DataFrame) -> str:

@@ -25,7 +25,9 @@ def comparison_figure(table: pd.DataFrame, caption: str) -> Figure:
     colour a rule and a row a temperature; `auto` is the dashed line. table: lines of one dataset of `study.trees`."""
     table = table[~(table["fill"] & (table["mode"] == "dTree"))]
     temperatures = sorted(table["T"].unique())
-    names = list(dict.fromkeys(table.loc[table["mode"] != "auto"].sort_values("mode", ascending=False)["tree"]))
+    names = list(
+        dict.fromkeys(table.loc[table["mode"] != "auto"].sort_values("mode", ascending=False, kind="stable")["tree"])
+    )
     rules = [rule for rule in RULES if rule in set(table.loc[table["mode"] != "auto", "rule"])]
     figure = new_figure(3.2 + 0.95 * len(names), 2.3 * len(temperatures) + 0.7)
     rows = figure.subplots(len(temperatures), 3, squeeze=False, sharex=True)

@@ -18,7 +18,12 @@ import torch.nn.functional as F
 
 from dynasurge.replay import bucket, replayed
 
-NO_MASS = "cannot draw: the distribution has no mass (the model's logits are NaN or all -inf)"
+
+class NoMassError(ValueError):
+    """A distribution without mass: the model's logits are NaN, or all -inf."""
+
+    def __init__(self) -> None:
+        super().__init__("cannot draw: the distribution has no mass (the model's logits are NaN or all -inf)")
 
 
 @replayed
@@ -47,6 +52,12 @@ def to_probs(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
     ordered = ordered.masked_fill(outside, 0.0)
     probs = torch.zeros_like(probs).scatter_(-1, order, ordered)
     return probs / probs.sum(-1, keepdim=True)
+
+
+def to_proposal(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
+    """What a draft's children are proposed from: `to_probs`, but at T = 0 the draft's own distribution. There any proposal
+    is lossless, and its ranking of tokens is what point children need."""
+    return to_probs(logits, T or 1.0, P if T else 1.0)
 
 
 def draw_distinct(probs: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
@@ -94,10 +105,11 @@ _replayed_draw = replayed(draw_by)
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
-    """Draw one token from a distribution [V], waiting for it. Raises ValueError if it has no mass (NaN logits end here)."""
+    """Draw one token from a distribution [V], waiting for it. Raises NoMassError if there is none to draw from (NaN
+    logits end here)."""
     token = int(draw_distinct(probs[None], 1, generator)[0, 0])
     if token < 0:
-        raise ValueError(NO_MASS)
+        raise NoMassError
     return token
 
 

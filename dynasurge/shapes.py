@@ -35,7 +35,7 @@ TYPICAL = 0.6  # before a prompt teaches better: the r-th best slot of a tree is
 GROWTH = 0.35  # and a level gains so much, beyond the price of its nodes, for all that the nodes above it are worth
 STEPS = 2.0  # how many steps these guesses are worth
 LONGEST_REST = 16  # steps without a look at the draft
-LATER_CHILD = 0.25  # the j-th sampled child is accepted at most this / j of the time
+LATER_CHILD = 0.25  # of a sampled child; the j-th likeliest token has at most 1 / j
 
 
 @dataclass(slots=True, kw_only=True)
@@ -137,7 +137,9 @@ class StaticShape:
 class BestFirst:
     """The `budget` slots of highest value; ties go to the slot proposed first."""
 
-    def __init__(self, *, budget: int, max_depth: int, max_children: int) -> None:
+    def __init__(self, *, budget: int, max_depth: int, max_children: int, later_child: float = LATER_CHILD) -> None:
+        """later_child: the j-th child of a node is accepted at most this / j of the time."""
+        self._later_child = later_child
         self.max_nodes, self.max_depth = budget, min(max_depth, budget)
         self.max_read = budget * (self.max_depth - 1)
         self._max_children = min(max_children, budget)
@@ -153,7 +155,7 @@ class BestFirst:
         value, cut = pool[index].node_value, SLACK * self._cut
         if cut <= 0 or value <= 0:
             return Wish(k=self._max_children if value > 0 else 0)
-        return Wish(k=min(self._max_children, 1 + int(LATER_CHILD * value / cut)), floor=cut / value)
+        return Wish(k=min(self._max_children, 1 + int(self._later_child * value / cut)), floor=cut / value)
 
     def pays(self, value: float) -> bool:
         return value >= SLACK * self._cut
@@ -177,12 +179,14 @@ class BestFirst:
 class Thrifty(BestFirst):
     """At most `budget` nodes, and only those that pay for their time; a level, once kept, is final."""
 
-    def __init__(self, *, budget: int, max_depth: int, max_children: int, costs: Costs) -> None:
+    def __init__(
+        self, *, budget: int, max_depth: int, max_children: int, costs: Costs, later_child: float = LATER_CHILD
+    ) -> None:
         self._costs = costs
         self._target = [costs.target(nodes) for nodes in range(budget + 1)]
         self._final, self._seen = [0], 1  # what stays so far, and how much of the pool that was chosen from
         self._expanded = 1.0  # what the nodes above the newest level are worth
-        super().__init__(budget=budget, max_depth=max_depth, max_children=max_children)
+        super().__init__(budget=budget, max_depth=max_depth, max_children=max_children, later_child=later_child)
 
     def reset(self) -> None:
         super().reset()

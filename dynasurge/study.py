@@ -23,6 +23,7 @@ import pandas as pd
 from dynasurge.errors import UsageError
 from dynasurge.records import record_files
 from dynasurge.rows import PHASES, Row
+from dynasurge.steps import COLUMN as LINE
 from dynasurge.steps import acceptance_by_confidence as acceptance_by_confidence
 from dynasurge.steps import acceptance_by_depth as acceptance_by_depth
 from dynasurge.steps import acceptance_by_position as acceptance_by_position
@@ -31,7 +32,7 @@ from dynasurge.steps import complexity_along as complexity_along
 from dynasurge.steps import complexity_by_kind as complexity_by_kind
 
 PAIRING = ["dataset", "T", "P", "index", "seed"]  # what two rows share when they may be compared
-COLUMN = ["dataset", "T", "policy", "label"]  # what a line of the results table is
+COLUMN = list(LINE)
 RESAMPLES = 2000
 # A measure is the ratio of two sums over rows.
 MEASURES = {
@@ -47,6 +48,8 @@ def to_frame(rows: Iterable[Row]) -> pd.DataFrame:
     """Rows as columns: `settings` and `about` are spread out, B is text ("auto", "16"), and sums that measures need are
     added: tokens, steps, accepted_tokens, tokens_of_steps (accepted and bonus), decode_seconds (prefill excluded)."""
     frame = pd.DataFrame([_flat(row) for row in rows])
+    if frame.empty:
+        raise UsageError("records", "no rows", "nothing is finished yet", "wait for the first prompt")
     frame["B"] = frame["B"].astype(str)
     return frame
 
@@ -81,6 +84,8 @@ def load_frame(path: str | Path) -> pd.DataFrame:
         if finished.exists() and all(finished.stat().st_mtime >= file.stat().st_mtime for file in files):
             return pd.read_parquet(finished)
         return to_frame(_rows(files or [path / "records.jsonl"]))
+    except UsageError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         reason = f"cannot be read ({str(error).splitlines()[0]})"
         raise UsageError("records", path, reason, "name a folder that `dynasurge sweep` wrote") from error
@@ -148,10 +153,12 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 
 def speedup_by_prompt(frame: pd.DataFrame, measure: str = "tokens_per_second") -> pd.DataFrame:
     """Every tree's row with `speedup`: its measure over that of `auto` on the same prompt, temperature and seed. Rows whose
-    `auto` is missing are left out."""
+    `auto` is missing are left out. Raises UsageError if a prompt has several rows of `auto`."""
     over, under = MEASURES[measure]
     value = frame[over] / frame[under]
     base = frame.assign(base=value)[frame["label"] == "auto"][[*PAIRING, "base"]]
+    if base.duplicated(PAIRING).any():
+        raise UsageError("label", "auto", "has several rows a prompt", "narrow the frame, to one sweep for instance")
     trees = frame.assign(value=value)[frame["label"] != "auto"].merge(base, on=PAIRING)
     return trees.assign(speedup=trees["value"] / trees["base"]).drop(columns=["value", "base"])
 
@@ -165,15 +172,25 @@ def time_breakdown(frame: pd.DataFrame, by: Sequence[str] = tuple(COLUMN)) -> pd
 
 def results(frame: pd.DataFrame) -> pd.DataFrame:
     """Every measure by dataset, temperature, policy and label, in the order of the rows, with the number of prompts and
-    `speedup`: tokens per second over those of `auto`, the median over prompts, which one stalled run does not move (NaN
-    without `auto`)."""
+    `speedup`: tokens per second over those of `auto` on the same prompt, the median over prompts, which one stalled run
+    does not move, with its 95% interval `speedup_low`, `speedup_high` (NaN without `auto`)."""
     sums = frame.groupby(COLUMN, sort=False)[sorted({name for pair in MEASURES.values() for name in pair})].sum()
     out = pd.DataFrame({name: sums[over] / sums[under] for name, (over, under) in MEASURES.items()})
     out["prompts"] = frame.groupby(COLUMN, sort=False)["index"].nunique()
     out["lossless"] = frame.groupby(COLUMN, sort=False)["lossless"].first()
-    out["speedup"] = speedup_by_prompt(frame).groupby(COLUMN)["speedup"].median()
+    by_prompt = speedup_by_prompt(frame).groupby([*COLUMN, "index"])["speedup"].mean()  # of its seeds
+    medians = {key: _median(values) for key, values in by_prompt.groupby(level=COLUMN)}
+    for place, name in enumerate(("speedup", "speedup_low", "speedup_high")):
+        out[name] = [medians.get(key, (np.nan,) * 3)[place] for key in out.index]
     out.loc[out.index.get_level_values("label") == "auto", "speedup"] = 1.0
     return out.reset_index().merge(time_breakdown(frame), on=COLUMN)
+
+
+def _median(values: pd.Series) -> tuple[float, float, float]:
+    """The median of a value a prompt, and its 95% interval."""
+    drawn = np.random.default_rng(0).choice(values.to_numpy(), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
+    return float(values.median()), float(low), float(high)
 
 
 def trees(frame: pd.DataFrame) -> pd.DataFrame:
@@ -217,8 +234,15 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['tokens_per_step']:.2f}",
         f"{row['accepted_per_step']:.2f}",
         f"{row['tokens_per_second']:.1f}",
-        f"{row['speedup']:.2f}x" if row["speedup"] == row["speedup"] else "",
+        _speedup(row),
         f"{1e3 * row['latency_per_request_s']:.0f}",
         phases,
     ]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _speedup(row: dict[str, Any]) -> str:
+    if row["speedup"] != row["speedup"]:
+        return ""
+    known = row["speedup_low"] == row["speedup_low"]
+    return f"{row['speedup']:.2f}x" + (f" [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" if known else "")

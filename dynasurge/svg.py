@@ -2,7 +2,8 @@
 
 The widget and the static picture are the same drawing (layout.py) under the same style (assets/tree.css): the widget adds
 what needs a page, zoom, pan and hover. A static picture carries its style with it, light or dark as the reader's browser
-is, and every node's numbers as a `<title>`, which browsers show on hover by themselves.
+is, and every node's numbers as a `<title>`, which a browser shows on hover where the file is opened by itself (not where a
+page, such as a notebook, shows it as an image).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ DARK = {
 FATES = {
     "root": "the last token of the text",
     "accepted": "accepted",
+    "cut": "accepted, but the text had ended",
     "rejected": "rejected",
     "untried": "never looked at",
 }
@@ -184,16 +186,17 @@ def text_html(prompt: str, steps: Sequence[StepView], now: int, shown: int = 240
     """The text up to and with step `now`: the end of the prompt, accepted and bonus tokens, and behind the present step's
     the tokens that it drafted in vain: the first guess below the node where verification stopped, and so on down."""
     if len(prompt) > shown:
-        prompt = "… " + prompt[-shown:].partition(" ")[2]
+        end = prompt[-shown:]
+        prompt = "… " + (end.partition(" ")[2] or end)  # some scripts have no blanks
     out = [f'<span class="prompt">{escape(prompt)}</span>']
     for step in steps[: now + 1]:
         here = " now" if step.number == now else ""
-        out += [f'<span class="accepted{here}">{escape(step.texts[node])}</span>' for node in step.path]
+        accepted, bonus = step.written[: len(step.path)], step.written[len(step.path) :]
+        out += [f'<span class="accepted{here}">{escape(text)}</span>' for text in accepted]
         if here and (vain := _vain(step)):
             on_one_line = "".join(vain).replace("\n", "↵")
             out.append(f'<span class="drafted">{escape(on_one_line)}</span>')
-        if step.bonus is not None:
-            out.append(f'<span class="bonus{here}">{escape(step.bonus)}</span>')
+        out += [f'<span class="bonus{here}">{escape(text)}</span>' for text in bonus]
     return "".join(out)
 
 

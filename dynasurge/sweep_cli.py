@@ -36,7 +36,7 @@ example:
 def sweep_command(arguments: Sequence[str]) -> int:
     """Run `dynasurge sweep` with the arguments after that word; returns the exit code."""
     args = sweep_parser().parse_args(arguments)
-    if args.output is None:
+    if not args.output:
         raise UsageError("--output", None, "a sweep is a folder of records", "try --output runs/sweep")
     datasets = list(dict.fromkeys(map(plain_name, args.dataset)))
     names = [Path(dataset).stem for dataset in datasets]

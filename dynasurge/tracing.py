@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,8 @@ from dynasurge.policies import Children, Wish
 from dynasurge.tree import TokenTree
 from dynasurge.verification import Rows, Verdict, reach
 
-Fate = Literal["root", "accepted", "rejected", "untried"]
+LETTER = 8  # tokens at most in one letter of any script
+Fate = Literal["root", "accepted", "cut", "rejected", "untried"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -37,7 +39,9 @@ class StepView:
     """One step, ready to be drawn. Where not said otherwise one entry a node, root included.
 
     number: the step's, from 0; rule: its name; bottom_up: whether verification went from the leaves up;
-    path, emitted: as in StepRecord; texts: the tokens as text; bonus: the bonus token's, None if the end cut it off;
+    path, emitted: as in StepRecord; beyond: nodes that were accepted, too, behind the end of the text; texts: the tokens
+    as text; bonus: the bonus token's, None if the end cut it off; written: what each emitted token adds to the running
+    text, nothing while a letter of several tokens is not complete;
     p, q: what target and draft gave the node's token at its parent, None where not asked (q at T = 0 is the draft's at
     T = 1); reach: the probability that verification had of accepting the node.
     """
@@ -47,9 +51,11 @@ class StepView:
     bottom_up: bool
     tree: TokenTree
     path: tuple[int, ...]
+    beyond: tuple[int, ...]
     emitted: tuple[int, ...]
     texts: tuple[str, ...]
     bonus: str | None
+    written: tuple[str, ...]
     p: tuple[float | None, ...]
     q: tuple[float | None, ...]
     reach: tuple[float, ...]
@@ -57,20 +63,21 @@ class StepView:
     @property
     def stop(self) -> int:
         """The node where verification stopped: the last accepted one, 0 (the root) if none was."""
-        return self.path[-1] if self.path else 0
+        return (0, *self.path, *self.beyond)[-1]
 
-    @property
+    @cached_property
     def fates(self) -> tuple[Fate, ...]:
         """What became of each node."""
         fates: list[Fate] = ["untried" if node else "root" for node in range(self.tree.size + 1)]
-        on_path = (0, *self.path)
-        for node in self.path:
-            fates[node] = "accepted"
+        path = (*self.path, *self.beyond)
+        on_path = (0, *path)
+        for node in path:
+            fates[node] = "accepted" if node in self.path else "cut"
         for node, parent in enumerate(self.tree.parents[1:], start=1):
-            if fates[node] == "accepted":
+            if node in path:
                 continue
             below_refused = self.bottom_up and fates[parent] == "rejected"
-            successor = next((n for n in self.path if self.tree.parents[n] == parent), self.tree.size + 1)
+            successor = next((n for n in path if self.tree.parents[n] == parent), self.tree.size + 1)
             if below_refused or (parent in on_path and node < successor) or self.rule == "bfs":
                 fates[node] = "rejected"
         return tuple(fates)
@@ -86,16 +93,12 @@ class StepView:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Trace:
-    """A prompt, as the models read it, and the steps that followed it."""
+    """A prompt, as the models read it, the text that was generated after it, and the steps."""
 
     prompt: str
     settings: Settings
+    text: str
     steps: list[StepView] = field(default_factory=list)
-
-    @property
-    def text(self) -> str:
-        """What was generated, token by token."""
-        return "".join(text for step in self.steps for text in emitted_texts(step))
 
     def __repr__(self) -> str:
         return f"<{len(self.steps)} steps, {sum(len(step.emitted) for step in self.steps)} tokens>"
@@ -114,7 +117,8 @@ def trace(pair: Pair, prompt: str, **settings: Any) -> Trace:
     session = WatchedSession(pair, Settings(**(names | settings)))
     ids = session.encode(prompt)
     steps = list(session.watch(ids))
-    return Trace(prompt=str(pair.tokenizer.decode(ids)), settings=session.settings, steps=steps)
+    prompt, text = (str(pair.tokenizer.decode(part)) for part in (ids, [t for step in steps for t in step.emitted]))
+    return Trace(prompt=prompt, settings=session.settings, text=text, steps=steps)
 
 
 class WatchedSession(Session):
@@ -126,10 +130,13 @@ class WatchedSession(Session):
         self._p: tuple[float | None, ...] = ()
         self._q: tuple[float | None, ...] = ()
         self._reach: tuple[float, ...] = ()
+        self._accepted: tuple[int, ...] = ()
+        self._partial: list[int] = []  # the tokens of a letter that is not complete
         super().__init__(pair, settings, engines=engines, policy=self._propose, verify=self._judge)
 
     def watch(self, ids: list[int], *, index: int = 0) -> Iterator[StepView]:
         """Decode after a prompt, each step when it is asked for."""
+        self._partial = []
         for number, record in enumerate(self.stream(ids, index=index)):
             yield self._view(number, record)
 
@@ -144,7 +151,7 @@ class WatchedSession(Session):
         self._p = _at_parents(tree, p)
         mine = [self._seen.get(id(base), {}) for base in q]
         self._q = (None, *(mine[u].get(t) for u, t in zip(tree.parents[1:], tree.tokens[1:], strict=True)))
-        self._reach = tuple(reach(tree, verdict.stop))
+        self._reach, self._accepted = tuple(reach(tree, verdict.stop)), verdict.path
         self._seen.clear()
         return verdict
 
@@ -157,13 +164,25 @@ class WatchedSession(Session):
             bottom_up=self.settings.T > 0 and self.settings.rule in ("traversal", "reserved"),
             tree=tree,
             path=record.path,
+            beyond=self._accepted[len(record.path) :],
             emitted=record.emitted,
             texts=tuple(token_text(tokenizer, token) for token in tree.tokens),
             bonus=token_text(tokenizer, bonus[0]) if bonus else None,
+            written=tuple(self._write(token) for token in record.emitted),
             p=self._p,
             q=self._q,
             reach=self._reach,
         )
+
+    def _write(self, token: int) -> str:
+        """What a token adds to the running text."""
+        self._partial.append(token)
+        text = str(self.pair.tokenizer.decode(self._partial))
+        if "\ufffd" in text and len(self._partial) < LETTER:
+            return ""
+        text = text if len(self._partial) > 1 else token_text(self.pair.tokenizer, token)
+        self._partial = []
+        return text
 
 
 def _at_parents(tree: TokenTree, p: Rows) -> tuple[float | None, ...]:
@@ -185,8 +204,3 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
         return f"<{token}>"
     begins_word = isinstance(piece, str) and piece.startswith("▁") and not text.startswith(" ")
     return " " + text if begins_word else text
-
-
-def emitted_texts(step: StepView) -> list[str]:
-    """The tokens that a step added to the text: accepted ones, then the bonus."""
-    return [step.texts[node] for node in step.path] + ([step.bonus] if step.bonus is not None else [])

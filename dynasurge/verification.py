@@ -76,7 +76,7 @@ Rule = Callable[[TokenTree, Rows, Sequence[torch.Tensor]], StopLaw]
 
 
 def verify(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator) -> Verdict:
-    """Draw where the accepted path ends, then the bonus token. Raises ValueError if p has no mass (NaN logits)."""
+    """Draw where the accepted path ends, then the bonus token. Raises NoMassError if p has none (NaN logits)."""
     return draw_verdict(rule(tree, p, q), tree, generator)
 
 
@@ -86,7 +86,7 @@ def draw_verdict(law: StopLaw, tree: TokenTree, generator: torch.Generator) -> V
     bonus = sampling.draw_distinct(law.bonus(node.clamp(min=0)), 1, generator)[0]
     end, token, *stop = torch.cat([node, bonus, law.stop]).tolist()  # the one time the host waits for the device
     if end < 0 or token < 0:
-        raise ValueError(sampling.NO_MASS)
+        raise sampling.NoMassError
     return Verdict(path=path_to(tree, int(end)), bonus=int(token), stop=tuple(stop))
 
 

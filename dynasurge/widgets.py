@@ -39,9 +39,11 @@ GROWMAP = "4x8"  # the shape that sTree begins with
 USED = {
     "growmap": ("sTree",),
     "B": ("dTree",),
+    "fill": ("dTree",),
     "policy": ("sTree", "dTree"),
     "rule": ("sTree", "dTree"),
 }  # by which modes
+LARGEST_SEED = 2**53 - 1  # that a page can count to
 BUTTONS = {"first": "fast-backward", "previous": "step-backward", "next": "step-forward", "last": "fast-forward"}
 
 
@@ -57,6 +59,7 @@ class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
     text = traitlets.Unicode().tag(sync=True)
     tree = traitlets.Unicode().tag(sync=True)
     strip = traitlets.Unicode().tag(sync=True)
+    _painted: tuple[Run, int] | None = None  # the run and the step whose tree and text are on the page
 
     def paint(self, run: Run, number: int) -> None:
         """Show step `number` of a run, or its last so far."""
@@ -64,12 +67,16 @@ class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
         with self.hold_sync():
             if last < 0:
                 self.status, self.text, self.tree, self.strip = run.error or "decoding…", "", "", ""
+                self._painted = None
                 return
             step = run.steps[min(number, last)]
             ended = f", the text ended at step {last}" if run.finished and number > last else ""
-            self.status = run.error or f"{headline(step)}{ended}" + ("" if run.finished else " · decoding…")
-            self.text = text_html(run.prompt, run.steps, step.number)
-            self.tree = step_svg(step, standalone=False)
+            said = [f"{headline(step)}{ended}", run.note, "" if run.finished else "decoding…"]
+            self.status = run.error or " · ".join(filter(None, said))
+            if self._painted != (run, step.number):
+                self.text = text_html(run.prompt, run.steps, step.number)
+                self.tree = step_svg(step, standalone=False)
+                self._painted = run, step.number
             self.strip = strip_svg(run.steps, step.number)
 
 
@@ -88,11 +95,21 @@ class Side:
         rule, growmap = values.pop("rule"), values.pop("growmap")
         etv = values["mode"] != "auto" and rule != "topdown"
         values |= {"use_bfs": etv, "etv": rule if etv else "traversal", "seed": seed}
-        settings = dataclasses.replace(self.settings, growmap=growmap if values["mode"] == "sTree" else None, **values)
+        static, dynamic = values["mode"] == "sTree", values["mode"] == "dTree"
+        values["fill"] = values["fill"] and dynamic and values["B"] != "auto"
+        # A dynamic tree may have a growmap, too, that bounds its depth, but only from where the side started.
+        values["growmap"] = growmap if static else self.settings.growmap if dynamic and self.bounded else None
+        settings = dataclasses.replace(self.settings, **values)
         shape = make_shape(settings)
         if shape is not None and shape.max_nodes > AUTO_NODES:
-            raise UsageError("--growmap", growmap, f"has {shape.max_nodes} nodes", f"use at most {AUTO_NODES}")
+            flag, value = ("--growmap", growmap) if static else ("--B", settings.B)
+            raise UsageError(flag, value, f"has {shape.max_nodes} nodes", f"use at most {AUTO_NODES}")
         return settings
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the side started with a dynamic tree whose depth a growmap bounds."""
+        return self.settings.mode == "dTree" and self.settings.growmap is not None
 
 
 def make_side(settings: Settings, on_choice: Callable[[Side], None]) -> Side:
@@ -107,6 +124,7 @@ def make_side(settings: Settings, on_choice: Callable[[Side], None]) -> Side:
         "mode": ipw.Dropdown(options=MODES, value=settings.mode, description="mode", **style("auto")),
         "growmap": ipw.Text(own, description="growmap", continuous_update=False, **style("140px")),
         "B": ipw.Dropdown(options=["auto", *budgets], value=settings.B, description="B", **style("auto")),
+        "fill": ipw.Checkbox(settings.fill, description="fill", indent=False, layout={"width": "60px"}),
         "T": ipw.BoundedFloatText(settings.T, min=0, max=100, step=0.1, description="T", **style("90px")),
         "policy": ipw.Dropdown(options=POLICIES, value=settings.policy, description="policy", **style("auto")),
         "rule": ipw.Dropdown(options=["topdown", *ETVS], value=settings.rule, description="rule", **style("auto")),
@@ -142,6 +160,9 @@ class Explorer:
             "M": prompt_len + new_tokens + AUTO_NODES,
         }
         first = Settings(**(room | settings))
+        for name in (*room, "seed", "draft", "target", "dtype", "device"):
+            if name in (compare or {}):
+                raise UsageError("compare", name, "is the same on both sides", "give it to Explorer itself")
         second = dataclasses.replace(first, **(compare or {}))
         self._sides = [make_side(chosen, lambda side: self._start([side])) for chosen in (first, second)]
         models = pair or load_pair(first.draft, first.target, dtype=first.dtype, device=first.device)
@@ -152,7 +173,7 @@ class Explorer:
         chosen = demo[0].text if prompt is None else ""
         self._bundled = ipw.Dropdown(options=[("your own prompt", ""), *bundled], value=chosen, layout=wide)
         self._prompt = ipw.Textarea(prompt or chosen, continuous_update=False, rows=3, layout=wide)
-        self._seed = ipw.BoundedIntText(first.seed, max=2**31 - 1, description="seed", layout={"width": "170px"})
+        self._seed = ipw.BoundedIntText(first.seed, max=LARGEST_SEED, description="seed", layout={"width": "170px"})
         self._both = ipw.Checkbox(compare is not None, description="compare two settings", indent=False)
         self._step = ipw.IntSlider(0, max=0, description="step", layout={"width": "340px"})
         self._views = ipw.HBox(layout={"width": "100%", "grid_gap": "16px"})

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from conftest import tiny_model, tiny_tokenizer
 
-from dynasurge import load_pair
+from dynasurge import Pair, load_pair
 from dynasurge.analysis import mean_accepted, rank_acceptance, text_distributions
 from dynasurge.policies import POLICIES, Wish
 from dynasurge.tree import TokenTree
@@ -45,6 +45,20 @@ def test_mean_accepted_is_the_mean_depth() -> None:
     p = torch.tensor([[0.3, 0.7]] * 2, dtype=torch.float64)
     for rule in RULES.values():
         assert mean_accepted(rule, tree, p, [q]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("vocab", [90, 110])
+def test_text_distributions_meet_over_the_targets_vocabulary(vocab: int) -> None:
+    """A draft whose table is padded otherwise proposes none of the tokens it lacks; greedy trees ask its own ranking."""
+    target, draft = tiny_model("llama"), tiny_model("llama", layers=1, vocab=vocab)
+    models = Pair(draft=draft, target=target, tokenizer=tiny_tokenizer(), draft_name="d", target_name="t")
+    known = target.config.vocab_size
+    p, q = text_distributions(models, [5, 6], [7, 8], T=0.0)
+    assert p.shape == q.shape == (2, known)
+    assert p.amax(-1).tolist() == [1.0, 1.0]
+    torch.testing.assert_close(q.sum(-1), torch.ones(2))
+    assert (q.amax(-1) < 0.9).all(), "not greedy"
+    assert q[:, vocab:].sum() == 0
 
 
 def test_text_distributions_stand_ahead_of_each_token(tiny_folders: dict[str, tuple[str, str]], tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_compare_interleaves_three_modes_and_draws_them(
     assert main(["compare", *pair, *FAST, *flags]) == 0
     rows, summary = read(out)
     labels = ["auto", "sTree 2x3", "dTree B=4", "dTree B=6"]
-    assert [row["label"] for row in rows] == labels * 2
+    assert [row["label"] for row in rows] == [*labels, *labels[1:], labels[0]], "each time another first"
     assert [run["label"] for run in summary["runs"]] == labels
     assert summary["runs"][0]["tokens_per_step"] == 1
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")

@@ -145,6 +145,8 @@ def test_samples_have_the_configs_law_and_follow_torchs_seed(target: PreTrainedM
         ({"do_sample": True, "top_k": 0, "min_p": 0.1}, "logits processor MinPLogitsWarper"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores True"),
         ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens given"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "generation mode contrastive_search"),
+        ({"dola_layers": "low"}, "generation mode dola_generation"),
     ],
 )
 def test_what_it_cant_honour_is_refused_in_one_line(
@@ -172,6 +174,12 @@ def test_settings_that_generate_decides_and_unfit_drafts_are_refused(target: Pre
         custom_generate(draft, T=0.6)
     with pytest.raises(UsageError, match="--B 0"):
         custom_generate(draft, B=0)
+    with pytest.raises(UsageError, match="device_map auto: is generate's to say"):
+        custom_generate(draft, device_map="auto")
+    flexible = tiny_model("llama", layers=1)
+    flexible.set_attn_implementation("flex_attention")
+    with pytest.raises(UsageError, match="flex_attention attention takes no tree mask"):
+        target.generate(PROMPT, max_new_tokens=4, do_sample=False, custom_generate=custom_generate(flexible))
     other = tiny_model("llama", layers=1, vocab=50)
     with pytest.raises(UsageError, match="vocabulary"):
         target.generate(PROMPT, max_new_tokens=4, do_sample=False, custom_generate=custom_generate(other))

@@ -105,3 +105,23 @@ def test_buckets_hold_what_they_are_asked_to() -> None:
     assert all(n <= width == bucket(width) < 2 * n for n, width in enumerate(widths, start=1))
     engine = GraphEngine(tiny_model("llama"), 64, widest=9)
     assert (engine.widest, engine.max_length) == (16, 65), "a whole bucket, and the spare row"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_memory_is_what_was_said_and_does_not_grow(architecture: str, device: str) -> None:
+    model = tiny_model(architecture).to(device)
+    engine = make(model, device)
+    weights, cache = engine.memory
+    assert weights == sum(weight.nbytes for weight in model.parameters())
+    held = []
+    for count in (20, 200):
+        for number in range(count):
+            if engine.length > 50:
+                engine.reset()
+            engine.forward(TOKENS, PARENTS)
+            engine.commit([0, 1, 3][: number % 3 + 1])
+        allocated = torch.cuda.memory_allocated() if device == "cuda" else 0
+        held.append((sum(stack.nbytes for _, stack in engine._cache._stacks.values()), engine._sees.nbytes, allocated))
+    assert held[0] == held[1]
+    assert held[0][0] == cache

@@ -57,6 +57,15 @@ def test_flags_pass_through_and_win(flags: list[str]) -> None:
     assert args.output == ("runs/eval-quick" if flags else "runs/eval")
 
 
+def test_all_gpus_are_used_unless_the_flags_say_where(tmp_path: Path) -> None:
+    python = tmp_path / "a python"
+    python.write_text('#!/bin/sh\nif [ "$1" = -c ]; then echo 2; else echo "$@"; fi\n')
+    python.chmod(0o755)
+    assert "accelerate.commands.launch --multi_gpu --num_processes 2" in evaluate(PYTHON=str(python))
+    for flags in (["--device-map", "auto"], ["--device=cuda:1"], ["--T", "0", "--device", "cpu"]):
+        assert evaluate(*flags, PYTHON=str(python)).startswith("-m dynasurge sweep")
+
+
 @pytest.mark.slow
 def test_a_small_study_from_another_folder(pair: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -14,10 +14,20 @@ def test_every_peer_runs_and_greedy_text_is_one(
     pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--data", prompts, "--prompts", "2", "--prompt-len", "12", "--new-tokens", "24", "--T", "0", "0.6"]
-    peers.main(["run", *pair, *flags, "--B", "4", "--growmap", "2x2", "--output", str(tmp_path / "out")])
+    peers.main(["run", *pair, *flags, "--B", "4", "--output", str(tmp_path / "out")])
     rows = [json.loads(line) for line in (tmp_path / "out" / "rows-0-of-1.jsonl").read_text().splitlines()]
     methods = {row["method"] for row in rows}
-    assert {"generate", "assisted 5", "prompt lookup", "auto", "chain 3", "Sequoia", "EAGLE-2", "OPT-Tree"} < methods
+    assert {
+        "generate",
+        "assisted 5",
+        "lookup 5",
+        "assisted default",
+        "auto",
+        "chain 3",
+        "Sequoia",
+        "EAGLE-2",
+        "OPT-Tree",
+    } < methods
     assert len(rows) == 2 * 2 * len(methods)
     for index in (0, 1):
         texts = {tuple(row["output_ids"]) for row in rows if (row["T"], row["index"]) == (0, index)}

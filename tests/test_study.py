@@ -122,6 +122,17 @@ def test_acceptance_by_depth_rank_and_position(frame: pd.DataFrame) -> None:
     assert position["accepted_per_step"].tolist() == pytest.approx([1.5, 1.5, 0])
 
 
+def test_what_differs_is_not_pooled_unless_asked(frame: pd.DataFrame) -> None:
+    both = pd.concat([frame, frame.assign(T=0.9)])
+    apart, pooled = acceptance_by_rank(both), acceptance_by_rank(both, by=["label"])
+    assert sorted(set(apart["T"])) == [0.6, 0.9]
+    for T in (0.6, 0.9):
+        assert apart.loc[(apart["T"] == T) & (apart["label"] != "auto"), "reached"].tolist() == [9, 6]
+    assert pooled.loc[pooled["label"] != "auto", "reached"].tolist() == [18, 12]
+    with pytest.raises(UsageError, match="auto: has several rows a prompt; narrow the frame"):
+        results(pd.concat([frame, frame]))
+
+
 def test_complexity_along_the_output_and_by_kind() -> None:
     rows = [row(TREE, 0, [[0, 1], [0], []], kind="code"), row(TREE, 1, [[], []], kind="news")]
     along = complexity_along(to_frame(rows[:1]), width=4)
@@ -186,7 +197,10 @@ def test_the_table_for_a_readme(frame: pd.DataFrame) -> None:
     other = to_frame([row(TREE, 0, [[0]], dataset="runs/other.jsonl")])
     lines = results_table(pd.concat([frame, other])).splitlines()
     assert lines[0] == "**d** (n = 2)"
-    assert "| 0.6 | sampled | dTree B=4 | 2.20 | 1.20 | 2.2 | 1.62x | 3000 | 250.0 / 250.0 / 250.0 / 250.0 |" in lines
+    assert (
+        "| 0.6 | sampled | dTree B=4 | 2.20 | 1.20 | 2.2 | 1.62x [1.25, 2.00] | 3000 | 250.0 / 250.0 / 250.0 / 250.0 |"
+        in lines
+    )
     assert "**other** (n = 1)" in lines
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1, "every line has every column"
 

@@ -119,7 +119,9 @@ def test_a_sweep_writes_rows_a_parquet_a_table_and_figures(
     for row in written:
         assert row["hash"] == Settings(**row["settings"]).hash()
         assert row["about"]["dtype"] == "float32"
-        assert set(row["about"]) == {"device", "dtype", "python", "dynasurge", "torch", "transformers", "commit"}
+        assert set(row["about"]) == {
+            *("device", "dtype", "date", "python", "dynasurge", "torch", "transformers", "commit")
+        }
         assert row["about"]["commit"] == git_commit()
         assert row["revision"].startswith("sha256:")
         assert [len(ranks) for ranks in row["ranks"]] == row["accepted"]
@@ -223,7 +225,8 @@ def test_the_function_behind_the_command(pair: list[str], prompts: str, tmp_path
     seen: list[str] = []
     frame = sweep(models, plan, {"mine": load_prompts(prompts)}, tmp_path, on_row=lambda d: seen.append(d.row["label"]))
     assert list(frame["label"]) == ["auto"] * 4 + ["dTree B=4"] * 4
-    assert seen == ["auto", "dTree B=4"] * 4, "interleaved"
+    turns = ["auto", "dTree B=4", "dTree B=4", "auto"]
+    assert seen == turns * 2, "interleaved, each time another first"
 
 
 def test_mistakes_of_a_sweep(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,7 +291,40 @@ def test_results_that_cannot_be_written_cost_one_line(
     assert len(rows(tmp_path / "full")) == 2
 
 
+def test_a_folder_is_looked_into_before_anything_is_loaded(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main([*command, "--mode", "auto", "--end", "1", "--output", str(out)]) == 0
+    monkeypatch.setattr("dynasurge.models.load_pair", lambda *_, **__: pytest.fail("too late"))
+    capsys.readouterr()
+    assert main([*command, "--mode", "auto", "--T", "0.7", "--end", "1", "--output", str(out)]) == 2
+    assert_one_line("holds records of other settings (auto, T = 0.0, seed 0", capsys)
+
+
+def test_costs_of_a_wider_grid_are_added_behind_those_there_are(command: list[str], tmp_path: Path) -> None:
+    out, long = tmp_path / "out", ["--M", "400", "--mode", "dTree", "--end", "1", "--T", "0.8"]
+    assert main([*command, *long, "--output", str(out)]) == 0
+    costs = json.loads((out / "costs.json").read_text())
+    assert costs["widths"][-1] > 4
+    short = {name: value if name == "step_seconds" else value[:2] for name, value in costs.items()}
+    short["target_seconds"] = [0.5, 0.75]
+    (out / "costs.json").write_text(json.dumps(short))
+    assert main([*command, *long, "--end", "2", "--output", str(out)]) == 0
+    again = json.loads((out / "costs.json").read_text())
+    assert again["widths"] == costs["widths"]
+    assert again["target_seconds"][:2] == [0.5, 0.75]
+
+
 # --- several processes --------------------------------------------------------------------------------------------
+
+
+def test_several_processes_need_a_folder_to_meet_in(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dynasurge.processes.join", lambda *_: (Processes(rank=1, count=2), "cpu"))
+    assert main(["--mode", "auto", *command[1:5], "--end", "1"]) == 2
+    assert_one_line("--output None: several processes put their rows in one folder; try --output runs/mine", capsys)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

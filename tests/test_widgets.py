@@ -89,6 +89,24 @@ def test_a_changed_setting_decodes_anew_and_keeps_the_step(explorer: Explorer) -
     assert all(step.tree.size == 0 for step in explorer.steps[0])
 
 
+def test_a_budget_may_be_filled_or_left_to_the_machine(explorer: Explorer) -> None:
+    controls = explorer._shown[0].controls
+    assert controls["fill"].value
+    controls["B"].value = "auto"
+    assert explorer.wait(10**6, timeout=60)
+    assert views(explorer)[0].status.startswith("step 0 ·")
+    controls["B"].value, controls["fill"].value = 4, False
+    assert explorer.wait(10**6, timeout=60)
+    assert max(step.tree.size for step in explorer.steps[0]) <= 4
+
+
+def test_a_long_prompt_is_cut_and_the_page_says_so(explorer: Explorer) -> None:
+    assert "cut" not in views(explorer)[0].status
+    explorer._prompt.value = " ".join(["w5"] * 40)
+    assert explorer.wait(10**6, timeout=60)
+    assert "prompt cut to its first 16 tokens" in views(explorer)[0].status
+
+
 def test_two_settings_share_prompt_seed_and_step(explorer: Explorer) -> None:
     explorer._both.value = True
     explorer._sides[1].controls["rule"].value = "traversal"
@@ -173,6 +191,13 @@ def test_wrong_settings_are_refused_at_once(pair: Pair) -> None:
         Explorer(pair, T=-1)
     with pytest.raises(UsageError, match="--policy best"):
         Explorer(pair, compare={"policy": "best"})
+    with pytest.raises(UsageError, match="compare seed: is the same on both sides"):
+        Explorer(pair, compare={"seed": 3})
+    explorer = Explorer(pair, prompt=PROMPT, B=500, M=900)
+    assert explorer.wait(10**6, timeout=60)
+    assert "--B 500: has 500 nodes; use at most 128" in views(explorer)[0].status
+    explorer.close()
+    assert explorer.wait(10**6, timeout=60), "nobody waits for what was closed"
 
 
 def test_the_page_side_needs_no_network_and_is_packaged() -> None:

@@ -1,0 +1,186 @@
+"""What a step is made of: the latency curve t(n) against the memory floor, where a step's time goes, what memory it holds.
+
+    python benchmarks/passes.py --shape 7b --engines eager graphs compiled
+    python benchmarks/passes.py                                                   # the demo pair, on whatever there is
+
+A pass must at least read its weights once (an embedding table that is not the head, too, is not read but looked up): the
+floor is their bytes over the bandwidth at which this machine reads or copies a large tensor (measured, not a data sheet's).
+Engines: `eager` calls the model, `graphs` replays captured passes, `compiled` lets torch.compile fuse small kernels first.
+`--steps` then decodes so many steps of filled trees and says whether memory grew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from widen import SHAPES, widen
+
+from dynasurge import Settings, load_pair
+from dynasurge.data import load_prompts
+from dynasurge.engine import Engine
+from dynasurge.generation import Session, make_engines
+from dynasurge.graphs import GraphEngine
+from dynasurge.latency import WIDTHS
+from dynasurge.models import Pair
+
+TEXT = 256  # tokens in the cache
+REPEATS = 30
+TREES: dict[str, dict[str, Any]] = {
+    "auto": {"mode": "auto"},
+    "sTree 4x8 +ETV": {"mode": "sTree", "growmap": "4x8", "use_bfs": True},
+    "dTree B=64 filled +ETV": {"mode": "dTree", "B": 64, "fill": True, "use_bfs": True},
+    "dTree B=auto +ETV": {"mode": "dTree", "use_bfs": True},
+}
+
+
+def make(kind: str, model: Any, widest: int) -> Engine:
+    """An engine of one kind, its passes captured."""
+    if kind == "eager":
+        return Engine(model, TEXT + 160)
+    engine = GraphEngine(model, TEXT + 160, widest=widest, compiled=kind == "compiled")
+    engine.capture()
+    return engine
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second at which a large tensor is read or copied, whichever kernel is fastest."""
+    large = torch.ones(64, 2**24 if device.type == "cuda" else 2**21, device=device, dtype=torch.bfloat16)
+    size, other = large.numel() * large.element_size(), torch.empty_like(large)
+    vector = torch.ones(large.shape[1], device=device, dtype=torch.bfloat16)
+    return max(
+        size / timed(lambda: large.view(torch.int32).amax(dim=1), device),
+        size / timed(lambda: large @ vector, device),
+        2 * size / timed(lambda: other.copy_(large), device),
+    )
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call that is waited for, as decoding waits: the median of REPEATS."""
+    times = []
+    for number in range(REPEATS + 3):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number >= 3:
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def curve(name: str, model: Any, kinds: list[str], floor: float) -> None:
+    """Milliseconds of a pass by width and engine, and the fraction of the floor that a pass of one token reaches."""
+    print(f"\n| {name}, ms a pass | {' | '.join(f'n = {n}' for n in WIDTHS)} | floor / t(1) |")
+    print("|---" * (len(WIDTHS) + 2) + "|")
+    notes: list[str] = []
+    for kind in kinds:
+        engine: Engine | None = None
+        gc.collect()  # a cache and its layers know each other
+        before = memory(model.device)
+        engine = make(kind, model, max(WIDTHS))
+        engine.extend(range(5, 5 + TEXT))
+        seconds = [timed(partial(one_pass, engine, n), model.device) for n in WIDTHS]
+        cells = " | ".join(f"{1e3 * s:.2f}" for s in seconds)
+        print(f"| {kind} | {cells} | {floor / seconds[0]:.0%} |")
+        if isinstance(engine, GraphEngine):
+            held = (memory(model.device) - before) / 2**30
+            notes.append(f"{kind}: captured in {engine.capture_seconds:.1f} s, {held:.2f} GiB with its cache")
+    print("\n" + "; ".join(notes))
+
+
+def one_pass(engine: Engine, n: int) -> None:
+    """Score n nodes behind the text, and forget them."""
+    engine.forward([7] * n, [-1] + [0] * (n - 1))
+    engine.commit([])
+
+
+def memory(device: torch.device) -> int:
+    """Bytes in use on a GPU; else the largest the process ever had."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def steps(pair: Pair, compiled: bool, new_tokens: int, T: float) -> None:
+    """Where the time of a step goes, on the bundled prompts; medians over steps."""
+    plan = {name: Settings(T=T, M=1024, new_tokens=new_tokens, compile=compiled, **own) for name, own in TREES.items()}
+    start = time.perf_counter()
+    engines = make_engines(pair, list(plan.values()))
+    print(f"\nengines made in {time.perf_counter() - start:.1f} s, compiled: {compiled}\n")
+    print(
+        "| ms a step (medians) | draft (passes) | target | verify | other | all but draft and target | tokens a step |"
+    )
+    print("|---" * 7 + "|")
+    for name, settings in plan.items():
+        session = Session(pair, settings, engines=engines)
+        prompts = load_prompts("demo", 0, 8)
+        session.generate(session.encode(prompts[-1].text))
+        done = [step for prompt in prompts[:-1] for step in session.generate(session.encode(prompt.text)).steps]
+        phases = {
+            phase: 1e3 * statistics.median(getattr(step, f"{phase}_seconds") for step in done)
+            for phase in ("draft", "target", "verify", "other")
+        }
+        rest = (phases["verify"] + phases["other"]) / sum(phases.values())
+        passes = statistics.mean(step.passes for step in done)
+        cells = [f"{phases['draft']:.2f} ({passes:.1f})", *(f"{phases[p]:.2f}" for p in ("target", "verify", "other"))]
+        tokens = statistics.mean(len(step.emitted) for step in done)
+        print(f"| {name} | {' | '.join(cells)} | {rest:.1%} | {tokens:.2f} |")
+
+
+def growth(pair: Pair, compiled: bool, count: int) -> None:
+    """Memory before and after so many steps: a GPU's, else the largest the process ever had."""
+    settings = Settings(T=1.0, M=1024, new_tokens=256, B=32, fill=True, use_bfs=True, compile=compiled)
+    session = Session(pair, settings)
+    ids = session.encode(load_prompts("demo", 0, 1)[0].text)
+    session.generate(ids)
+    before, done, number = memory(pair.target.device), 0, 0
+    while done < count:
+        done += len(session.generate(ids, index=number).steps)
+        number += 1
+    after = memory(pair.target.device)
+    print(f"\nmemory after {done} steps: {after / 2**20:.1f} MiB, before them {before / 2**20:.1f} MiB")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--draft", default="demo")
+    add("--target", default="demo")
+    add("--shape", choices=SHAPES, help="widen the demo target (widen.py)")
+    add("--engines", nargs="+", choices=("eager", "graphs", "compiled"))
+    add("--T", type=float, default=0.6)
+    add("--new-tokens", type=int, default=128)
+    add("--steps", type=int, default=0, help="decode so many steps and see whether memory grew")
+    args = parser.parse_args()
+    pair = load_pair(args.draft, args.target)
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    if args.shape:
+        wide = widen(pair.target, SHAPES[args.shape], device=device, dtype=torch.bfloat16)
+        pair = dataclasses.replace(pair, target=wide)
+    kinds = args.engines or (["eager", "graphs"] if on_gpu else ["eager"])
+    speed = bandwidth(device)
+    print(f"reads {speed / 1e12:.3f} TB/s")
+    for name, model in (("target", pair.target), ("draft", pair.draft)):
+        weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+        if embedding is not head:
+            weights -= embedding.numel() * embedding.element_size()
+        floor = weights / speed
+        print(f"\n{name}: {weights / 1e9:.2f} GB of {model.dtype} weights, floor {1e3 * floor:.2f} ms", flush=True)
+        curve(name, model, kinds, floor)
+    steps(pair, "compiled" in kinds, args.new_tokens, args.T)
+    if args.steps:
+        growth(pair, "compiled" in kinds, args.steps)
+
+
+if __name__ == "__main__":
+    main()
