@@ -22,7 +22,6 @@ from dynasurge.style import INK, PLAIN, line_style, new_figure, quiet, say, styl
 ENOUGH = 10  # steps, for a mean that says something
 FILLED, PAYING, STATIC = "dynamic, budget filled", "dynamic, as far as nodes pay", "static"
 MARKS = {FILLED: "-", PAYING: "", STATIC: ""}  # only budgets of one kind lie on a curve
-PLACES = {FILLED: (0, -9), PAYING: (0, 5), STATIC: (0, -9)}  # of names, in points
 
 
 def keep(figure: Figure, output: str | None, name: str) -> Figure:
@@ -116,9 +115,12 @@ def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
         for number, (name, group) in enumerate(groups.items()):
             lines, style = group.sort_values("nodes"), line_style(number)
             axes.plot(lines["nodes"], lines[column], label=name, **(style | {"linestyle": MARKS[name]}))
-            for x, y, tree in zip(lines["nodes"], lines[column], lines["tree"], strict=True):
-                text = tree.removeprefix("sTree ").removeprefix("dTree ").removesuffix(" filled")
-                axes.annotate(text, (x, y), PLACES[name], textcoords="offset points", fontsize=6, ha="center")
+            if name == FILLED:
+                continue  # how many nodes these have is their budget
+            for place, (x, y, tree) in enumerate(zip(lines["nodes"], lines[column], lines["tree"], strict=True)):
+                text, left = tree.removeprefix("sTree ").removeprefix("dTree "), place % 2 == 0
+                style = {"fontsize": 6, "ha": "right" if left else "left", "va": "center"}
+                axes.annotate(text, (x, y), (-6 if left else 6, 0), textcoords="offset points", **style)
         for auto in plain.loc[plain["mode"] == "auto", column]:
             axes.axhline(auto, color=INK, linestyle="--", linewidth=0.9, label="auto (no tree)")
         axes.set_xscale("log", base=2)

@@ -67,7 +67,7 @@ class Evidence:
         return cls(
             frame=_labelled(pd.concat(frames, ignore_index=True)),
             costs=read_costs(home / "costs.json"),
-            probes={name: pd.read_parquet(path) for name, path in tables.items() if path.exists()},
+            probes={name: _kinds(pd.read_parquet(path)) for name, path in tables.items() if path.exists()},
             about=dict(frames[0].attrs),
         )
 
@@ -139,12 +139,18 @@ class Evidence:
 
 
 def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """`Settings.label` says nothing of --fill, which changes a dynamic tree altogether; and prompts that are of no kind are
-    of their dataset's."""
-    filled = frame["label"].str.replace(r"^(dTree B=\d+)(?! filled)", r"\1 filled", regex=True)
-    label = frame["label"].where(~frame["fill"], filled)
-    kind = frame["kind"].where(frame["kind"] != "", frame["dataset"].map(lambda name: Path(name).stem))
-    return frame.assign(label=label, kind=kind)
+    """`Settings.label` says nothing of --fill, which changes a dynamic tree altogether."""
+    filled = frame["label"].str.replace(r"^(dTree B=\d+)(?!\d| filled)", r"\1 filled", regex=True)
+    return _kinds(frame.assign(label=frame["label"].where(~frame["fill"], filled)))
+
+
+def _kinds(table: pd.DataFrame) -> pd.DataFrame:
+    """Prompts that are of no kind are of their dataset's."""
+    if "kind" not in table:
+        return table
+    return table.assign(
+        kind=table["kind"].where(table["kind"] != "", table["dataset"].map(lambda name: Path(name).stem))
+    )
 
 
 def publish(arguments: Sequence[str]) -> int:

@@ -81,6 +81,6 @@ def line_style(number: int) -> dict[str, Any]:
 
 
 def quiet(axes: Axes) -> None:
-    """A grid behind the data, and an axis that starts at zero."""
+    """A grid behind the data, and an axis that starts at zero and has room for the highest mark."""
     axes.grid(visible=True, axis="y")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
