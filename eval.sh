@@ -30,6 +30,7 @@ quick=(--dataset demo --end 4 --new-tokens 64 --M 384
 flags=("${study[@]}")
 passed=()
 for flag in "$@"; do
+    if [ "$flag" = --help ] || [ "$flag" = -h ]; then sed -n '2,/^set /{s/^# \{0,1\}//p}' "$0"; fi
     if [ "$flag" = --quick ]; then flags=("${quick[@]}"); else passed+=("$flag"); fi
 done
 

@@ -49,6 +49,8 @@ class Background:
     def start(self, prompt: str, settings: Settings) -> Run:
         """Decode after a prompt."""
         run = Run()
+        if self._closed:
+            return Run(finished=True, error="closed")
         self._worker.submit(self._decode, run, prompt, settings)
         return run
 

@@ -27,6 +27,7 @@ MARKS = {FILLED: "-", PAYING: "", STATIC: ""}  # only budgets of one kind lie on
 def keep(figure: Figure, output: str | None, name: str) -> Figure:
     """Write NAME.png and NAME.svg to the folder `output`, unless that is None or empty; returns the figure."""
     if output:
+        Path(output).mkdir(parents=True, exist_ok=True)
         save_figure(figure, Path(output), name)
     return figure
 
@@ -136,13 +137,15 @@ def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
 
 @styled
 def costs_figure(costs: Costs, chosen: Sequence[int], caption: str) -> Figure:
-    """What a pass costs on a machine by its width, and how many nodes the trees had that went by it.
+    """What a pass costs on a machine by its width, as trees go by it (never less than a narrower one), and how many nodes
+    the trees had.
 
     chosen: drafted nodes, one a step of `--B auto`; may be empty.
     """
     figure = new_figure(7.2, 3.0)
     left, right = figure.subplots(1, 2)
-    for number, (name, seconds) in enumerate((("target", costs.target_seconds), ("draft", costs.draft_seconds))):
+    curves = {"target": [costs.target(w - 1) for w in costs.widths], "draft": [costs.draft(w) for w in costs.widths]}
+    for number, (name, seconds) in enumerate(curves.items()):
         left.plot(costs.widths, [1e3 * s for s in seconds], label=f"{name} pass", **line_style(number))
     left.set_xscale("log", base=2)
     left.set_xticks(costs.widths, [str(w) if w not in (24, 48, 96) else "" for w in costs.widths])

@@ -152,7 +152,7 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
     output = Path(args.output) if args.output else None
     if processes.count > 1 and output is None:
         raise UsageError("--output", None, "several processes put their rows in one folder", "try --output runs/mine")
-    if output is not None and output.exists() and processes.main:  # look into it before anything is loaded
+    if output is not None and _exists(output) and processes.main:  # look into it before anything is loaded
         RecordFile(output, {run_name(settings, name) for settings in plan for name in datasets}).close()
     processes.wait()
     data = {dataset: load_prompts(dataset, args.start, args.end) for dataset in datasets}
@@ -182,6 +182,13 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
     if output is not None:
         print("written: " + ", ".join(str(path) for path in [output / "records.jsonl", *written]))
     return 0
+
+
+def _exists(folder: Path) -> bool:
+    try:
+        return folder.exists()
+    except (OSError, ValueError):  # a name that cannot be
+        return True
 
 
 def _summary(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, Any]) -> list[Path]:

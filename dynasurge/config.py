@@ -64,6 +64,8 @@ class Settings:
         _one_of("--values", self.values, VALUES)
         _one_of("--etv", self.etv, ETVS)
         _finite("--T", self.T, self.T >= 0, "a temperature is 0 (greedy) or more", "try --T 0.6")
+        _finite("--T", self.T, self.T == 0 or self.T > 1e-30, "is too small to divide by", "use --T 0 for greedy text")
+        object.__setattr__(self, "T", self.T + 0.0)  # -0 is 0, and has its hash
         _finite("--P", self.P, 0 < self.P <= 1, "top-p lies in (0, 1]", "use --P 1.0 to keep every token")
         for name, example in (("M", 384), ("max_children", 8)):
             at_least(name, getattr(self, name), 1, example)

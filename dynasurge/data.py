@@ -95,7 +95,7 @@ def _prompt(index: int, row: dict[str, Any], revision: str) -> Prompt:
 def _said(value: Any) -> str:
     """A field as text; nothing for one that is missing, which a table's reader gives as NaN."""
     missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return "" if missing else str(value)
+    return "" if missing else str(value).encode(errors="replace").decode()  # half a surrogate pair cannot be written
 
 
 def _hub_rows(name: str, start: int, stop: int) -> tuple[str, list[dict[str, Any]]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import threading
 from typing import Any, cast
 
 import torch
@@ -84,6 +85,16 @@ class TreeGenerate:
         self._pair: Pair | None = None
         self._engines: Engines | None = None
         self._room = 0  # tokens of text that the engines hold
+        self._fits: tuple[Any, ...] = ()  # the target's dtype, device and vocabulary when the pair was made
+        self._owner: int | None = None  # the thread that decodes with it
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has a lock of its own."""
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_owner")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock(), _owner=None)
 
     def __call__(
         self,
@@ -96,12 +107,38 @@ class TreeGenerate:
     ) -> torch.Tensor | GenerateDecoderOnlyOutput:
         """input_ids: int64 [1, n]. Returns int64 [1, n + new], or that in a GenerateDecoderOnlyOutput if the config asks.
 
-        Raises UsageError for what it can't honour.
+        Calls from several threads take turns. Raises UsageError for what it can't honour.
         """
         streamer, assistant = _callers("streamer", "assistant_model")
         _refuse_inputs(input_ids, model_kwargs, generation_config)
+        known = model.config.get_text_config().vocab_size
+        if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < known:
+            raise UsageError(
+                "input_ids", int(input_ids.max()), f"the model knows ids 0 to {known - 1}", "mend the prompt"
+            )
         _refuse_config(generation_config, assistant)
         T, P = _law(generation_config, logits_processor)
+        if self._owner == threading.get_ident():
+            raise UsageError(
+                "custom_generate", "in use", "a text is being decoded with it", "make another for this one"
+            )
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                return self._decode(model, input_ids, stopping_criteria, generation_config, streamer, T, P)
+            finally:
+                self._owner = None
+
+    def _decode(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        streamer: Any,
+        T: float,
+        P: float,
+    ) -> torch.Tensor | GenerateDecoderOnlyOutput:
         session = self._session(model, input_ids.shape[1], generation_config.max_length, T, P)
         text = input_ids
         for token in (
@@ -124,8 +161,9 @@ class TreeGenerate:
     def _session(self, model: PreTrainedModel, prompt: int, length: int, T: float, P: float) -> Session:
         """A session for one call; the draft and the caches are kept for the next."""
         pair = self._pair
-        if pair is None or pair.target is not model or pair.draft.device != model.device:
-            pair, self._room = self._fit(model), 0
+        fits = (model.dtype, model.device, model.config.get_text_config().vocab_size)
+        if pair is None or pair.target is not model or self._fits != fits:
+            pair, self._room, self._fits = self._fit(model), 0, fits
         seed = int(torch.randint(2**63 - 1, ())) if T > 0 else 0
         own: dict[str, Any] = {"T": T, "P": P, "seed": seed, "prompt_len": prompt, "new_tokens": length - prompt}
         settings = dataclasses.replace(self._settings, M=length + self._nodes, **own)

@@ -41,6 +41,7 @@ PROBES: Mapping[str, Callable[..., pd.DataFrame]] = {
     "bias": probes.bias,
 }
 COMMAND = "python -m dynasurge.evidence"
+PUBLISHED = Path("figures", "data")
 SIZES = (
     ("nodes", 32, "positions at which bounds are computed, a temperature"),
     ("contexts", 8, "prompts at which the bias is measured"),
@@ -62,14 +63,26 @@ class Evidence:
     def read(cls, *folders: str | Path) -> Evidence:
         """What one or more folders hold; costs and probes are the first's. Raises UsageError if one holds no rows."""
         frames = [load_frame(folder) for folder in folders]
+        frame = _labelled(pd.concat(frames, ignore_index=True))
+        if frame.duplicated(["run", "index"]).any():
+            raise UsageError("folders", ", ".join(map(str, folders)), "hold the same rows", "name each folder once")
         home = Path(folders[0])
         tables = {name: home / f"{name}.parquet" for name in PROBES}
         return cls(
-            frame=_labelled(pd.concat(frames, ignore_index=True)),
+            frame=frame,
             costs=read_costs(home / "costs.json"),
             probes={name: _kinds(pd.read_parquet(path)) for name, path in tables.items() if path.exists()},
             about=dict(frames[0].attrs),
         )
+
+    @classmethod
+    def published(cls) -> Evidence:
+        """What the published figures are drawn from: figures/data of the clone that this runs in. Raises UsageError."""
+        here = Path.cwd()
+        for folder in (here, *here.parents):
+            if (folder / PUBLISHED / "records.parquet").exists():
+                return cls.read(folder / PUBLISHED)
+        raise UsageError("records", PUBLISHED, "is not in this folder or above", "run from a clone, or name your own")
 
     @classmethod
     def measure(
@@ -123,7 +136,7 @@ class Evidence:
 
     def write(self, folder: Path) -> None:
         """Publish: numbers only, every file whole or not at all, with `about` in its metadata."""
-        folder.mkdir(parents=True, exist_ok=True)
+        made(folder)
         numbers = self.frame.drop(columns=TEXT, errors="ignore")
         for name, table in {"records": numbers, **self.probes}.items():
             table.attrs = dict(self.about)
@@ -136,6 +149,15 @@ class Evidence:
         size = f"{len(numbers)} rows. {self.caption()}."
         with write_whole(folder / "README.md") as partial:
             partial.write_text(f"# What the figures are drawn from\n\n{size}\n\n{about}\n", encoding="utf-8")
+
+
+def made(folder: Path) -> Path:
+    """The folder, made if it is not there. Raises UsageError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError("--output", folder, f"cannot be made ({error.strerror})", "name another folder") from error
+    return folder
 
 
 def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
@@ -168,6 +190,7 @@ def publish(arguments: Sequence[str]) -> int:
     output = Path(args.output)
     if output.resolve() in [Path(folder).resolve() for folder in args.folders]:
         raise UsageError("--output", output, "is the sweep's own folder", f"try --output {output}-numbers")
+    made(output)
     evidence = Evidence.read(*args.folders)
     first = _labelled(load_frame(args.folders[0]))
     if not set(TEXT) <= set(first):

@@ -17,7 +17,8 @@ import papermill
 
 from dynasurge import notebooks
 from dynasurge.cli import guarded
-from dynasurge.evidence import PROBES, Evidence
+from dynasurge.errors import UsageError
+from dynasurge.evidence import PROBES, Evidence, made
 from dynasurge.flags import Parser
 
 
@@ -33,10 +34,12 @@ def figures_command(arguments: Sequence[str]) -> int:
     evidence.curve()
     for name in PROBES:
         evidence.probe(name)
-    output = Path(args.output).resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    books = sorted(Path(args.notebooks).glob("*.ipynb"))
+    if not books:
+        raise UsageError("--notebooks", args.notebooks, "holds no notebook", "name the folder that does")
+    output = made(Path(args.output)).resolve()
     wanted = {"records": str(Path(args.records).resolve()), "output": str(output)}
-    for path in sorted(Path(args.notebooks).glob("*.ipynb")):
+    for path in books:
         known = papermill.inspect_notebook(path)
         notebooks.run(path, {name: value for name, value in wanted.items() if name in known})
     return 0

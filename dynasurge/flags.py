@@ -22,7 +22,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError("dynasurge:", message, "cannot be understood", f"see {self.prog} --help")
+        field, _, reason = message.partition(": ")
+        raise UsageError(self.prog, field, reason or "cannot be understood", f"see {self.prog} --help")
 
 
 def model_flags(parser: argparse.ArgumentParser) -> None:

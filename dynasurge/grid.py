@@ -38,6 +38,8 @@ def grid(
     for path, name in zip(growmap, names, strict=True):
         if names.count(name) > 1:
             raise UsageError("--growmap", path, "two files of one name make one column", "rename one, or give it once")
+        if " +" in name:
+            raise UsageError("--growmap", path, "its name reads like a rule's", "rename it without ' +'")
     plan = []
     for t, s, m in product(T, seed, mode):
         for tree in _trees(m, growmap, B):

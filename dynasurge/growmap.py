@@ -125,7 +125,11 @@ def load_growmap(path: str | os.PathLike[str]) -> Growmap:
     Raises UsageError if the file is missing, is no growmap, or contradicts itself.
     """
     remedy = "make one with: dynasurge growmap 4x8 growmaps/4x8-tree.pt"
-    if not Path(path).is_file():
+    try:
+        there = Path(path).is_file()
+    except (OSError, ValueError):  # a name that cannot be
+        there = False
+    if not there:
         if SPEC.fullmatch(str(path)):
             return build_growmap(str(path))
         raise UsageError("--growmap", path, "no such file", remedy)

@@ -56,13 +56,14 @@ class Costs:
             raise ValueError(f"step_seconds is {self.step_seconds}")
 
     def extended(self, other: Costs) -> Costs:
-        """These curves as far as they go, and behind that the other's."""
+        """These curves as far as they go, unchanged, and behind that the other's, which is never below them."""
         more = [at for at, width in enumerate(other.widths) if width > self.widths[-1]]
         return replace(
             self,
             widths=self.widths + tuple(other.widths[at] for at in more),
-            target_seconds=self.target_seconds + tuple(other.target_seconds[at] for at in more),
-            draft_seconds=self.draft_seconds + tuple(other.draft_seconds[at] for at in more),
+            target_seconds=self.target_seconds
+            + tuple(max(other.target_seconds[at], *self.target_seconds) for at in more),
+            draft_seconds=self.draft_seconds + tuple(max(other.draft_seconds[at], *self.draft_seconds) for at in more),
         )
 
     def target(self, nodes: int) -> float:
@@ -102,7 +103,7 @@ def _at(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
 
 def widths_of(target: Engine, draft: Engine) -> tuple[int, ...]:
     """The widths at which both engines can be measured as they will run."""
-    widest = min(min(engine.widest, engine.max_length - TEXT // 2) for engine in (target, draft))
+    widest = min(min(e.widest, e.max_length - min(TEXT // 2, e.max_length // 4)) for e in (target, draft))
     return tuple(w for w in WIDTHS if w <= max(1, widest))
 
 

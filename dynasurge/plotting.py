@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, PathPatch
+from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
 from matplotlib.path import Path as MplPath
 from matplotlib.ticker import MaxNLocator
 
@@ -84,19 +84,26 @@ def study_figure(table: pd.DataFrame, caption: str) -> Figure:
         with_etv = trees["label"].str.contains(" +", regex=False)
         colours = [PLAIN if plain else ETV for plain in ~with_etv]
         bars = axes.bar(trees.index, 1e3 * trees["latency_per_token_s"], color=colours, edgecolor=INK, width=0.7)
+        keys = [
+            Patch(facecolor=PLAIN, edgecolor=INK, label="top-down"),
+            Patch(facecolor=ETV, edgecolor=INK, label="ETV"),
+        ]
         for bar, lossless in zip(bars, trees["lossless"], strict=True):
             bar.set_hatch("" if lossless else LOSSY)
         for latency in panel.loc[panel["label"] == "auto", "latency_per_token_s"]:
-            axes.axhline(1e3 * latency, color=INK, linestyle="--", linewidth=0.8)
+            keys.append(axes.axhline(1e3 * latency, color=INK, linestyle="--", linewidth=0.8, label="auto (no tree)"))
         names = trees["label"] if trees["policy"].nunique() < 2 else trees["label"] + " " + trees["policy"]
         axes.set_xticks(trees.index, [name.replace(" ", "\n") for name in names], fontsize=7)
         axes.set_ylabel("ms a token", fontsize=8)
         axes.set_title(f"T = {T:g}", fontsize=9, loc="left")
         right = axes.twinx()
-        right.plot(trees.index, trees["accepted_per_step"], color=INK, marker="o", markersize=3, linewidth=0.8)
+        style = {"color": INK, "marker": "o", "markersize": 3, "linewidth": 0.8, "label": "accepted (right)"}
+        keys += right.plot(trees.index, trees["accepted_per_step"], **style)
         right.set_ylabel("accepted (tokens / step)", fontsize=8)
-        right.set_ylim(bottom=0)
+        quiet(right)
+        right.grid(visible=False)
         right.spines["right"].set_visible(True)
+    figure.legend(handles=keys, loc="outside upper center", ncols=len(keys), fontsize=7)
     say(figure, caption)
     return figure
 

@@ -11,6 +11,7 @@ Rows stay on disk; what is kept in memory is where each one is.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from dynasurge.data import Prompt
 from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
 from dynasurge.processes import ALONE, Processes
-from dynasurge.rows import FORMAT, Row
+from dynasurge.rows import FORMAT, PHASES, Row
 
 Key = tuple[str, int]  # run name, prompt's index
 
@@ -49,11 +50,13 @@ class RecordFile:
             self._path = self._main_path if processes.main else self.folder / f"records.{processes.rank}.jsonl"
             try:
                 self._prepare()
-            except OSError as error:
+            except (OSError, ValueError) as error:
+                if isinstance(error, UsageError):
+                    raise
                 raise _unwritable(self.folder, error) from error
             for (run, _), where in self._where.items():
                 if run not in runs:
-                    raise _stranger(self.folder, _row_at(*where))
+                    raise _stranger(self.folder, _row_at(*where), runs)
             failing.pop_all()
 
     def __enter__(self) -> RecordFile:
@@ -168,13 +171,18 @@ def write_output(path: Path) -> Iterator[Path]:
         raise _unwritable(path.parent, error) from error
 
 
-def _stranger(folder: Path, row: Row) -> UsageError:
+def _stranger(folder: Path, row: Row, runs: Collection[str]) -> UsageError:
+    """A run's name is its settings' hash, its files' hash and its dataset."""
+    settings, _, dataset = row["run"].split("-", 2) if row["run"].count("-") > 1 else (row["run"], "", "")
+    if any(run.startswith(f"{settings}-") and run.endswith(f"-{dataset}") for run in runs):
+        reason = f"holds records of {row['label']} with a growmap or priors file that has changed since"
+        return UsageError("--output", folder, reason, "name another folder")
     about = f"{row['label']}, T = {row['settings'].get('T')}, seed {row['settings'].get('seed')}, {row.get('dataset')}"
     return UsageError("--output", folder, f"holds records of other settings ({about})", "name another folder")
 
 
-def _unwritable(folder: Path, error: OSError) -> UsageError:
-    reason = f"cannot be written ({error.strerror})"
+def _unwritable(folder: Path, error: OSError | ValueError) -> UsageError:
+    reason = f"cannot be written ({error.strerror if isinstance(error, OSError) else error})"
     return UsageError("--output", folder, reason, "make room there, or name another folder")
 
 
@@ -215,14 +223,26 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, Row]]:
 def _row(path: Path, number: int, line: bytes) -> Row:
     try:
         row: Row = json.loads(line)
-        row["prompt_ids"], row["label"], row["settings"], hash((row["run"], row["index"]))
         version = row.get("format", 1)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        hash((row["run"], row["index"]))
+        if version == FORMAT:
+            _check(row)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError("--output", path, f"line {number} is no record", "mend it, or name another folder") from error
     if version != FORMAT:
         reason = f"line {number} was written by another version of dynasurge (format {version}, this one's is {FORMAT})"
         raise UsageError("--output", path, reason, "go on with that version, or name another folder")
     return row
+
+
+def _check(row: Row) -> None:
+    """Raises KeyError, TypeError or ValueError unless everything is there that makes up results."""
+    for name in ("prompt_ids", "output_ids", "accepted", "tree_size"):
+        len(row[name])
+    for name in ("seconds", "prefill_seconds", *(f"{phase}_seconds" for phase in PHASES)):
+        if not 0 <= row[name] < math.inf:
+            raise ValueError(f"{name} is {row[name]}")
+    row["label"], row["settings"]["T"], row["about"]["device"], row["about"]["dtype"]
 
 
 def _row_at(path: Path, start: int) -> Row:

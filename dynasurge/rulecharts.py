@@ -21,8 +21,9 @@ RULES = {"top-down": PLAIN, "ETV": ETV, "reserved": "#5b8c5a", "bfs (lossy)": "#
 
 @styled
 def comparison_figure(table: pd.DataFrame, caption: str) -> Figure:
-    """Latency per token and per request as bars, accepted tokens per step as a line: by static tree and by budget, a
-    colour a rule and a row a temperature; `auto` is the dashed line. table: lines of one dataset of `study.trees`."""
+    """Latency per token and per request as bars (medians over prompts), accepted tokens per step as a line: by static tree
+    and by budget, a colour a rule and a row a temperature; `auto` is the dashed line. table: lines of one dataset of
+    `study.trees`."""
     table = table[~(table["fill"] & (table["mode"] == "dTree"))]
     temperatures = sorted(table["T"].unique())
     names = list(
@@ -48,7 +49,7 @@ def comparison_figure(table: pd.DataFrame, caption: str) -> Figure:
             _divide(axes, names)
             quiet(axes)
         panels[0].set_ylabel(f"T = {T:g}\nlatency (ms / token)")
-        panels[1].set_ylabel("latency (s / request)")
+        panels[1].set_ylabel("latency (s / full request)")
         panels[2].set_ylabel("accepted (tokens / step)")
     handles = rows[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=len(handles[0]))

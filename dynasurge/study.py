@@ -34,6 +34,7 @@ from dynasurge.steps import complexity_by_kind as complexity_by_kind
 PAIRING = ["dataset", "T", "P", "index", "seed"]  # what two rows share when they may be compared
 COLUMN = list(LINE)
 RESAMPLES = 2000
+ENOUGH = 5  # prompts, for an interval that means something
 # A measure is the ratio of two sums over rows.
 MEASURES = {
     "tokens_per_second": ("tokens", "decode_seconds"),
@@ -105,7 +106,8 @@ def _rows(files: Iterable[Path]) -> Iterator[Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """A measure of two settings on the same prompts. ratio: that of `b` over that of `a`; low, high: its 95% interval."""
+    """A measure of two settings on the same prompts. ratio: that of `b` over that of `a`; low, high: its 95% interval, NaN
+    with fewer than ENOUGH prompts."""
 
     a: float
     b: float
@@ -132,7 +134,7 @@ def paired(frame: pd.DataFrame, a: str, b: str, measure: str, *, rng: np.random.
     sums = both.groupby(["dataset", "index"]).sum().to_numpy()  # [prompts, 4]: over and under of a, then of b
     n = len(sums)
     drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ sums
-    low, high = np.nanpercentile(_ratio(drawn), (2.5, 97.5))
+    low, high = np.nanpercentile(_ratio(drawn), (2.5, 97.5)) if n >= ENOUGH else (np.nan, np.nan)
     total = sums.sum(0)
     return Paired(
         a=total[0] / total[1],
@@ -171,11 +173,23 @@ def time_breakdown(frame: pd.DataFrame, by: Sequence[str] = tuple(COLUMN)) -> pd
 
 
 def results(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every measure by dataset, temperature, policy and label, in the order of the rows, with the number of prompts and
-    `speedup`: tokens per second over those of `auto` on the same prompt, the median over prompts, which one stalled run
-    does not move, with its 95% interval `speedup_low`, `speedup_high` (NaN without `auto`)."""
+    """Every measure by dataset, temperature, policy and label, in the order of the rows, with the number of prompts.
+
+    Tokens are pooled. Times are medians over prompts, which one stalled run does not move; that of a request is what the
+    `new_tokens` asked for would have taken, so that texts which ended early compare. `speedup`: tokens per second over
+    those of `auto` on the same prompt, the median, with its 95% interval `speedup_low`, `speedup_high` (NaN without `auto`,
+    or with fewer than ENOUGH prompts). draft, target, verify, other: as `time_breakdown`, pooled.
+    """
+    again = frame[frame.duplicated([*COLUMN, "index", "seed"])]
+    if len(again):
+        label = again["label"].iloc[0]
+        raise UsageError(
+            "label", label, "has several rows a prompt", "narrow the frame, to one sweep and P for instance"
+        )
     sums = frame.groupby(COLUMN, sort=False)[sorted({name for pair in MEASURES.values() for name in pair})].sum()
     out = pd.DataFrame({name: sums[over] / sums[under] for name, (over, under) in MEASURES.items()})
+    rates = _times(frame).groupby(level=COLUMN, sort=False).median()
+    out[rates.columns] = rates
     out["prompts"] = frame.groupby(COLUMN, sort=False)["index"].nunique()
     out["lossless"] = frame.groupby(COLUMN, sort=False)["lossless"].first()
     by_prompt = speedup_by_prompt(frame).groupby([*COLUMN, "index"])["speedup"].mean()  # of its seeds
@@ -186,8 +200,21 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
     return out.reset_index().merge(time_breakdown(frame), on=COLUMN)
 
 
+def _times(frame: pd.DataFrame) -> pd.DataFrame:
+    """The three measures of time by COLUMN and prompt, the seeds of a prompt together."""
+    names = ["tokens", "decode_seconds", "prefill_seconds", "new_tokens", "requests"]
+    sums = frame.groupby([*COLUMN, "index"], sort=False)[names].sum()
+    token = sums["decode_seconds"] / sums["tokens"]
+    request = (sums["prefill_seconds"] + token * sums["new_tokens"]) / sums["requests"]
+    return pd.DataFrame(
+        {"tokens_per_second": 1 / token, "latency_per_token_s": token, "latency_per_request_s": request}
+    )
+
+
 def _median(values: pd.Series) -> tuple[float, float, float]:
     """The median of a value a prompt, and its 95% interval."""
+    if len(values) < ENOUGH:
+        return float(values.median()), np.nan, np.nan
     drawn = np.random.default_rng(0).choice(values.to_numpy(), size=(RESAMPLES, len(values)))
     low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
     return float(values.median()), float(low), float(high)

@@ -124,7 +124,7 @@ def test_curves_that_stop_short_are_measured_again(
     engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session with narrow engines comes first; those of a wider one must not be judged by its curve."""
-    assert widths_of(*engines) == (1, 2, 4, 8, 16, 24, 32, 48)
+    assert widths_of(*engines) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96)
     engines[0].widest = 8
     monkeypatch.setattr(latency, "measure", lambda *engines: curve(*widths_of(*engines[:2])))
     assert load_costs(*engines).widths[-1] == 8

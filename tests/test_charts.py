@@ -60,7 +60,7 @@ def test_the_comparison_draws_every_tree_once_a_rule(frame: pd.DataFrame) -> Non
     assert drawn == pytest.approx(sorted(expected["accepted_per_step"]))
     assert [a.get_ylabel().split("\n")[-1] for a in (per_token, per_request, accepted)] == [
         "latency (ms / token)",
-        "latency (s / request)",
+        "latency (s / full request)",
         "accepted (tokens / step)",
     ]
     assert {"4x8", "B=4", "static", "dynamic", "auto (no tree)", "ETV", CAPTION} <= set(texts(figure))

@@ -115,7 +115,7 @@ def test_a_changed_priors_file_is_not_resumed_into(
     file.write_text('{"topdown": {"later": {"x": [1], "acceptance": [0.5]}}, "traversal": {}, "greedy": {}}')
     capsys.readouterr()
     assert main(command) == 2
-    assert "holds records of other settings" in capsys.readouterr().err
+    assert "with a growmap or priors file that has changed since" in capsys.readouterr().err
 
 
 def test_compare_interleaves_three_modes_and_draws_them(
@@ -379,7 +379,7 @@ def test_a_changed_growmap_or_dataset_is_not_resumed_into(
     Path(prompts).write_text(Path(prompts).read_text().replace("w3 ", "w4 "))
     capsys.readouterr()
     assert main(static) == 2
-    assert "holds records of other settings" in capsys.readouterr().err
+    assert "holds records of sTree 2x3 with a growmap or priors file that has changed" in capsys.readouterr().err
     assert main(dynamic) == 2
     assert "the dataset has changed" in capsys.readouterr().err
 

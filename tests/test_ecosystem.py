@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -183,6 +185,41 @@ def test_settings_that_generate_decides_and_unfit_drafts_are_refused(target: Pre
     other = tiny_model("llama", layers=1, vocab=50)
     with pytest.raises(UsageError, match="vocabulary"):
         target.generate(PROMPT, max_new_tokens=4, do_sample=False, custom_generate=custom_generate(other))
+
+
+def test_a_loop_in_use_is_refused_to_its_own_streamer_and_shared_by_threads(
+    target: PreTrainedModel, draft: str
+) -> None:
+    loop = custom_generate(draft, B=4)
+    how = {"max_new_tokens": 12, "do_sample": False}
+    plain = target.generate(PROMPT, **how).tolist()
+
+    class Nested(BaseStreamer):
+        puts = 0
+
+        def put(self, value: torch.Tensor) -> None:
+            self.puts += 1
+            if self.puts == 2:  # the first is the prompt
+                target.generate(PROMPT[:, :3], custom_generate=loop, **how)
+
+        def end(self) -> None: ...
+
+    with pytest.raises(UsageError, match="custom_generate in use: a text is being decoded with it; make another"):
+        target.generate(PROMPT, custom_generate=loop, streamer=Nested(), **how)
+    with ThreadPoolExecutor(3) as pool:
+        texts = list(pool.map(lambda _: target.generate(PROMPT, custom_generate=loop, **how).tolist(), range(6)))
+    assert texts == [plain] * 6
+    assert copy.deepcopy(loop) is not loop
+
+
+def test_a_target_that_changed_gets_a_pair_that_fits(draft: str) -> None:
+    model, loop = tiny_model("llama"), custom_generate(draft, B=4)
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        model.to(dtype)
+        text = model.generate(PROMPT, max_new_tokens=6, do_sample=False, custom_generate=loop)
+        assert text.tolist() == model.generate(PROMPT, max_new_tokens=6, do_sample=False).tolist()
+    with pytest.raises(UsageError, match="input_ids 5000: the model knows ids 0 to"):
+        model.generate(torch.tensor([[5, 5000]]), max_new_tokens=2, do_sample=False, custom_generate=loop)
 
 
 @pytest.mark.slow

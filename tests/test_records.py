@@ -16,14 +16,16 @@ from dynasurge import UsageError
 from dynasurge.data import Prompt
 from dynasurge.processes import Processes
 from dynasurge.records import RecordFile
-from dynasurge.rows import FORMAT
+from dynasurge.rows import FORMAT, PHASES
 
 RUN = "abc"
 
 
 def row(index: int, **more: Any) -> dict[str, Any]:
-    known = {"format": FORMAT, "label": "auto", "run": RUN, "settings": {}, "index": index, "prompt_ids": [index]}
-    return {**known, "text": "w" * 50, **more}
+    known = {"format": FORMAT, "label": "auto", "run": RUN, "settings": {"T": 0.6}, "index": index, "text": "w" * 50}
+    lists = {"prompt_ids": [index], "output_ids": [1], "accepted": [0], "tree_size": [0]}
+    seconds = dict.fromkeys(["seconds", "prefill_seconds", *(f"{phase}_seconds" for phase in PHASES)], 1.0)
+    return {**known, **lists, **seconds, "about": {"device": "cpu", "dtype": "float32"}, **more}
 
 
 def prompt(index: int) -> Prompt:
@@ -93,6 +95,18 @@ def test_records_of_another_version_are_refused(tmp_path: Path) -> None:
             RecordFile(tmp_path, [RUN])
         assert f"line 1 was written by another version of dynasurge (format {version}" in str(caught.value)
     assert json.loads((tmp_path / "records.jsonl").read_text()) == written
+
+
+@pytest.mark.parametrize(
+    "broken", [{"about": {}}, {"seconds": float("nan")}, {"output_ids": 3}, {"settings": "x"}, {"draft_seconds": None}]
+)
+def test_a_line_that_no_result_could_be_made_of_is_named(broken: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text(json.dumps(row(0)) + "\n" + json.dumps(row(1, **broken)) + "\n")
+    with pytest.raises(UsageError, match="line 2 is no record; mend it"):
+        RecordFile(tmp_path, [RUN])
+    (tmp_path / "records.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(UsageError, match="line 1 is no record"):
+        RecordFile(tmp_path, [RUN])
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def row(
     return {
         "format": 2,
         "label": settings.label,
+        "run": f"{settings.hash()}-0000-{dataset}",
         "lossless": True,
         "settings": settings.to_dict(),
         "dataset": dataset,
@@ -92,9 +93,12 @@ def test_sums_of_a_row(frame: pd.DataFrame) -> None:
 def test_results_agree_with_the_summary(frame: pd.DataFrame) -> None:
     rows = [row(TREE, 0, [[0, 1], [0], []], seconds=3.0), row(TREE, 1, [[1], [0, 0]], seconds=2.0)]
     line, summary = results(frame).query("label == 'dTree B=4'").iloc[0], summarise(rows)
-    for name in ("tokens_per_second", "tokens_per_step", "accepted_per_step", "latency_per_token_s",
-                 "latency_per_request_s", "prompts"):  # fmt: skip
+    for name in ("tokens_per_step", "accepted_per_step", "prompts"):
         assert line[name] == pytest.approx(getattr(summary, name)), name
+    assert line["tokens_per_second"] == pytest.approx((6 / 3 + 5 / 2) / 2), "times are medians over prompts"
+    assert line["latency_per_token_s"] == pytest.approx((3 / 6 + 2 / 5) / 2)
+    assert line["latency_per_request_s"] == pytest.approx(0.5 + 128 * (3 / 6 + 2 / 5) / 2), "of all 128 tokens"
+    assert math.isnan(line["speedup_low"]), "two prompts make no interval"
     assert line["speedup"] == pytest.approx((2.0 + 1.25) / 2), "the median over prompts"
     assert results(frame[frame["label"] != "auto"])["speedup"].isna().all()
 
@@ -165,7 +169,10 @@ def test_pairs_are_compared_on_what_both_have(frame: pd.DataFrame) -> None:
     result = paired(pd.concat([frame, extra]), "auto", "dTree B=4", "tokens_per_second", rng=np.random.default_rng(0))
     assert (result.a, result.b, result.prompts) == (10 / 8, 11 / 5, 2)
     assert result.ratio == pytest.approx(result.b / result.a)
-    assert (result.low, result.high) == pytest.approx((1.25, 2.0)), "either prompt twice"
+    assert math.isnan(result.low), "two prompts make no interval"
+    copies = pd.concat([frame.assign(index=frame["index"] + 2 * k) for k in range(3)])
+    result = paired(copies, "auto", "dTree B=4", "tokens_per_second", rng=np.random.default_rng(0))
+    assert 1.25 <= result.low < result.ratio < result.high <= 2.0
 
 
 def test_intervals_cover_the_truth() -> None:
@@ -197,10 +204,7 @@ def test_the_table_for_a_readme(frame: pd.DataFrame) -> None:
     other = to_frame([row(TREE, 0, [[0]], dataset="runs/other.jsonl")])
     lines = results_table(pd.concat([frame, other])).splitlines()
     assert lines[0] == "**d** (n = 2)"
-    assert (
-        "| 0.6 | sampled | dTree B=4 | 2.20 | 1.20 | 2.2 | 1.62x [1.25, 2.00] | 3000 | 250.0 / 250.0 / 250.0 / 250.0 |"
-        in lines
-    )
+    assert "| 0.6 | sampled | dTree B=4 | 2.20 | 1.20 | 2.2 | 1.62x | 58100 | 250.0 / 250.0 / 250.0 / 250.0 |" in lines
     assert "**other** (n = 1)" in lines
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1, "every line has every column"
 

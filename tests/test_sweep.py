@@ -302,7 +302,9 @@ def test_a_folder_is_looked_into_before_anything_is_loaded(
     assert_one_line("holds records of other settings (auto, T = 0.0, seed 0", capsys)
 
 
-def test_costs_of_a_wider_grid_are_added_behind_those_there_are(command: list[str], tmp_path: Path) -> None:
+def test_costs_of_a_wider_grid_are_added_behind_those_there_are(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, long = tmp_path / "out", ["--M", "400", "--mode", "dTree", "--end", "1", "--T", "0.8"]
     assert main([*command, *long, "--output", str(out)]) == 0
     costs = json.loads((out / "costs.json").read_text())
@@ -314,6 +316,11 @@ def test_costs_of_a_wider_grid_are_added_behind_those_there_are(command: list[st
     again = json.loads((out / "costs.json").read_text())
     assert again["widths"] == costs["widths"]
     assert again["target_seconds"][:2] == [0.5, 0.75]
+    assert min(again["target_seconds"][2:]) >= 0.75, "what trees went by so far does not change"
+    (out / "costs.json").write_text("{")
+    capsys.readouterr()
+    assert main([*command, *long, "--end", "3", "--output", str(out)]) == 2
+    assert "costs.json: is missing, damaged or too short, and rows here went by it" in capsys.readouterr().err
 
 
 # --- several processes --------------------------------------------------------------------------------------------
