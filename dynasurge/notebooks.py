@@ -49,8 +49,15 @@ def clean(notebook: Any) -> Any:
         cell.metadata = NotebookNode({"tags": tags} if tags else {})
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [_clean_output(output) for output in cell.outputs if output.get("name") != "stderr"]
+            kept = [output for output in cell.outputs if output.get("name") != "stderr" and not _bar(output)]
+            cell.outputs = [_clean_output(output) for output in kept]
     return notebook
+
+
+def _bar(output: Any) -> bool:
+    """A progress bar: a widget with nothing beside it but text."""
+    data = output.get("data", {})
+    return WIDGET in data and data.keys() <= {WIDGET, "text/plain"}
 
 
 def _clean_output(output: Any) -> Any:

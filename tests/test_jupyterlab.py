@@ -103,11 +103,11 @@ def test_a_reader_explores_a_generation(lab: tuple[str, str], tmp_path: Path) ->
             sync_api.expect(tip).to_contain_text(fact)
         page.screenshot(path=shots / f"explorer-{theme}-hover.png")
         page.locator('.widget-dropdown:has(label:text-is("B")) select').first.select_option("128")
-        settled("step 4 · 128 drafted")
+        settled("128 drafted")  # a text of its own, which may be shorter
         page.get_by_text("compare two settings").click()
         page.locator('.widget-dropdown:has(label:text-is("rule")) select').nth(1).select_option("traversal")
         sync_api.expect(status).to_have_count(2)
-        settled("step 4 ·")
+        settled("128 drafted")
         page.mouse.move(2, 2)
         page.screenshot(path=shots / f"explorer-{theme}-compare.png")
         paper = page.eval_on_selector(".dynasurge .frame", "e => getComputedStyle(e).backgroundColor")
