@@ -74,6 +74,7 @@ def test_a_reader_explores_a_generation(lab: tuple[str, str], tmp_path: Path) ->
         page = browser.new_page(viewport={"width": 1400, "height": 1100})
         page.goto(address)
         page.click(".jp-Cell .cm-content", timeout=90_000)
+        page.get_by_text("| Idle").wait_for(timeout=90_000)  # a cell that is run before its kernel is there is lost
         # From here on what goes wrong is ours; a lab that has just started misses some resources of its own.
         page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: errors.append(str(error)))

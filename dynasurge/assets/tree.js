@@ -152,12 +152,15 @@ function render({ model, el }) {
     },
     strip: () => (strip.innerHTML = model.get("strip")),
   };
+  const follow = new ResizeObserver(() => (text.scrollTop = text.scrollHeight)); // a narrower page has more lines
+  follow.observe(text);
   for (const [name, action] of Object.entries(update)) {
     model.on(`change:${name}`, action);
     action();
   }
   return () => {
     tree.stop();
+    follow.disconnect();
     for (const [name, action] of Object.entries(update)) model.off(`change:${name}`, action);
   };
 }
