@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from shards import Shard, gain, read_rows, run_flags
+from shards import Shard, gain, read_rows, run_command, run_flags
 
 from dynasurge import Settings, load_pair
 from dynasurge.analysis import mean_depth
@@ -130,11 +130,7 @@ def main() -> None:
     add.add_argument("--growmap", nargs="*", default=[], help="further static trees")
     add.add_argument("--policy", nargs="+", default=["sampled", "hybrid"], help="of the dynamic trees")
     add.set_defaults(action=run)
-    add = commands.add_parser("table", help="print what was recorded")
-    add.add_argument("output", type=Path)
-    add.set_defaults(action=table)
-    args = parser.parse_args()
-    args.action(args)
+    run_command(parser, commands, table)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from shards import Shard, gain, read_rows, run_flags
+from shards import Shard, gain, read_rows, run_command, run_flags
 from transformers import StaticCache
 from transformers.generation.streamers import BaseStreamer
 from trees import acceptance_vector
@@ -278,11 +278,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add.add_argument("--compile", action="store_true", help="torch.compile our passes, too")
     add.add_argument("--methods", nargs="+", help="only these")
     add.set_defaults(action=run)
-    add = commands.add_parser("table", help="print what was recorded")
-    add.add_argument("output", type=Path)
-    add.set_defaults(action=table)
-    args = parser.parse_args(argv)
-    args.action(args)
+    run_command(parser, commands, table, argv)
 
 
 if __name__ == "__main__":

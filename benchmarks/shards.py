@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,20 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long; run again to go on")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, required=True)
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    commands: Any,
+    table: Callable[[argparse.Namespace], None],
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Add the `table` of a benchmark, which prints what was recorded in a folder, and do what is asked."""
+    add = commands.add_parser("table", help="print what was recorded")
+    add.add_argument("output", type=Path)
+    add.set_defaults(action=table)
+    args = parser.parse_args(argv)
+    args.action(args)
 
 
 def gain(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from shards import Shard, gain, read_rows, run_flags
+from shards import Shard, gain, read_rows, run_command, run_flags
 
 from dynasurge import Settings, load_pair
 from dynasurge.analysis import mean_depth, rank_acceptance, text_distributions
@@ -262,11 +262,7 @@ def main() -> None:
     methods = ["no tree", "static", *METHODS, "auto"]
     add.add_argument("--methods", nargs="+", default=methods, help="only these (default: all but hindsight)")
     add.set_defaults(action=run)
-    add = commands.add_parser("table", help="print what was recorded")
-    add.add_argument("output", type=Path)
-    add.set_defaults(action=table)
-    args = parser.parse_args()
-    args.action(args)
+    run_command(parser, commands, table)
 
 
 if __name__ == "__main__":

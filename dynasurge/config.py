@@ -123,6 +123,11 @@ class Settings:
         return self.rule != "bfs"
 
     @property
+    def pays(self) -> bool:
+        """Whether trees grow by what passes cost here, and so need a latency curve."""
+        return self.mode == "dTree" and not self.fill
+
+    @property
     def budget(self) -> int:
         """At most so many nodes a dynamic tree; `auto` is what fits in M, and never more than AUTO_NODES."""
         return self.B if self.B != "auto" else max(1, min(AUTO_NODES, self.M - self.prompt_len - self.new_tokens))

@@ -149,9 +149,6 @@ class Evaluation:
             for run in self._runs[task.dataset]:
                 self.records.find(run, task.prompt, task.ids)
 
-    def _all_indices(self) -> set[int]:
-        return {task.prompt.index for task in self._tasks}
-
     def _finished(self, task: _Task) -> bool:
         return all(self.records.has(run, task.prompt.index) for run in self._runs[task.dataset])
 
@@ -171,16 +168,19 @@ class Evaluation:
     def _costs(self, engines: Engines) -> Costs:
         """What trees cost in this folder, measured by the first process that ever asked. Raises UsageError if trees that
         are there went by a curve that is lost."""
-        if engines.draft is None or not any(settings.mode == "dTree" and not settings.fill for settings in self._plan):
+        paying = [number for number, settings in enumerate(self._plan) if settings.pays]
+        if engines.draft is None or not paying:
             return UNMEASURED
         path = self.records.folder / "costs.json"
         kept = read_costs(path)
-        if kept is None or len(kept.widths) == 1:
-            paying = [n for n, settings in enumerate(self._plan) if settings.mode == "dTree" and not settings.fill]
-            runs = [of_plan[n] for of_plan in self._runs.values() for n in paying]
-            if any(self.records.has(run, index) for run in runs for index in self._all_indices()):
-                reason = "is missing, damaged or too short, and rows here went by it"
-                raise UsageError("--output", path, reason, "put it back, or name another folder")
+        lost = kept is None or len(kept.widths) == 1
+        if lost and any(
+            self.records.has(self._runs[task.dataset][number], task.prompt.index)
+            for task in self._tasks
+            for number in paying
+        ):
+            reason = "is missing, damaged or too short, and rows here went by it"
+            raise UsageError("--output", path, reason, "put it back, or name another folder")
         if self._processes.main and (kept is None or kept.widths[-1] < widths_of(engines.target, engines.draft)[-1]):
             costs = load_costs(engines.target, engines.draft)
             if kept is not None:  # a wider grid: what trees went by so far stays as it is

@@ -126,7 +126,7 @@ class Session:
         drafter = None
         if shape is not None:
             assert self.engines.draft is not None
-            if settings.mode == "dTree" and not settings.fill and given is None:
+            if settings.pays and given is None:
                 shape = make_shape(settings, costs or load_costs(self.engines.target, self.engines.draft))
                 assert shape is not None
             policy = policy or make_policy(settings)

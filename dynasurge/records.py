@@ -173,8 +173,7 @@ def write_output(path: Path) -> Iterator[Path]:
 
 def _stranger(folder: Path, row: Row, runs: Collection[str]) -> UsageError:
     """A run's name is its settings' hash, its files' hash and its dataset."""
-    settings, _, dataset = row["run"].split("-", 2) if row["run"].count("-") > 1 else (row["run"], "", "")
-    if any(run.startswith(f"{settings}-") and run.endswith(f"-{dataset}") for run in runs):
+    if any(run.startswith(f"{row.get('hash')}-") and run.endswith(f"-{row.get('dataset')}") for run in runs):
         reason = f"holds records of {row['label']} with a growmap or priors file that has changed since"
         return UsageError("--output", folder, reason, "name another folder")
     about = f"{row['label']}, T = {row['settings'].get('T')}, seed {row['settings'].get('seed')}, {row.get('dataset')}"
