@@ -41,6 +41,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dynasurge.errors import UsageError
 
 PRIORS = Path(__file__).parent / "assets" / "acceptance.json"
@@ -55,6 +57,8 @@ BIN_EDGES = {
     "lookup": (2.5, 4.5),
     "blind": (2.5, 4.5),
 }
+KINDS = ("first", "later", "tail", "point", "echo", "lookup")  # in tables; a `blind` copy is never in one
+CELLS = 256  # of a table
 TEXTS = ("topdown", "traversal", "greedy")  # sampled text by rule, and T = 0, where all rules are one
 Curve = tuple[tuple[float, ...], tuple[float, ...]]  # knots x, rising, and the acceptance at each
 Priors = dict[str, dict[str, Curve]]  # by text, then by kind
@@ -108,11 +112,18 @@ def _bin(kind: str, x: float) -> int:
     return bisect.bisect(BIN_EDGES[kind.rstrip("+")], x)
 
 
+def cells(kind: str) -> list[float]:
+    """The feature at each cell of a table: counts as they are, probabilities closer together near 0."""
+    counted = kind in ("later", "echo", "lookup")
+    return [float(cell) if counted else min(1.0, ((cell + 0.5) / (CELLS - 1)) ** 2) for cell in range(CELLS)]
+
+
 class Acceptance:
     """The running estimate of one prompt."""
 
     def __init__(self, curves: Mapping[str, Curve], *, learn: bool = True) -> None:
         self._curves, self._learn = curves, learn
+        self._grids: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -127,6 +138,24 @@ class Acceptance:
         bin_ = _bin(kind, x)
         learned = self._accepted[kind][bin_] / self._predicted[kind][bin_]
         return min(1.0, self._prior(kind, x) * learned)
+
+    def table(self) -> torch.Tensor:
+        """Every estimate, for proposing.py: float64 [2, kinds, CELLS], at the first level and below it."""
+        out = torch.zeros(2, len(KINDS), CELLS, dtype=torch.float64)
+        for below, depth in enumerate(("", "+")):
+            for number, kind in enumerate(KINDS):
+                prior, bins = self._cells(kind + depth)
+                accepted, predicted = (torch.tensor(sums[kind + depth]) for sums in (self._accepted, self._predicted))
+                out[below, number] = (prior * (accepted / predicted)[bins]).clamp(max=1.0)
+        return out
+
+    def _cells(self, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prior [CELLS] at each cell of a table, and its bin."""
+        if kind not in self._grids:
+            xs = cells(kind.rstrip("+"))
+            prior = torch.tensor([self._prior(kind, x) for x in xs], dtype=torch.float64)
+            self._grids[kind] = prior, torch.tensor([_bin(kind, x) for x in xs])
+        return self._grids[kind]
 
     def observe(self, kind: str, x: float, tried: float, accepted: float) -> None:
         """A child was verified with probability `tried` and accepted with probability `accepted`."""

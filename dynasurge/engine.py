@@ -144,7 +144,7 @@ class Engine:
         """
         mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
         mask.masked_fill_(hidden, torch.finfo(self.model.dtype).min)
-        logits: torch.Tensor = (call or self.model)(
+        logits: torch.Tensor = (self.model if call is None else call)(
             input_ids=ids,
             attention_mask=mask[None, None],
             position_ids=positions,

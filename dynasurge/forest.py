@@ -1,0 +1,194 @@
+"""Growing a token tree in tensors of fixed shape: what a GPU replays without asking the host anything.
+
+`drafting.py` grows a tree node by node, reading the device once a level. Here a whole level is a handful of tensor
+operations whose shapes are known beforehand, so that a step can be captured and replayed (captured.py). The law is the
+same: values are settled before tokens are drawn, and the most valuable slots stay.
+
+    row     a node that the draft reads: 0 is the root, then `width` nodes a level, the most valuable ones
+    slot    a proposed node: 0 is the root, then `children` slots a row, in drawing order
+    node    a slot that stays: the root and the best `budget` slots, numbered in drawing order
+
+A row's children may not fill their slots, a level its rows: what is missing has value 0 and never stays. One slot, one row
+and one node more than there can be stand for "none".
+
+Which slots the draft reads next is decided by slot values alone, never by what the slot's own token turned out to be worth:
+a token that crowded another slot out of the frontier would also spare its own slot that one's descendants as rivals, and
+whether a slot stays would depend on its token (tests/test_forest.py has the bias that follows).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dynasurge.acceptance import KINDS
+from dynasurge.lookup import LENGTHS
+
+FIRST, LATER, TAIL, POINT, ECHO, LOOKUP = range(len(KINDS))  # of children
+CONTEXT = max(LENGTHS)  # tokens that may have to match before a copy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How large a tree can get: `depth` levels, of which the draft reads at most `width` nodes each, `children` a node.
+
+    widths: rows by level, for a static tree whose levels are known.
+    """
+
+    depth: int
+    width: int
+    children: int
+    widths: tuple[int, ...] = ()
+
+    def rows(self, level: int) -> slice:
+        """The rows whose children make up a level (1 is the first)."""
+        widths = self.level_widths
+        return slice(sum(widths[: level - 1]), sum(widths[:level]))
+
+    def slots(self, level: int) -> slice:
+        """The slots of a level."""
+        rows = self.rows(level)
+        return slice(1 + rows.start * self.children, 1 + rows.stop * self.children)
+
+    @property
+    def level_widths(self) -> tuple[int, ...]:
+        """Rows whose children make up each level: the root, then what fits."""
+        if self.widths:
+            return self.widths
+        widths = [1]
+        while len(widths) < self.depth:
+            widths.append(min(self.width, widths[-1] * self.children))
+        return tuple(widths)
+
+    @property
+    def row_count(self) -> int:
+        return sum(self.level_widths)
+
+    @property
+    def slot_count(self) -> int:
+        return 1 + self.row_count * self.children
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forest:
+    """One tree while it grows. S slots and R rows, each with one more for "none".
+
+    token, depth, kind int64, proposal, x, slot_value, node_value float64, all [S + 1]; row_slot int64 [R + 1], the slot of
+    each row; chain int64 [R + 1, depth], the rows from the root down to each row, R behind them; context int64
+    [R + 1, CONTEXT], the last tokens up to each row's own; base float [R + 1, V], what its children were sampled from.
+    """
+
+    layout: Layout
+    token: torch.Tensor
+    depth: torch.Tensor
+    kind: torch.Tensor
+    proposal: torch.Tensor
+    x: torch.Tensor
+    slot_value: torch.Tensor
+    node_value: torch.Tensor
+    row_slot: torch.Tensor
+    chain: torch.Tensor
+    context: torch.Tensor
+    base: torch.Tensor
+
+    @classmethod
+    def empty(cls, layout: Layout, vocab: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Forest:
+        """Room for one tree."""
+        slots, rows = layout.slot_count, layout.row_count
+        whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
+        real: dict[str, Any] = {"dtype": torch.float64, "device": device}
+        depth = torch.zeros(slots + 1, **whole)
+        for level in range(1, layout.depth + 1):
+            depth[layout.slots(level)] = level
+        return cls(
+            layout=layout,
+            token=torch.zeros(slots + 1, **whole),
+            depth=depth,
+            kind=torch.full((slots + 1,), POINT, **whole),
+            proposal=torch.ones(slots + 1, **real),
+            x=torch.zeros(slots + 1, **real),
+            slot_value=torch.zeros(slots + 1, **real),
+            node_value=torch.zeros(slots + 1, **real),
+            row_slot=torch.full((rows + 1,), slots, **whole),
+            chain=torch.full((rows + 1, layout.depth), rows, **whole),
+            context=torch.full((rows + 1, CONTEXT), -1, **whole),
+            base=torch.zeros(rows + 1, vocab, dtype=dtype, device=device),
+        )
+
+    def start(self, context: torch.Tensor) -> None:
+        """A new tree behind a text whose last tokens are `context` [CONTEXT] (-1 where there are none)."""
+        self.slot_value.zero_()
+        self.node_value.zero_()
+        self.slot_value[:1].fill_(1.0)
+        self.node_value[:1].fill_(1.0)
+        self.row_slot.fill_(len(self.token) - 1)
+        self.row_slot[:1].zero_()
+        self.chain[0, :1].zero_()
+        self.token[:1].copy_(context[-1:])
+        self.context[0].copy_(context)
+
+    def advance(self, level: int, by: torch.Tensor) -> slice:
+        """Choose which slots of a level the draft reads: the best by `by` [S + 1], ties to the first. Returns the rows."""
+        layout, rows = self.layout, self.layout.rows(level + 1)
+        slots = layout.slots(level)
+        chosen = by[slots].sort(descending=True, stable=True).indices[: rows.stop - rows.start] + slots.start
+        above = (chosen - 1) // layout.children
+        self.row_slot[rows].copy_(chosen)
+        self.chain[rows].copy_(self.chain[above])
+        self.chain[rows, level].copy_(torch.arange(rows.start, rows.stop, device=chosen.device))
+        self.context[rows].copy_(torch.cat([self.context[above, 1:], self.token[chosen][:, None]], dim=1))
+        return rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nodes:
+    """The tree that stays, n nodes and the root. slot, parent, depth int64 [n + 1], exists bool; number int64 [S + 1]: the
+    node of each slot, n + 1 for none; path int64 [n + 1, depth + 1]: the nodes from the root down to each, n + 1 behind."""
+
+    slot: torch.Tensor
+    parent: torch.Tensor
+    depth: torch.Tensor
+    exists: torch.Tensor
+    number: torch.Tensor
+    path: torch.Tensor
+    seen: torch.Tensor = field(repr=False)
+
+    @property
+    def none(self) -> int:
+        return len(self.slot)
+
+
+def assemble(forest: Forest, n: int) -> Nodes:
+    """Keep the root and the n most valuable slots, ties to the first, numbered in drawing order."""
+    layout, slots = forest.layout, len(forest.token) - 1
+    order = forest.slot_value.sort(descending=True, stable=True).indices[: n + 1]
+    order = torch.where(forest.slot_value[order] > 0, order, slots)
+    if len(order) < n + 1:
+        order = torch.nn.functional.pad(order, (0, n + 1 - len(order)), value=slots)
+    slot = order.sort().values
+    places = torch.arange(n + 1, device=slot.device)
+    exists = slot < slots
+    number = torch.full((slots + 1,), n + 1, dtype=torch.int64, device=slot.device)
+    number = number.scatter(0, slot, torch.where(exists, places, n + 1))
+    depth, above = forest.depth[slot], ((slot - 1) // layout.children).clamp(min=0)
+    above = torch.where(exists, above, layout.row_count)
+    chain = number[forest.row_slot[forest.chain[above]]]  # [n + 1, depth]
+    levels = torch.arange(layout.depth + 1, device=slot.device)
+    chain = torch.nn.functional.pad(chain, (0, 1), value=n + 1)
+    path = torch.where(levels < depth[:, None], chain, n + 1)
+    path = torch.where((levels == depth[:, None]) & exists[:, None], places[:, None], path)
+    parent = torch.where(depth > 0, path.gather(1, (depth - 1).clamp(min=0)[:, None])[:, 0], -1)
+    seen = torch.zeros(n + 1, n + 2, dtype=torch.bool, device=slot.device).scatter(1, path, True)[:, :-1]
+    return Nodes(slot=slot, parent=parent, depth=depth, exists=exists, number=number, path=path, seen=seen)
+
+
+def growmap_layout(children: Sequence[Sequence[int]], depths: Sequence[int]) -> Layout:
+    """The layout of a static tree, by its nodes' children and depths: rows are the nodes that branch."""
+    depth = max(depths)
+    widths = tuple(
+        sum(bool(own) for own, d in zip(children, depths, strict=True) if d == level) for level in range(depth)
+    )
+    return Layout(depth=depth, width=max(widths, default=1), children=max(map(len, children)), widths=widths)

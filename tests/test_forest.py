@@ -1,0 +1,266 @@
+"""Growth and verification in tensors of fixed shape: lossless by exact enumeration, and the same as node by node."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import toy
+
+from dynasurge import kernels
+from dynasurge.acceptance import make_acceptance
+from dynasurge.forest import CONTEXT, Forest, Layout, Nodes, assemble, growmap_layout
+from dynasurge.growmap import Growmap, build_growmap
+from dynasurge.judge import Law, law, share_level
+from dynasurge.lookup import Lookup
+from dynasurge.policies import POLICIES
+from dynasurge.proposing import Proposer, draw, find_copies
+from dynasurge.tree import TokenTree
+from dynasurge.verification import RULES
+
+PROMPT = (0, 2, 1)
+RULES_HERE = ("topdown", "traversal")
+
+
+class Chance:
+    """Stands in for the uniforms [w, k, 2] of a level: a Script decides."""
+
+    def __init__(self, k: int, script: Any) -> None:
+        self.k, self.script, self.shape = k, script, (0, k, 2)
+
+    def __getitem__(self, key: Any) -> Chance:
+        return Chance(1, self.script)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.k, self.script))
+
+
+def proposer(policy: str, values: str = "learned", **other: Any) -> Proposer:
+    acceptance = make_acceptance(values, "topdown", 1.0)
+    return Proposer(policy=policy, table=None if values == "own" else acceptance.table(), **other)
+
+
+def growmap_proposer(growmap: Growmap, policy: str) -> Proposer:
+    most = max(map(len, growmap.children))
+    numbers = torch.full((growmap.size + 1, most), -1)
+    for node, own in enumerate(growmap.children):
+        numbers[node, : len(own)] = torch.tensor(own, dtype=torch.int64)
+    return Proposer(policy=policy, growmap=numbers)
+
+
+def grow(
+    draft: toy.Table, layout: Layout, how: Proposer, n: int, script: Any, text: tuple[int, ...] = PROMPT
+) -> tuple[Forest, Nodes]:
+    """One tree behind a text, the draft a table of probabilities."""
+    forest = Forest.empty(layout, toy.VOCAB, torch.device("cpu"), torch.float64)
+    padded = torch.tensor([-1] * CONTEXT + list(text) + [-1] * 3)
+    known = torch.tensor([len(text)])
+    forest.start(padded[len(text) : len(text) + CONTEXT])
+    contexts: dict[int, tuple[int, ...]] = {0: text}
+    for level in range(1, layout.depth + 1):
+        rows = layout.rows(level)
+        if level > 1:
+            assert forest.advance(level - 1, how.frontier(forest)) == rows
+            for row in range(rows.start, rows.stop):
+                contexts[row] = (*contexts[int(forest.chain[row, level - 2])], int(forest.token[forest.row_slot[row]]))
+        q = torch.tensor([draft(contexts[row]) for row in range(rows.start, rows.stop)], dtype=torch.float64)
+        how.fill(forest, level, q, Chance(layout.children, script), padded, known)  # type: ignore[arg-type]
+    return forest, assemble(forest, n)
+
+
+def tree_of(forest: Forest, nodes: Nodes) -> TokenTree:
+    """The nodes that exist, which come first."""
+    count = int(nodes.exists.sum())
+    assert nodes.exists[:count].all()
+    slot = nodes.slot[:count]
+    return TokenTree(
+        tokens=tuple(forest.token[slot].tolist()),
+        parents=tuple(nodes.parent[:count].tolist()),
+        proposal=tuple(forest.proposal[slot].tolist()),
+        point=tuple((forest.kind[slot] >= 3).tolist()),
+    )
+
+
+def judged(forest: Forest, nodes: Nodes, target: toy.Table, rule: str, text: tuple[int, ...]) -> tuple[TokenTree, Law]:
+    tree = tree_of(forest, nodes)
+    p = torch.zeros(nodes.none + 1, toy.VOCAB, dtype=torch.float64)
+    p[: tree.size + 1] = toy.target_rows(tree, target, text)
+    return tree, law(forest, nodes, p, rule)
+
+
+def distances(
+    runs: Callable[[Any], tuple[Forest, Nodes]], target: toy.Table, length: int, text: tuple[int, ...] = PROMPT
+) -> tuple[dict[str, float], set[TokenTree]]:
+    """By rule, the total variation between the emitted law and the target's; and the trees that were met."""
+    merged: dict[TokenTree, list[Any]] = {}
+    for weight, (forest, nodes) in toy.enumerate_runs(runs):
+        entry = merged.setdefault(tree_of(forest, nodes), [0.0, forest, nodes])
+        entry[0] += weight
+
+    def outcomes(rule: str) -> Iterator[tuple[float, tuple[int, ...], torch.Tensor]]:
+        for tree, (weight, forest, nodes) in merged.items():
+            base = forest.base.clone()
+            found = judged(forest, nodes, target, rule, text)[1]
+            assert abs(float(found.stop.sum()) - 1.0) < 1e-12
+            for node in range(tree.size + 1):
+                if found.stop[node] > 0:
+                    bonus = found.bonus(torch.tensor([node]))[0]
+                    yield weight * float(found.stop[node]), toy.path_tokens(tree, node), bonus / bonus.sum()
+            forest.base.copy_(base)
+
+    law = toy.target_law(target, text, length)
+    found = {rule: toy.emitted_law(outcomes(rule), target, text, length) for rule in RULES_HERE}
+    return {rule: toy.total_variation(own, law) for rule, own in found.items()}, set(merged)
+
+
+@pytest.fixture(autouse=True)
+def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.scripted(monkeypatch)
+
+
+@pytest.mark.parametrize("values", ["learned", "own"])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("n", "depth", "width", "children"), [(1, 1, 1, 2), (3, 2, 1, 3), (3, 3, 2, 2), (4, 2, 2, 2)])
+def test_dynamic_growth_is_lossless(n: int, depth: int, width: int, children: int, policy: str, values: str) -> None:
+    target, draft = toy.random_table(3), toy.random_table(4)
+    layout, how = Layout(depth=depth, width=width, children=children), proposer(policy, values)
+    found, trees = distances(lambda script: grow(draft, layout, how, n, script), target, depth + 1)
+    assert max(found.values()) < 1e-12
+    assert max(tree.size for tree in trees) == n
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["dense", "zeros"])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("name", ["chain3", "2x2", "3x1", "lopsided"])
+def test_static_growth_is_lossless(name: str, policy: str, zeros: bool) -> None:
+    growmap = Growmap(parents=(-1, 0, 0, 1, 3)) if name == "lopsided" else build_growmap(name)
+    target, draft = toy.random_table(1, zeros=zeros), toy.random_table(2, zeros=zeros)
+    layout, how = growmap_layout(growmap.children, growmap.depths), growmap_proposer(growmap, policy)
+    runs = lambda script: grow(draft, layout, how, growmap.size - 1, script)  # noqa: E731
+    found, trees = distances(runs, target, growmap.depth + 1)
+    assert max(found.values()) < 1e-12
+    assert zeros or {tree.parents for tree in trees} == {growmap.parents}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_copies_are_lossless(policy: str) -> None:
+    text = (0, 2, 1, 0, 2, 1)
+    target, draft = toy.random_table(13), toy.random_table(16)
+    layout, how = Layout(depth=3, width=2, children=2), proposer(policy, copies=True)
+    found, trees = distances(lambda script: grow(draft, layout, how, 4, script, text), target, 4, text)
+    assert max(found.values()) < 1e-12
+    assert any(tree.point[node] for tree in trees for node in range(1, tree.size + 1))
+
+
+def test_a_hybrid_that_must_pay_is_lossless() -> None:
+    target, draft = toy.random_table(3), toy.random_table(4)
+    layout = Layout(depth=3, width=2, children=3)
+    sizes = {}
+    for cut in (0.0, 0.1):
+        how = proposer("hybrid", cut=torch.tensor([cut], dtype=torch.float64))
+        found, trees = distances(lambda script, how=how: grow(draft, layout, how, 8, script), target, 4)  # type: ignore[misc]
+        assert max(found.values()) < 1e-12
+        sizes[cut] = max(tree.size for tree in trees)
+    assert sizes[0.1] < sizes[0.0]
+
+
+def test_a_frontier_chosen_by_what_tokens_turned_out_to_be_is_caught() -> None:
+    """The draft reads one node of the second level. Were it the one whose token came out better, whether a slot of that
+    level keeps its place would depend on its own token."""
+    table = torch.full((2, 6, 256), 0.3, dtype=torch.float64)
+    table[:, 0] = torch.where(
+        (torch.arange(256) / 255) ** 2 < 0.5, 0.2, 0.95
+    )  # a likely token is accepted far more often
+    table[:, 1] = 0.5
+    layout = Layout(depth=3, width=2, children=2, widths=(1, 2, 1))
+    draft, target = (toy.random_table(seed, sharpness=2.0) for seed in (55, 1005))
+    found = {}
+    for how in (Proposer(policy="sampled", table=table), ByToken(policy="sampled", table=table)):
+        found[type(how)] = distances(lambda script, how=how: grow(draft, layout, how, 4, script), target, 4)[0]  # type: ignore[misc]
+    assert max(found[Proposer].values()) < 1e-12
+    assert min(found[ByToken].values()) > 1e-3
+
+
+class ByToken(Proposer):
+    """A mistake."""
+
+    def frontier(self, forest: Forest) -> torch.Tensor:
+        return forest.node_value
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("rule", RULES_HERE)
+def test_the_stop_law_is_that_of_the_rule(rule: str, policy: str) -> None:
+    """The same trees, judged node by node."""
+    target, draft = toy.random_table(21), toy.random_table(22)
+    layout, how = Layout(depth=3, width=2, children=3), proposer(policy)
+    runs = toy.enumerate_runs(lambda script: grow(draft, layout, how, 5, script))
+    for _, (forest, nodes) in itertools.islice(runs, 0, 600, 20):
+        bases = {int(nodes.number[slot]): forest.base[row].clone() for row, slot in enumerate(forest.row_slot[:-1])}
+        tree, found = judged(forest, nodes, target, rule, PROMPT)
+        p = toy.target_rows(tree, target, PROMPT)
+        expected = RULES[rule](tree, p, [bases.get(node, torch.empty(0)) for node in range(tree.size + 1)])
+        torch.testing.assert_close(found.stop[: tree.size + 1], expected.stop, atol=1e-12, rtol=0)
+        for node in range(tree.size + 1):
+            if expected.stop[node] > 1e-12:
+                bonus = found.bonus(torch.tensor([node]))[0]
+                torch.testing.assert_close(bonus / bonus.sum(), expected.bonus(torch.tensor([node]))[0])
+
+
+def test_copies_are_those_that_lookup_finds() -> None:
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(3, (40,), generator=generator).tolist()
+    lookup = Lookup()
+    lookup.read(text)
+    padded = torch.tensor([-1] * CONTEXT + text + [-1] * 4)
+    paths = [[], [1], [2, 0], [0, 1, 2], [2, 2, 2, 2, 2, 2, 2, 2, 1]]
+    contexts = torch.tensor([(text + path)[-CONTEXT:] for path in paths])
+    found = find_copies(padded, torch.tensor([len(text)]), contexts)
+    for path, token, match in zip(paths, found.token.tolist(), found.match.tolist(), strict=True):
+        assert (lookup.find(path) or (token, 0)) == (token, match)
+    assert found.match.max() >= 4
+
+
+@pytest.mark.parametrize("bottom_up", [True, False])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_kernels_do_what_torch_code_does(
+    policy: str, bottom_up: bool, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """On a GPU, or where Triton can be interpreted (TRITON_INTERPRET=1)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not kernels.usable(torch.empty(0, device=device)):
+        pytest.skip("no Triton here")
+    monkeypatch.undo()  # real chance
+    generator = torch.Generator().manual_seed(1)
+    layout, vocab = Layout(depth=3, width=4, children=4), 1024  # 32 blocks of 32, for both
+    forest = Forest.empty(layout, vocab, torch.device(device))
+    text = torch.full((CONTEXT + 4,), -1, device=device)
+    forest.start(text[:CONTEXT].clone())
+    how = proposer(policy)
+    how = Proposer(policy=policy, table=how.table.to(device) if how.table is not None else None)
+    for level in range(1, layout.depth + 1):
+        if level > 1:
+            forest.advance(level - 1, how.frontier(forest))
+        rows = layout.rows(level)
+        q = torch.softmax(3 * torch.randn(rows.stop - rows.start, vocab, generator=generator), -1).to(device)
+        q[:, ::7] = 0
+        uniforms = torch.rand(len(q), layout.children, 2, generator=generator, dtype=torch.float64).to(device)
+        how.fill(forest, level, q, uniforms, text, torch.tensor([0], device=device))
+    nodes = assemble(forest, 12)
+    p = torch.softmax(3 * torch.randn(14, vocab, generator=generator), -1).to(device)
+    base, rule = forest.base.clone(), "traversal" if bottom_up else "topdown"
+    one = law(forest, nodes, p.clone(), rule)
+    bonus = one.bonus(torch.arange(13, device=device)).clone()
+    monkeypatch.setattr(kernels, "share", share_level)
+    forest.base.copy_(base)
+    two = law(forest, nodes, p.clone(), rule)
+    torch.testing.assert_close(one.stop, two.stop, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(bonus, two.bonus(torch.arange(13, device=device)), atol=1e-6, rtol=1e-4)
+    assert abs(float(one.stop.sum()) - 1) < 1e-5
+    drawn = kernels.draw(q, uniforms)
+    monkeypatch.setattr(kernels, "usable", lambda table: False)
+    for fast, slow in zip(drawn, draw(q, uniforms), strict=True):
+        torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-9)
