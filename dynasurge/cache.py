@@ -10,7 +10,7 @@ the model is spread over several). A pass either appends
 (rows and what attention sees are plain slices) or, inside a captured CUDA graph, writes to rows named by a tensor and
 shows attention every row, the mask hiding those not in use: then nothing about it changes shape from pass to pass.
 
-Only this file, engine.py and graphs.py touch the internals of transformers' caches.
+Only this file and engine.py touch the internals of transformers' caches.
 """
 
 from __future__ import annotations
@@ -112,3 +112,8 @@ class TreeCache(Cache):
                 rows = torch.tensor([self.length + node for node in nodes]).to(device, non_blocking=True)
                 stack[:, :, :, self.length : end] = stack.index_select(3, rows)
         self.length = self.filled = end
+
+    def move(self, rows: torch.Tensor, to: torch.Tensor) -> None:
+        """Copy rows [m] to rows [m], the device's numbers; the host does not know how long the text is now."""
+        for device, (_, stack) in self._stacks.items():
+            stack.index_copy_(3, to.to(device), stack.index_select(3, rows.to(device)))

@@ -28,13 +28,15 @@ class StepRecord:
     """What one target pass did.
 
     tree: the drafted tree; path: its accepted nodes, () if none; emitted: the tokens appended to the text, path then
-    bonus, both cut at the end of the generation; confidence: the draft's, see `Draft`; passes: of the draft; *_seconds:
-    wall time by phase (`other`: the loop, caches, bookkeeping).
+    bonus, both cut at the end of the generation; expected: how many of the tree's tokens the rule accepts on average;
+    confidence: the draft's, see `Draft`; passes: of the draft; *_seconds: wall time by phase (`other`: the loop, caches,
+    bookkeeping).
     """
 
     tree: TokenTree
     path: tuple[int, ...]
     emitted: tuple[int, ...]
+    expected: float
     confidence: float
     passes: int
     draft_seconds: float
@@ -87,7 +89,7 @@ class Decoder:
                 verdict = self._judge(draft, logits, generator, len(text))
                 clock.mark("verify")
                 self._commit(draft, verdict)
-            emitted = _cut([draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], end - len(text), eos)
+            emitted = cut([draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], end - len(text), eos)
             text += emitted
             clock.mark("other")
             path = verdict.path[: len(emitted)]
@@ -95,6 +97,7 @@ class Decoder:
                 tree=draft.tree,
                 path=path,
                 emitted=tuple(emitted),
+                expected=sum(chance * depth for chance, depth in zip(verdict.stop, draft.tree.depths, strict=True)),
                 confidence=draft.confidence,
                 passes=draft.passes,
                 **clock.lap(),
@@ -136,7 +139,7 @@ class _LazyProbs:
         return sampling.to_probs(self._logits.index_select(0, nodes), self._T, self._P)
 
 
-def _cut(tokens: list[int], room: int, eos: frozenset[int]) -> list[int]:
+def cut(tokens: list[int], room: int, eos: frozenset[int]) -> list[int]:
     """The tokens up to the first end-of-text token, at most `room`."""
     for position, token in enumerate(tokens):
         if token in eos:

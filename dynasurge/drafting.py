@@ -118,13 +118,7 @@ class Drafter:
         rule had of accepting node u."""
         rows = [draft.slots[node].row for node in path]  # none where nothing was drafted
         self._engine.commit([row for row in rows if row is not None])
-        for children in draft.tree.children:
-            refused = 1.0
-            for child in children:
-                slot, tried = draft.slots[child], reach[draft.tree.parents[child]]
-                if slot.kind.startswith(("first", "later")):  # their estimates are given the refusal of elder siblings
-                    tried, refused = tried * refused, refused - (reach[child] / tried if tried > 0 else 0.0)
-                self._acceptance.observe(slot.kind, slot.x, max(0.0, tried), reach[child])
+        teach(self._acceptance, draft, reach)
         self._shape.verified(len(path) + 1)
 
     def _propose(self, pool: list[Slot], level: Sequence[int], q: torch.Tensor, generator: torch.Generator) -> None:
@@ -199,6 +193,17 @@ class Drafter:
             parents.append(-1 if row is None else row)  # the root is part of the text
         logits = self._engine.forward([pool[index].token for index in level], parents)
         return sampling.to_proposal(logits, self._T, self._P)
+
+
+def teach(acceptance: Acceptance, draft: Draft, reach: Sequence[float]) -> None:
+    """Let the estimate observe how every child of a verified tree fared."""
+    for children in draft.tree.children:
+        refused = 1.0
+        for child in children:
+            slot, tried = draft.slots[child], reach[draft.tree.parents[child]]
+            if slot.kind.startswith(("first", "later")):  # their estimates are given the refusal of elder siblings
+                tried, refused = tried * refused, refused - (reach[child] / tried if tried > 0 else 0.0)
+            acceptance.observe(slot.kind, slot.x, max(0.0, tried), reach[child])
 
 
 def bare(token: int) -> Draft:

@@ -10,33 +10,41 @@ The model is an unmodified transformers causal LM with full attention; the tree 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from dynasurge.cache import TreeCache
 from dynasurge.faults import no_numbers
+from dynasurge.regions import compiled_blocks, run_block
+
+# For static passes, whose mask spans the whole cache; the fastest first.
+STATIC_ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
 
 
 class Engine:
     """`model` with room for `max_length` tokens of text and tree together.
 
-    widest: the widest pass that it is made for; a wider one works too, but may take longer a token.
+    compiled: whether torch.compile fuses the small kernels of static passes.
     vocab: the width of the logits it returns, for a draft whose embedding table is padded to another size than its
     target's. Extra columns are cut, missing ones are -inf: either way they are tokens that the draft never proposes. An id
     that it has no embedding for is read as id 0.
     """
 
-    def __init__(self, model: PreTrainedModel, max_length: int, *, vocab: int | None = None) -> None:
-        self.model = model
-        self.compiled = False
-        self.max_length = self.widest = max_length
-        self._vocab = vocab
+    def __init__(
+        self, model: PreTrainedModel, max_length: int, *, vocab: int | None = None, compiled: bool = False
+    ) -> None:
+        self.model, self.compiled = model, compiled
+        self.max_length = self.widest = max_length  # the widest pass to be measured, see latency.py
+        self.vocab = vocab or model.config.get_text_config().vocab_size
+        self._block = torch.compile(run_block, dynamic=False) if compiled else run_block
         self._known = model.config.get_text_config().vocab_size
+        self._last = getattr(model.config.get_text_config(), "max_position_embeddings", max_length) - 1
         self._cache = TreeCache(model.config.get_text_config().num_hidden_layers, max_length)
         self._parents: list[int] = []
         self._depths: list[int] = []
@@ -95,9 +103,36 @@ class Engine:
             keep,
         )
         self._cache.append(len(tokens))
-        if self._vocab is None or self._vocab == logits.shape[-1]:
+        return self._fitted(logits)
+
+    @torch.inference_mode()
+    def score_at(
+        self, tokens: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        """A static pass: everything about it is on the device, so that it can be captured in a CUDA graph. The cache must
+        have been in use before.
+
+        tokens, positions, rows: int64 [n], where keys and values are written; hidden: bool [n, max_length], the rows that a
+        node may not see. Returns logits [n, V].
+        """
+        known = torch.where((tokens >= 0) & (tokens < self._known), tokens, 0)
+        self._cache.rows = rows
+        blocks = compiled_blocks(self.model, self._cache, self._block) if self.compiled else nullcontext()
+        try:
+            with blocks, sdpa_kernel(STATIC_ATTENTION, set_priority=True):
+                return self._fitted(self._run(known[None], positions.clamp(max=self._last)[None], hidden))
+        finally:
+            self._cache.rows = None
+
+    @torch.inference_mode()
+    def move(self, rows: torch.Tensor, to: torch.Tensor) -> None:
+        """Copy cache rows [m] to rows [m], as committing a path does, by the device's numbers."""
+        self._cache.move(rows, to)
+
+    def _fitted(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.vocab == logits.shape[-1]:
             return logits
-        return F.pad(logits, (0, self._vocab - logits.shape[-1]), value=-torch.inf)  # a negative pad cuts
+        return F.pad(logits, (0, self.vocab - logits.shape[-1]), value=-torch.inf)  # a negative pad cuts
 
     @torch.inference_mode()
     def commit(self, nodes: Sequence[int]) -> None:
@@ -129,22 +164,14 @@ class Engine:
         hidden = F.pad(~ancestors, (self.length, 0))
         return self._run(numbers[:1], numbers[1:], hidden.to(self.device), keep)
 
-    def _run(
-        self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
-        hidden: torch.Tensor,
-        keep: int = 0,
-        call: Callable[..., Any] | None = None,
-    ) -> torch.Tensor:
-        """Call the model, or `call` in its place. ids, positions: int64 [1, n]; hidden: bool [n, rows of the cache], what a
-        node may not see.
+    def _run(self, ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor, keep: int = 0) -> torch.Tensor:
+        """Call the model. ids, positions: int64 [1, n]; hidden: bool [n, rows of the cache], what a node may not see.
 
         Returns logits [n, V], or those of the last `keep` nodes.
         """
         mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
         mask.masked_fill_(hidden, torch.finfo(self.model.dtype).min)
-        logits: torch.Tensor = (self.model if call is None else call)(
+        logits: torch.Tensor = self.model(
             input_ids=ids,
             attention_mask=mask[None, None],
             position_ids=positions,

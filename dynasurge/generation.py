@@ -18,25 +18,30 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from dynasurge import verification
 from dynasurge.acceptance import Acceptance, make_acceptance
+from dynasurge.captured import CapturedDecoder, Trees
 from dynasurge.config import Settings
 from dynasurge.decoding import Decoder, StepRecord, Verify
 from dynasurge.drafting import Drafter
 from dynasurge.engine import Engine
 from dynasurge.errors import UsageError
 from dynasurge.faults import shrinking
-from dynasurge.graphs import GraphEngine
+from dynasurge.forest import Layout, growmap_layout
 from dynasurge.growmap import load_growmap
 from dynasurge.latency import Costs, load_costs
 from dynasurge.lookup import Lookup
 from dynasurge.models import Pair, places
+from dynasurge.pace import Pace
 from dynasurge.policies import POLICIES, Policy
 from dynasurge.prototype import bfs
 from dynasurge.shapes import BestFirst, Shape, StaticShape, Thrifty
 from dynasurge.verification import RULES
+
+CAPTURED_RULES = ("topdown", "traversal")
+FRONTIER = 32  # nodes of a level that the draft reads at most, in a captured step
+SIZES = (16, 32, 64, 96)  # nodes that a captured tree may have besides its budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,36 +72,19 @@ class Engines:
 
 
 def make_engines(pair: Pair, plan: Sequence[Settings]) -> Engines:
-    """Engines large enough for any of these settings; on a GPU their passes are captured now."""
-    rooms, widths = [(0, 0)], [0]
+    """Engines large enough for any of these settings."""
+    rooms = [(0, 0)]
     for settings in plan:
         text, shape = settings.prompt_len + settings.new_tokens, make_shape(settings)
-        rooms.append((text + shape.max_nodes, text + shape.max_read) if shape else (text, 0))
-        widths.append(shape.max_nodes if shape else 0)
+        read = max(shape.max_read, make_layout(settings, shape).row_count) if shape else 0
+        rooms.append((text + shape.max_nodes, text + read) if shape else (text, 0))
     target_room, draft_room = map(max, zip(*rooms, strict=True))
-    vocab = pair.target.config.get_text_config().vocab_size
-    compiled = any(settings.compile for settings in plan)
-    return Engines(
-        target=_make_engine(pair.target, target_room, max(widths) + 1, vocab, compiled),
-        draft=_make_engine(pair.draft, draft_room, max(widths), vocab, compiled) if draft_room else None,
-    )
-
-
-def _make_engine(model: PreTrainedModel, room: int, widest: int, vocab: int, compiled: bool) -> Engine:
-    if model.device.type == "cuda" and len(places(model)) < 2:
-        try:
-            engine = GraphEngine(model, room, widest=widest, vocab=vocab, compiled=compiled)
-            with shrinking("tree"):
-                engine.capture()
-            return engine
-        except RuntimeError as error:  # what a capture raises if the model looks at values on the host
-            torch.cuda.synchronize(model.device)
-            reason = str(error).splitlines()[0]
-            lacks = "torch.compile" if compiled else "CUDA graphs"
-            warnings.warn(f"{model.name_or_path} runs without {lacks}, which is slower: {reason}", stacklevel=3)
-            if compiled:
-                return _make_engine(model, room, widest, vocab, compiled=False)
-    return Engine(model, room, vocab=vocab)
+    how: dict[str, Any] = {
+        "vocab": pair.target.config.get_text_config().vocab_size,
+        "compiled": any(settings.compile for settings in plan),
+    }
+    draft = Engine(pair.draft, draft_room, **how) if draft_room else None
+    return Engines(target=Engine(pair.target, target_room, **how), draft=draft)
 
 
 class Session:
@@ -119,29 +107,62 @@ class Session:
         machine's latency curves, the estimate of acceptance, the tree's shape, the child policy, the rule: to compare, or
         to look on."""
         self.pair, self.settings = pair, settings
-        given, shape = shape, shape or make_shape(settings)
+        usual = shape is None and policy is None and verify is None
+        known, shape = shape is not None, shape or make_shape(settings)
         settings.check_room(shape.max_nodes if shape else 0)
         self._check_positions()
         self.engines = engines if engines is not None else make_engines(pair, [settings])
+        self.capture_seconds = 0.0
+        if settings.pays and not known:
+            assert self.engines.draft is not None
+            costs = costs or load_costs(self.engines.target, self.engines.draft)
+            shape = make_shape(settings, costs)
+        if shape is not None:
+            acceptance = acceptance or make_acceptance(settings.values, settings.rule, settings.T, settings.priors)
+        if usual and settings.rule in CAPTURED_RULES and can_capture(pair):
+            decoder = self._captured(shape, acceptance, costs)
+            if decoder is not None:
+                self._decoder: Decoder | CapturedDecoder = decoder
+                return
         drafter = None
         if shape is not None:
             assert self.engines.draft is not None
-            if settings.pays and given is None:
-                shape = make_shape(settings, costs or load_costs(self.engines.target, self.engines.draft))
-                assert shape is not None
-            policy = policy or make_policy(settings)
-            dynamic = settings.mode == "dTree"
+            assert acceptance is not None
             drafter = Drafter(
                 self.engines.draft,
                 shape,
-                policy,
-                acceptance or make_acceptance(settings.values, settings.rule, settings.T, settings.priors),
-                Lookup() if dynamic and settings.lookup else None,
+                policy or make_policy(settings),
+                acceptance,
+                Lookup() if settings.mode == "dTree" and settings.lookup else None,
                 T=settings.T,
                 P=settings.P,
             )
         verify = verify or make_verify(settings)
         self._decoder = Decoder(self.engines.target, drafter, verify, T=settings.T, P=settings.P)
+
+    def _captured(
+        self, shape: Shape | None, acceptance: Acceptance | None, costs: Costs | None
+    ) -> CapturedDecoder | None:
+        """The decoder whose steps are captured; None, with a warning, where a model cannot be."""
+        settings, target, draft = self.settings, self.engines.target, self.engines.draft
+        trees = None if shape is None else make_trees(settings, shape, acceptance, costs, target.device)
+        rule = settings.rule if settings.T > 0 else "topdown"  # at T = 0 they are one
+        try:
+            with shrinking("tree"):
+                decoder = CapturedDecoder(
+                    target, draft if trees else None, trees, rule=rule, T=settings.T, P=settings.P
+                )
+        except RuntimeError as error:  # what a capture raises if the model looks at values on the host
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            torch.cuda.synchronize(target.device)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            lacks = "torch.compile and CUDA graphs" if target.compiled else "CUDA graphs"
+            names = f"{self.pair.target_name}, {self.pair.draft_name}"
+            warnings.warn(f"{names}: decoding without {lacks}, which is slower: {reason}", stacklevel=4)
+            return None
+        self.capture_seconds = decoder.capture_seconds
+        return decoder
 
     def encode(self, text: str) -> list[int]:
         """A prompt's first `prompt_len` tokens. Raises UsageError if it has none."""
@@ -248,6 +269,47 @@ def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
     if settings.T == 0 or settings.policy != "sampled":
         bounds["later_child"] = 1.0
     return BestFirst(**bounds) if settings.fill or costs is None else Thrifty(**bounds, costs=costs)
+
+
+def can_capture(pair: Pair) -> bool:
+    """Whether steps of this pair can be captured: on a GPU, unless a model is spread over several."""
+    return pair.target.device.type == "cuda" and all(len(places(model)) < 2 for model in (pair.target, pair.draft))
+
+
+def make_layout(settings: Settings, shape: Shape) -> Layout:
+    """How large a captured tree of this shape can get."""
+    if settings.mode == "sTree" and settings.growmap is not None:
+        growmap = load_growmap(settings.growmap)
+        return growmap_layout(growmap.children, growmap.depths)
+    children = max(1 if settings.policy == "sampled" else 2, min(settings.max_children, shape.max_nodes))
+    return Layout(depth=shape.max_depth, width=min(FRONTIER, shape.max_nodes), children=max(2, children))
+
+
+def make_trees(
+    settings: Settings, shape: Shape, acceptance: Acceptance | None, costs: Costs | None, device: torch.device
+) -> Trees:
+    """What a captured decoder grows under these settings."""
+    assert acceptance is not None
+    dynamic, layout = settings.mode == "dTree", make_layout(settings, shape)
+    growmap = None
+    if not dynamic:
+        assert settings.growmap is not None
+        children = load_growmap(settings.growmap).children
+        growmap = torch.full((len(children) + 1, layout.children), -1)
+        for node, own in enumerate(children):
+            growmap[node, : len(own)] = torch.tensor(own, dtype=torch.int64)
+        growmap = growmap.to(device)
+    paid = costs if dynamic and settings.pays else None
+    sizes = [size for size in SIZES if size < shape.max_nodes] if paid is not None else []
+    return Trees(
+        layout=layout,
+        policy=settings.policy if settings.T > 0 else "topk",
+        pace=Pace(sizes=(*sizes, shape.max_nodes), max_depth=layout.depth, costs=paid, fixed=not dynamic),
+        acceptance=acceptance,
+        growmap=growmap,
+        copies=dynamic and settings.lookup,
+        own=settings.values == "own",
+    )
 
 
 def generate(pair: Pair, prompt: str | list[int], **settings: Any) -> Generation:

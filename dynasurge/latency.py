@@ -27,11 +27,16 @@ from dynasurge import sampling
 from dynasurge.engine import Engine
 from dynasurge.faults import shrinking
 from dynasurge.files import cache_folder, write_whole
+from dynasurge.forest import Forest, Layout, assemble
+from dynasurge.graphs import Graphs
+from dynasurge.judge import judge, law
 from dynasurge.policies import Wish, hybrid
+from dynasurge.proposing import propose
 from dynasurge.tree import TokenTree
 from dynasurge.verification import traversal, verify
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+CAPTURED_WIDTHS = (1, 16, 32, 64, 128)  # each is captured by itself, and perhaps compiled
 REPEATS = 5
 TEXT = 160  # tokens in the cache while measuring
 
@@ -104,7 +109,8 @@ def _at(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
 def widths_of(target: Engine, draft: Engine) -> tuple[int, ...]:
     """The widths at which both engines can be measured as they will run."""
     widest = min(min(e.widest, e.max_length - min(TEXT // 2, e.max_length // 4)) for e in (target, draft))
-    return tuple(w for w in WIDTHS if w <= max(1, widest))
+    widths = WIDTHS if target.device.type == "cpu" else CAPTURED_WIDTHS
+    return tuple(w for w in widths if w <= max(1, widest))
 
 
 def measure(target: Engine, draft: Engine, on_width: Callable[[], object] = lambda: None) -> Costs:
@@ -117,45 +123,81 @@ def measure(target: Engine, draft: Engine, on_width: Callable[[], object] = lamb
 
 
 def _measure(target: Engine, draft: Engine, on_width: Callable[[], object]) -> Costs:
-    widths = widths_of(target, draft)
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(logits: torch.Tensor) -> None:
-        hybrid(sampling.to_probs(logits, 1.0), [Wish(k=8)] * len(logits), generator)
-
-    def verify_leaf(logits: torch.Tensor) -> None:
-        tree = TokenTree(tokens=(0, 1), parents=(-1, 0), proposal=(1.0, 1.0), point=(True, True))
-        p = sampling.to_probs(logits, 1.0).expand(2, -1)
-        verify(traversal, tree, p, [p[0], p[0]], generator)
-
-    verified, alone = (_seconds(target, 1, work) for work in (verify_leaf, None))
-    seconds = []
+    widths, seconds = widths_of(target, draft), []
     for width in widths:
-        seconds.append((_seconds(target, width), _seconds(draft, width, draw)))
+        seconds.append((_seconds(target, width, _scored), _seconds(draft, width, _proposed)))
         on_width()
     target_seconds, draft_seconds = zip(*seconds, strict=True)
-    return Costs(
-        widths=widths,
-        target_seconds=target_seconds,
-        draft_seconds=draft_seconds,
-        step_seconds=max(0.0, verified - alone),
-    )
+    step = _verified(target) if target.device.type == "cuda" else _seconds(target, 1, _judged) - target_seconds[0]
+    return Costs(widths=widths, target_seconds=target_seconds, draft_seconds=draft_seconds, step_seconds=max(0.0, step))
 
 
-def _seconds(engine: Engine, width: int, work: Callable[[torch.Tensor], None] | None = None) -> float:
+def _scored(logits: torch.Tensor) -> None:
+    if logits.device.type == "cuda":  # on a CPU a rule computes only what it looks at
+        sampling.to_probs(logits, 1.0)
+
+
+def _proposed(logits: torch.Tensor) -> None:
+    q = sampling.to_probs(logits, 1.0)
+    if logits.device.type == "cuda":
+        propose("sampled", q, torch.full((len(q), 8, 2), 0.5, dtype=torch.float64, device=q.device), None)
+    else:
+        hybrid(q, [Wish(k=8)] * len(q), torch.Generator().manual_seed(0))
+
+
+def _judged(logits: torch.Tensor) -> None:
+    tree = TokenTree(tokens=(0, 1), parents=(-1, 0), proposal=(1.0, 1.0), point=(True, True))
+    p = sampling.to_probs(logits, 1.0).expand(2, -1)
+    verify(traversal, tree, p, [p[0], p[0]], torch.Generator().manual_seed(0))
+
+
+def _verified(target: Engine) -> float:
+    """Seconds of a captured rule over a tree of 64 nodes in 8 levels."""
+    forest = Forest.empty(Layout(depth=8, width=16, children=8), target.vocab, target.device)
+    forest.slot_value.fill_(0.5)
+    p = torch.full((66, target.vocab), 1.0 / target.vocab, device=target.device)
+    uniforms = torch.full((2, 2), 0.5, dtype=torch.float64, device=target.device)
+    return _replayed(lambda: judge(law(forest, assemble(forest, 64), p, "traversal"), uniforms), target.device)
+
+
+def _seconds(engine: Engine, width: int, work: Callable[[torch.Tensor], None]) -> float:
     """A pass over `width` tokens behind some text, and the `work` that follows it."""
     engine.reset()
-    engine.extend([1 + number % 50 for number in range(min(TEXT, engine.max_length - width))])
+    length = min(TEXT, engine.max_length - width)
+    engine.extend([1 + number % 50 for number in range(length)])
+    if engine.device.type == "cuda":
+        places = torch.arange(width, device=engine.device)
+        hidden = torch.arange(engine.max_length, device=engine.device) > length + places[:, None]
+        seconds = _replayed(
+            lambda: work(engine.score_at(1 + places % 50, length + places, length + places, hidden)), engine.device
+        )
+    else:
+        seconds = _clocked(lambda: _pass(engine, width, work))
+    engine.reset()
+    return seconds
+
+
+def _pass(engine: Engine, width: int, work: Callable[[torch.Tensor], None]) -> None:
+    work(engine.forward([1 + number % 50 for number in range(width)], [-1] + [0] * (width - 1)))
+    engine.commit([])
+
+
+def _replayed(work: Callable[[], object], device: torch.device) -> float:
+    captured = Graphs(device).capture(work)
+
+    def replay() -> None:
+        captured.replay()
+        torch.cuda.synchronize(device)
+
+    return _clocked(replay)
+
+
+def _clocked(work: Callable[[], object]) -> float:
     times = []
     for _ in range(REPEATS + 1):
         start = time.perf_counter()
-        logits = engine.forward([1 + number % 50 for number in range(width)], [-1] + [0] * (width - 1))
-        if work is not None:
-            work(logits)
-        logits[-1, -1].item()  # waits for the device, as drawing and verification do
+        work()
         times.append(time.perf_counter() - start)
-        engine.commit([])
-    engine.reset()
     return statistics.median(times[1:])
 
 
@@ -165,7 +207,7 @@ def cache_file(target: Engine, draft: Engine) -> Path:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     configs = [engine.model.config.to_json_string() for engine in (target, draft)]
     key = [name, os.cpu_count(), torch.get_num_threads(), torch.__version__, str(target.model.dtype), *configs]
-    kind = [type(target).__name__, target.compiled]
+    kind = ["Engine", target.compiled]
     digest = hashlib.sha256(json.dumps([*key, *kind]).encode()).hexdigest()[:16]
     return cache_folder() / "latency" / f"{digest}.json"
 

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from dynasurge import sampling
-from dynasurge.replay import bucket, replayed
 
 POINTS = ("point", "echo", "lookup", "blind")
 
@@ -113,7 +112,6 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
     return out
 
 
-@replayed
 def _sampled(
     q: torch.Tensor, notes: torch.Tensor, uniforms: torch.Tensor, copies: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -126,7 +124,7 @@ def _sampled(
 
 def topk(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
     """The wishes[i].k likeliest tokens of row i of q [m, V], as points. Nothing is random; `generator` is not used."""
-    packed = _topk(q, _notes(q, wishes), _any_copy(wishes), bucket(max(wish.k for wish in wishes)))
+    packed = _topk(q, _notes(q, wishes), _any_copy(wishes), max(wish.k for wish in wishes))
     out = []
     for row, wish, (copied_mass, *best) in zip(q, wishes, packed.tolist(), strict=True):
         children, half = Children(base=row), len(best) // 2
@@ -136,7 +134,6 @@ def topk(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) ->
     return out
 
 
-@replayed
 def _topk(q: torch.Tensor, notes: torch.Tensor, copies: bool, k: int) -> torch.Tensor:
     base, held = _set_apart(q, notes, copies)
     best = base.topk(min(k, q.shape[-1]), dim=-1)
@@ -145,7 +142,7 @@ def _topk(q: torch.Tensor, notes: torch.Tensor, copies: bool, k: int) -> torch.T
 
 def hybrid(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
     """Row i of q [m, V]: the top wishes[i].k - 1 tokens that reach the floor, as points, behind one from the rest."""
-    k = bucket(max(wish.k for wish in wishes))
+    k = max(wish.k for wish in wishes)
     base, packed = _hybrid(q, _notes(q, wishes), sampling.uniforms(1, q, generator), _any_copy(wishes), k)
     out = []
     for row, wish, (copied_mass, head, mass, rest, *best) in zip(base, wishes, packed.tolist(), strict=True):
@@ -158,7 +155,6 @@ def hybrid(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) 
     return out
 
 
-@replayed
 def _hybrid(
     q: torch.Tensor, notes: torch.Tensor, uniforms: torch.Tensor, copies: bool, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:

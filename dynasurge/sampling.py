@@ -16,8 +16,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-from dynasurge.replay import bucket, replayed
-
 
 class NoMassError(ValueError):
     """A distribution without mass: the model's logits are NaN, or all -inf."""
@@ -26,7 +24,6 @@ class NoMassError(ValueError):
         super().__init__("cannot draw: the distribution has no mass (the model's logits are NaN or all -inf)")
 
 
-@replayed
 def to_probs(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
     """Next-token distributions after temperature `T` and top-p `P`.
 
@@ -68,22 +65,17 @@ def draw_distinct(probs: torch.Tensor, k: int, generator: torch.Generator) -> to
     The vocabulary is cut into about sqrt(V) blocks: a draw picks a block by its mass, then a token inside it, and zeroes
     that token. One pass over the vocabulary serves all k draws.
     """
-    return _replayed_draw(probs, uniforms(k, probs, generator))[:, :k]
+    return draw_by(probs, uniforms(k, probs, generator))
 
 
 def uniforms(k: int, probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """What `draw_by` needs for k draws from each row of probs [m, V]: float64 [m, k, 2] in [0, 1), on the rows' device.
-
-    On a GPU k is rounded up to a bucket, by zeros, so that few sizes are ever captured; more draws do not change the first.
-    """
+    """What `draw_by` needs for k draws from each row of probs [m, V]: float64 [m, k, 2] in [0, 1), on the rows' device."""
     numbers = torch.rand(k, 2, len(probs), generator=generator, dtype=torch.float64).permute(2, 0, 1).contiguous()
-    if probs.device.type == "cuda":
-        numbers = F.pad(numbers, (0, 0, 0, bucket(k) - k)).to(probs.device, non_blocking=True)
-    return numbers
+    return numbers.to(probs.device, non_blocking=True)
 
 
 def draw_by(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """`draw_distinct` by given uniforms [m, k, 2], inside a replayed function."""
+    """`draw_distinct` by given uniforms [m, k, 2]; it never waits for the device."""
     m, vocab = probs.shape
     width = math.ceil(math.sqrt(vocab))
     blocks = F.pad(probs, (0, -vocab % width)).view(m, -1, width)
@@ -99,9 +91,6 @@ def draw_by(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         blocks[rows, block, inside] = zero
         mass[rows, block] = blocks[rows, block].sum(-1, dtype=torch.float64)
     return tokens
-
-
-_replayed_draw = replayed(draw_by)
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> int:

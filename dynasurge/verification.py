@@ -38,7 +38,6 @@ from typing import Any, Protocol
 import torch
 
 from dynasurge import sampling
-from dynasurge.replay import bucket, replayed
 from dynasurge.tree import TokenTree
 
 LEAST = 1e-30  # below it a divisor counts as this, so that not even a sum of such quotients overflows
@@ -121,7 +120,7 @@ weights [m, k], a after all of them [m, 1], and what they left of R, up to a fac
 Leftovers = list[tuple[torch.Tensor, torch.Tensor]]  # (nodes [m], what their children left [m, V])
 
 
-def _share_out(
+def share_out(
     a: torch.Tensor, p: torch.Tensor, base: torch.Tensor, tokens: torch.Tensor, exists: torch.Tensor, sampled: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each child takes min(R, q) of what is left: topdown and traversal. A `Handle`; it overwrites p and base.
@@ -159,19 +158,13 @@ def _share_out(
     return torch.cat(weights, dim=1), a, left
 
 
-share_out = replayed(_share_out)
-
-
-@replayed
 def reserve(
     a: torch.Tensor, p: torch.Tensor, base: torch.Tensor, tokens: torch.Tensor, exists: torch.Tensor, sampled: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each child takes what topdown would give it, and more only where topdown leaves it unused: reserved. A
     `Handle`; all nodes have equally many sampled children."""
     if tokens.shape[1] > sampled:
-        return _share_out(
-            a, p, base, tokens, exists, sampled
-        )  # point children: lossless too, but without the guarantee
+        return share_out(a, p, base, tokens, exists, sampled)  # point children: lossless too, but without the guarantee
     weights, target = [], p
     borrowed = torch.zeros_like(p)  # mass already taken from what topdown would leave to later children
     for rank in range(sampled - 1):
@@ -271,8 +264,6 @@ def _family(
     """members: (sampled children, node)."""
     none, sampled = tree.size + 1, max(count for count, _ in members)
     points = max(len(tree.children[node]) - count for count, node in members)
-    if mixed and device.type == "cuda":  # so that few shapes are ever captured
-        sampled, points = bucket(sampled), bucket(points)
     packed = []
     for count, node in members:
         own = tree.children[node]

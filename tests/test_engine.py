@@ -8,7 +8,7 @@ from conftest import ARCHITECTURES, DEVICES, VOCAB, tiny_model
 from transformers import PreTrainedModel
 
 from dynasurge.engine import Engine
-from dynasurge.graphs import GraphEngine, bucket
+from dynasurge.graphs import Graphs
 
 TEXT = [5, 17, 8, 40, 33, 9, 21]
 # Two families under the root, grown in two passes; node 0 is the root.
@@ -30,37 +30,55 @@ def assert_same(logits: torch.Tensor, plain: torch.Tensor) -> None:
     torch.testing.assert_close(logits, plain, atol=1e-5 if logits.device.type == "cpu" else 1e-4, rtol=0)
 
 
-def make(model: PreTrainedModel, device: str, kind: str = "captured") -> Engine:
-    """The engine that a session would use there; every pass but the prompt's is captured."""
-    if kind == "eager" or device == "cpu":
-        return Engine(model, 64)
-    return GraphEngine(model, 64, widest=6, compiled=kind == "compiled")
-
-
-@pytest.mark.parametrize("kind", ["eager", "captured", "compiled"])
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str, device: str, kind: str) -> None:
-    if device == "cpu" and kind != "eager":
-        pytest.skip("needs a GPU")
+def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str, device: str) -> None:
     model = tiny_model(architecture).to(device)
     model.set_attn_implementation(attention)
-    engine = make(model, device, kind)
+    engine = Engine(model, 64)
     assert_same(engine.extend(TEXT), plain_logits(model, TEXT))
-    first = engine.forward(TOKENS, PARENTS).clone()  # a captured pass overwrites its logits
-    logits = torch.cat([first, engine.forward(MORE_TOKENS, MORE_PARENTS)])
+    logits = torch.cat([engine.forward(TOKENS, PARENTS), engine.forward(MORE_TOKENS, MORE_PARENTS)])
     tokens, parents = TOKENS + MORE_TOKENS, PARENTS + MORE_PARENTS
     for node in range(len(tokens)):
         path = [tokens[n] for n in path_to(node, parents)]
         assert_same(logits[node], plain_logits(model, TEXT + path))
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "compiled"])
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_static_pass_is_a_tree_pass(architecture: str, device: str, compiled: bool) -> None:
+    """Captured on a GPU: rows, positions and mask are the device's numbers, and blocks may have been compiled as one."""
+    model = tiny_model(architecture).to(device)
+    if compiled:
+        torch._dynamo.reset()
+    engine = Engine(model, 64, compiled=compiled)
+    engine.extend(TEXT)
+    expected = engine.forward(TOKENS, PARENTS).clone()
+    engine.commit([])
+    depth = [len(path_to(node, PARENTS)) - 1 for node in range(len(PARENTS))]
+    rows = torch.arange(len(TEXT), len(TEXT) + len(TOKENS), device=device)
+    hidden = torch.ones(len(TOKENS), 64, dtype=torch.bool)
+    for node in range(len(TOKENS)):
+        hidden[node, [*range(len(TEXT)), *(len(TEXT) + seen for seen in path_to(node, PARENTS))]] = False
+    positions = len(TEXT) + torch.tensor(depth, device=device)
+    tokens, seen = torch.tensor(TOKENS, device=device), hidden.to(device)
+    captured = Graphs(torch.device(device)).capture(lambda: engine.score_at(tokens, positions, rows, seen))
+    for _ in range(2):
+        captured.replay()
+        assert_same(captured.result, expected)
+    engine.move(rows[[0, 1, 4]], rows[:3])  # what committing that path does
+    engine._cache.length = engine._cache.filled = len(TEXT) + 3
+    assert_same(engine.extend([30]), plain_logits(model, [*TEXT, 11, 12, 15, 30]))
+    assert [module.layer_idx for module in model.modules() if hasattr(module, "layer_idx")] == [0, 1]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_committing_a_path_then_continuing_equals_a_fresh_prefill(architecture: str, device: str) -> None:
     model = tiny_model(architecture).to(device)
-    engine = make(model, device)
+    engine = Engine(model, 64)
     engine.extend(TEXT)
     engine.forward(TOKENS, PARENTS)
     engine.commit([0, 1, 4])
@@ -98,20 +116,11 @@ def test_logits_are_cut_or_padded_to_the_targets_vocabulary(vocab: int) -> None:
     assert bool((logits[VOCAB:] == -torch.inf).all())
 
 
-def test_buckets_hold_what_they_are_asked_to() -> None:
-    assert [bucket(n) for n in (1, 2, 3, 5, 8, 9, 17, 33, 65)] == [1, 2, 4, 8, 8, 16, 24, 40, 72]
-    widths = [bucket(n) for n in range(1, 300)]
-    assert widths == sorted(widths)
-    assert all(n <= width == bucket(width) < 2 * n for n, width in enumerate(widths, start=1))
-    engine = GraphEngine(tiny_model("llama"), 64, widest=9)
-    assert (engine.widest, engine.max_length) == (16, 65), "a whole bucket, and the spare row"
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_memory_is_what_was_said_and_does_not_grow(architecture: str, device: str) -> None:
     model = tiny_model(architecture).to(device)
-    engine = make(model, device)
+    engine = Engine(model, 64)
     weights, cache = engine.memory
     assert weights == sum(weight.nbytes for weight in model.parameters())
     held = []

@@ -14,7 +14,7 @@ import torch
 from conftest import tiny_model, tiny_tokenizer
 from scipy.stats import chisquare
 
-from dynasurge import Pair, Settings, build_growmap, sampling, save_growmap
+from dynasurge import Pair, Settings, build_growmap, generation, sampling, save_growmap
 from dynasurge.generation import Session
 
 VOCAB, PROMPT, T, P = 8, [3, 5, 4, 7], 0.8, 0.9
@@ -25,6 +25,10 @@ PLANS: dict[str, tuple[int, dict[str, Any]]] = {
     "sTree reserved": (2_000, {"mode": "sTree", "use_bfs": True, "etv": "reserved"}),
     "dTree topdown": (2_000, {"mode": "dTree"}),
     "dTree hybrid traversal": (20_000, {"mode": "dTree", "policy": "hybrid", "use_bfs": True}),
+    "captured auto": (1_000, {"mode": "auto"}),
+    "captured sTree traversal": (1_000, {"mode": "sTree", "use_bfs": True}),
+    "captured dTree topdown": (1_000, {"mode": "dTree"}),
+    "captured dTree hybrid traversal": (1_000, {"mode": "dTree", "policy": "hybrid", "use_bfs": True, "fill": True}),
 }
 
 
@@ -57,7 +61,10 @@ def exact_law(pair: Pair) -> dict[tuple[int, ...], float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
-def test_emitted_pairs_have_the_targets_law(name: str, pair: Pair, tmp_path: Path) -> None:
+def test_emitted_pairs_have_the_targets_law(
+    name: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "can_capture", lambda pair: name.startswith("captured"))
     samples, plan = PLANS[name]
     if plan["mode"] == "sTree":
         save_growmap(build_growmap("2x2"), tmp_path / "2x2.pt")

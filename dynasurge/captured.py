@@ -1,0 +1,342 @@
+"""Decoding on a GPU: a step is a few captured CUDA graphs, replayed one after the other, and one read at its end.
+
+Launched kernel by kernel from Python, a step over small models takes longer to start than to run. So everything a step does
+is written in tensors of fixed shape (forest.py, proposing.py, judge.py) and captured once:
+
+    root       read the last two tokens with the draft, propose the first level
+    level l    choose the nodes that are worth reading, read them, propose level l
+    target n   keep the n best nodes, score them all in one pass
+    verify n   apply the rule, draw path and bonus token, move the path's cache rows to the front, append to the text
+
+How many levels and nodes is settled before a step (pace.py), so the host only launches: random numbers and estimates go to
+the device in one copy, the tree and what became of it come back in one, and that is the only time the host waits. While
+the next step runs, the host turns the last one into a record and learns from it: trees go by what was known a step earlier.
+
+The text, its length and the caches live on the device. Draws are those of sampling.py, from the same explicit generator.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dynasurge import sampling
+from dynasurge.acceptance import CELLS, KINDS, Acceptance
+from dynasurge.decoding import StepRecord, cut
+from dynasurge.drafting import Draft, bare, teach
+from dynasurge.engine import Engine
+from dynasurge.faults import no_numbers, shrinking
+from dynasurge.forest import CONTEXT, POINT, Forest, Layout, Nodes, assemble
+from dynasurge.graphs import Captured, Graphs, Stopwatch
+from dynasurge.judge import judge, law
+from dynasurge.pace import Pace, Size
+from dynasurge.proposing import Proposer
+from dynasurge.shapes import Slot
+from dynasurge.tree import TokenTree
+from dynasurge.verification import reach
+
+HEAD = 3  # numbers that come back of a step: the node where the path ends, its depth, the bonus token
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trees:
+    """What trees a decoder grows: how large they can get and are to be, how rows get children, by what estimates.
+
+    growmap: int64 [size + 1, k] for static trees, see `Proposer`; own: whether the draft's own word is the estimate.
+    """
+
+    layout: Layout
+    policy: str
+    pace: Pace
+    acceptance: Acceptance
+    growmap: torch.Tensor | None = None
+    copies: bool = False
+    own: bool = False
+
+
+class CapturedDecoder:
+    """A target engine, perhaps a draft's and trees: yields the steps of a generation, as `decoding.Decoder` does."""
+
+    def __init__(
+        self, target: Engine, draft: Engine | None, trees: Trees | None, *, rule: str, T: float, P: float
+    ) -> None:
+        """Captures everything. Raises RuntimeError if something cannot be captured."""
+        self._target, self._draft, self._trees = target, draft, trees
+        self._rule, self._T, self._P = rule, T, P
+        self._device = device = target.device
+        self._levels = trees.layout.depth if trees is not None else 0
+        self._sizes = trees.pace.sizes if trees is not None else (0,)
+        self._text = torch.full((CONTEXT + target.max_length + self._levels + 2,), -1, device=device)
+        self._length = torch.zeros(1, dtype=torch.int64, device=device)  # committed tokens: the root's place
+        self._p = torch.zeros(max(self._sizes) + 2, target.vocab, dtype=torch.float32, device=device)
+        self._inputs = _Inputs(trees, device)
+        if trees is not None:
+            table = None if trees.own or trees.growmap is not None else self._inputs.table
+            self._forest = Forest.empty(trees.layout, target.vocab, device)
+            self._proposer = Proposer(
+                policy=trees.policy, table=table, growmap=trees.growmap, copies=trees.copies, cut=self._inputs.cut
+            )
+        for engine in (target, draft):
+            if engine is not None:
+                engine.extend([0])  # allocates its cache
+                engine.reset()
+        graphs = Graphs(device)
+        self._grow = [graphs.capture(self._root)] if trees is not None else []
+        for level in range(2, self._levels + 1):
+            self._grow.append(graphs.capture(lambda level=level: self._level(level)))  # type: ignore[misc]
+        self._score: dict[int, Captured[Nodes | None]] = {}
+        self._verify: dict[int, Captured[torch.Tensor]] = {}
+        for n in sorted(self._sizes, reverse=True):  # the largest first, so that the others find its memory
+            self._score[n] = graphs.capture(lambda n=n: self._pass(n))  # type: ignore[misc]
+            self._verify[n] = graphs.capture(lambda n=n: self._judge(n))  # type: ignore[misc]
+        self.capture_seconds = graphs.seconds
+        self._watch, self._back = Stopwatch(device), [_pinned(self._packed(max(self._sizes)), device) for _ in range(2)]
+
+    def prefill(self, prompt: Sequence[int]) -> None:
+        """Read a prompt of at least one token into empty engines: all but its last token, which is the first root."""
+        with shrinking("prompt"):
+            for engine in (self._target, self._draft):
+                if engine is not None and len(prompt) > 1:
+                    engine.extend(prompt[:-1])
+        self._text[CONTEXT : CONTEXT + len(prompt)] = torch.tensor(prompt).to(self._device)
+        self._length.fill_(len(prompt) - 1)
+        if self._trees is not None:
+            self._trees.acceptance.reset()
+            self._trees.pace.reset()
+
+    def steps(
+        self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
+    ) -> Iterator[StepRecord]:
+        """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of `eos`."""
+        left = new_tokens
+        numbers = self._inputs.draw(generator)
+        root, begun, size = prompt[-1], time.perf_counter(), self._launch(numbers)
+        while True:
+            numbers = self._inputs.draw(generator)  # while the device is at work
+            back = self._read(size)
+            phases = self._phases(begun)
+            if back.end < 0 or back.bonus < 0:
+                raise no_numbers("--target", f"after {len(prompt) + new_tokens - left} tokens")
+            emitted = cut([*back.emitted[: back.depth], back.bonus], left, eos)
+            left -= len(emitted)
+            last = left == 0 or emitted[-1] in eos
+            if not last:
+                begun, next_size = time.perf_counter(), self._launch(numbers)
+            draft = self._drafted(back, root, size)
+            stop = back.stop[: draft.tree.size + 1].tolist()
+            self._learn(draft, stop, size)
+            path, node = [], back.end
+            while node > 0:
+                path.append(node)
+                node = draft.tree.parents[node]
+            yield StepRecord(
+                tree=draft.tree,
+                path=tuple(path[::-1][: len(emitted)]),
+                emitted=tuple(emitted),
+                expected=sum(chance * depth for chance, depth in zip(stop, draft.tree.depths, strict=True)),
+                confidence=draft.confidence,
+                passes=draft.passes,
+                **phases,
+            )
+            if last:
+                return
+            root, size = emitted[-1], next_size
+
+    # --- what is captured ------------------------------------------------------------------------------------------
+
+    def _root(self) -> None:
+        """Read the last two tokens with the draft (it may not have read the first of them), propose the first level."""
+        assert self._draft is not None
+        steps = torch.arange(CONTEXT, device=self._device)
+        self._forest.start(self._text[self._length + 1 + steps])
+        positions = (self._length - 1 + steps[:2]).clamp(min=0)
+        hidden = torch.arange(self._draft.max_length, device=self._device) > positions[:, None]
+        logits = self._draft.score_at(self._text[CONTEXT + positions], positions, positions, hidden)
+        self._fill(1, logits[1:])
+
+    def _level(self, level: int) -> None:
+        """Read the most valuable nodes of the level above with the draft, propose their children."""
+        assert self._draft is not None
+        forest, length = self._forest, self._length
+        rows = forest.advance(level - 1, self._proposer.frontier(forest))
+        own = torch.arange(rows.start, rows.stop, device=self._device)
+        chain = forest.chain[rows]
+        seen = torch.where(chain < forest.layout.row_count, length + chain, length)
+        hidden = torch.arange(self._draft.max_length, device=self._device) > length
+        hidden = hidden.expand(len(own), -1).scatter(1, seen, False)
+        positions = (length + level - 1).expand(len(own))
+        self._fill(level, self._draft.score_at(forest.token[forest.row_slot[rows]], positions, length + own, hidden))
+
+    def _fill(self, level: int, logits: torch.Tensor) -> None:
+        q = sampling.to_proposal(logits, self._T, self._P)
+        rows = self._forest.layout.rows(level)
+        self._proposer.fill(self._forest, level, q, self._inputs.uniforms[rows], self._text, self._length + 1)
+
+    def _pass(self, n: int) -> Nodes | None:
+        """Score the root and the n best nodes in one pass of the target."""
+        columns, nodes = torch.arange(self._target.max_length, device=self._device), None
+        if self._trees is None:
+            tokens, positions, hidden = self._text[CONTEXT + self._length], self._length, (columns > self._length)[None]
+            rows = positions
+        else:
+            nodes = assemble(self._forest, n)
+            tokens, positions = self._forest.token[nodes.slot], self._length + nodes.depth
+            rows = self._length + torch.arange(n + 1, device=self._device)
+            seen = torch.where(nodes.path <= n, self._length + nodes.path, 0)
+            hidden = (columns >= self._length).expand(n + 1, -1).scatter(1, seen, False)
+        logits = self._target.score_at(tokens, positions, rows, hidden)
+        self._p[: n + 1].copy_(sampling.to_probs(logits, self._T, self._P))
+        return nodes
+
+    def _judge(self, n: int) -> torch.Tensor:
+        """Apply the rule, move the accepted path to the front of the caches, append it and the bonus token to the text.
+        Returns all that the host wants to know."""
+        levels, length = torch.arange(self._levels + 1, device=self._device), self._length
+        nodes = self._score[n].result
+        if nodes is None:
+            bonus = sampling.draw_by(self._p[:1], self._inputs.last[1:, None])[0]
+            self._text.index_copy_(0, CONTEXT + 1 + length, bonus)
+            length += 1
+            return torch.cat([bonus.clamp(max=0), torch.zeros_like(bonus), bonus]).double()
+        forest = self._forest
+        judged = judge(law(forest, nodes, self._p[: n + 2], self._rule), self._inputs.last)
+        end = judged.end.clamp(min=0)
+        depth, path = nodes.depth[end], nodes.path[end[0]]
+        slot = torch.nn.functional.pad(nodes.slot, (0, 1), value=len(forest.token) - 1)
+        tokens = torch.nn.functional.pad(forest.token[slot][path[1:]], (0, 1))
+        emitted = torch.where(levels < depth, tokens, judged.bonus)
+        self._text.index_copy_(0, CONTEXT + 1 + length + levels, emitted)
+        self._target.move(length + torch.where(levels <= depth, path, levels), length + levels)
+        assert self._draft is not None
+        above = ((nodes.slot[end[0]] - 1) // forest.layout.children).clamp(min=0)
+        chain = torch.nn.functional.pad(forest.chain[above], (0, 1))
+        self._draft.move(length + torch.where(levels < depth, chain, levels), length + levels)
+        length += depth + 1
+        of_nodes = [nodes.exists, forest.token[nodes.slot], nodes.parent, forest.proposal[nodes.slot]]
+        of_nodes += [forest.kind[nodes.slot], forest.x[nodes.slot], forest.slot_value[nodes.slot], judged.stop]
+        return torch.cat([part.double() for part in (judged.end, depth, judged.bonus, emitted, *of_nodes)])
+
+    # --- the host's side -------------------------------------------------------------------------------------------
+
+    def _launch(self, numbers: torch.Tensor) -> Size:
+        """Start a step; nothing waits."""
+        size = self._trees.pace.choose() if self._trees is not None else Size(nodes=0, depth=0)
+        watch = self._watch
+        watch.mark()
+        self._inputs.send(numbers, self._trees)
+        for graph in self._grow[: size.depth]:
+            graph.replay()
+        watch.mark()
+        self._score[size.nodes].replay()
+        watch.mark()
+        self._verify[size.nodes].replay()
+        self._back.reverse()
+        self._back[0][: self._packed(size.nodes)].copy_(self._verify[size.nodes].result, non_blocking=True)
+        watch.mark()
+        return size
+
+    def _read(self, size: Size) -> _Back:
+        """Wait for the step that was started last."""
+        self._watch.wait()
+        return _Back(self._back[0][: self._packed(size.nodes)].numpy(), self._levels, size.nodes)
+
+    def _packed(self, n: int) -> int:
+        return HEAD if self._trees is None else HEAD + self._levels + 1 + 8 * (n + 1)
+
+    def _phases(self, begun: float) -> dict[str, float]:
+        wall = time.perf_counter() - begun
+        draft, target, verify = self._watch.laps()
+        rest = max(0.0, wall - draft - target - verify)
+        return {"draft_seconds": draft, "target_seconds": target, "verify_seconds": verify, "other_seconds": rest}
+
+    def _drafted(self, back: _Back, root: int, size: Size) -> Draft:
+        if self._trees is None:
+            return bare(root)
+        return back.draft(size.depth, static=self._trees.growmap is not None)
+
+    def _learn(self, draft: Draft, stop: Sequence[float], size: Size) -> None:
+        if self._trees is None:
+            return
+        if self._trees.growmap is None:
+            teach(self._trees.acceptance, draft, reach(draft.tree, stop))
+            self._trees.pace.learn(size, draft.tree.value[1:], draft.tree.depths[1:])
+
+
+class _Inputs:
+    """What a step is told, in one copy: the estimates, what a slot must be worth, and uniform random numbers."""
+
+    def __init__(self, trees: Trees | None, device: torch.device) -> None:
+        rows, k = (trees.layout.row_count, trees.layout.children) if trees is not None else (0, 0)
+        shapes = (
+            ((2, len(KINDS), CELLS), (1,), (rows, k, 2), (2, 2)) if trees is not None else ((0,), (0,), (0,), (2, 2))
+        )
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        self._told = sizes[0] + sizes[1]
+        self._device = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        self.table, self.cut, self.uniforms, self.last = (
+            part.view(shape) for part, shape in zip(self._device.split(sizes), shapes, strict=True)
+        )
+        self._host = [_pinned(sum(sizes), device) for _ in range(2)]  # one is being sent while the other is filled
+
+    def draw(self, generator: torch.Generator) -> torch.Tensor:
+        """The random numbers of a step."""
+        self._host.reverse()
+        torch.rand(len(self._host[0]) - self._told, generator=generator, out=self._host[0][self._told :])
+        return self._host[0]
+
+    def send(self, numbers: torch.Tensor, trees: Trees | None) -> None:
+        """Add what is known by now, and send it."""
+        if trees is not None and trees.growmap is None and not trees.own:
+            numbers[: self._told - 1].copy_(trees.acceptance.table().flatten())
+            numbers[self._told - 1] = trees.pace.cut
+        self._device.copy_(numbers, non_blocking=True)
+
+
+class _Back:
+    """What came back of a step."""
+
+    def __init__(self, numbers: np.ndarray, levels: int, n: int) -> None:
+        self.end, self.depth, self.bonus = (int(number) for number in numbers[:HEAD])
+        self.emitted = [int(token) for token in numbers[HEAD : HEAD + levels]]
+        self._nodes = numbers[HEAD + levels + 1 :].reshape(8, -1).copy() if len(numbers) > HEAD else np.zeros((8, 1))
+        self.stop = self._nodes[7] if len(numbers) > HEAD else np.ones(1)
+
+    def draft(self, passes: int, *, static: bool) -> Draft:
+        """The tree as the rest of the package knows it."""
+        count = int(self._nodes[0].sum())
+        _, token, parent, proposal, kind, x, value, _ = (row[:count].tolist() for row in self._nodes)
+        parents, ranks = [int(p) for p in parent], [0] * count
+        siblings: dict[int, int] = {}
+        for node, above in enumerate(parents):
+            ranks[node] = siblings.get(above, 0)
+            siblings[above] = ranks[node] + 1
+        tree = TokenTree(
+            tokens=tuple(int(t) for t in token),
+            parents=tuple(parents),
+            proposal=tuple(proposal),
+            point=tuple(node == 0 or k >= POINT for node, k in enumerate(kind)),
+            value=() if static else tuple(value),
+        )
+        slots = [
+            Slot(
+                token=tree.tokens[node],
+                parent=parents[node],
+                depth=depth,
+                rank=ranks[node],
+                proposal=proposal[node],
+                kind=KINDS[int(kind[node])] + ("+" if depth > 1 else ""),
+                x=proposal[node] if static else x[node],
+                slot_value=value[node],
+                node_value=value[node],
+            )
+            for node, depth in enumerate(tree.depths)
+        ]
+        return Draft(tree=tree, q=[], slots=slots, passes=passes)
+
+
+def _pinned(size: int, device: torch.device) -> torch.Tensor:
+    return torch.zeros(size, dtype=torch.float64, pin_memory=device.type == "cuda")
