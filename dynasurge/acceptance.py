@@ -123,7 +123,7 @@ class Acceptance:
 
     def __init__(self, curves: Mapping[str, Curve], *, learn: bool = True) -> None:
         self._curves, self._learn = curves, learn
-        self._grids: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._grid: tuple[torch.Tensor, torch.Tensor] | None = None  # prior and bin of each cell of `table`
         self.reset()
 
     def reset(self) -> None:
@@ -141,21 +141,22 @@ class Acceptance:
 
     def table(self) -> torch.Tensor:
         """Every estimate, for proposing.py: float64 [2, kinds, CELLS], at the first level and below it."""
-        out = torch.zeros(2, len(KINDS), CELLS, dtype=torch.float64)
-        for below, depth in enumerate(("", "+")):
-            for number, kind in enumerate(KINDS):
-                prior, bins = self._cells(kind + depth)
-                accepted, predicted = (torch.tensor(sums[kind + depth]) for sums in (self._accepted, self._predicted))
-                out[below, number] = (prior * (accepted / predicted)[bins]).clamp(max=1.0)
-        return out
-
-    def _cells(self, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """The prior [CELLS] at each cell of a table, and its bin."""
-        if kind not in self._grids:
-            xs = cells(kind.rstrip("+"))
-            prior = torch.tensor([self._prior(kind, x) for x in xs], dtype=torch.float64)
-            self._grids[kind] = prior, torch.tensor([_bin(kind, x) for x in xs])
-        return self._grids[kind]
+        kinds = [kind + depth for depth in ("", "+") for kind in KINDS]
+        if self._grid is None:
+            most = max(len(self._accepted[kind]) for kind in kinds)
+            features = {kind: cells(kind.rstrip("+")) for kind in kinds}
+            prior = [[self._prior(kind, x) for x in features[kind]] for kind in kinds]
+            bins = [[most * number + _bin(kind, x) for x in features[kind]] for number, kind in enumerate(kinds)]
+            self._grid = torch.tensor(prior, dtype=torch.float64), torch.tensor(bins)
+        prior_, bins_ = self._grid
+        most = max(len(self._accepted[kind]) for kind in kinds)
+        learned = torch.ones(len(kinds) * most, dtype=torch.float64)
+        for number, kind in enumerate(kinds):
+            for bin_, (accepted, predicted) in enumerate(
+                zip(self._accepted[kind], self._predicted[kind], strict=True), start=number * most
+            ):
+                learned[bin_] = accepted / predicted
+        return (prior_ * learned[bins_]).clamp_(max=1.0).view(2, len(KINDS), CELLS)
 
     def observe(self, kind: str, x: float, tried: float, accepted: float) -> None:
         """A child was verified with probability `tried` and accepted with probability `accepted`."""

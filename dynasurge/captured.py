@@ -10,7 +10,8 @@ is written in tensors of fixed shape (forest.py, proposing.py, judge.py) and cap
 
 How many levels and nodes is settled before a step (pace.py), so the host only launches: random numbers and estimates go to
 the device in one copy, the tree and what became of it come back in one, and that is the only time the host waits. While
-the next step runs, the host turns the last one into a record and learns from it: trees go by what was known a step earlier.
+the next step runs, the host turns the last one into a record and learns from it: trees go by what was
+known two steps earlier.
 
 The text, its length and the caches live on the device. Draws are those of sampling.py, from the same explicit generator.
 """
@@ -112,11 +113,11 @@ class CapturedDecoder:
         self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
     ) -> Iterator[StepRecord]:
         """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of `eos`."""
-        left = new_tokens
-        numbers = self._inputs.draw(generator)
-        root, begun, size = prompt[-1], time.perf_counter(), self._launch(numbers)
+        left, root = new_tokens, prompt[-1]
+        size, numbers = self._prepare(generator)
+        begun = self._launch(size, numbers)
         while True:
-            numbers = self._inputs.draw(generator)  # while the device is at work
+            next_size, numbers = self._prepare(generator)  # while the device is at work
             back = self._read(size)
             phases = self._phases(begun)
             if back.end < 0 or back.bonus < 0:
@@ -125,7 +126,7 @@ class CapturedDecoder:
             left -= len(emitted)
             last = left == 0 or emitted[-1] in eos
             if not last:
-                begun, next_size = time.perf_counter(), self._launch(numbers)
+                begun = self._launch(next_size, numbers)
             draft = self._drafted(back, root, size)
             stop = back.stop[: draft.tree.size + 1].tolist()
             self._learn(draft, stop, size)
@@ -222,12 +223,16 @@ class CapturedDecoder:
 
     # --- the host's side -------------------------------------------------------------------------------------------
 
-    def _launch(self, numbers: torch.Tensor) -> Size:
-        """Start a step; nothing waits."""
+    def _prepare(self, generator: torch.Generator) -> tuple[Size, torch.Tensor]:
+        """Settle how large the next tree may be, and all that its step will be told."""
         size = self._trees.pace.choose() if self._trees is not None else Size(nodes=0, depth=0)
-        watch = self._watch
+        return size, self._inputs.fill(generator, self._trees)
+
+    def _launch(self, size: Size, numbers: torch.Tensor) -> float:
+        """Start a step; nothing waits. Returns the time."""
+        watch, now = self._watch, time.perf_counter()
         watch.mark()
-        self._inputs.send(numbers, self._trees)
+        self._inputs.send(numbers)
         for graph in self._grow[: size.depth]:
             graph.replay()
         watch.mark()
@@ -237,7 +242,7 @@ class CapturedDecoder:
         self._back.reverse()
         self._back[0][: self._packed(size.nodes)].copy_(self._verify[size.nodes].result, non_blocking=True)
         watch.mark()
-        return size
+        return now
 
     def _read(self, size: Size) -> _Back:
         """Wait for the step that was started last."""
@@ -282,17 +287,19 @@ class _Inputs:
         )
         self._host = [_pinned(sum(sizes), device) for _ in range(2)]  # one is being sent while the other is filled
 
-    def draw(self, generator: torch.Generator) -> torch.Tensor:
-        """The random numbers of a step."""
+    def fill(self, generator: torch.Generator, trees: Trees | None) -> torch.Tensor:
+        """What the next step will be told."""
         self._host.reverse()
-        torch.rand(len(self._host[0]) - self._told, generator=generator, out=self._host[0][self._told :])
-        return self._host[0]
-
-    def send(self, numbers: torch.Tensor, trees: Trees | None) -> None:
-        """Add what is known by now, and send it."""
-        if trees is not None and trees.growmap is None and not trees.own:
-            numbers[: self._told - 1].copy_(trees.acceptance.table().flatten())
+        numbers = self._host[0]
+        torch.rand(len(numbers) - self._told, generator=generator, out=numbers[self._told :])
+        if trees is not None and trees.growmap is None:
             numbers[self._told - 1] = trees.pace.cut
+            if not trees.own:
+                numbers[: self._told - 1].copy_(trees.acceptance.table().flatten())
+        return numbers
+
+    def send(self, numbers: torch.Tensor) -> None:
+        """Send it, without waiting."""
         self._device.copy_(numbers, non_blocking=True)
 
 

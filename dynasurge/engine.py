@@ -21,10 +21,11 @@ from transformers import PreTrainedModel
 
 from dynasurge.cache import TreeCache
 from dynasurge.faults import no_numbers
-from dynasurge.regions import compiled_blocks, run_block
+from dynasurge.regions import Regions
 
 # For static passes, whose mask spans the whole cache; the fastest first.
-STATIC_ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+STATIC_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+ALIGNED = 64  # cache rows come in multiples of this: attention kernels are slow on odd lengths
 
 
 class Engine:
@@ -40,12 +41,13 @@ class Engine:
         self, model: PreTrainedModel, max_length: int, *, vocab: int | None = None, compiled: bool = False
     ) -> None:
         self.model, self.compiled = model, compiled
-        self.max_length = self.widest = max_length  # the widest pass to be measured, see latency.py
+        self.widest = max_length  # the widest pass to be measured, see latency.py
+        self.max_length = -(-max_length // ALIGNED) * ALIGNED if model.device.type == "cuda" else max_length
         self.vocab = vocab or model.config.get_text_config().vocab_size
-        self._block = torch.compile(run_block, dynamic=False) if compiled else run_block
         self._known = model.config.get_text_config().vocab_size
         self._last = getattr(model.config.get_text_config(), "max_position_embeddings", max_length) - 1
-        self._cache = TreeCache(model.config.get_text_config().num_hidden_layers, max_length)
+        self._cache = TreeCache(model.config.get_text_config().num_hidden_layers, self.max_length)
+        self._regions = Regions(model, self._cache) if compiled else None
         self._parents: list[int] = []
         self._depths: list[int] = []
         self._sees = np.zeros((0, 0), dtype=bool)  # [nodes or more, same]: the ancestors of each node, itself included
@@ -117,9 +119,9 @@ class Engine:
         """
         known = torch.where((tokens >= 0) & (tokens < self._known), tokens, 0)
         self._cache.rows = rows
-        blocks = compiled_blocks(self.model, self._cache, self._block) if self.compiled else nullcontext()
+        regions = self._regions.installed(len(tokens)) if self._regions is not None else nullcontext()
         try:
-            with blocks, sdpa_kernel(STATIC_ATTENTION, set_priority=True):
+            with regions, sdpa_kernel(STATIC_ATTENTION, set_priority=True):
                 return self._fitted(self._run(known[None], positions.clamp(max=self._last)[None], hidden))
         finally:
             self._cache.rows = None

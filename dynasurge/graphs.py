@@ -24,12 +24,12 @@ class Captured(Generic[R]):
     def __init__(self, function: Callable[[], R], graph: torch.cuda.CUDAGraph | None, result: R) -> None:
         self._function, self._graph, self.result = function, graph, result
 
-    @torch.inference_mode()
     def replay(self) -> None:
         """Run it, without waiting for it."""
         if self._graph is not None:
             self._graph.replay()
-        else:
+            return
+        with torch.inference_mode():
             self.result = self._function()
 
 
@@ -66,11 +66,12 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._marks: list[Any] = []
+        self._spare: list[Any] = []
 
     def mark(self) -> None:
         """Here."""
         if self._device.type == "cuda":
-            self._marks.append(torch.cuda.Event(enable_timing=True))
+            self._marks.append(self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True))
             self._marks[-1].record()
         else:
             self._marks.append(time.perf_counter())
@@ -84,5 +85,6 @@ class Stopwatch:
         """Seconds between marks; forgets them."""
         marks, self._marks = self._marks, []
         if self._device.type == "cuda":
+            self._spare += marks
             return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
         return [b - a for a, b in pairwise(marks)]

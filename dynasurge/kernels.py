@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -105,9 +104,7 @@ def share(shares: Shares, rows: slice, *, bottom_up: bool) -> None:
 if triton is not None:
 
     @triton.jit
-    def _masses(
-        q: Any, mass: Any, squares: Any, vocab: Any, blocks: Any, CHUNK: tl.constexpr, WIDTH: tl.constexpr
-    ) -> None:
+    def _masses(q, mass, squares, vocab, blocks, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
         """Each block's sum, and sum of squares."""
         row = tl.program_id(0).to(tl.int64)
         block = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
@@ -117,7 +114,7 @@ if triton is not None:
         tl.store(squares + row * blocks + block, tl.sum(weights * weights, 1))
 
     @triton.jit
-    def _invert(weights: Any, uniform: Any, places: Any, SIZE: tl.constexpr) -> Any:
+    def _invert(weights, uniform, places, SIZE: tl.constexpr):
         """The first column of positive weight whose cumulative weight exceeds uniform * total; SIZE if there is none."""
         running = tl.cumsum(weights, 0)
         threshold = uniform * tl.max(running, 0)
@@ -128,18 +125,18 @@ if triton is not None:
 
     @triton.jit
     def _draw(
-        q: Any,
-        uniforms: Any,
-        mass: Any,
-        tokens: Any,
-        masses: Any,
-        totals: Any,
-        vocab: Any,
-        k: Any,
+        q,
+        uniforms,
+        mass,
+        tokens,
+        masses,
+        totals,
+        vocab,
+        k,
         BLOCKS: tl.constexpr,
         WIDTH: tl.constexpr,
         K: tl.constexpr,
-    ) -> None:
+    ):
         row = tl.program_id(0).to(tl.int64)
         blocks, inside, ranks = tl.arange(0, BLOCKS), tl.arange(0, WIDTH), tl.arange(0, K)
         left = tl.load(mass + row * BLOCKS + blocks)
@@ -166,27 +163,27 @@ if triton is not None:
 
     @triton.jit
     def _share(
-        p: Any,
-        q: Any,
-        nodes: Any,
-        child: Any,
-        point: Any,
-        drawn: Any,
-        from_q: Any,
-        accept: Any,
-        t_out: Any,
-        kept_out: Any,
-        vocab: Any,
-        start: Any,
-        none: Any,
-        k: Any,
+        p,
+        q,
+        nodes,
+        child,
+        point,
+        drawn,
+        from_q,
+        accept,
+        t_out,
+        kept_out,
+        vocab,
+        start,
+        none,
+        k,
         K: tl.constexpr,
         CHUNK: tl.constexpr,
         BOTTOM_UP: tl.constexpr,
         TINY: tl.constexpr,
         LEAST: tl.constexpr,
         MOST: tl.constexpr,
-    ) -> None:
+    ):
         row = (start + tl.program_id(0)).to(tl.int64)
         ranks, places = tl.arange(0, K), tl.arange(0, CHUNK)
         node = tl.load(nodes + row)
