@@ -169,7 +169,7 @@ def propose(
     last = 1 if policy == "sampled" else k - 1  # the copy's column
     column = torch.arange(k, device=q.device)
     at = good[:, None] & (column == last)
-    kind = torch.where(held >= AGREES, ECHO, LOOKUP)[:, None]
+    kind = (ECHO + (LOOKUP - ECHO) * (held < AGREES).long())[:, None]
     match, own = copies.match.double()[:, None], held[:, None]
     fields = {
         "exists": made.exists | at,
@@ -199,7 +199,7 @@ def _sampled(base: torch.Tensor, uniforms: torch.Tensor, k: int, _: object) -> P
     return Proposed(
         exists=tokens >= 0,
         tokens=tokens,
-        kind=torch.where(first, FIRST, LATER),
+        kind=FIRST + (LATER - FIRST) * (~first).long(),  # numbers of the host would be waited for
         proposal=proposal,
         x=torch.where(first, proposal, rank),
         x_before=torch.where(first, mean[:, None], rank),
