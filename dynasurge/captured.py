@@ -206,15 +206,15 @@ class CapturedDecoder:
         forest = self._forest
         judged = judge(law(forest, nodes, self._p[: n + 2], self._rule), self._inputs.last)
         end = judged.end.clamp(min=0)
-        depth, path = nodes.depth[end], nodes.path[end[0]]
+        depth, path = nodes.depth[end], nodes.path[end][0]
         slot = torch.nn.functional.pad(nodes.slot, (0, 1), value=len(forest.token) - 1)
         tokens = torch.nn.functional.pad(forest.token[slot][path[1:]], (0, 1))
         emitted = torch.where(levels < depth, tokens, judged.bonus)
         self._text.index_copy_(0, CONTEXT + 1 + length + levels, emitted)
         self._target.move(length + torch.where(levels <= depth, path, levels), length + levels)
         assert self._draft is not None
-        above = ((nodes.slot[end[0]] - 1) // forest.layout.children).clamp(min=0)
-        chain = torch.nn.functional.pad(forest.chain[above], (0, 1))
+        above = ((nodes.slot[end] - 1) // forest.layout.children).clamp(min=0)
+        chain = torch.nn.functional.pad(forest.chain[above][0], (0, 1))
         self._draft.move(length + torch.where(levels < depth, chain, levels), length + levels)
         length += depth + 1
         of_nodes = [nodes.exists, forest.token[nodes.slot], nodes.parent, forest.proposal[nodes.slot]]

@@ -55,13 +55,8 @@ class Layout:
 
     @property
     def level_widths(self) -> tuple[int, ...]:
-        """Rows whose children make up each level: the root, then what fits."""
-        if self.widths:
-            return self.widths
-        widths = [1]
-        while len(widths) < self.depth:
-            widths.append(min(self.width, widths[-1] * self.children))
-        return tuple(widths)
+        """Rows whose children make up each level: the root, then always as many, so that the draft has one kind of pass."""
+        return self.widths or (1, *[self.width] * (self.depth - 1))
 
     @property
     def row_count(self) -> int:
@@ -135,6 +130,7 @@ class Forest:
         layout, rows = self.layout, self.layout.rows(level + 1)
         slots = layout.slots(level)
         chosen = by[slots].sort(descending=True, stable=True).indices[: rows.stop - rows.start] + slots.start
+        chosen = torch.nn.functional.pad(chosen, (0, rows.stop - rows.start - len(chosen)), value=layout.slot_count)
         above = (chosen - 1) // layout.children
         self.row_slot[rows].copy_(chosen)
         self.chain[rows].copy_(self.chain[above])

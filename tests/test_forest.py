@@ -12,10 +12,12 @@ import toy
 
 from dynasurge import kernels
 from dynasurge.acceptance import make_acceptance
+from dynasurge.captured import CapturedDecoder, Trees
 from dynasurge.forest import CONTEXT, Forest, Layout, Nodes, assemble, growmap_layout
 from dynasurge.growmap import Growmap, build_growmap
 from dynasurge.judge import Law, law, share_level
 from dynasurge.lookup import Lookup
+from dynasurge.pace import Pace
 from dynasurge.policies import POLICIES
 from dynasurge.proposing import Proposer, draw, find_copies
 from dynasurge.tree import TokenTree
@@ -264,3 +266,41 @@ def test_kernels_do_what_torch_code_does(
     monkeypatch.setattr(kernels, "usable", lambda table: False)
     for fast, slow in zip(drawn, draw(q, uniforms), strict=True):
         torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-9)
+
+
+class NoValues:
+    """An engine of tensors that have shapes but no values."""
+
+    device, vocab, max_length, compiled = torch.device("meta"), 1000, 256, False
+
+    def extend(self, tokens: Any) -> None: ...
+    def reset(self) -> None: ...
+
+    def score_at(
+        self, tokens: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        assert tokens.shape == positions.shape == rows.shape == hidden.shape[:1]
+        return torch.zeros(len(tokens), self.vocab, device="meta")
+
+    def move(self, rows: torch.Tensor, to: torch.Tensor) -> None:
+        assert rows.shape == to.shape
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("rule", RULES_HERE)
+def test_a_step_never_looks_at_values(rule: str, policy: str, static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for the device cannot be captured: on the meta device it raises."""
+    monkeypatch.undo()
+    growmap = torch.zeros(9, 4, dtype=torch.int64, device="meta") if static else None
+    trees = Trees(
+        layout=Layout(depth=3, width=8, children=4),
+        policy=policy,
+        pace=Pace(sizes=(8, 16), max_depth=3),
+        acceptance=make_acceptance("learned", rule, 0.6),
+        growmap=growmap,
+        copies=not static,
+    )
+    engine: Any = NoValues()
+    CapturedDecoder(engine, engine, trees, rule=rule, T=0.6, P=0.9)
+    CapturedDecoder(engine, None, None, rule=rule, T=0.0, P=1.0)
