@@ -19,8 +19,9 @@ The text, its length and the caches live on the device. Draws are those of sampl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,8 +32,8 @@ from dynasurge.decoding import StepRecord, cut
 from dynasurge.drafting import Draft, bare, teach
 from dynasurge.engine import Engine
 from dynasurge.faults import no_numbers, shrinking
-from dynasurge.forest import CONTEXT, POINT, Forest, Layout, Nodes, assemble
-from dynasurge.graphs import Captured, Graphs, Stopwatch
+from dynasurge.forest import CONTEXT, POINT, Forest, Layout, Nodes, assemble, hidden_rows
+from dynasurge.graphs import Captured, Graphs, Stopwatch, fused
 from dynasurge.judge import judge, law
 from dynasurge.pace import Pace, Size
 from dynasurge.proposing import Proposer
@@ -47,10 +48,12 @@ HEAD = 3  # numbers that come back of a step: the node where the path ends, its 
 class Trees:
     """What trees a decoder grows: how large they can get and are to be, how rows get children, by what estimates.
 
-    growmap: int64 [size + 1, k] for static trees, see `Proposer`; own: whether the draft's own word is the estimate.
+    budget: nodes at most, whatever a pass has room for; growmap: int64 [size + 1, k] for static trees, see `Proposer`;
+    own: whether the draft's own word is the estimate.
     """
 
     layout: Layout
+    budget: int
     policy: str
     pace: Pace
     acceptance: Acceptance
@@ -69,6 +72,7 @@ class CapturedDecoder:
         self._target, self._draft, self._trees = target, draft, trees
         self._rule, self._T, self._P = rule, T, P
         self._device = device = target.device
+        self._compiled = target.compiled
         self._levels = trees.layout.depth if trees is not None else 0
         self._sizes = trees.pace.sizes if trees is not None else (0,)
         self._text = torch.full((CONTEXT + target.max_length + self._levels + 2,), -1, device=device)
@@ -79,7 +83,12 @@ class CapturedDecoder:
             table = None if trees.own or trees.growmap is not None else self._inputs.table
             self._forest = Forest.empty(trees.layout, target.vocab, device)
             self._proposer = Proposer(
-                policy=trees.policy, table=table, growmap=trees.growmap, copies=trees.copies, cut=self._inputs.cut
+                policy=trees.policy,
+                table=table,
+                growmap=trees.growmap,
+                copies=trees.copies,
+                cut=self._inputs.cut,
+                compiled=self._compiled,
             )
         for engine in (target, draft):
             if engine is not None:
@@ -163,17 +172,19 @@ class CapturedDecoder:
         """Read the most valuable nodes of the level above with the draft, propose their children."""
         assert self._draft is not None
         forest, length = self._forest, self._length
-        rows = forest.advance(level - 1, self._proposer.frontier(forest))
+        rows = forest.advance(level - 1, self._proposer.frontier(forest), compiled=self._compiled)
         own = torch.arange(rows.start, rows.stop, device=self._device)
         chain = forest.chain[rows]
-        seen = torch.where(chain < forest.layout.row_count, length + chain, length)
-        hidden = torch.arange(self._draft.max_length, device=self._device) > length
-        hidden = hidden.expand(len(own), -1).scatter(1, seen, False)
+        seen = torch.where(chain < forest.layout.row_count, length + chain, -1)
+        hidden = self._run(hidden_rows, length + 1, seen, self._draft.max_length)
         positions = (length + level - 1).expand(len(own))
         self._fill(level, self._draft.score_at(forest.token[forest.row_slot[rows]], positions, length + own, hidden))
 
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return (fused(function) if self._compiled else function)(*arguments)
+
     def _fill(self, level: int, logits: torch.Tensor) -> None:
-        q = sampling.to_proposal(logits, self._T, self._P)
+        q = self._run(sampling.to_proposal, logits, self._T, self._P)
         rows = self._forest.layout.rows(level)
         self._proposer.fill(self._forest, level, q, self._inputs.uniforms[rows], self._text, self._length + 1)
 
@@ -184,13 +195,13 @@ class CapturedDecoder:
             tokens, positions, hidden = self._text[CONTEXT + self._length], self._length, (columns > self._length)[None]
             rows = positions
         else:
-            nodes = assemble(self._forest, n)
+            nodes = self._run(assemble, self._forest, n, self._trees.budget)
             tokens, positions = self._forest.token[nodes.slot], self._length + nodes.depth
             rows = self._length + torch.arange(n + 1, device=self._device)
-            seen = torch.where(nodes.path <= n, self._length + nodes.path, 0)
-            hidden = (columns >= self._length).expand(n + 1, -1).scatter(1, seen, False)
+            seen = torch.where(nodes.path <= n, self._length + nodes.path, -1)
+            hidden = self._run(hidden_rows, self._length, seen, self._target.max_length)
         logits = self._target.score_at(tokens, positions, rows, hidden)
-        self._p[: n + 1].copy_(sampling.to_probs(logits, self._T, self._P))
+        self._p[: n + 1].copy_(self._run(sampling.to_probs, logits, self._T, self._P))
         return nodes
 
     def _judge(self, n: int) -> torch.Tensor:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from dynasurge.acceptance import KINDS
+from dynasurge.graphs import fused
 from dynasurge.lookup import LENGTHS
 
 FIRST, LATER, TAIL, POINT, ECHO, LOOKUP = range(len(KINDS))  # of children
@@ -125,18 +126,45 @@ class Forest:
         self.token[:1].copy_(context[-1:])
         self.context[0].copy_(context)
 
-    def advance(self, level: int, by: torch.Tensor) -> slice:
+    def advance(self, level: int, by: torch.Tensor, *, compiled: bool = False) -> slice:
         """Choose which slots of a level the draft reads: the best by `by` [S + 1], ties to the first. Returns the rows."""
         layout, rows = self.layout, self.layout.rows(level + 1)
         slots = layout.slots(level)
-        chosen = by[slots].sort(descending=True, stable=True).indices[: rows.stop - rows.start] + slots.start
-        chosen = torch.nn.functional.pad(chosen, (0, rows.stop - rows.start - len(chosen)), value=layout.slot_count)
-        above = (chosen - 1) // layout.children
-        self.row_slot[rows].copy_(chosen)
-        self.chain[rows].copy_(self.chain[above])
-        self.chain[rows, level].copy_(torch.arange(rows.start, rows.stop, device=chosen.device))
-        self.context[rows].copy_(torch.cat([self.context[above, 1:], self.token[chosen][:, None]], dim=1))
+        numbers = torch.arange(rows.start, rows.stop, device=by.device)
+        start, depth = (torch.full((1,), number, device=by.device) for number in (slots.start, level))
+        run = fused(next_rows) if compiled else next_rows
+        found = run(by[slots], numbers, start, depth, self.chain, self.context, self.token, layout.children)
+        for mine, theirs in zip((self.row_slot, self.chain, self.context), found, strict=True):
+            mine[rows].copy_(theirs)
         return rows
+
+
+def next_rows(
+    values: torch.Tensor,
+    numbers: torch.Tensor,
+    start: torch.Tensor,
+    level: torch.Tensor,
+    chain: torch.Tensor,
+    context: torch.Tensor,
+    token: torch.Tensor,
+    children: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The rows `numbers` [w] for the w most valuable slots of a level, whose values [c] begin at slot `start` [1]: their
+    slots [w], chains and contexts."""
+    places = torch.arange(len(values), device=values.device)
+    ahead = (values > values[:, None]) | ((values == values[:, None]) & (places < places[:, None]))
+    chosen = torch.zeros_like(places).scatter(0, ahead.sum(1), places)[: len(numbers)] + start
+    chosen = torch.nn.functional.pad(chosen, (0, len(numbers) - len(chosen)), value=len(token) - 1)
+    above = (chosen - 1) // children
+    at = torch.arange(chain.shape[1], device=values.device) == level
+    chains = torch.where(at, numbers[:, None], chain[above])
+    return chosen, chains, torch.cat([context[above, 1:], token[chosen][:, None]], dim=1)
+
+
+def hidden_rows(known: torch.Tensor, seen: torch.Tensor, columns: int) -> torch.Tensor:
+    """bool [w, columns]: the cache rows that must not be seen, all from `known` [1] on but `seen` [w, d] (-1 for none)."""
+    places = torch.arange(columns, device=seen.device)
+    return (places >= known) & ~(seen[:, :, None] == places).any(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +185,11 @@ class Nodes:
         return len(self.slot)
 
 
-def assemble(forest: Forest, n: int) -> Nodes:
-    """Keep the root and the n most valuable slots, ties to the first, numbered in drawing order."""
+def assemble(forest: Forest, n: int, budget: int | None = None) -> Nodes:
+    """Keep the root and the n most valuable slots, ties to the first, numbered in drawing order; `budget` of them at most,
+    if there is one."""
     layout, slots = forest.layout, len(forest.token) - 1
-    order = forest.slot_value.sort(descending=True, stable=True).indices[: n + 1]
+    order = forest.slot_value.sort(descending=True, stable=True).indices[: min(n, n if budget is None else budget) + 1]
     order = torch.where(forest.slot_value[order] > 0, order, slots)
     if len(order) < n + 1:
         order = torch.nn.functional.pad(order, (0, n + 1 - len(order)), value=slots)

@@ -41,7 +41,7 @@ from dynasurge.verification import RULES
 
 CAPTURED_RULES = ("topdown", "traversal")
 FRONTIER = 32  # nodes of a level that the draft reads at most, in a captured step
-SIZES = (16, 32, 64, 96)  # nodes that a captured tree may have besides its budget
+SIZES = (16, 32, 64, 96, 128)  # nodes that a captured pass has room for, then multiples of the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,8 @@ def make_engines(pair: Pair, plan: Sequence[Settings]) -> Engines:
     for settings in plan:
         text, shape = settings.prompt_len + settings.new_tokens, make_shape(settings)
         read = max(shape.max_read, make_layout(settings, shape).row_count) if shape else 0
-        rooms.append((text + shape.max_nodes, text + read) if shape else (text, 0))
+        nodes = 0 if not shape else captured_size(shape) if can_capture(pair) else shape.max_nodes
+        rooms.append((text + nodes, text + read))
     target_room, draft_room = map(max, zip(*rooms, strict=True))
     how: dict[str, Any] = {
         "vocab": pair.target.config.get_text_config().vocab_size,
@@ -155,7 +156,8 @@ class Session:
         except RuntimeError as error:  # what a capture raises if the model looks at values on the host
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            torch.cuda.synchronize(target.device)
+            if target.device.type == "cuda":
+                torch.cuda.synchronize(target.device)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             lacks = "torch.compile and CUDA graphs" if target.compiled else "CUDA graphs"
             names = f"{self.pair.target_name}, {self.pair.draft_name}"
@@ -285,6 +287,11 @@ def make_layout(settings: Settings, shape: Shape) -> Layout:
     return Layout(depth=shape.max_depth, width=min(FRONTIER, shape.max_nodes), children=max(2, children))
 
 
+def captured_size(shape: Shape) -> int:
+    """Nodes that a captured pass over the largest tree of this shape has room for: few sizes make few graphs."""
+    return next((size for size in SIZES if size >= shape.max_nodes), -(-shape.max_nodes // SIZES[-1]) * SIZES[-1])
+
+
 def make_trees(
     settings: Settings, shape: Shape, acceptance: Acceptance | None, costs: Costs | None, device: torch.device
 ) -> Trees:
@@ -300,11 +307,13 @@ def make_trees(
             growmap[node, : len(own)] = torch.tensor(own, dtype=torch.int64)
         growmap = growmap.to(device)
     paid = costs if dynamic and settings.pays else None
-    sizes = [size for size in SIZES if size < shape.max_nodes] if paid is not None else []
+    largest = captured_size(shape)
+    sizes = [size for size in SIZES if size < largest] if paid is not None else []
     return Trees(
         layout=layout,
         policy=settings.policy if settings.T > 0 else "topk",
-        pace=Pace(sizes=(*sizes, shape.max_nodes), max_depth=layout.depth, costs=paid, fixed=not dynamic),
+        budget=shape.max_nodes,
+        pace=Pace(sizes=(*sizes, largest), max_depth=layout.depth, costs=paid, fixed=not dynamic),
         acceptance=acceptance,
         growmap=growmap,
         copies=dynamic and settings.lookup,

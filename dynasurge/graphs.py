@@ -7,15 +7,24 @@ next is captured survive its replay.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch._dynamo.config
 
 WARM_UPS = 3  # calls before a capture: libraries allocate their workspaces, and kernels are compiled, in the first ones
+SHAPES = 200  # of passes: each is compiled by itself
 R = TypeVar("R")
+
+
+@functools.cache
+def fused(function: Callable[..., R]) -> Callable[..., R]:
+    """A function of tensors whose small kernels torch.compile makes few."""
+    return torch.compile(function, dynamic=False)
 
 
 class Captured(Generic[R]):
@@ -48,7 +57,7 @@ class Graphs:
         start = time.perf_counter()
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), torch._dynamo.config.patch(recompile_limit=SHAPES):
             for _ in range(WARM_UPS):
                 function()
         torch.cuda.current_stream(self._device).wait_stream(stream)

@@ -31,7 +31,7 @@ from dynasurge.forest import Forest, Layout, assemble
 from dynasurge.graphs import Graphs
 from dynasurge.judge import judge, law
 from dynasurge.policies import Wish, hybrid
-from dynasurge.proposing import propose
+from dynasurge.proposing import draw_children, settle
 from dynasurge.tree import TokenTree
 from dynasurge.verification import traversal, verify
 
@@ -140,7 +140,9 @@ def _scored(logits: torch.Tensor) -> None:
 def _proposed(logits: torch.Tensor) -> None:
     q = sampling.to_probs(logits, 1.0)
     if logits.device.type == "cuda":
-        propose("sampled", q, torch.full((len(q), 8, 2), 0.5, dtype=torch.float64, device=q.device), None)
+        uniforms = torch.full((len(q), 8, 2), 0.5, dtype=torch.float64, device=q.device)
+        worth = uniforms[:, 0, 0]
+        settle("sampled", draw_children("sampled", q, uniforms)[1], worth, worth, None, None, True)
     else:
         hybrid(q, [Wish(k=8)] * len(q), torch.Generator().manual_seed(0))
 

@@ -3,19 +3,69 @@
 The policies are those of policies.py: `sampled`, `topk`, `hybrid`, each with copies from the text. The values are those of
 drafting.py: a child's slot is worth what could be said of it before its token was drawn, never more than its parent's or
 its elder sibling's. Estimates of acceptance come as a table, so that looking one up is a single gather.
+
+`draw_children` is all that reads whole distributions; what follows (`settle`) is arithmetic on a few numbers a node, dozens
+of small kernels that torch.compile can make one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
 from dynasurge import kernels, sampling
 from dynasurge.acceptance import CELLS
 from dynasurge.forest import CONTEXT, ECHO, FIRST, LATER, LOOKUP, POINT, TAIL, Forest
+from dynasurge.graphs import fused
 from dynasurge.lookup import LENGTHS
 from dynasurge.policies import AGREES, LONG
+
+pad = torch.nn.functional.pad
+GAINS = [0] + [  # by how much each token more lengthens a match
+    n - max((m for m in LENGTHS if m < n), default=0) if n in LENGTHS else 0 for n in range(1, CONTEXT + 1)
+]
+
+
+class Copies(NamedTuple):
+    """For w rows, the token that followed the longest match earlier in the text, and that match's length (0 for none);
+    what the draft gives the token, and whether it is worth proposing, [w] each."""
+
+    token: torch.Tensor
+    match: torch.Tensor
+    held: torch.Tensor
+    good: torch.Tensor
+
+
+class Drawn(NamedTuple):
+    """What was taken from the distributions of w rows: sampled tokens (-1 for none) and their masses [w, k], the sum and
+    sum of squares [w] of what they were sampled from; or the likeliest tokens and their probabilities; or both. k: children
+    a row, at most."""
+
+    tokens: torch.Tensor | None
+    masses: torch.Tensor | None
+    total: torch.Tensor | None
+    mean: torch.Tensor | None
+    best: torch.Tensor | None
+    values: torch.Tensor | None
+    copies: Copies | None
+    k: int
+
+
+class Proposed(NamedTuple):
+    """The children of w rows in drawing order, [w, k] each: exists bool; tokens, kind int64; proposal, x, own float64 and
+    what can be said of x and own before the token is drawn."""
+
+    exists: torch.Tensor
+    tokens: torch.Tensor
+    kind: torch.Tensor
+    proposal: torch.Tensor
+    x: torch.Tensor
+    x_before: torch.Tensor
+    own: torch.Tensor
+    own_before: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +75,7 @@ class Proposer:
     policy: see policies.py. table: float64 [2, kinds, CELLS], estimates by depth class, kind and feature; None takes the
     draft's own word. growmap: int64 [size + 1, k], the number of each node's children, -1 for none: then shape decides, not
     value. copies: whether the text proposes, too. cut: float64 [1], for `hybrid`, what a slot must be worth to be proposed.
+    compiled: whether torch.compile fuses the small kernels.
     """
 
     policy: str
@@ -32,6 +83,7 @@ class Proposer:
     growmap: torch.Tensor | None = None
     copies: bool = False
     cut: torch.Tensor | None = None
+    compiled: bool = False
 
     def frontier(self, forest: Forest) -> torch.Tensor:
         """By what the draft's next rows are chosen."""
@@ -51,73 +103,25 @@ class Proposer:
         rows, slots = forest.layout.rows(level), forest.layout.slots(level)
         above = forest.row_slot[rows]
         slot_value, node_value = forest.slot_value[above], forest.node_value[above]
-        copies = find_copies(text, known, forest.context[rows]) if self.copies else None
-        limits = None
-        if self.policy == "hybrid" and self.cut is not None:
-            worth = node_value[:, None].clamp(min=1e-9)
-            limits = (worth / self.cut.clamp(min=1e-9)).floor(), (self.cut / worth).to(q.dtype)
-        made = propose(self.policy, q, uniforms, copies, limits)
-        x = made.x
+        found = self._run(find_copies, text, known, forest.context[rows]) if self.copies else None
+        cut = self.cut if self.policy == "hybrid" and self.growmap is None else None
+        base, drawn = draw_children(self.policy, q, uniforms, found, cut, node_value)
         if self.growmap is not None:
             number = self.growmap[forest.x[above].long()]
-            exists = made.exists & (number >= 0) & (slot_value > 0)[:, None]
-            x = number.double()
-            slot_value = torch.where(exists, 1.0 / (2.0 + x), 0.0)  # breadth first
-            node_value = torch.where(exists & (self.growmap[number, 0] >= 0), slot_value, 0.0)
+            settled = self._run(shaped, self.policy, drawn, slot_value, number, self.growmap[number, 0] >= 0)
         else:
-            before, after = estimates(self.table, made, below=level > 1)
-            if self.policy != "sampled":
-                made = made.ordered(torch.where(made.kind == TAIL, 2.0, torch.where(made.exists, after, -1.0)))
-                before, after = estimates(self.table, made, below=level > 1)
-                x = made.x
-            if limits is not None and self.cut is not None:
-                pays = (made.kind != TAIL) | (node_value[:, None] * before >= self.cut)
-                made = replace(made, exists=made.exists & pays)
-            slot_value, node_value = values(made, before, after, slot_value, node_value)
-        forest.token[slots].copy_(made.tokens.clamp(min=0).flatten())
-        for mine, theirs in (
-            (forest.kind, made.kind),
-            (forest.proposal, made.proposal),
-            (forest.x, x),
-            (forest.slot_value, slot_value),
-            (forest.node_value, node_value),
+            settled = self._run(settle, self.policy, drawn, slot_value, node_value, self.table, cut, level > 1)
+        for mine, theirs in zip(
+            (forest.token, forest.kind, forest.proposal, forest.x, forest.slot_value, forest.node_value),
+            settled,
+            strict=True,
         ):
             mine[slots].copy_(theirs.flatten())
-        if made.base is not None:
-            forest.base[rows].copy_(made.base)
+        if base is not None:
+            forest.base[rows].copy_(base)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Proposed:
-    """The children of w rows in drawing order, [w, k] each: exists bool; tokens, kind int64; proposal, x, own float64 and
-    what can be said of x and own before the token is drawn; base [w, V], None where nothing was sampled."""
-
-    exists: torch.Tensor
-    tokens: torch.Tensor
-    kind: torch.Tensor
-    proposal: torch.Tensor
-    x: torch.Tensor
-    x_before: torch.Tensor
-    own: torch.Tensor
-    own_before: torch.Tensor
-    base: torch.Tensor | None
-
-    def ordered(self, by: torch.Tensor) -> Proposed:
-        """Each row's children by falling `by` [w, k]."""
-        order = by.sort(dim=1, descending=True, stable=True).indices
-        moved = {
-            name: getattr(self, name).gather(1, order)
-            for name in ("exists", "tokens", "kind", "proposal", "x", "x_before", "own", "own_before")
-        }
-        return Proposed(base=self.base, **moved)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Copies:
-    """For w rows, the token that followed the longest match earlier in the text, and its length (0 for none), [w]."""
-
-    token: torch.Tensor
-    match: torch.Tensor
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return (fused(function) if self.compiled else function)(*arguments)
 
 
 def draw(q: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -130,129 +134,173 @@ def draw(q: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return tokens, masses, q.sum(-1, dtype=torch.float64), q.double().square().sum(-1)
 
 
-def find_copies(text: torch.Tensor, length: torch.Tensor, context: torch.Tensor) -> Copies:
-    """What lookup.py finds, for contexts [w, CONTEXT] at once. text: int64 [CONTEXT + T], behind as many -1; length: [1],
-    how many of its tokens are known."""
+def find_copies(text: torch.Tensor, length: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What lookup.py finds, for contexts [w, CONTEXT] at once: tokens and match lengths [w], 0 for none. text: int64
+    [CONTEXT + T], behind as many -1; length: [1], how many of its tokens are known."""
     windows = text.unfold(0, CONTEXT, 1)[:-1]  # what stands before each token
-    equal = (windows[None] == context[:, None]) & (context[:, None] >= 0)
-    match = equal.flip(-1).long().cumprod(-1).sum(-1)
-    allowed = torch.zeros(CONTEXT + 1, dtype=torch.int64, device=text.device)
-    for n in range(min(LENGTHS), CONTEXT + 1):
-        allowed[n : n + 1].fill_(max(m for m in LENGTHS if m <= n))
+    same = torch.ones(len(context), len(windows), dtype=torch.bool, device=text.device)
+    match = torch.zeros_like(same, dtype=torch.int64)
+    for n in range(1, CONTEXT + 1):
+        mine = context[:, -n, None]
+        same = same & (windows[None, :, -n] == mine) & (mine >= 0)
+        match = match + same * GAINS[n]
     places = torch.arange(len(windows), device=text.device)
-    match = allowed[match] * (places < length)
-    best = (match * len(windows) + places).amax(-1)  # the longest, and of those the latest
-    return Copies(token=text[CONTEXT + best % len(windows)], match=best // len(windows))
+    best = (match * (places < length) * len(windows) + places).amax(-1)  # the longest, and of those the latest
+    return text[CONTEXT + best % len(windows)], best // len(windows)
 
 
-def propose(
+def draw_children(
     policy: str,
     q: torch.Tensor,
     uniforms: torch.Tensor,
-    copies: Copies | None,
-    limits: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> Proposed:
-    """The children of w nodes by a policy (policies.py), q [w, V]. uniforms: float64 [w, k, 2] in [0, 1).
+    found: tuple[torch.Tensor, torch.Tensor] | None = None,
+    cut: torch.Tensor | None = None,
+    node_value: torch.Tensor | None = None,
+) -> tuple[torch.Tensor | None, Drawn]:
+    """Take from q [w, V] what a policy wants, and say what its children were sampled from [w, V].
 
-    limits: for `hybrid`, how many points each node may have and the least probability of one, [w, 1] each.
+    found: copies. cut, node_value: for `hybrid`, no point is taken that is worth less than this below nodes of that value.
     """
-    k = uniforms.shape[1]
-    base, held = q, None
-    if copies is not None:
-        token = copies.token.clamp(min=0)[:, None]
-        held = q.gather(1, token).double()[:, 0]
-        good = ((held >= AGREES) & (copies.match > 0)) | (copies.match >= LONG)
-        base = q.scatter(1, token, torch.where(good[:, None], 0.0, q.gather(1, token)))
-    made = {"sampled": _sampled, "topk": _topk, "hybrid": _hybrid}[policy](base, uniforms, k, limits)
-    if copies is None or held is None:
+    k, base, copies = uniforms.shape[1], q, None
+    if found is not None:
+        token = found[0].clamp(min=0)[:, None]
+        mass = q.gather(1, token)
+        held = mass.double()[:, 0]
+        good = ((held >= AGREES) & (found[1] > 0)) | (found[1] >= LONG)
+        base = q.scatter(1, token, mass * ~good[:, None])
+        copies = Copies(token=token[:, 0], match=found[1].double(), held=held, good=good)
+    none: dict[str, Any] = dict.fromkeys(("tokens", "masses", "total", "mean", "best", "values"))
+    none |= {"copies": copies, "k": k}
+    if policy == "sampled":
+        tokens, masses, total, mean = draw(base, uniforms)
+        own = {"tokens": tokens, "masses": masses, "total": total, "mean": mean}
+        return base, Drawn(**none | own)
+    points = k if policy == "topk" else k - 1
+    top = base.topk(min(points, base.shape[1]), dim=1)
+    values = top.values
+    if policy == "topk":
+        return None, Drawn(**none | {"best": top.indices, "values": values.double()})
+    if cut is not None and node_value is not None:
+        worth = node_value[:, None].clamp(min=1e-9)
+        places = (worth / cut.clamp(min=1e-9)).floor()
+        outside = (torch.arange(values.shape[1], device=q.device) >= places) | (values < cut / worth)
+        values = values.masked_fill(outside, 0.0)
+    base = base.scatter(1, top.indices, top.values - values)  # without the points
+    tokens, masses, total, mean = draw(base, uniforms[:, :1])
+    own = {"tokens": tokens, "masses": masses, "total": total, "mean": mean}
+    return base, Drawn(**none | own | {"best": top.indices, "values": values.double()})
+
+
+def propose(policy: str, drawn: Drawn) -> Proposed:
+    """The children of w nodes in drawing order."""
+    k = drawn.k
+    made = _sampled(drawn) if policy == "sampled" else _points(drawn, k if policy == "topk" else k - 1)
+    if policy == "hybrid":
+        made = Proposed(*(torch.cat([head, own], 1) for head, own in zip(_tail(drawn), made, strict=True)))
+    copies = drawn.copies
+    if copies is None:
         return made
-    last = 1 if policy == "sampled" else k - 1  # the copy's column
-    column = torch.arange(k, device=q.device)
-    at = good[:, None] & (column == last)
-    kind = (ECHO + (LOOKUP - ECHO) * (held < AGREES).long())[:, None]
-    match, own = copies.match.double()[:, None], held[:, None]
-    fields = {
-        "exists": made.exists | at,
-        "tokens": torch.where(at, copies.token[:, None], made.tokens),
-        "kind": torch.where(at, kind, made.kind),
-        "proposal": torch.where(at, 1.0, made.proposal),
-        "x": torch.where(at, match, made.x),
-        "x_before": torch.where(at, match, made.x_before),
-        "own": torch.where(at, own, made.own),
-        "own_before": torch.where(at, own, made.own_before),
-    }
-    if policy == "sampled":  # one child sampled from the rest, then the copy
-        head, rest = good[:, None] & (column == 0), made.base.sum(-1, dtype=torch.float64)[:, None]  # type: ignore[union-attr]
-        fields["exists"] = fields["exists"] & (~good[:, None] | (column < 2))
-        fields["kind"] = torch.where(head, TAIL, fields["kind"])
-        for name in ("x", "x_before", "own", "own_before"):
-            fields[name] = torch.where(head, rest, fields[name])
-    return Proposed(base=made.base, **fields)
+    column = torch.arange(k, device=made.tokens.device)
+    good = copies.good[:, None]
+    at = good & (column == (1 if policy == "sampled" else k - 1))
+    kind = (ECHO + (LOOKUP - ECHO) * (copies.held < AGREES).long())[:, None]
+    match, held = copies.match[:, None], copies.held[:, None]
+    one = torch.ones_like(match)
+    copied = (at, copies.token[:, None], kind, one, match, match, held, held)
+    made = Proposed(made.exists | at, *(torch.where(at, a, b) for a, b in zip(copied[1:], made[1:], strict=True)))
+    if policy != "sampled":
+        return made
+    assert drawn.total is not None
+    head, rest = good & (column == 0), drawn.total[:, None]  # one child sampled from the rest, then the copy
+    return made._replace(
+        exists=made.exists & (~good | (column < 2)),
+        kind=torch.where(head, TAIL, made.kind),
+        x=torch.where(head, rest, made.x),
+        x_before=torch.where(head, rest, made.x_before),
+        own=torch.where(head, rest, made.own),
+        own_before=torch.where(head, rest, made.own_before),
+    )
 
 
-def _sampled(base: torch.Tensor, uniforms: torch.Tensor, k: int, _: object) -> Proposed:
-    tokens, masses, total, mean = draw(base, uniforms)
-    left = total[:, None] - masses.cumsum(1) + masses
-    proposal = torch.where(left > 0, masses / left, 1.0).clamp_(max=1.0)
-    rank = torch.arange(k, dtype=torch.float64, device=base.device).expand_as(proposal)
-    first = rank == 0
+def _sampled(drawn: Drawn) -> Proposed:
+    assert drawn.tokens is not None
+    assert drawn.masses is not None
+    assert drawn.total is not None
+    assert drawn.mean is not None
+    left = drawn.total[:, None] - drawn.masses.cumsum(1) + drawn.masses
+    proposal = torch.where(left > 0, drawn.masses / left, 1.0).clamp(max=1.0)
+    rank = torch.arange(proposal.shape[1], dtype=torch.float64, device=proposal.device).expand_as(proposal)
+    first, mean = rank == 0, drawn.mean[:, None]
     return Proposed(
-        exists=tokens >= 0,
-        tokens=tokens,
+        exists=drawn.tokens >= 0,
+        tokens=drawn.tokens.clamp(min=0),
         kind=FIRST + (LATER - FIRST) * (~first).long(),  # numbers of the host would be waited for
         proposal=proposal,
         x=torch.where(first, proposal, rank),
-        x_before=torch.where(first, mean[:, None], rank),
+        x_before=torch.where(first, mean, rank),
         own=proposal,
-        own_before=torch.where(first, mean[:, None], 1.0),
-        base=base,
+        own_before=torch.where(first, mean, 1.0),
     )
 
 
-def _topk(base: torch.Tensor, uniforms: torch.Tensor, k: int, _: object) -> Proposed:
-    best = base.topk(min(k, base.shape[1]), dim=1)
-    return _points(best.values.double(), best.indices, k, None)
+def _tail(drawn: Drawn) -> Proposed:
+    """The first child of `hybrid`, sampled from the rest."""
+    assert drawn.tokens is not None
+    assert drawn.masses is not None
+    assert drawn.total is not None
+    rest = drawn.total[:, None]
+    proposal = torch.where(rest > 0, drawn.masses / rest, 1.0).clamp(max=1.0)
+    kind = torch.full_like(drawn.tokens, TAIL)
+    return Proposed(drawn.tokens >= 0, drawn.tokens.clamp(min=0), kind, proposal, rest, rest, rest, rest)
 
 
-def _points(values: torch.Tensor, tokens: torch.Tensor, k: int, base: torch.Tensor | None) -> Proposed:
-    """Point children by their probabilities [w, <= k]; zeros do not exist."""
-    missing = k - values.shape[1]
-    values, tokens = torch.nn.functional.pad(values, (0, missing)), torch.nn.functional.pad(tokens, (0, missing))
-    ones = torch.ones_like(values)
+def _points(drawn: Drawn, k: int) -> Proposed:
+    """Point children by their probabilities; zeros do not exist."""
+    assert drawn.values is not None
+    assert drawn.best is not None
+    missing = k - drawn.values.shape[1]
+    values, tokens = pad(drawn.values, (0, missing)), pad(drawn.best, (0, missing))
     kind = torch.full_like(tokens, POINT)
-    same = {"x": values, "x_before": values, "own": values, "own_before": values}
-    return Proposed(exists=values > 0, tokens=tokens, kind=kind, proposal=ones, base=base, **same)
+    return Proposed(values > 0, tokens, kind, torch.ones_like(values), values, values, values, values)
 
 
-def _hybrid(
-    base: torch.Tensor,
-    uniforms: torch.Tensor,
-    k: int,
-    limits: tuple[torch.Tensor, torch.Tensor] | None,
-) -> Proposed:
-    best = base.topk(min(k - 1, base.shape[1]), dim=1)
-    values = best.values
-    if limits is not None:
-        places, floors = limits
-        outside = (torch.arange(values.shape[1], device=base.device) >= places) | (values < floors)
-        values = values.masked_fill(outside, 0.0)
-    base = base.scatter(1, best.indices, best.values - values)  # without the points
-    tokens, masses, rest, _ = draw(base, uniforms[:, :1])
-    points = _points(values.double(), best.indices, k - 1, base)
-    proposal = torch.where(rest > 0, masses[:, 0] / rest, 1.0).clamp_(max=1.0)
-    head = {
-        "exists": tokens[:, 0] >= 0,
-        "tokens": tokens[:, 0],
-        "kind": torch.full_like(tokens[:, 0], TAIL),
-        "proposal": proposal,
-        "x": rest,
-        "x_before": rest,
-        "own": rest,
-        "own_before": rest,
-    }
-    return Proposed(
-        base=base, **{name: torch.cat([column[:, None], getattr(points, name)], 1) for name, column in head.items()}
-    )
+Settled = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def settle(
+    policy: str,
+    drawn: Drawn,
+    slot_value: torch.Tensor,
+    node_value: torch.Tensor,
+    table: torch.Tensor | None,
+    cut: torch.Tensor | None,
+    below: bool,
+) -> Settled:
+    """tokens, kind, proposal, x, slot values and node values [w, k] of the children of nodes that are worth slot_value and
+    node_value [w]; below: whether these lie below the root."""
+    made = propose(policy, drawn)
+    before, after = estimates(table, made, below=below)
+    if policy != "sampled":  # points go by their worth
+        by = torch.where(made.kind == TAIL, 2.0, torch.where(made.exists, after, -1.0))
+        order = by.sort(dim=1, descending=True, stable=True).indices
+        made = Proposed(*(part.gather(1, order) for part in made))
+        before, after = before.gather(1, order), after.gather(1, order)
+    if cut is not None:
+        made = made._replace(exists=made.exists & ((made.kind != TAIL) | (node_value[:, None] * before >= cut)))
+    slots, nodes = values(made, before, after, slot_value, node_value)
+    return made.tokens, made.kind, made.proposal, made.x, slots, nodes
+
+
+def shaped(
+    policy: str, drawn: Drawn, slot_value: torch.Tensor, number: torch.Tensor, branches: torch.Tensor
+) -> Settled:
+    """`settle` for a static tree: number [w, k], the children's numbers in the growmap, -1 for none; branches, whether they
+    have children."""
+    made = propose(policy, drawn)
+    exists = made.exists & (number >= 0) & (slot_value > 0)[:, None]
+    x = number.double()
+    slots = torch.where(exists, 1.0 / (2.0 + x), 0.0)  # breadth first
+    return made.tokens, made.kind, made.proposal, x, slots, torch.where(branches, slots, 0.0)
 
 
 def estimates(table: torch.Tensor | None, made: Proposed, *, below: bool) -> tuple[torch.Tensor, torch.Tensor]:

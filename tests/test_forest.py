@@ -220,10 +220,10 @@ def test_copies_are_those_that_lookup_finds() -> None:
     padded = torch.tensor([-1] * CONTEXT + text + [-1] * 4)
     paths = [[], [1], [2, 0], [0, 1, 2], [2, 2, 2, 2, 2, 2, 2, 2, 1]]
     contexts = torch.tensor([(text + path)[-CONTEXT:] for path in paths])
-    found = find_copies(padded, torch.tensor([len(text)]), contexts)
-    for path, token, match in zip(paths, found.token.tolist(), found.match.tolist(), strict=True):
+    tokens, matches = find_copies(padded, torch.tensor([len(text)]), contexts)
+    for path, token, match in zip(paths, tokens.tolist(), matches.tolist(), strict=True):
         assert (lookup.find(path) or (token, 0)) == (token, match)
-    assert found.match.max() >= 4
+    assert matches.max() >= 4
 
 
 @pytest.mark.parametrize("bottom_up", [True, False])
@@ -295,6 +295,7 @@ def test_a_step_never_looks_at_values(rule: str, policy: str, static: bool, monk
     growmap = torch.zeros(9, 4, dtype=torch.int64, device="meta") if static else None
     trees = Trees(
         layout=Layout(depth=3, width=8, children=4),
+        budget=12,
         policy=policy,
         pace=Pace(sizes=(8, 16), max_depth=3),
         acceptance=make_acceptance("learned", rule, 0.6),
