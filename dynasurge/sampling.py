@@ -95,7 +95,7 @@ def draw_by(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 
 
 def _draw_on_gpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The loop of `draw_by`, without waiting for the device. It writes to blocks [m, blocks, width] and mass [m, blocks]."""
+    """The loop of `draw_by`, without waiting for the device. It writes to its blocks [m, blocks, width] and mass."""
     rows, zero = torch.arange(len(blocks), device=blocks.device), blocks.new_zeros(())  # no number from the host
     tokens = torch.empty(uniforms.shape[:2], dtype=torch.int64, device=blocks.device)
     for j in range(uniforms.shape[1]):
