@@ -137,7 +137,9 @@ def _measure(target: Engine, draft: Engine, on_width: Callable[[], object]) -> C
     drafted: list[list[float]] = [[] for _ in widths]
     verified: list[list[float]] = [[] for _ in widths]
     for _ in range(ROUNDS):
-        for at, width in enumerate(widths):
+        for at, width in reversed(
+            list(enumerate(widths))
+        ):  # so that no narrow pass follows the widest, which frees much memory
             drafted[at].append(_seconds(draft, width, draw))
             verified[at].append(_seconds(target, width, judge))
             on_width()
