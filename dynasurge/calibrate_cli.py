@@ -19,7 +19,7 @@ from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
 from dynasurge.flags import Parser, model_flags
 from dynasurge.generation import make_engines
-from dynasurge.latency import Costs, cache_file, load_costs, widths_of
+from dynasurge.latency import ROUNDS, Costs, cache_file, load_costs, widths_of
 from dynasurge.models import load_pair
 from dynasurge.report import columns
 
@@ -51,7 +51,7 @@ def _latency(arguments: Sequence[str]) -> None:
     engines = make_engines(pair, [Settings()])
     assert engines.draft is not None
     path = cache_file(engines.target, engines.draft)
-    total = len(widths_of(engines.target, engines.draft))
+    total = ROUNDS * len(widths_of(engines.target, engines.draft))
     with tqdm(total=total, unit="width", disable=None, leave=False, dynamic_ncols=True) as bar:
         try:
             costs = load_costs(engines.target, engines.draft, anew=True, on_width=bar.update)
@@ -71,7 +71,7 @@ def _table(costs: Costs) -> str:
         price = f"{1e3 * (now[1] - before[1]) / (now[0] - before[0]):.3f}" if width > 1 else "-"
         rows.append((str(width), f"{1e3 * target:.2f}", f"{1e3 * draft:.2f}", price))
         before = now
-    return f"{columns(rows)}\nthe rest of a step: {1e3 * costs.step_seconds:.2f} ms"
+    return columns(rows)
 
 
 def _acceptance(arguments: Sequence[str]) -> None:

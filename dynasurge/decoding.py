@@ -81,7 +81,7 @@ class Decoder:
         clock = _Clock(self._target.device)
         while len(text) < end:
             clock.start()
-            with shrinking("tree"):
+            with shrinking("tree"), torch.inference_mode():
                 draft = self._grow(text, generator, end - len(text) - 1)
                 clock.mark("draft")
                 logits = self._target.forward(draft.tree.tokens, draft.tree.parents)

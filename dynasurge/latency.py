@@ -1,9 +1,12 @@
-"""What a tree costs on this machine: seconds of a target pass by its width, and of a draft pass by its width.
+"""What a tree costs on this machine: seconds of a target pass by its width, and of a draft pass by its width, each with
+the work that follows it in a step: verification of a tree of that size, drawing of a level's children.
 
-The curves are measured once per machine, pair, dtype and thread count, in a few seconds, and kept in the user's cache
-folder (`$DYNASURGE_CACHE`, else `~/.cache/dynasurge`); `dynasurge calibrate` measures them anew. A wider pass is never
-cheaper; where it seems so, that is noise, and the narrower one counts as the wider. Otherwise curves are taken as they
-are, with their steps and bends: four nodes may cost half as much as thirty.
+The curves are measured once per machine, pair, dtype and thread count, in a few seconds. As in decoding, passes of both
+models take turns. Every round takes all widths once, so that what slows the machine for a while does not bend a curve; the
+least time over the rounds counts, the one least disturbed. They are kept in the user's cache folder (`$DYNASURGE_CACHE`,
+else `~/.cache/dynasurge`); `dynasurge calibrate` measures them anew. A wider pass is never cheaper; where it seems so, that
+is noise, and the narrower one counts as the wider. Otherwise curves are taken as they are, with their steps and bends: four
+nodes may cost half as much as thirty.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import json
 import math
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,27 +26,26 @@ from pathlib import Path
 import torch
 
 from dynasurge import sampling
+from dynasurge.captured_costs import captured_seconds
 from dynasurge.engine import Engine
 from dynasurge.faults import shrinking
 from dynasurge.files import cache_folder, write_whole
-from dynasurge.forest import Forest, Layout, assemble
-from dynasurge.graphs import Graphs
-from dynasurge.judge import judge, law
-from dynasurge.policies import Wish, hybrid
-from dynasurge.proposing import draw_children, settle
+from dynasurge.policies import Wish, sampled
 from dynasurge.tree import TokenTree
 from dynasurge.verification import traversal, verify
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 CAPTURED_WIDTHS = (1, 16, 32, 64, 128)  # each is captured by itself, and perhaps compiled
-REPEATS = 5
+ROUNDS = 8
 TEXT = 160  # tokens in the cache while measuring
+CHILDREN = 4  # drawn at every node of a level
+METHOD = 2  # of measuring; curves of another are measured anew
 
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """widths, rising from 1; target_seconds and draft_seconds: a pass over so many tokens; step_seconds: the rest of a
-    step (drawing, verification, bookkeeping), whatever the tree."""
+    """widths, rising from 1; target_seconds and draft_seconds: a pass over so many tokens, with verification or drawing;
+    step_seconds: the rest of a step, whatever the tree (caches, bookkeeping: so little that `measure` says 0)."""
 
     widths: tuple[int, ...]
     target_seconds: tuple[float, ...]
@@ -72,7 +73,7 @@ class Costs:
         )
 
     def target(self, nodes: int) -> float:
-        """Seconds of a target pass over a tree of so many drafted nodes."""
+        """Seconds of a target pass over a tree of so many drafted nodes, and of its verification."""
         return _at(self.widths, self._target_floor, nodes + 1)
 
     def draft(self, width: int) -> float:
@@ -114,93 +115,67 @@ def widths_of(target: Engine, draft: Engine) -> tuple[int, ...]:
 
 
 def measure(target: Engine, draft: Engine, on_width: Callable[[], object] = lambda: None) -> Costs:
-    """Time both engines at every width that fits, medians of REPEATS. Engines are reset before and after.
+    """Time both engines at every width that fits. Engines are reset before and after.
 
-    on_width is called after each width.
+    on_width is called after each width of each round.
     """
-    with shrinking("tree"):
+    with shrinking("tree"), torch.inference_mode():
         return _measure(target, draft, on_width)
 
 
 def _measure(target: Engine, draft: Engine, on_width: Callable[[], object]) -> Costs:
-    widths, seconds = widths_of(target, draft), []
-    for width in widths:
-        seconds.append((_seconds(target, width, _scored), _seconds(draft, width, _proposed)))
-        on_width()
-    target_seconds, draft_seconds = zip(*seconds, strict=True)
-    step = _verified(target) if target.device.type == "cuda" else _seconds(target, 1, _judged) - target_seconds[0]
-    return Costs(widths=widths, target_seconds=target_seconds, draft_seconds=draft_seconds, step_seconds=max(0.0, step))
+    widths = widths_of(target, draft)
+    if target.device.type == "cuda":
+        return Costs(widths=widths, **captured_seconds(target, draft, widths, on_width))
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(logits: torch.Tensor) -> None:
+        sampled(sampling.to_probs(logits, 1.0), [Wish(k=CHILDREN)] * len(logits), generator)
+
+    def judge(logits: torch.Tensor) -> None:
+        p = sampling.to_probs(logits, 1.0)
+        verify(traversal, _tree(len(p)), p, list(p), generator)
+
+    for engine in (target, draft):
+        engine.reset()
+        engine.extend([1 + number % 50 for number in range(min(TEXT, engine.max_length - widths[-1]))])
+    drafted: list[list[float]] = [[] for _ in widths]
+    verified: list[list[float]] = [[] for _ in widths]
+    for _ in range(ROUNDS):
+        for at, width in reversed(
+            list(enumerate(widths))
+        ):  # so that no narrow pass follows the widest, which frees much memory
+            drafted[at].append(_seconds(draft, width, draw))
+            verified[at].append(_seconds(target, width, judge))
+            on_width()
+    target.reset()
+    draft.reset()
+    return Costs(
+        widths=widths,
+        target_seconds=tuple(min(times) for times in verified),
+        draft_seconds=tuple(min(times) for times in drafted),
+    )
 
 
-def _scored(logits: torch.Tensor) -> None:
-    if logits.device.type == "cuda":  # on a CPU a rule computes only what it looks at
-        sampling.to_probs(logits, 1.0)
-
-
-def _proposed(logits: torch.Tensor) -> None:
-    q = sampling.to_probs(logits, 1.0)
-    if logits.device.type == "cuda":
-        uniforms = torch.full((len(q), 8, 2), 0.5, dtype=torch.float64, device=q.device)
-        worth = uniforms[:, 0, 0]
-        settle("sampled", draw_children("sampled", q, uniforms)[1], worth, worth, None, None, True)
-    else:
-        hybrid(q, [Wish(k=8)] * len(q), torch.Generator().manual_seed(0))
-
-
-def _judged(logits: torch.Tensor) -> None:
-    tree = TokenTree(tokens=(0, 1), parents=(-1, 0), proposal=(1.0, 1.0), point=(True, True))
-    p = sampling.to_probs(logits, 1.0).expand(2, -1)
-    verify(traversal, tree, p, [p[0], p[0]], torch.Generator().manual_seed(0))
-
-
-def _verified(target: Engine) -> float:
-    """Seconds of a captured rule over a tree of 64 nodes in 8 levels."""
-    forest = Forest.empty(Layout(depth=8, width=16, children=8), target.vocab, target.device)
-    forest.slot_value.fill_(0.5)
-    p = torch.full((66, target.vocab), 1.0 / target.vocab, device=target.device)
-    uniforms = torch.full((2, 2), 0.5, dtype=torch.float64, device=target.device)
-    return _replayed(lambda: judge(law(forest, assemble(forest, 64), p, "traversal"), uniforms), target.device)
+def _tree(size: int) -> TokenTree:
+    """So many nodes, the root among them, each with up to two sampled children."""
+    chances = (1.0, *[0.5] * (size - 1))
+    return TokenTree(
+        tokens=tuple(node % 2 for node in range(size)),  # siblings differ
+        parents=tuple((node - 1) // 2 if node else -1 for node in range(size)),
+        proposal=chances,
+        point=(True, *[False] * (size - 1)),
+    )
 
 
 def _seconds(engine: Engine, width: int, work: Callable[[torch.Tensor], None]) -> float:
-    """A pass over `width` tokens behind some text, and the `work` that follows it."""
-    engine.reset()
-    length = min(TEXT, engine.max_length - width)
-    engine.extend([1 + number % 50 for number in range(length)])
-    if engine.device.type == "cuda":
-        places = torch.arange(width, device=engine.device)
-        hidden = torch.arange(engine.max_length, device=engine.device) > length + places[:, None]
-        seconds = _replayed(
-            lambda: work(engine.score_at(1 + places % 50, length + places, length + places, hidden)), engine.device
-        )
-    else:
-        seconds = _clocked(lambda: _pass(engine, width, work))
-    engine.reset()
-    return seconds
-
-
-def _pass(engine: Engine, width: int, work: Callable[[torch.Tensor], None]) -> None:
+    """A pass over `width` tokens behind the text there is, and the `work` that follows it, which ends by waiting for the
+    device."""
+    start = time.perf_counter()
     work(engine.forward([1 + number % 50 for number in range(width)], [-1] + [0] * (width - 1)))
+    seconds = time.perf_counter() - start
     engine.commit([])
-
-
-def _replayed(work: Callable[[], object], device: torch.device) -> float:
-    captured = Graphs(device).capture(work)
-
-    def replay() -> None:
-        captured.replay()
-        torch.cuda.synchronize(device)
-
-    return _clocked(replay)
-
-
-def _clocked(work: Callable[[], object]) -> float:
-    times = []
-    for _ in range(REPEATS + 1):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return seconds
 
 
 def cache_file(target: Engine, draft: Engine) -> Path:
@@ -209,7 +184,7 @@ def cache_file(target: Engine, draft: Engine) -> Path:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     configs = [engine.model.config.to_json_string() for engine in (target, draft)]
     key = [name, os.cpu_count(), torch.get_num_threads(), torch.__version__, str(target.model.dtype), *configs]
-    kind = ["Engine", target.compiled]
+    kind = ["Engine", target.compiled, METHOD]
     digest = hashlib.sha256(json.dumps([*key, *kind]).encode()).hexdigest()[:16]
     return cache_folder() / "latency" / f"{digest}.json"
 

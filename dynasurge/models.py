@@ -18,6 +18,7 @@ from dynasurge import demo
 from dynasurge.config import DEMO
 from dynasurge.errors import UsageError
 from dynasurge.faults import shrinking
+from dynasurge.packing import pack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ def load_pair(
         torch.nn.Module.to(draft_model, target_model.device)
     for model in (draft_model, target_model):
         model.train(False)
+        pack(model)
     return Pair(
         draft=draft_model,
         target=target_model,

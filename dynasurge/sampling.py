@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -82,15 +83,36 @@ def draw_by(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     if blocks.data_ptr() == probs.data_ptr():  # F.pad by nothing returns its input, which we must not write to
         blocks = blocks.clone()
     mass = blocks.sum(-1, dtype=torch.float64)
-    rows, zero = torch.arange(m, device=probs.device), probs.new_zeros(())  # a number from the host would be waited for
-    tokens = torch.empty(m, uniforms.shape[1], dtype=torch.int64, device=probs.device)
+    return (_draw_on_cpu if probs.device.type == "cpu" else _draw_on_gpu)(blocks, mass, uniforms)
+
+
+def _draw_on_gpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The loop of `draw_by`, without waiting for the device. It writes to its blocks [m, blocks, width] and mass."""
+    rows, zero = torch.arange(len(blocks), device=blocks.device), blocks.new_zeros(())  # no number from the host
+    tokens = torch.empty(uniforms.shape[:2], dtype=torch.int64, device=blocks.device)
     for j in range(uniforms.shape[1]):
         block, exhausted = _invert(mass, uniforms[:, j, 0])
         inside, _ = _invert(blocks[rows, block].double(), uniforms[:, j, 1])
-        tokens[:, j] = torch.where(exhausted, -1, block * width + inside)
+        tokens[:, j] = torch.where(exhausted, -1, block * blocks.shape[-1] + inside)
         blocks[rows, block, inside] = zero
         mass[rows, block] = blocks[rows, block].sum(-1, dtype=torch.float64)
     return tokens
+
+
+def _draw_on_cpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The loop of `draw_by` in numpy, where arrays of a few hundred numbers cost a third of what tensors do."""
+    inner, outer, numbers = blocks.numpy(), mass.numpy(), uniforms.numpy()
+    rows, width = np.arange(len(inner)), inner.shape[-1]
+    tokens = np.empty((len(inner), numbers.shape[1]), dtype=np.int64)
+    with np.errstate(invalid="ignore"):  # NaN and inf make an exhausted row, as on a GPU
+        for j in range(numbers.shape[1]):
+            block, exhausted = _invert_on_cpu(outer, numbers[:, j, 0])
+            chosen = inner[rows, block]
+            inside, _ = _invert_on_cpu(chosen.astype(np.float64), numbers[:, j, 1])
+            tokens[:, j] = np.where(exhausted, -1, block * width + inside)
+            inner[rows, block, inside] = chosen[rows, inside] = 0.0
+            outer[rows, block] = chosen.sum(-1, dtype=np.float64)
+    return torch.from_numpy(tokens)
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
@@ -114,3 +136,13 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor,
     column = (cumulative <= threshold[:, None]).sum(-1)
     empty = ~(total > 0)
     return torch.where(empty, 0, column).clamp_(max=weights.shape[-1] - 1), empty
+
+
+def _invert_on_cpu(weights: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`_invert`, on arrays."""
+    cumulative = weights.cumsum(-1)
+    total = cumulative[:, -1]
+    threshold = np.minimum(uniform * total, np.nextafter(total, 0.0))
+    column = (cumulative <= threshold[:, None]).sum(-1)
+    empty = ~(total > 0)
+    return np.minimum(np.where(empty, 0, column), weights.shape[-1] - 1), empty

@@ -108,6 +108,21 @@ def test_the_input_is_never_written_to() -> None:
     assert torch.equal(probs, before)
 
 
+@pytest.mark.parametrize("vocab", [5, 49, 1000])
+def test_both_devices_draw_alike(vocab: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    probs = torch.softmax(4 * torch.randn(6, vocab, generator=generator), dim=-1)
+    probs[1], probs[2, 2:], probs[3] = 0.0, 0.0, torch.nan
+    width = -(-vocab // 10)
+    blocks = torch.nn.functional.pad(probs, (0, -vocab % width)).view(6, -1, width)
+    mass = blocks.sum(-1, dtype=torch.float64)
+    uniforms = sampling.uniforms(4, probs, generator)
+    drawn = [draw(blocks.clone(), mass.clone(), uniforms) for draw in (sampling._draw_on_cpu, sampling._draw_on_gpu)]
+    assert torch.equal(*drawn)
+    assert (drawn[0][[1, 3]] == -1).all()
+    assert (drawn[0][2, 2:] == -1).all()
+
+
 def test_sampled_children_report_the_law_they_were_drawn_from() -> None:
     q = torch.tensor([[0.5, 0.3, 0.2]])
     (children,) = sampled(q, [Wish(k=3)], generator())
