@@ -33,9 +33,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ from dynasurge import Settings, load_pair
 from dynasurge.data import load_prompts
 from dynasurge.generation import Session, make_engines
 from dynasurge.growmap import save_growmap
+from dynasurge.latency import load_costs
 from dynasurge.models import Pair
 from dynasurge.optimal import optimal_growmap
 
@@ -63,13 +66,14 @@ MEASURED_ON = 14  # bundled prompts, for the acceptance vector of `Sequoia`
 @dataclass(frozen=True, kw_only=True)
 class Timed:
     """One request. passes: of the target, the prompt's not counted; first: tokens that came with the prompt's own pass;
-    prefill_seconds: until those were there."""
+    prefill_seconds: until those were there; phases: of our own steps, means: milliseconds, draft passes and nodes."""
 
     output_ids: list[int]
     passes: int
     first: int
     prefill_seconds: float
     seconds: float
+    phases: dict[str, float] = field(default_factory=dict)
 
 
 Method = Callable[[list[int], int], Timed]  # of a prompt's tokens and a seed
@@ -147,9 +151,21 @@ def ours(session: Session) -> Method:
             first=0,
             prefill_seconds=result.prefill_seconds,
             seconds=result.seconds,
+            phases={
+                "draft": 1e3 * _mean(step.draft_seconds for step in result.steps),
+                "target": 1e3 * _mean(step.target_seconds for step in result.steps),
+                "verify": 1e3 * _mean(step.verify_seconds for step in result.steps),
+                "other": 1e3 * _mean(step.other_seconds for step in result.steps),
+                "passes": _mean(step.passes for step in result.steps),
+                "nodes": _mean(step.tree.size for step in result.steps),
+            },
         )
 
     return run
+
+
+def _mean(numbers: Iterable[float]) -> float:
+    return round(float(np.mean(list(numbers))), 4)
 
 
 def trees(B: int, sequoia: str) -> dict[str, dict[str, Any]]:
@@ -197,10 +213,14 @@ def run(args: argparse.Namespace) -> None:
             calls[T, f"assisted {k or 'default'}"] = theirs(pair, T, args.new_tokens, assistant=k)
         for k in LOOKUPS:
             calls[T, f"lookup {k}"] = theirs(pair, T, args.new_tokens, prompt_lookup_num_tokens=k)
-    for (T, name), own in settings.items():
-        calls[T, name] = ours(Session(pair, own, engines=engines))
     if args.methods:
         calls = {key: method for key, method in calls.items() if key[1] in args.methods}
+        settings = {key: own for key, own in settings.items() if key[1] in args.methods}
+    for (T, name), own in settings.items():
+        calls[T, name] = ours(Session(pair, own, engines=engines))
+    if pair.target.device.type == "cuda" and engines.draft is not None:
+        costs = load_costs(engines.target, engines.draft)
+        (args.output / "costs.json").write_text(json.dumps(dataclasses.asdict(costs)) + "\n")
     shard, warm = Shard(args, ("data", "index", "T", "method")), set()
     for number in shard.numbers(args.prompts):
         for data in args.data:
@@ -210,6 +230,9 @@ def run(args: argparse.Namespace) -> None:
             turns = list(calls.items())
             first = number % len(turns)  # so that no method always follows the same other
             for (T, name), method in turns[first:] + turns[:first]:
+                few = args.few is not None and number >= args.few
+                if few and name.startswith(("generate", "assisted", "lookup")):
+                    continue
                 key = {"data": Path(data).stem, "index": number, "T": T, "method": name}
                 if not shard.wants(**key):
                     continue
@@ -221,33 +244,42 @@ def run(args: argparse.Namespace) -> None:
 
 def table(args: argparse.Namespace) -> None:
     """Milliseconds a token after the prompt's pass (medians over prompts, with quartiles), and how many times `auto` and
-    `generate` take as long (ratios of mean speeds, paired by prompt, with a 95% interval)."""
+    `generate` take as long (ratios of mean speeds over the prompts that both have, with a 95% interval); then where a
+    step of ours spends its time."""
     rows = read_rows(*sorted(args.output.glob("rows-*.jsonl")))
     rows = [row for row in rows if len(row["output_ids"]) > row["first"]]  # the others ended with their first token
-    by = {(r["data"], r["T"], r["method"], r["index"]): r for r in rows}
+    by: dict[tuple[str, float, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    for row in rows:
+        by[row["data"], row["T"], row["method"]][row["index"]] = row
     for data, T in sorted({(r["data"], r["T"]) for r in rows}):
-        names = sorted({r["method"] for r in rows if (r["data"], r["T"]) == (data, T)}, key=_order)
-        prompts = sorted(set.intersection(*({i for d, t, m, i in by if (d, t, m) == (data, T, n)} for n in names)))
-        if not prompts:
-            continue
-        print(f"\n**{data}, T = {T:g}** (n = {len(prompts)})\n")
-        print("| | ms a token (quartiles) | tokens per pass | over `auto` | over `generate` | text of `generate` |")
-        print("|---" * 6 + "|")
-        speed = {name: np.array([_speed(by[data, T, name, i]) for i in prompts]) for name in names}
+        names = sorted({method for d, t, method in by if (d, t) == (data, T)}, key=_order)
+        print(f"\n**{data}, T = {T:g}**\n")
+        print("| | n | ms a token (quartiles) | tokens per pass | over `auto` | over `generate` | text of `generate` |")
+        print("|---" * 7 + "|")
         for name in names:
-            mine = [by[data, T, name, i] for i in prompts]
-            ms = 1e3 / speed[name]
-            passes = sum(r["passes"] for r in mine)
-            per_pass = sum(len(r["output_ids"]) - r["first"] for r in mine) / passes
-            same = [
-                by[data, T, "generate", i]["output_ids"] == r["output_ids"]
-                for i, r in zip(prompts, mine, strict=True)
-                if "generate" in names
-            ]
-            low, middle, high = np.percentile(ms, [25, 50, 75])
-            cells = [f"{middle:.1f} ({low:.1f} - {high:.1f})", f"{per_pass:.2f}"]
-            cells += [_ratio(speed[other], speed[name]) if other in speed else "" for other in ("auto", "generate")]
-            print(f"| {name} | {' | '.join(cells)} | {f'{sum(same)} of {len(same)}' if T == 0 and same else ''} |")
+            mine = by[data, T, name]
+            low, middle, high = np.percentile([1e3 / _speed(row) for row in mine.values()], [25, 50, 75])
+            tokens = sum(len(row["output_ids"]) - row["first"] for row in mine.values())
+            per_pass = tokens / sum(row["passes"] for row in mine.values())
+            cells = [str(len(mine)), f"{middle:.2f} ({low:.2f} - {high:.2f})", f"{per_pass:.2f}"]
+            cells += [_ratio(by.get((data, T, other), {}), mine) for other in ("auto", "generate")]
+            plain = by.get((data, T, "generate"), {}) if T == 0 else {}
+            both = plain.keys() & mine.keys()
+            same = sum(plain[i]["output_ids"] == mine[i]["output_ids"] for i in both)
+            print(f"| {name} | {' | '.join(cells)} | {f'{same} of {len(both)}' if both else ''} |")
+        stepping = [name for name in names if all(row.get("phases") for row in by[data, T, name].values())]
+        if stepping:
+            print("\n| ms a step | nodes | draft (passes) | target | verify | other | all but draft and target |")
+            print("|---" * 7 + "|")
+        for name in stepping:
+            mean = {
+                key: float(np.mean([row["phases"][key] for row in by[data, T, name].values()]))
+                for key in ("draft", "target", "verify", "other", "passes", "nodes")
+            }
+            rest = mean["verify"] + mean["other"]
+            share = rest / (rest + mean["draft"] + mean["target"])
+            cells = [f"{mean['nodes']:.1f}", f"{mean['draft']:.2f} ({mean['passes']:.1f})", f"{mean['target']:.2f}"]
+            print(f"| {name} | {' | '.join(cells)} | {mean['verify']:.2f} | {mean['other']:.2f} | {share:.1%} |")
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -261,8 +293,13 @@ def _speed(row: dict[str, Any]) -> float:
     return (len(row["output_ids"]) - row["first"]) / (row["seconds"] - row["prefill_seconds"])
 
 
-def _ratio(a: np.ndarray, b: np.ndarray) -> str:
-    middle, low, high = (1 + x for x in gain(a, b))
+def _ratio(a: dict[int, dict[str, Any]], b: dict[int, dict[str, Any]]) -> str:
+    """How many times as fast b is, over the prompts that both have."""
+    both = sorted(a.keys() & b.keys())
+    if not both:
+        return ""
+    speeds = (np.array([_speed(rows[index]) for index in both]) for rows in (a, b))
+    middle, low, high = (1 + x for x in gain(*speeds))
     return f"{middle:.2f}x [{low:.2f}, {high:.2f}]"
 
 
@@ -277,6 +314,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add.add_argument("--shape", choices=SHAPES, help="widen the demo target")
     add.add_argument("--compile", action="store_true", help="torch.compile our passes, too")
     add.add_argument("--methods", nargs="+", help="only these")
+    add.add_argument("--few", type=int, help="transformers' own methods, slow ones, on the first so many prompts only")
     add.set_defaults(action=run)
     run_command(parser, commands, table, argv)
 

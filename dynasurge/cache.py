@@ -48,7 +48,9 @@ class TreeCacheLayer(CacheLayerMixin):
         assert self.values is not None
         rows = self._cache.rows
         if rows is not None:
-            return self.keys.index_copy_(2, rows, key_states), self.values.index_copy_(2, rows, value_states)
+            self.keys.index_copy_(2, rows, key_states)
+            self.values.index_copy_(2, rows, value_states)
+            return self.keys[:, :, : self._cache.shown], self.values[:, :, : self._cache.shown]
         start = self._cache.filled
         end = start + key_states.shape[-2]
         assert end <= self._cache.max_length, f"cache of {self._cache.max_length} rows asked to hold {end}"
@@ -78,9 +80,10 @@ class TreeCache(Cache):
     device. rows: int64 [n] on the device, where the pass being captured or replayed writes; None to append.
     """
 
-    def __init__(self, layers: int, max_length: int) -> None:
+    def __init__(self, layers: int, max_length: int, shown: int | None = None) -> None:
+        """shown: how many rows static passes look at, all if None."""
         super().__init__(layers=[TreeCacheLayer(self, number) for number in range(layers)])
-        self.max_length = max_length
+        self.max_length, self.shown = max_length, shown or max_length
         self.length = self.filled = 0
         self.rows: torch.Tensor | None = None
         self._stacks: dict[torch.device, tuple[int, torch.Tensor]] = {}  # [layers, 2, heads, max_length, size]

@@ -19,9 +19,8 @@ The text, its length and the caches live on the device. Draws are those of sampl
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -75,7 +74,7 @@ class CapturedDecoder:
         self._compiled = target.compiled
         self._levels = trees.layout.depth if trees is not None else 0
         self._sizes = trees.pace.sizes if trees is not None else (0,)
-        self._text = torch.full((CONTEXT + target.max_length + self._levels + 2,), -1, device=device)
+        self._text = torch.full((CONTEXT + target.static_length + self._levels + 2,), -1, device=device)
         self._length = torch.zeros(1, dtype=torch.int64, device=device)  # committed tokens: the root's place
         self._p = torch.zeros(max(self._sizes) + 2, target.vocab, dtype=torch.float32, device=device)
         self._inputs = _Inputs(trees, device)
@@ -164,7 +163,7 @@ class CapturedDecoder:
         steps = torch.arange(CONTEXT, device=self._device)
         self._forest.start(self._text[self._length + 1 + steps])
         positions = (self._length - 1 + steps[:2]).clamp(min=0)
-        hidden = torch.arange(self._draft.max_length, device=self._device) > positions[:, None]
+        hidden = torch.arange(self._draft.static_length, device=self._device) > positions[:, None]
         logits = self._draft.score_at(self._text[CONTEXT + positions], positions, positions, hidden)
         self._fill(1, logits[1:])
 
@@ -176,32 +175,29 @@ class CapturedDecoder:
         own = torch.arange(rows.start, rows.stop, device=self._device)
         chain = forest.chain[rows]
         seen = torch.where(chain < forest.layout.row_count, length + chain, -1)
-        hidden = self._run(hidden_rows, length + 1, seen, self._draft.max_length)
+        hidden = hidden_rows(length + 1, seen, self._draft.static_length)
         positions = (length + level - 1).expand(len(own))
         self._fill(level, self._draft.score_at(forest.token[forest.row_slot[rows]], positions, length + own, hidden))
 
-    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return (fused(function) if self._compiled else function)(*arguments)
-
     def _fill(self, level: int, logits: torch.Tensor) -> None:
-        q = self._run(sampling.to_proposal, logits, self._T, self._P)
+        q = (fused(sampling.to_proposal) if self._compiled else sampling.to_proposal)(logits, self._T, self._P)
         rows = self._forest.layout.rows(level)
         self._proposer.fill(self._forest, level, q, self._inputs.uniforms[rows], self._text, self._length + 1)
 
     def _pass(self, n: int) -> Nodes | None:
         """Score the root and the n best nodes in one pass of the target."""
-        columns, nodes = torch.arange(self._target.max_length, device=self._device), None
+        columns, nodes = torch.arange(self._target.static_length, device=self._device), None
         if self._trees is None:
             tokens, positions, hidden = self._text[CONTEXT + self._length], self._length, (columns > self._length)[None]
             rows = positions
         else:
-            nodes = self._run(assemble, self._forest, n, self._trees.budget)
+            nodes = assemble(self._forest, n, self._trees.budget)
             tokens, positions = self._forest.token[nodes.slot], self._length + nodes.depth
             rows = self._length + torch.arange(n + 1, device=self._device)
             seen = torch.where(nodes.path <= n, self._length + nodes.path, -1)
-            hidden = self._run(hidden_rows, self._length, seen, self._target.max_length)
+            hidden = hidden_rows(self._length, seen, self._target.static_length)
         logits = self._target.score_at(tokens, positions, rows, hidden)
-        self._p[: n + 1].copy_(self._run(sampling.to_probs, logits, self._T, self._P))
+        self._p[: n + 1].copy_(sampling.to_probs(logits, self._T, self._P))
         return nodes
 
     def _judge(self, n: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """What captured steps cost: target and draft passes by width, and the rest of a step, timed as they are replayed.
 
 Part of latency.py, for engines on a GPU: there a pass is measured with what follows it in a captured step, softmax for the
-target, softmax and drawing for the draft, and all in one CUDA graph, waited for.
+target, softmax and drawing for the draft, and all in one CUDA graph, waited for. A draft pass always has room for FRONTIER
+nodes, so it has one price.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from dynasurge import sampling
 from dynasurge.engine import Engine
-from dynasurge.forest import Forest, Layout, assemble
+from dynasurge.forest import FRONTIER, Forest, Layout, assemble
 from dynasurge.graphs import Graphs, fused
 from dynasurge.judge import judge, law
 from dynasurge.proposing import draw_children, settle
@@ -31,18 +32,22 @@ def captured_seconds(
     """`target_seconds` and `draft_seconds` by width, and `step_seconds`; see latency.Costs."""
     seconds = []
     for width in widths:
-        seconds.append((_seconds(target, width, _scored), _seconds(draft, width, _proposed)))
+        seconds.append(_seconds(target, width, _scored))
         on_width()
-    targets, drafts = zip(*seconds, strict=True)
-    return {"target_seconds": targets, "draft_seconds": drafts, "step_seconds": _verified(target)}
+    level = _seconds(draft, min(FRONTIER, widths[-1]), _proposed)
+    return {
+        "target_seconds": tuple(seconds),
+        "draft_seconds": (level,) * len(widths),
+        "step_seconds": _verified(target),
+    }
 
 
 def _scored(engine: Engine, logits: torch.Tensor) -> None:
-    (fused(sampling.to_probs) if engine.compiled else sampling.to_probs)(logits, 1.0)
+    sampling.to_probs(logits, 1.0)
 
 
 def _proposed(engine: Engine, logits: torch.Tensor) -> None:
-    q = (fused(sampling.to_probs) if engine.compiled else sampling.to_probs)(logits, 1.0)
+    q = (fused(sampling.to_proposal) if engine.compiled else sampling.to_proposal)(logits, 1.0)
     uniforms = torch.full((len(q), 8, 2), 0.5, dtype=torch.float64, device=q.device)
     drawn, worth = draw_children("sampled", q, uniforms)[1], uniforms[:, 0, 0]
     (fused(settle) if engine.compiled else settle)("sampled", drawn, worth, worth, None, None, True)
@@ -59,11 +64,11 @@ def _verified(target: Engine) -> float:
 
 def _seconds(engine: Engine, width: int, work: Callable[[Engine, torch.Tensor], None]) -> float:
     """A pass over `width` tokens behind some text, and the `work` that follows it."""
-    length = min(TEXT, engine.max_length - width)
+    length = min(TEXT, engine.static_length - width)
     engine.reset()
     engine.extend([1 + number % 50 for number in range(length)])
     places = torch.arange(width, device=engine.device)
-    hidden = torch.arange(engine.max_length, device=engine.device) > length + places[:, None]
+    hidden = torch.arange(engine.static_length, device=engine.device) > length + places[:, None]
     tokens, rows = 1 + places % 50, length + places
     seconds = _replayed(lambda: work(engine, engine.score_at(tokens, rows, rows, hidden)), engine.device)
     engine.reset()

@@ -31,6 +31,7 @@ ALIGNED = 64  # cache rows come in multiples of this: attention kernels are slow
 class Engine:
     """`model` with room for `max_length` tokens of text and tree together.
 
+    static_length: the rows of the cache that static passes use, all if None; fewer are faster.
     compiled: whether torch.compile fuses the small kernels of static passes.
     vocab: the width of the logits it returns, for a draft whose embedding table is padded to another size than its
     target's. Extra columns are cut, missing ones are -inf: either way they are tokens that the draft never proposes. An id
@@ -38,15 +39,23 @@ class Engine:
     """
 
     def __init__(
-        self, model: PreTrainedModel, max_length: int, *, vocab: int | None = None, compiled: bool = False
+        self,
+        model: PreTrainedModel,
+        max_length: int,
+        *,
+        static_length: int | None = None,
+        vocab: int | None = None,
+        compiled: bool = False,
     ) -> None:
         self.model, self.compiled = model, compiled
         self.widest = max_length  # the widest pass to be measured, see latency.py
-        self.max_length = -(-max_length // ALIGNED) * ALIGNED if model.device.type == "cuda" else max_length
+        aligned = ALIGNED if model.device.type == "cuda" else 1
+        self.static_length = -(-(static_length or max_length) // aligned) * aligned
+        self.max_length = max(max_length, self.static_length)
         self.vocab = vocab or model.config.get_text_config().vocab_size
         self._known = model.config.get_text_config().vocab_size
         self._last = getattr(model.config.get_text_config(), "max_position_embeddings", max_length) - 1
-        self._cache = TreeCache(model.config.get_text_config().num_hidden_layers, self.max_length)
+        self._cache = TreeCache(model.config.get_text_config().num_hidden_layers, self.max_length, self.static_length)
         self._regions = Regions(model, self._cache) if compiled else None
         self._parents: list[int] = []
         self._depths: list[int] = []
@@ -114,8 +123,8 @@ class Engine:
         """A static pass: everything about it is on the device, so that it can be captured in a CUDA graph. The cache must
         have been in use before.
 
-        tokens, positions, rows: int64 [n], where keys and values are written; hidden: bool [n, max_length], the rows that a
-        node may not see. Returns logits [n, V].
+        tokens, positions, rows: int64 [n], where keys and values are written; hidden: bool [n, static_length], the rows
+        that a node may not see. Returns logits [n, V].
         """
         known = torch.where((tokens >= 0) & (tokens < self._known), tokens, 0)
         self._cache.rows = rows

@@ -29,6 +29,7 @@ from dynasurge.graphs import fused
 from dynasurge.lookup import LENGTHS
 
 FIRST, LATER, TAIL, POINT, ECHO, LOOKUP = range(len(KINDS))  # of children
+FRONTIER = 32  # nodes of a level that the draft reads in one pass
 CONTEXT = max(LENGTHS)  # tokens that may have to match before a copy
 
 
@@ -213,7 +214,9 @@ def assemble(forest: Forest, n: int, budget: int | None = None) -> Nodes:
 def growmap_layout(children: Sequence[Sequence[int]], depths: Sequence[int]) -> Layout:
     """The layout of a static tree, by its nodes' children and depths: rows are the nodes that branch."""
     depth = max(depths)
-    widths = tuple(
+    branching = [
         sum(bool(own) for own, d in zip(children, depths, strict=True) if d == level) for level in range(depth)
-    )
-    return Layout(depth=depth, width=max(widths, default=1), children=max(map(len, children)), widths=widths)
+    ]
+    # Few widths make few kinds of draft pass; a chain does without much room.
+    widths = tuple(2 if count <= 2 else -(-count // FRONTIER) * FRONTIER for count in branching[1:])
+    return Layout(depth=depth, width=max(widths, default=1), children=max(map(len, children)), widths=(1, *widths))

@@ -28,7 +28,7 @@ from dynasurge.drafting import Drafter
 from dynasurge.engine import Engine
 from dynasurge.errors import UsageError
 from dynasurge.faults import shrinking
-from dynasurge.forest import Layout, growmap_layout
+from dynasurge.forest import FRONTIER, Layout, growmap_layout
 from dynasurge.growmap import load_growmap
 from dynasurge.latency import Costs, load_costs
 from dynasurge.lookup import Lookup
@@ -40,8 +40,7 @@ from dynasurge.shapes import BestFirst, Shape, StaticShape, Thrifty
 from dynasurge.verification import RULES
 
 CAPTURED_RULES = ("topdown", "traversal")
-FRONTIER = 32  # nodes of a level that the draft reads at most, in a captured step
-SIZES = (16, 32, 64, 96, 128)  # nodes that a captured pass has room for, then multiples of the last
+SIZES = (16, 32, 64, 128)  # nodes that a captured pass has room for, then multiples of the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +72,20 @@ class Engines:
 
 def make_engines(pair: Pair, plan: Sequence[Settings]) -> Engines:
     """Engines large enough for any of these settings."""
-    rooms = [(0, 0)]
+    rooms = [(0, 0, 0)]
     for settings in plan:
         text, shape = settings.prompt_len + settings.new_tokens, make_shape(settings)
-        read = max(shape.max_read, make_layout(settings, shape).row_count) if shape else 0
-        nodes = 0 if not shape else captured_size(shape) if can_capture(pair) else shape.max_nodes
-        rooms.append((text + nodes, text + read))
-    target_room, draft_room = map(max, zip(*rooms, strict=True))
+        if shape is None:
+            rooms.append((text, 0, 0))
+        else:
+            nodes = captured_size(shape) if can_capture(pair) else shape.max_nodes
+            rooms.append((text + nodes, text + shape.max_read, text + make_layout(settings, shape).row_count))
+    target_room, draft_room, static_room = map(max, zip(*rooms, strict=True))
     how: dict[str, Any] = {
         "vocab": pair.target.config.get_text_config().vocab_size,
         "compiled": any(settings.compile for settings in plan),
     }
-    draft = Engine(pair.draft, draft_room, **how) if draft_room else None
+    draft = Engine(pair.draft, draft_room, static_length=static_room, **how) if draft_room else None
     return Engines(target=Engine(pair.target, target_room, **how), draft=draft)
 
 
@@ -284,7 +285,7 @@ def make_layout(settings: Settings, shape: Shape) -> Layout:
         growmap = load_growmap(settings.growmap)
         return growmap_layout(growmap.children, growmap.depths)
     children = max(1 if settings.policy == "sampled" else 2, min(settings.max_children, shape.max_nodes))
-    return Layout(depth=shape.max_depth, width=min(FRONTIER, shape.max_nodes), children=max(2, children))
+    return Layout(depth=shape.max_depth, width=FRONTIER, children=max(2, children))
 
 
 def captured_size(shape: Shape) -> int:

@@ -35,7 +35,7 @@ from dynasurge.tree import TokenTree
 from dynasurge.verification import traversal, verify
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
-CAPTURED_WIDTHS = (1, 16, 32, 64, 128)  # each is captured by itself, and perhaps compiled
+CAPTURED_WIDTHS = (1, 17, 33, 65, 129)  # a root and as many nodes as captured passes have room for
 ROUNDS = 8
 TEXT = 160  # tokens in the cache while measuring
 CHILDREN = 4  # drawn at every node of a level

@@ -271,7 +271,7 @@ def test_kernels_do_what_torch_code_does(
 class NoValues:
     """An engine of tensors that have shapes but no values."""
 
-    device, vocab, max_length, compiled = torch.device("meta"), 1000, 256, False
+    device, vocab, static_length, compiled = torch.device("meta"), 1000, 256, False
 
     def extend(self, tokens: Any) -> None: ...
     def reset(self) -> None: ...
