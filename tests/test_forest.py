@@ -67,8 +67,12 @@ def grow(
         if level > 1:
             assert forest.advance(level - 1, how.frontier(forest)) == rows
             for row in range(rows.start, rows.stop):
-                contexts[row] = (*contexts[int(forest.chain[row, level - 2])], int(forest.token[forest.row_slot[row]]))
-        q = torch.tensor([draft(contexts[row]) for row in range(rows.start, rows.stop)], dtype=torch.float64)
+                above, slot = int(forest.chain[row, level - 2]), int(forest.row_slot[row])
+                if forest.slot_value[slot] > 0:
+                    contexts[row] = (*contexts[above], int(forest.token[slot]))
+        certain = [1.0] + [0.0] * (toy.VOCAB - 1)  # of rows to spare: nothing to enumerate
+        known_rows = [draft(contexts[row]) if row in contexts else certain for row in range(rows.start, rows.stop)]
+        q = torch.tensor(known_rows, dtype=torch.float64)
         how.fill(forest, level, q, Chance(layout.children, script), padded, known)  # type: ignore[arg-type]
     return forest, assemble(forest, n)
 
