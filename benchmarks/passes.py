@@ -1,6 +1,6 @@
 """What a step is made of: the latency curve t(n) against the memory floor, where a step's time goes, what memory it holds.
 
-    python benchmarks/passes.py --shape 7b --engines eager graphs compiled
+    python benchmarks/passes.py --shape 7b --engines eager graphs compiled --widths 1 17 65
     python benchmarks/passes.py                                                   # the demo pair, on whatever there is
 
 A pass must at least read its weights once (an embedding table that is not the head, too, is not read but looked up): the
@@ -28,11 +28,12 @@ from dynasurge import Settings, load_pair
 from dynasurge.data import load_prompts
 from dynasurge.engine import Engine
 from dynasurge.generation import Session, make_engines
-from dynasurge.graphs import GraphEngine
+from dynasurge.graphs import Captured, Graphs
 from dynasurge.latency import WIDTHS
 from dynasurge.models import Pair
 
 TEXT = 256  # tokens in the cache
+ROOM = TEXT + max(WIDTHS)
 REPEATS = 30
 TREES: dict[str, dict[str, Any]] = {
     "auto": {"mode": "auto"},
@@ -42,13 +43,18 @@ TREES: dict[str, dict[str, Any]] = {
 }
 
 
-def make(kind: str, model: Any, widest: int) -> Engine:
-    """An engine of one kind, its passes captured."""
-    if kind == "eager":
-        return Engine(model, TEXT + 160)
-    engine = GraphEngine(model, TEXT + 160, widest=widest, compiled=kind == "compiled")
-    engine.capture()
-    return engine
+def one_pass(engine: Engine, n: int) -> None:
+    """Score n nodes behind the text, and forget them."""
+    engine.forward([7] * n, [-1] + [0] * (n - 1))
+    engine.commit([])
+
+
+def captured(engine: Engine, n: int, graphs: Graphs) -> Captured[torch.Tensor]:
+    """A static pass over n nodes behind the text, captured."""
+    rows = TEXT + torch.arange(n, device=engine.device)
+    hidden = torch.arange(engine.static_length, device=engine.device) > rows[:, None]
+    tokens = torch.full_like(rows, 7)
+    return graphs.capture(lambda: engine.score_at(tokens, rows, rows, hidden))
 
 
 def bandwidth(device: torch.device) -> float:
@@ -76,30 +82,28 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return statistics.median(times)
 
 
-def curve(name: str, model: Any, kinds: list[str], floor: float) -> None:
+def curve(name: str, model: Any, kinds: list[str], widths: list[int], floor: float) -> None:
     """Milliseconds of a pass by width and engine, and the fraction of the floor that a pass of one token reaches."""
-    print(f"\n| {name}, ms a pass | {' | '.join(f'n = {n}' for n in WIDTHS)} | floor / t(1) |")
-    print("|---" * (len(WIDTHS) + 2) + "|")
+    print(f"\n| {name}, ms a pass | {' | '.join(f'n = {n}' for n in widths)} | floor / t({widths[0]}) |")
+    print("|---" * (len(widths) + 2) + "|")
     notes: list[str] = []
     for kind in kinds:
-        engine: Engine | None = None
         gc.collect()  # a cache and its layers know each other
-        before = memory(model.device)
-        engine = make(kind, model, max(WIDTHS))
+        engine, graphs = Engine(model, ROOM, compiled=kind == "compiled"), Graphs(model.device)
         engine.extend(range(5, 5 + TEXT))
-        seconds = [timed(partial(one_pass, engine, n), model.device) for n in WIDTHS]
+        before = memory(model.device)
+        seconds = []
+        for n in widths:
+            if kind == "eager":
+                seconds.append(timed(partial(one_pass, engine, n), model.device))
+            else:
+                seconds.append(timed(captured(engine, n, graphs).replay, model.device))
         cells = " | ".join(f"{1e3 * s:.2f}" for s in seconds)
-        print(f"| {kind} | {cells} | {floor / seconds[0]:.0%} |")
-        if isinstance(engine, GraphEngine):
+        print(f"| {kind} | {cells} | {floor / seconds[0]:.0%} |", flush=True)
+        if kind != "eager":
             held = (memory(model.device) - before) / 2**30
-            notes.append(f"{kind}: captured in {engine.capture_seconds:.1f} s, {held:.2f} GiB with its cache")
+            notes.append(f"{kind}: captured in {graphs.seconds:.1f} s, {held:.2f} GiB more than its cache")
     print("\n" + "; ".join(notes))
-
-
-def one_pass(engine: Engine, n: int) -> None:
-    """Score n nodes behind the text, and forget them."""
-    engine.forward([7] * n, [-1] + [0] * (n - 1))
-    engine.commit([])
 
 
 def memory(device: torch.device) -> int:
@@ -112,15 +116,15 @@ def memory(device: torch.device) -> int:
 def steps(pair: Pair, compiled: bool, new_tokens: int, T: float) -> None:
     """Where the time of a step goes, on the bundled prompts; medians over steps."""
     plan = {name: Settings(T=T, M=1024, new_tokens=new_tokens, compile=compiled, **own) for name, own in TREES.items()}
-    start = time.perf_counter()
     engines = make_engines(pair, list(plan.values()))
-    print(f"\nengines made in {time.perf_counter() - start:.1f} s, compiled: {compiled}\n")
+    sessions = {name: Session(pair, settings, engines=engines) for name, settings in plan.items()}
+    seconds = sum(session.capture_seconds for session in sessions.values())
+    print(f"\nsteps captured in {seconds:.1f} s, compiled: {compiled}\n")
     print(
         "| ms a step (medians) | draft (passes) | target | verify | other | all but draft and target | tokens a step |"
     )
     print("|---" * 7 + "|")
-    for name, settings in plan.items():
-        session = Session(pair, settings, engines=engines)
+    for name, session in sessions.items():
         prompts = load_prompts("demo", 0, 8)
         session.generate(session.encode(prompts[-1].text))
         done = [step for prompt in prompts[:-1] for step in session.generate(session.encode(prompt.text)).steps]
@@ -156,6 +160,7 @@ def main() -> None:
     add("--target", default="demo")
     add("--shape", choices=SHAPES, help="widen the demo target (widen.py)")
     add("--engines", nargs="+", choices=("eager", "graphs", "compiled"))
+    add("--widths", type=int, nargs="+", default=list(WIDTHS))
     add("--T", type=float, default=0.6)
     add("--new-tokens", type=int, default=128)
     add("--steps", type=int, default=0, help="decode so many steps and see whether memory grew")
@@ -176,7 +181,7 @@ def main() -> None:
             weights -= embedding.numel() * embedding.element_size()
         floor = weights / speed
         print(f"\n{name}: {weights / 1e9:.2f} GB of {model.dtype} weights, floor {1e3 * floor:.2f} ms", flush=True)
-        curve(name, model, kinds, floor)
+        curve(name, model, kinds, args.widths, floor)
     steps(pair, "compiled" in kinds, args.new_tokens, args.T)
     if args.steps:
         growth(pair, "compiled" in kinds, args.steps)

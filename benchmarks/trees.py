@@ -36,7 +36,7 @@ import torch
 from shards import Shard, gain, read_rows, run_command, run_flags
 
 from dynasurge import Settings, load_pair
-from dynasurge.analysis import mean_depth, rank_acceptance, text_distributions
+from dynasurge.analysis import rank_acceptance, text_distributions
 from dynasurge.data import load_prompts
 from dynasurge.generation import Session, make_engines
 from dynasurge.growmap import build_growmap, save_growmap
@@ -61,21 +61,19 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-class Watch:
-    """Verifies by ETV and notes what each tree could be expected to have accepted."""
+class Hindsight:
+    """Verifies by ETV and adds up what the best nodes of each large tree could be expected to have accepted."""
 
     def __init__(self) -> None:
-        self.expected: list[float] = []
-        self.hindsight: dict[int, float] = defaultdict(float)
+        self.sums: dict[int, float] = defaultdict(float)
 
     def __call__(self, tree: TokenTree, p: Any, q: Any, generator: torch.Generator) -> Verdict:
         law = RULES["traversal"](tree, p, q)
-        self.expected.append(mean_depth(law, tree))
         if tree.size > max(BUDGETS):
             reached = np.array(reach(tree, law.stop.tolist()))
             best = np.sort(_capped(tree, reached))[::-1]
             for budget in BUDGETS:
-                self.hindsight[budget] += float(best[:budget].sum())
+                self.sums[budget] += float(best[:budget].sum())
         return draw_verdict(law, tree, generator)
 
 
@@ -107,11 +105,11 @@ def choose(args: argparse.Namespace) -> None:
                 plan[budget, name] = _settings(args, T, mode="sTree", growmap=str(path))
         engines = make_engines(pair, list(plan.values()))
         for (budget, name), settings in plan.items():
-            watch = Watch()
-            session = Session(pair, settings, engines=engines, verify=watch)
+            session, expected = Session(pair, settings, engines=engines), []
             for prompt in prompts:
-                session.generate(session.encode(prompt.text), index=prompt.index)
-            accepted, key = float(np.mean(watch.expected)), f"T{T:g} B{budget}"
+                steps = session.generate(session.encode(prompt.text), index=prompt.index).steps
+                expected += [step.expected for step in steps]
+            accepted, key = float(np.mean(expected)), f"T{T:g} B{budget}"
             print(f"T = {T:g}, B = {budget}: {name} accepts {accepted:.3f}", flush=True)
             if accepted > chosen.get(key, {"accepted": -1.0})["accepted"]:
                 chosen[key] = {"name": name, "growmap": settings.growmap, "accepted": accepted, "vector": vector}
@@ -149,6 +147,8 @@ def run(args: argparse.Namespace) -> None:
     plan = {key: settings for key, settings in plan.items() if key[1] in args.methods}
     engines = make_engines(pair, list(plan.values()))
     shard = Shard(args, ("data", "index", "T", "method", "B"))
+    sessions: dict[tuple[float, str, int], Session] = {}
+    hindsight = Hindsight()
     for number in shard.numbers(args.prompts):
         for data in args.data:
             prompt = load_prompts(data, number, number + 1)[0]
@@ -156,9 +156,12 @@ def run(args: argparse.Namespace) -> None:
                 key = {"data": Path(data).stem, "index": number, "T": T, "method": method, "B": budget}
                 if not shard.wants(**key):
                     continue
-                watch = Watch()
-                shape = PrototypeShape(budget) if method == "prototype" else None
-                session = Session(pair, settings, engines=engines, shape=shape, verify=watch)
+                if (T, method, budget) not in sessions:
+                    shape = PrototypeShape(budget) if method == "prototype" else None
+                    verify = hindsight if method == "hindsight" else None
+                    sessions[T, method, budget] = Session(pair, settings, engines=engines, shape=shape, verify=verify)
+                session = sessions[T, method, budget]
+                hindsight.sums.clear()
                 result = session.generate(session.encode(prompt.text), index=number)
                 steps = result.steps
                 shard.append(
@@ -167,8 +170,8 @@ def run(args: argparse.Namespace) -> None:
                         "kind": prompt.kind,
                         "tokens": len(result.output_ids),
                         "accepted": sum(step.accepted for step in steps),
-                        "expected": [round(value, 4) for value in watch.expected],
-                        "hindsight": dict(watch.hindsight),
+                        "expected": [round(step.expected, 4) for step in steps],
+                        "hindsight": dict(hindsight.sums),
                         "size": [step.tree.size for step in steps],
                         "depth": [step.tree.depth for step in steps],
                         "passes": [step.passes for step in steps],

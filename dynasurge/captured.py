@@ -10,8 +10,8 @@ is written in tensors of fixed shape (forest.py, proposing.py, judge.py) and cap
 
 How many levels and nodes is settled before a step (pace.py), so the host only launches: random numbers and estimates go to
 the device in one copy, the tree and what became of it come back in one, and that is the only time the host waits. While
-the next step runs, the host turns the last one into a record and learns from it: trees go by what was
-known two steps earlier.
+the next step runs, the host turns the last one into a record and learns from it: trees go by what was known two steps
+before.
 
 The text, its length and the caches live on the device. Draws are those of sampling.py, from the same explicit generator.
 """
@@ -20,45 +20,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from dynasurge import sampling
-from dynasurge.acceptance import CELLS, KINDS, Acceptance
 from dynasurge.decoding import StepRecord, cut
 from dynasurge.drafting import Draft, bare, teach
 from dynasurge.engine import Engine
+from dynasurge.exchange import COLUMNS, HEAD, Inputs, Outcome, Trees, pinned
 from dynasurge.faults import no_numbers, shrinking
-from dynasurge.forest import CONTEXT, POINT, Forest, Layout, Nodes, assemble, hidden_rows
+from dynasurge.forest import CONTEXT, Forest, Nodes, assemble, hidden_rows
 from dynasurge.graphs import Captured, Graphs, Stopwatch, fused
 from dynasurge.judge import judge, law
-from dynasurge.pace import Pace, Size
-from dynasurge.proposing import Proposer
-from dynasurge.shapes import Slot
-from dynasurge.tree import TokenTree
+from dynasurge.pace import Size
+from dynasurge.settling import Proposer
 from dynasurge.verification import reach
-
-HEAD = 3  # numbers that come back of a step: the node where the path ends, its depth, the bonus token
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trees:
-    """What trees a decoder grows: how large they can get and are to be, how rows get children, by what estimates.
-
-    budget: nodes at most, whatever a pass has room for; growmap: int64 [size + 1, k] for static trees, see `Proposer`;
-    own: whether the draft's own word is the estimate.
-    """
-
-    layout: Layout
-    budget: int
-    policy: str
-    pace: Pace
-    acceptance: Acceptance
-    growmap: torch.Tensor | None = None
-    copies: bool = False
-    own: bool = False
 
 
 class CapturedDecoder:
@@ -77,7 +53,7 @@ class CapturedDecoder:
         self._text = torch.full((CONTEXT + target.static_length + self._levels + 2,), -1, device=device)
         self._length = torch.zeros(1, dtype=torch.int64, device=device)  # committed tokens: the root's place
         self._p = torch.zeros(max(self._sizes) + 2, target.vocab, dtype=torch.float32, device=device)
-        self._inputs = _Inputs(trees, device)
+        self._inputs = Inputs(trees, device)
         if trees is not None:
             table = None if trees.own or trees.growmap is not None else self._inputs.table
             self._forest = Forest.empty(trees.layout, target.vocab, device)
@@ -103,7 +79,7 @@ class CapturedDecoder:
             self._score[n] = graphs.capture(lambda n=n: self._pass(n))  # type: ignore[misc]
             self._verify[n] = graphs.capture(lambda n=n: self._judge(n))  # type: ignore[misc]
         self.capture_seconds = graphs.seconds
-        self._watch, self._back = Stopwatch(device), [_pinned(self._packed(max(self._sizes)), device) for _ in range(2)]
+        self._watch, self._back = Stopwatch(device), [pinned(self._packed(max(self._sizes)), device) for _ in range(2)]
 
     def prefill(self, prompt: Sequence[int]) -> None:
         """Read a prompt of at least one token into empty engines: all but its last token, which is the first root."""
@@ -121,6 +97,7 @@ class CapturedDecoder:
         self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
     ) -> Iterator[StepRecord]:
         """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of `eos`."""
+        self._watch.clear()  # of a step that nobody waited for
         left, root = new_tokens, prompt[-1]
         size, numbers = self._prepare(generator)
         begun = self._launch(size, numbers)
@@ -251,13 +228,13 @@ class CapturedDecoder:
         watch.mark()
         return now
 
-    def _read(self, size: Size) -> _Back:
+    def _read(self, size: Size) -> Outcome:
         """Wait for the step that was started last."""
         self._watch.wait()
-        return _Back(self._back[0][: self._packed(size.nodes)].numpy(), self._levels, size.nodes)
+        return Outcome(self._back[0][: self._packed(size.nodes)].numpy(), self._levels)
 
     def _packed(self, n: int) -> int:
-        return HEAD if self._trees is None else HEAD + self._levels + 1 + 8 * (n + 1)
+        return HEAD if self._trees is None else HEAD + self._levels + 1 + COLUMNS * (n + 1)
 
     def _phases(self, begun: float) -> dict[str, float]:
         wall = time.perf_counter() - begun
@@ -265,7 +242,7 @@ class CapturedDecoder:
         rest = max(0.0, wall - draft - target - verify)
         return {"draft_seconds": draft, "target_seconds": target, "verify_seconds": verify, "other_seconds": rest}
 
-    def _drafted(self, back: _Back, root: int, size: Size) -> Draft:
+    def _drafted(self, back: Outcome, root: int, size: Size) -> Draft:
         if self._trees is None:
             return bare(root)
         return back.draft(size.depth, static=self._trees.growmap is not None)
@@ -276,81 +253,3 @@ class CapturedDecoder:
         if self._trees.growmap is None:
             teach(self._trees.acceptance, draft, reach(draft.tree, stop))
             self._trees.pace.learn(size, draft.tree.value[1:], draft.tree.depths[1:])
-
-
-class _Inputs:
-    """What a step is told, in one copy: the estimates, what a slot must be worth, and uniform random numbers."""
-
-    def __init__(self, trees: Trees | None, device: torch.device) -> None:
-        rows, k = (trees.layout.row_count, trees.layout.children) if trees is not None else (0, 0)
-        shapes = (
-            ((2, len(KINDS), CELLS), (1,), (rows, k, 2), (2, 2)) if trees is not None else ((0,), (0,), (0,), (2, 2))
-        )
-        sizes = [int(np.prod(shape)) for shape in shapes]
-        self._told = sizes[0] + sizes[1]
-        self._device = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-        self.table, self.cut, self.uniforms, self.last = (
-            part.view(shape) for part, shape in zip(self._device.split(sizes), shapes, strict=True)
-        )
-        self._host = [_pinned(sum(sizes), device) for _ in range(2)]  # one is being sent while the other is filled
-
-    def fill(self, generator: torch.Generator, trees: Trees | None) -> torch.Tensor:
-        """What the next step will be told."""
-        self._host.reverse()
-        numbers = self._host[0]
-        torch.rand(len(numbers) - self._told, generator=generator, out=numbers[self._told :])
-        if trees is not None and trees.growmap is None:
-            numbers[self._told - 1] = trees.pace.cut
-            if not trees.own:
-                numbers[: self._told - 1].copy_(trees.acceptance.table().flatten())
-        return numbers
-
-    def send(self, numbers: torch.Tensor) -> None:
-        """Send it, without waiting."""
-        self._device.copy_(numbers, non_blocking=True)
-
-
-class _Back:
-    """What came back of a step."""
-
-    def __init__(self, numbers: np.ndarray, levels: int, n: int) -> None:
-        self.end, self.depth, self.bonus = (int(number) for number in numbers[:HEAD])
-        self.emitted = [int(token) for token in numbers[HEAD : HEAD + levels]]
-        self._nodes = numbers[HEAD + levels + 1 :].reshape(8, -1).copy() if len(numbers) > HEAD else np.zeros((8, 1))
-        self.stop = self._nodes[7] if len(numbers) > HEAD else np.ones(1)
-
-    def draft(self, passes: int, *, static: bool) -> Draft:
-        """The tree as the rest of the package knows it."""
-        count = int(self._nodes[0].sum())
-        _, token, parent, proposal, kind, x, value, _ = (row[:count].tolist() for row in self._nodes)
-        parents, ranks = [int(p) for p in parent], [0] * count
-        siblings: dict[int, int] = {}
-        for node, above in enumerate(parents):
-            ranks[node] = siblings.get(above, 0)
-            siblings[above] = ranks[node] + 1
-        tree = TokenTree(
-            tokens=tuple(int(t) for t in token),
-            parents=tuple(parents),
-            proposal=tuple(proposal),
-            point=tuple(node == 0 or k >= POINT for node, k in enumerate(kind)),
-            value=() if static else tuple(value),
-        )
-        slots = [
-            Slot(
-                token=tree.tokens[node],
-                parent=parents[node],
-                depth=depth,
-                rank=ranks[node],
-                proposal=proposal[node],
-                kind=KINDS[int(kind[node])] + ("+" if depth > 1 else ""),
-                x=proposal[node] if static else x[node],
-                slot_value=value[node],
-                node_value=value[node],
-            )
-            for node, depth in enumerate(tree.depths)
-        ]
-        return Draft(tree=tree, q=[], slots=slots, passes=passes)
-
-
-def _pinned(size: int, device: torch.device) -> torch.Tensor:
-    return torch.zeros(size, dtype=torch.float64, pin_memory=device.type == "cuda")

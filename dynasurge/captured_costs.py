@@ -19,7 +19,8 @@ from dynasurge.engine import Engine
 from dynasurge.forest import FRONTIER, Forest, Layout, assemble
 from dynasurge.graphs import Graphs, fused
 from dynasurge.judge import judge, law
-from dynasurge.proposing import draw_children, settle
+from dynasurge.proposing import draw_children
+from dynasurge.settling import settle
 
 REPEATS = 7
 TEXT = 160  # tokens in the cache while measuring

@@ -136,7 +136,7 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
     come to: it gets the flags, the finished evaluation and where its numbers come from, and returns the files it wrote."""
     from dynasurge.acceptance import load_priors
     from dynasurge.data import load_prompts
-    from dynasurge.generation import make_shape
+    from dynasurge.parts import make_shape
     from dynasurge.processes import join
     from dynasurge.records import RecordFile
     from dynasurge.rows import run_name
@@ -167,7 +167,7 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
     with Evaluation(pair, plan, data, output, min_prompt_len=args.min_prompt_len, processes=processes) as evaluation:
         silent = None if processes.main else True
         if processes.main:
-            print(report.memory(evaluation.engines))
+            print(report.memory(evaluation.engines, evaluation.capture_seconds))
         with tqdm(total=len(evaluation), unit="run", disable=silent, dynamic_ncols=True) as bar:
             for done in evaluation.run():
                 bar.update()

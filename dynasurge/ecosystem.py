@@ -36,8 +36,9 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dynasurge.config import DEMO, Settings
 from dynasurge.errors import UsageError
-from dynasurge.generation import Engines, Session, make_shape
+from dynasurge.generation import Engines, Session
 from dynasurge.models import Pair, check_pair, load_model
+from dynasurge.parts import make_shape
 
 GENERATES_OWN = {  # what `generate` is told, by the field of Settings it decides
     "T": "temperature=",

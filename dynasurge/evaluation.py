@@ -18,9 +18,10 @@ from pathlib import Path
 from dynasurge.config import Settings
 from dynasurge.data import Prompt
 from dynasurge.errors import UsageError
-from dynasurge.generation import Engines, Generation, Session, make_engines
+from dynasurge.generation import Engines, Generation, Session, check_fits, encode, make_engines
 from dynasurge.latency import Costs, load_costs, read_costs, widths_of
 from dynasurge.models import Pair
+from dynasurge.parts import make_shape
 from dynasurge.processes import ALONE, Processes
 from dynasurge.provenance import provenance
 from dynasurge.records import RecordFile, write_output
@@ -71,11 +72,13 @@ class Evaluation:
         self._plan, self._processes = plan, processes
         self._about = provenance(pair)
         self.engines = engines = make_engines(pair, plan)
-        reader = Session(pair, plan[0], engines=engines, costs=UNMEASURED)
+        for settings in plan:
+            shape = make_shape(settings)
+            check_fits(pair, settings, shape.max_nodes if shape else 0)
         self.skipped: dict[str, list[int]] = {}
         self._tasks: list[_Task] = []
         for dataset, prompts in data.items():
-            self._tasks += self._long_enough(reader, dataset, prompts, min_prompt_len)
+            self._tasks += self._long_enough(pair, dataset, prompts, min_prompt_len)
         self._runs = {dataset: [run_name(settings, dataset) for settings in plan] for dataset in data}
         self.records = RecordFile(output, {run for runs in self._runs.values() for run in runs}, processes)
         try:
@@ -88,6 +91,11 @@ class Evaluation:
         left = [task for task in self._tasks if not self._finished(task)]
         mine = {id(task) for task in processes.share(left)}
         self._todo = [task for task in self._tasks if self._finished(task) or id(task) in mine]
+
+    @property
+    def capture_seconds(self) -> float:
+        """What it took to capture the steps of all settings, on a GPU."""
+        return sum(session.capture_seconds for session in self._sessions)
 
     def __enter__(self) -> Evaluation:
         return self
@@ -152,10 +160,10 @@ class Evaluation:
     def _finished(self, task: _Task) -> bool:
         return all(self.records.has(run, task.prompt.index) for run in self._runs[task.dataset])
 
-    def _long_enough(
-        self, session: Session, dataset: str, prompts: Sequence[Prompt], min_prompt_len: int
-    ) -> list[_Task]:
-        encoded = [_Task(dataset=dataset, prompt=prompt, ids=_encode(session, prompt.text)) for prompt in prompts]
+    def _long_enough(self, pair: Pair, dataset: str, prompts: Sequence[Prompt], min_prompt_len: int) -> list[_Task]:
+        encoded = [
+            _Task(dataset=dataset, prompt=prompt, ids=_encode(pair, self._plan[0], prompt.text)) for prompt in prompts
+        ]
         tasks = [task for task in encoded if len(task.ids) >= min_prompt_len]
         self.skipped[dataset] = [task.prompt.index for task in encoded if len(task.ids) < min_prompt_len]
         if not tasks:
@@ -193,8 +201,8 @@ class Evaluation:
         return agreed
 
 
-def _encode(session: Session, text: str) -> list[int]:
+def _encode(pair: Pair, settings: Settings, text: str) -> list[int]:
     try:
-        return session.encode(text)
+        return encode(pair, settings, text)
     except UsageError:  # not one token
         return []

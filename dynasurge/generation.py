@@ -14,33 +14,33 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 
-from dynasurge import verification
 from dynasurge.acceptance import Acceptance, make_acceptance
-from dynasurge.captured import CapturedDecoder, Trees
+from dynasurge.captured import CapturedDecoder
 from dynasurge.config import Settings
 from dynasurge.decoding import Decoder, StepRecord, Verify
 from dynasurge.drafting import Drafter
 from dynasurge.engine import Engine
 from dynasurge.errors import UsageError
 from dynasurge.faults import shrinking
-from dynasurge.forest import FRONTIER, Layout, growmap_layout
-from dynasurge.growmap import load_growmap
 from dynasurge.latency import Costs, load_costs
 from dynasurge.lookup import Lookup
-from dynasurge.models import Pair, places
-from dynasurge.pace import Pace
-from dynasurge.policies import POLICIES, Policy
-from dynasurge.prototype import bfs
-from dynasurge.shapes import BestFirst, Shape, StaticShape, Thrifty
-from dynasurge.verification import RULES
-
-CAPTURED_RULES = ("topdown", "traversal")
-SIZES = (16, 32, 64, 128)  # nodes that a captured pass has room for, then multiples of the last
+from dynasurge.models import Pair
+from dynasurge.parts import (
+    CAPTURED_RULES,
+    can_capture,
+    captured_size,
+    make_layout,
+    make_policy,
+    make_shape,
+    make_trees,
+    make_verify,
+)
+from dynasurge.policies import Policy
+from dynasurge.shapes import Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,7 @@ class Session:
         self.pair, self.settings = pair, settings
         usual = shape is None and policy is None and verify is None
         known, shape = shape is not None, shape or make_shape(settings)
-        settings.check_room(shape.max_nodes if shape else 0)
-        self._check_positions()
+        check_fits(pair, settings, shape.max_nodes if shape else 0)
         self.engines = engines if engines is not None else make_engines(pair, [settings])
         self.capture_seconds = 0.0
         if settings.pays and not known:
@@ -169,10 +168,7 @@ class Session:
 
     def encode(self, text: str) -> list[int]:
         """A prompt's first `prompt_len` tokens. Raises UsageError if it has none."""
-        ids: list[int] = self.pair.tokenizer(text).input_ids[: self.settings.prompt_len]
-        if not ids:
-            raise UsageError("prompt", repr(text), "shorter than one token", "give at least one word")
-        return ids
+        return encode(self.pair, self.settings, text)
 
     def generate(
         self,
@@ -229,97 +225,35 @@ class Session:
     def _steps(self, ids: list[int], index: int, new_tokens: int | None, eos: frozenset[int]) -> Iterator[StepRecord]:
         return self._decoder.steps(ids, new_tokens or self.settings.new_tokens, _stream(self.settings.seed, index), eos)
 
-    def _check_positions(self) -> None:
-        need = self.settings.prompt_len + self.settings.new_tokens
-        for flag, model in (("--target", self.pair.target), ("--draft", self.pair.draft)):
-            config = model.config.get_text_config()
-            window = getattr(config, "sliding_window", None)
-            if getattr(config, "use_sliding_window", True) and window is not None and window < need:
-                reason = f"attends to {window} positions only, {need} are needed"
-                raise UsageError(flag, config.name_or_path, reason, "use a model with full attention, or less text")
-            limit = getattr(config, "max_position_embeddings", None)
-            if limit is not None and need > limit:
-                remedy = "use smaller --prompt-len or --new-tokens"
-                raise UsageError(flag, config.name_or_path, f"reads {limit} positions, {need} are needed", remedy)
+
+def encode(pair: Pair, settings: Settings, text: str) -> list[int]:
+    """A prompt's first `prompt_len` tokens. Raises UsageError if it has none."""
+    ids: list[int] = pair.tokenizer(text).input_ids[: settings.prompt_len]
+    if not ids:
+        raise UsageError("prompt", repr(text), "shorter than one token", "give at least one word")
+    return ids
+
+
+def check_fits(pair: Pair, settings: Settings, tree_nodes: int) -> None:
+    """Raise UsageError if texts of these settings, and a tree, are more than M cache rows or the models can hold."""
+    settings.check_room(tree_nodes)
+    need = settings.prompt_len + settings.new_tokens
+    for flag, model in (("--target", pair.target), ("--draft", pair.draft)):
+        config = model.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        if getattr(config, "use_sliding_window", True) and window is not None and window < need:
+            reason = f"attends to {window} positions only, {need} are needed"
+            raise UsageError(flag, config.name_or_path, reason, "use a model with full attention, or less text")
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None and need > limit:
+            remedy = "use smaller --prompt-len or --new-tokens"
+            raise UsageError(flag, config.name_or_path, f"reads {limit} positions, {need} are needed", remedy)
 
 
 def _stream(seed: int, index: int) -> torch.Generator:
     """The random stream of one prompt. torch's CPU generator reads 32 bits of a seed; a hash spreads ours over them."""
     digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
-
-
-def make_policy(settings: Settings) -> Policy:
-    """How children are proposed; greedy text needs no chance."""
-    return POLICIES[settings.policy if settings.T > 0 else "topk"]
-
-
-def make_verify(settings: Settings) -> Verify:
-    """The settings' rule, and the draws that follow it."""
-    return bfs if settings.rule == "bfs" else partial(verification.verify, RULES[settings.rule])
-
-
-def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
-    """The shape that the mode grows; None in auto mode. A growmap bounds a dynamic depth; costs: what it pays for."""
-    growmap = load_growmap(settings.growmap) if settings.growmap is not None else None
-    if settings.mode == "auto":
-        return None
-    if settings.mode == "sTree":
-        assert growmap is not None, "Settings requires a growmap in sTree mode"
-        return StaticShape(growmap)
-    depth = growmap.depth if growmap is not None else settings.depth_bound
-    bounds: dict[str, Any] = {"budget": settings.budget, "max_depth": depth, "max_children": settings.max_children}
-    if settings.T == 0 or settings.policy != "sampled":
-        bounds["later_child"] = 1.0
-    return BestFirst(**bounds) if settings.fill or costs is None else Thrifty(**bounds, costs=costs)
-
-
-def can_capture(pair: Pair) -> bool:
-    """Whether steps of this pair can be captured: on a GPU, unless a model is spread over several."""
-    return pair.target.device.type == "cuda" and all(len(places(model)) < 2 for model in (pair.target, pair.draft))
-
-
-def make_layout(settings: Settings, shape: Shape) -> Layout:
-    """How large a captured tree of this shape can get."""
-    if settings.mode == "sTree" and settings.growmap is not None:
-        growmap = load_growmap(settings.growmap)
-        return growmap_layout(growmap.children, growmap.depths)
-    children = max(1 if settings.policy == "sampled" else 2, min(settings.max_children, shape.max_nodes))
-    return Layout(depth=shape.max_depth, width=FRONTIER, children=max(2, children))
-
-
-def captured_size(shape: Shape) -> int:
-    """Nodes that a captured pass over the largest tree of this shape has room for: few sizes make few graphs."""
-    return next((size for size in SIZES if size >= shape.max_nodes), -(-shape.max_nodes // SIZES[-1]) * SIZES[-1])
-
-
-def make_trees(
-    settings: Settings, shape: Shape, acceptance: Acceptance | None, costs: Costs | None, device: torch.device
-) -> Trees:
-    """What a captured decoder grows under these settings."""
-    assert acceptance is not None
-    dynamic, layout = settings.mode == "dTree", make_layout(settings, shape)
-    growmap = None
-    if not dynamic:
-        assert settings.growmap is not None
-        children = load_growmap(settings.growmap).children
-        growmap = torch.full((len(children) + 1, layout.children), -1)
-        for node, own in enumerate(children):
-            growmap[node, : len(own)] = torch.tensor(own, dtype=torch.int64)
-        growmap = growmap.to(device)
-    paid = costs if dynamic and settings.pays else None
-    largest = captured_size(shape)
-    sizes = [size for size in SIZES if size < largest] if paid is not None else []
-    return Trees(
-        layout=layout,
-        policy=settings.policy if settings.T > 0 else "topk",
-        budget=shape.max_nodes,
-        pace=Pace(sizes=(*sizes, largest), max_depth=layout.depth, costs=paid, fixed=not dynamic),
-        acceptance=acceptance,
-        growmap=growmap,
-        copies=dynamic and settings.lookup,
-        own=settings.values == "own",
-    )
 
 
 def generate(pair: Pair, prompt: str | list[int], **settings: Any) -> Generation:

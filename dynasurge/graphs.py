@@ -77,6 +77,10 @@ class Stopwatch:
         self._marks: list[Any] = []
         self._spare: list[Any] = []
 
+    def clear(self) -> None:
+        """Forget the marks there are."""
+        self._marks.clear()
+
     def mark(self) -> None:
         """Here."""
         if self._device.type == "cuda":

@@ -1,25 +1,16 @@
-"""What a level of nodes proposes, and what that is worth, in tensors of fixed shape (see forest.py).
+"""What a level of nodes proposes, in tensors of fixed shape (see forest.py): the policies of policies.py, each with copies.
 
-The policies are those of policies.py: `sampled`, `topk`, `hybrid`, each with copies from the text. The values are those of
-drafting.py: a child's slot is worth what could be said of it before its token was drawn, never more than its parent's or
-its elder sibling's. Estimates of acceptance come as a table, so that looking one up is a single gather.
-
-`draw_children` is all that reads whole distributions; what follows (`settle`) is arithmetic on a few numbers a node, dozens
-of small kernels that torch.compile can make one.
+`draw_children` is all that reads whole distributions; `propose` makes children of what it found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from dynasurge import kernels, sampling
-from dynasurge.acceptance import CELLS
-from dynasurge.forest import CONTEXT, ECHO, FIRST, LATER, LOOKUP, POINT, TAIL, Forest
-from dynasurge.graphs import fused
+from dynasurge.forest import CONTEXT, ECHO, FIRST, LATER, LOOKUP, POINT, TAIL
 from dynasurge.lookup import LENGTHS
 from dynasurge.policies import AGREES, LONG
 
@@ -66,62 +57,6 @@ class Proposed(NamedTuple):
     x_before: torch.Tensor
     own: torch.Tensor
     own_before: torch.Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proposer:
-    """How the rows of a level get children.
-
-    policy: see policies.py. table: float64 [2, kinds, CELLS], estimates by depth class, kind and feature; None takes the
-    draft's own word. growmap: int64 [size + 1, k], the number of each node's children, -1 for none: then shape decides, not
-    value. copies: whether the text proposes, too. cut: float64 [1], for `hybrid`, what a slot must be worth to be proposed.
-    compiled: whether torch.compile fuses the small kernels.
-    """
-
-    policy: str
-    table: torch.Tensor | None = None
-    growmap: torch.Tensor | None = None
-    copies: bool = False
-    cut: torch.Tensor | None = None
-    compiled: bool = False
-
-    def frontier(self, forest: Forest) -> torch.Tensor:
-        """By what the draft's next rows are chosen."""
-        return forest.slot_value if self.growmap is None else forest.node_value
-
-    def fill(
-        self,
-        forest: Forest,
-        level: int,
-        q: torch.Tensor,
-        uniforms: torch.Tensor,
-        text: torch.Tensor,
-        known: torch.Tensor,
-    ) -> None:
-        """Propose the children that make up a level, of rows whose distributions are q [w, V], and settle their values.
-        uniforms: float64 [w, k, 2]; text, known: see `find_copies`."""
-        rows, slots = forest.layout.rows(level), forest.layout.slots(level)
-        above = forest.row_slot[rows]
-        slot_value, node_value = forest.slot_value[above], forest.node_value[above]
-        found = self._run(find_copies, text, known, forest.context[rows]) if self.copies else None
-        cut = self.cut if self.policy == "hybrid" and self.growmap is None else None
-        base, drawn = draw_children(self.policy, q, uniforms, found, cut, node_value)
-        if self.growmap is not None:
-            number = self.growmap[forest.x[above].long()]
-            settled = self._run(shaped, self.policy, drawn, slot_value, number, self.growmap[number, 0] >= 0)
-        else:
-            settled = self._run(settle, self.policy, drawn, slot_value, node_value, self.table, cut, level > 1)
-        for mine, theirs in zip(
-            (forest.token, forest.kind, forest.proposal, forest.x, forest.slot_value, forest.node_value),
-            settled,
-            strict=True,
-        ):
-            mine[slots].copy_(theirs.flatten())
-        if base is not None:
-            forest.base[rows].copy_(base)
-
-    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return (fused(function) if self.compiled else function)(*arguments)
 
 
 def draw(q: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -262,73 +197,3 @@ def _points(drawn: Drawn, k: int) -> Proposed:
     values, tokens = pad(drawn.values, (0, missing)), pad(drawn.best, (0, missing))
     kind = torch.full_like(tokens, POINT)
     return Proposed(values > 0, tokens, kind, torch.ones_like(values), values, values, values, values)
-
-
-Settled = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def settle(
-    policy: str,
-    drawn: Drawn,
-    slot_value: torch.Tensor,
-    node_value: torch.Tensor,
-    table: torch.Tensor | None,
-    cut: torch.Tensor | None,
-    below: bool,
-) -> Settled:
-    """tokens, kind, proposal, x, slot values and node values [w, k] of the children of nodes that are worth slot_value and
-    node_value [w]; below: whether these lie below the root."""
-    made = propose(policy, drawn)
-    before, after = estimates(table, made, below=below)
-    if policy != "sampled":  # points go by their worth
-        by = torch.where(made.kind == TAIL, 2.0, torch.where(made.exists, after, -1.0))
-        order = by.sort(dim=1, descending=True, stable=True).indices
-        made = Proposed(*(part.gather(1, order) for part in made))
-        before, after = before.gather(1, order), after.gather(1, order)
-    if cut is not None:
-        made = made._replace(exists=made.exists & ((made.kind != TAIL) | (node_value[:, None] * before >= cut)))
-    slots, nodes = values(made, before, after, slot_value, node_value)
-    return made.tokens, made.kind, made.proposal, made.x, slots, nodes
-
-
-def shaped(
-    policy: str, drawn: Drawn, slot_value: torch.Tensor, number: torch.Tensor, branches: torch.Tensor
-) -> Settled:
-    """`settle` for a static tree: number [w, k], the children's numbers in the growmap, -1 for none; branches, whether they
-    have children."""
-    made = propose(policy, drawn)
-    exists = made.exists & (number >= 0) & (slot_value > 0)[:, None]
-    x = number.double()
-    slots = torch.where(exists, 1.0 / (2.0 + x), 0.0)  # breadth first
-    return made.tokens, made.kind, made.proposal, x, slots, torch.where(branches, slots, 0.0)
-
-
-def estimates(table: torch.Tensor | None, made: Proposed, *, below: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """How likely each child is to be accepted, before and after its token is known, [w, k]. table: float64
-    [2, kinds, CELLS] of acceptance by depth class, kind and feature; None takes the draft's own word."""
-    if table is None:
-        return made.own_before, made.own
-    counted = (made.kind == LATER) | (made.kind >= ECHO)
-    curves = table[int(below)].flatten()
-
-    def look(x: torch.Tensor) -> torch.Tensor:
-        cell = torch.where(counted, x, x.sqrt() * (CELLS - 1)).clamp(0, CELLS - 1).long()
-        return curves[made.kind * CELLS + cell]
-
-    return look(made.x_before), look(made.x)
-
-
-def values(
-    made: Proposed, before: torch.Tensor, after: torch.Tensor, slot_value: torch.Tensor, node_value: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slot and node values [w, k] of children whose parents have the values [w]: never above parent or elder sibling."""
-    sequential = (made.kind == FIRST) | (made.kind == LATER)  # these are tried given that elder ones were refused
-    rejected = torch.where(sequential & made.exists, 1.0 - after, 1.0).cumprod(1)
-    refused = torch.cat([torch.ones_like(rejected[:, :1]), rejected[:, :-1]], 1)
-    point = made.kind >= POINT
-    best_point = torch.where(point & made.exists, after, 0.0).amax(1, keepdim=True)
-    before = torch.where(made.kind == TAIL, torch.maximum(before, best_point), refused * before)
-    worth = torch.where(made.exists, node_value[:, None] * before, torch.inf)
-    slot = torch.minimum(worth.cummin(1).values, slot_value[:, None])
-    node = node_value[:, None] * torch.where(sequential, refused, 1.0) * after
-    return torch.where(made.exists, slot, 0.0), torch.where(made.exists, node, 0.0)

@@ -54,6 +54,7 @@ class Regions:
     def installed(self, tokens: int) -> Iterator[None]:
         """Inside, the model's forward runs compiled, for a pass over so many tokens."""
         hooks, numbered = [], []
+        before = [(changed, vars(changed).get("forward")) for changed in (self._model, *self._blocks)]
         if self._whole is not None:
             vars(self._model)["forward"] = partial(self._whole, self._model)
         for number, block in enumerate(self._blocks):
@@ -73,8 +74,10 @@ class Regions:
                 hook.remove()
             for module, own in numbered:
                 module.layer_idx = own
-            for changed in (self._model, *self._blocks):
+            for changed, forward in before:
                 vars(changed).pop("forward", None)
+                if forward is not None:
+                    vars(changed)["forward"] = forward
 
 
 def run_block(block: nn.Module, cache: OneLayer, *args: Any, **kwargs: Any) -> Any:

@@ -57,8 +57,11 @@ def made_with(about: dict[str, Any]) -> str:
     return f"{pair}, {about['device']}, {about['dtype']}, {about['date']}"
 
 
-def memory(engines: Engines) -> str:
-    """A line of what the run will hold in memory from now on: weights and caches, and on a GPU everything."""
+def memory(engines: Engines, capture_seconds: float = 0.0) -> str:
+    """A line of what the run will hold in memory from now on: weights and caches, and on a GPU everything.
+
+    capture_seconds: what capturing its steps took (compiling, too).
+    """
     parts = []
     for name, engine in (("target", engines.target), ("draft", engines.draft)):
         if engine is not None:
@@ -67,8 +70,7 @@ def memory(engines: Engines) -> str:
     line = f"memory: {', '.join(parts)}"
     if engines.target.device.type == "cuda":
         used = torch.cuda.memory_allocated(engines.target.device)
-        seconds = sum(getattr(engine, "capture_seconds", 0.0) for engine in (engines.target, engines.draft))
-        line += f"; {_size(used)} on the GPU in all; passes captured in {seconds:.1f} s"
+        line += f"; {_size(used)} on the GPU in all; steps captured in {capture_seconds:.1f} s"
     return line
 
 

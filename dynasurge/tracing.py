@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dynasurge.config import Settings
 from dynasurge.decoding import StepRecord
-from dynasurge.generation import Engines, Session, make_policy, make_verify
+from dynasurge.generation import Engines, Session
 from dynasurge.models import Pair
+from dynasurge.parts import make_policy, make_verify
 from dynasurge.policies import Children, Wish
 from dynasurge.tree import TokenTree
 from dynasurge.verification import Rows, Verdict, reach

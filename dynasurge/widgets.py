@@ -22,8 +22,8 @@ from dynasurge.background import Background, Run
 from dynasurge.config import AUTO_NODES, ETVS, MODES, POLICIES, Settings
 from dynasurge.data import load_prompts
 from dynasurge.errors import UsageError
-from dynasurge.generation import make_shape
 from dynasurge.models import Pair, load_pair
+from dynasurge.parts import make_shape
 from dynasurge.svg import STYLE, above_one_another, headline, palette_rules, step_svg, strip_svg, text_html
 from dynasurge.tracing import StepView
 

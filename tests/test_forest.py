@@ -12,14 +12,16 @@ import toy
 
 from dynasurge import kernels
 from dynasurge.acceptance import make_acceptance
-from dynasurge.captured import CapturedDecoder, Trees
+from dynasurge.captured import CapturedDecoder
+from dynasurge.exchange import Trees
 from dynasurge.forest import CONTEXT, Forest, Layout, Nodes, assemble, growmap_layout
 from dynasurge.growmap import Growmap, build_growmap
 from dynasurge.judge import Law, law, share_level
 from dynasurge.lookup import Lookup
 from dynasurge.pace import Pace
 from dynasurge.policies import POLICIES
-from dynasurge.proposing import Proposer, draw, find_copies
+from dynasurge.proposing import draw, find_copies
+from dynasurge.settling import Proposer
 from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES
 
