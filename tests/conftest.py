@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import interpreted  # noqa: F401 (first of all)
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers

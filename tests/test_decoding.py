@@ -134,6 +134,26 @@ def test_generation_stops_at_end_of_text(pairs: dict[str, Pair], growmap: str) -
         config.eos_token_id = before
 
 
+def test_a_text_that_nobody_finished_does_not_disturb_the_next(pairs: dict[str, Pair], growmap: str) -> None:
+    for mode in modes(growmap):
+        session = Session(pairs["llama"], Settings(T=0.9, **(SMALL | mode)))
+        whole = session.generate(PROMPT).output_ids
+        begun = [token for _, step in zip(range(3), session.stream(PROMPT), strict=False) for token in step.emitted]
+        assert begun == whole[: len(begun)]
+        assert session.generate(PROMPT).output_ids == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [1, 4], ids=["static", "dynamic"])
+def test_compiled_steps_say_the_same(mode: int, pairs: dict[str, Pair], growmap: str, steps: str) -> None:
+    if steps == "by node":
+        pytest.skip("only captured steps are compiled")
+    plain = generate(pairs["llama"], PROMPT, T=0, mode="auto", **SMALL).output_ids
+    result = generate(pairs["llama"], PROMPT, T=0, compile=True, **(SMALL | modes(growmap)[mode]))
+    assert result.output_ids == plain
+    assert sum(step.tree.size for step in result.steps) > 0
+
+
 def test_a_one_token_prompt_works_in_every_mode(pairs: dict[str, Pair], growmap: str) -> None:
     outputs = [generate(pairs["gpt2"], [7], T=0, **(SMALL | mode)).output_ids for mode in modes(growmap)]
     assert all(output == outputs[0] for output in outputs)

@@ -38,5 +38,6 @@ def test_every_peer_runs_and_greedy_text_is_one(
     capsys.readouterr()
     peers.main(["table", str(tmp_path / "out")])
     printed = capsys.readouterr().out
-    assert "**prompts, T = 0** (n = 2)" in printed
+    assert "**prompts, T = 0**" in printed
+    assert "| ms a step |" in printed
     assert printed.count("2 of 2") == len(methods)
