@@ -1,7 +1,8 @@
 """Dynasurge: tree-speculative decoding that fits the tree to the prompt and never changes what the target says.
 
 Reading order: tree, growmap, optimal, sampling, policies, lookup, acceptance, latency, shapes, drafting, verification,
-bound, cache, engine, replay, graphs, decoding, generation, ecosystem; rows, records, processes, evaluation, grid, sweep,
+bound, cache, packing, engine, decoding; of captured steps graphs, regions, forest, proposing, settling, kernels, judge,
+pace, exchange, captured, captured_costs; parts, generation, ecosystem; rows, records, processes, evaluation, grid, sweep,
 study, steps, analysis, bias, probes, evidence; style, plotting, charts, rulecharts, notebooks, figures, tracing, layout,
 svg, background, widgets.
 
