@@ -63,6 +63,7 @@ class CapturedDecoder:
                 growmap=trees.growmap,
                 copies=trees.copies,
                 cut=self._inputs.cut,
+                most=trees.most,
                 compiled=self._compiled,
             )
         for engine in (target, draft):

@@ -23,7 +23,7 @@ class Trees:
     """What trees a decoder grows: how large they can get and are to be, how rows get children, by what estimates.
 
     budget: nodes at most, whatever a pass has room for; growmap: int64 [size + 1, k] for static trees, see `Proposer`;
-    own: whether the draft's own word is the estimate.
+    own: whether the draft's own word is the estimate; most: see `Proposer`.
     """
 
     layout: Layout
@@ -34,6 +34,7 @@ class Trees:
     growmap: torch.Tensor | None = None
     copies: bool = False
     own: bool = False
+    most: int = 1 << 30
 
 
 class Inputs:

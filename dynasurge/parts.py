@@ -65,8 +65,8 @@ def make_layout(settings: Settings, shape: Shape) -> Layout:
     if settings.mode == "sTree" and settings.growmap is not None:
         growmap = load_growmap(settings.growmap)
         return growmap_layout(growmap.children, growmap.depths)
-    children = max(1 if settings.policy == "sampled" else 2, min(settings.max_children, shape.max_nodes))
-    return Layout(depth=shape.max_depth, width=FRONTIER, children=max(2, children))
+    children = max(2, min(settings.max_children, shape.max_nodes))  # one may be a copy, or the one behind a point
+    return Layout(depth=shape.max_depth, width=FRONTIER, children=children)
 
 
 def captured_size(shape: Shape) -> int:
@@ -100,4 +100,5 @@ def make_trees(
         growmap=growmap,
         copies=dynamic and settings.lookup,
         own=settings.values == "own",
+        most=settings.max_children if dynamic else layout.children,
     )

@@ -26,7 +26,7 @@ class Proposer:
     policy: see policies.py. table: float64 [2, kinds, CELLS], estimates by depth class, kind and feature; None takes the
     draft's own word. growmap: int64 [size + 1, k], the number of each node's children, -1 for none: then shape decides, not
     value. copies: whether the text proposes, too. cut: float64 [1], for `hybrid`, what a slot must be worth to be proposed.
-    compiled: whether torch.compile fuses the small kernels.
+    most: children a node may have, copies not counted. compiled: whether torch.compile fuses the small kernels.
     """
 
     policy: str
@@ -34,6 +34,7 @@ class Proposer:
     growmap: torch.Tensor | None = None
     copies: bool = False
     cut: torch.Tensor | None = None
+    most: int = 1 << 30
     compiled: bool = False
 
     def frontier(self, forest: Forest) -> torch.Tensor:
@@ -61,7 +62,9 @@ class Proposer:
             number = self.growmap[forest.x[above].long()]
             settled = self._run(shaped, self.policy, drawn, slot_value, number, self.growmap[number, 0] >= 0)
         else:
-            settled = self._run(settle, self.policy, drawn, slot_value, node_value, self.table, cut, level > 1)
+            settled = self._run(
+                settle, self.policy, drawn, slot_value, node_value, self.table, cut, level > 1, self.most
+            )
         for mine, theirs in zip(
             (forest.token, forest.kind, forest.proposal, forest.x, forest.slot_value, forest.node_value),
             settled,
@@ -86,10 +89,13 @@ def settle(
     table: torch.Tensor | None,
     cut: torch.Tensor | None,
     below: bool,
+    most: int,
 ) -> Settled:
     """tokens, kind, proposal, x, slot values and node values [w, k] of the children of nodes that are worth slot_value and
-    node_value [w]; below: whether these lie below the root."""
+    node_value [w]; below: whether these lie below the root; most: children a node, copies not counted."""
     made = propose(policy, drawn)
+    if most < drawn.k:
+        made = made._replace(exists=made.exists & ((made.kind >= ECHO) | _leading(made, most)))
     before, after = estimates(table, made, below=below)
     if policy != "sampled":  # points go by their worth
         by = torch.where(made.kind == TAIL, 2.0, torch.where(made.exists, after, -1.0))
@@ -100,6 +106,11 @@ def settle(
         made = made._replace(exists=made.exists & ((made.kind != TAIL) | (node_value[:, None] * before >= cut)))
     slots, nodes = values(made, before, after, slot_value, node_value)
     return made.tokens, made.kind, made.proposal, made.x, slots, nodes
+
+
+def _leading(made: Proposed, most: int) -> torch.Tensor:
+    """bool [w, k]: the first `most` children."""
+    return torch.arange(made.kind.shape[1], device=made.kind.device).expand_as(made.kind) < most
 
 
 def shaped(

@@ -134,6 +134,14 @@ def test_generation_stops_at_end_of_text(pairs: dict[str, Pair], growmap: str) -
         config.eos_token_id = before
 
 
+@pytest.mark.parametrize("policy", ["sampled", "topk", "hybrid"])
+def test_no_node_has_more_children_than_it_may(policy: str, pairs: dict[str, Pair]) -> None:
+    bounds = {"max_children": 1, "fill": True, "policy": policy, "lookup": False}
+    result = generate(pairs["llama"], PROMPT, T=0.9, **(SMALL | bounds))
+    assert max(len(children) for step in result.steps for children in step.tree.children) == 1
+    assert max(step.tree.depth for step in result.steps) > 1
+
+
 def test_a_text_that_nobody_finished_does_not_disturb_the_next(pairs: dict[str, Pair], growmap: str) -> None:
     for mode in modes(growmap):
         session = Session(pairs["llama"], Settings(T=0.9, **(SMALL | mode)))
