@@ -100,8 +100,10 @@ class TreeCache(Cache):
         return stack[layer - first, :1], stack[layer - first, 1:]
 
     def clear(self) -> None:
-        """Forget everything but the memory."""
+        """Forget everything: a NaN left in a row would reach through any mask."""
         self.length = self.filled = 0
+        for _, stack in self._stacks.values():
+            stack.zero_()
 
     def append(self, count: int) -> None:
         """A pass has written `count` rows."""

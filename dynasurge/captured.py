@@ -78,7 +78,7 @@ class CapturedDecoder:
         self._verify: dict[int, Captured[torch.Tensor]] = {}
         for n in sorted(self._sizes, reverse=True):  # the largest first, so that the others find its memory
             self._score[n] = graphs.capture(lambda n=n: self._pass(n))  # type: ignore[misc]
-            self._verify[n] = graphs.capture(lambda n=n: self._judge(n))  # type: ignore[misc]
+            self._verify[n] = graphs.capture(lambda n=n: self._judge(n), self._length.zero_)  # type: ignore[misc]
         self.capture_seconds = graphs.seconds
         self._watch, self._back = Stopwatch(device), [pinned(self._packed(max(self._sizes)), device) for _ in range(2)]
 
@@ -105,7 +105,7 @@ class CapturedDecoder:
         while True:
             next_size, numbers = self._prepare(generator)  # while the device is at work
             back = self._read(size)
-            phases = self._phases(begun)
+            phases, room = self._phases(begun), left - 1  # for drafted tokens: the last one always counts as the bonus
             if back.end < 0 or back.bonus < 0:
                 raise no_numbers("--target", f"after {len(prompt) + new_tokens - left} tokens")
             emitted = cut([*back.emitted[: back.depth], back.bonus], left, eos)
@@ -120,15 +120,17 @@ class CapturedDecoder:
             while node > 0:
                 path.append(node)
                 node = draft.tree.parents[node]
+            away = time.perf_counter()
             yield StepRecord(
                 tree=draft.tree,
-                path=tuple(path[::-1][: len(emitted)]),
+                path=tuple(path[::-1][: min(len(emitted), room)]),
                 emitted=tuple(emitted),
-                expected=sum(chance * depth for chance, depth in zip(stop, draft.tree.depths, strict=True)),
+                expected=sum(chance * min(depth, room) for chance, depth in zip(stop, draft.tree.depths, strict=True)),
                 confidence=draft.confidence,
                 passes=draft.passes,
                 **phases,
             )
+            begun += time.perf_counter() - away  # whoever looks at records takes time of their own
             if last:
                 return
             root, size = emitted[-1], next_size
@@ -173,7 +175,7 @@ class CapturedDecoder:
             tokens, positions = self._forest.token[nodes.slot], self._length + nodes.depth
             rows = self._length + torch.arange(n + 1, device=self._device)
             seen = torch.where(nodes.path <= n, self._length + nodes.path, -1)
-            hidden = hidden_rows(self._length, seen, self._target.static_length)
+            hidden = hidden_rows(self._length + 1, seen, self._target.static_length)  # all see the root
         logits = self._target.score_at(tokens, positions, rows, hidden)
         self._p[: n + 1].copy_(sampling.to_probs(logits, self._T, self._P))
         return nodes

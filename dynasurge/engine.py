@@ -48,19 +48,22 @@ class Engine:
         compiled: bool = False,
     ) -> None:
         self.model, self.compiled = model, compiled
+        self.captures = False  # whether steps are captured, see captured.py; not all models can be
         self.widest = max_length  # the widest pass to be measured, see latency.py
         aligned = ALIGNED if model.device.type == "cuda" else 1
         self.static_length = -(-(static_length or max_length) // aligned) * aligned
         self.max_length = max(max_length, self.static_length)
         self.vocab = vocab or model.config.get_text_config().vocab_size
         self._known = model.config.get_text_config().vocab_size
-        self._last = getattr(model.config.get_text_config(), "max_position_embeddings", max_length) - 1
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._last = (positions or self.static_length) - 1
         self._cache = TreeCache(model.config.get_text_config().num_hidden_layers, self.max_length, self.static_length)
-        self._regions = Regions(model, self._cache) if compiled else None
+        self._regions: Regions | None = None  # when there is something to compile
         self._parents: list[int] = []
         self._depths: list[int] = []
         self._sees = np.zeros((0, 0), dtype=bool)  # [nodes or more, same]: the ancestors of each node, itself included
 
+    @torch.inference_mode()
     def reset(self) -> None:
         """Forget the text."""
         self._cache.clear()
@@ -128,6 +131,8 @@ class Engine:
         """
         known = torch.where((tokens >= 0) & (tokens < self._known), tokens, 0)
         self._cache.rows = rows
+        if self.compiled and self._regions is None:
+            self._regions = Regions(self.model, self._cache)
         regions = self._regions.installed(len(tokens)) if self._regions is not None else nullcontext()
         try:
             with regions, sdpa_kernel(STATIC_ATTENTION, set_priority=True):

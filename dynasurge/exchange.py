@@ -103,7 +103,7 @@ class Outcome:
                 rank=ranks[node],
                 proposal=proposal[node],
                 kind=KINDS[int(kind[node])] + ("+" if depth > 1 else ""),
-                x=proposal[node] if static else x[node],
+                x=x[node],
                 slot_value=value[node],
                 node_value=value[node],
             )

@@ -30,6 +30,7 @@ from dynasurge.lookup import LENGTHS
 
 FIRST, LATER, TAIL, POINT, ECHO, LOOKUP = range(len(KINDS))  # of children
 FRONTIER = 32  # nodes of a level that the draft reads in one pass
+SORTED = 1024  # slots of a level; more are sorted
 CONTEXT = max(LENGTHS)  # tokens that may have to match before a copy
 
 
@@ -73,9 +74,10 @@ class Layout:
 class Forest:
     """One tree while it grows. S slots and R rows, each with one more for "none".
 
-    token, depth, kind int64, proposal, x, slot_value, node_value float64, all [S + 1]; row_slot int64 [R + 1], the slot of
-    each row; chain int64 [R + 1, depth], the rows from the root down to each row, R behind them; context int64
-    [R + 1, CONTEXT], the last tokens up to each row's own; base float [R + 1, V], what its children were sampled from.
+    token, depth, kind, number (in a growmap, for static trees) int64, proposal, x, slot_value, node_value float64, all
+    [S + 1]; row_slot int64 [R + 1], the slot of each row; chain int64 [R + 1, depth], the rows from the root down to each
+    row, R behind them; context int64 [R + 1, CONTEXT], the last tokens up to each row's own; base float [R + 1, V], what
+    its children were sampled from.
     """
 
     layout: Layout
@@ -84,6 +86,7 @@ class Forest:
     kind: torch.Tensor
     proposal: torch.Tensor
     x: torch.Tensor
+    number: torch.Tensor
     slot_value: torch.Tensor
     node_value: torch.Tensor
     row_slot: torch.Tensor
@@ -107,6 +110,7 @@ class Forest:
             kind=torch.full((slots + 1,), POINT, **whole),
             proposal=torch.ones(slots + 1, **real),
             x=torch.zeros(slots + 1, **real),
+            number=torch.zeros(slots + 1, **whole),
             slot_value=torch.zeros(slots + 1, **real),
             node_value=torch.zeros(slots + 1, **real),
             row_slot=torch.full((rows + 1,), slots, **whole),
@@ -152,9 +156,13 @@ def next_rows(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The rows `numbers` [w] for the w most valuable slots of a level, whose values [c] begin at slot `start` [1]: their
     slots [w], chains and contexts."""
-    places = torch.arange(len(values), device=values.device)
-    ahead = (values > values[:, None]) | ((values == values[:, None]) & (places < places[:, None]))
-    chosen = torch.zeros_like(places).scatter(0, ahead.sum(1), places)[: len(numbers)] + start
+    if len(values) <= SORTED:  # comparing all with all is one small kernel
+        places = torch.arange(len(values), device=values.device)
+        ahead = (values > values[:, None]) | ((values == values[:, None]) & (places < places[:, None]))
+        order = torch.zeros_like(places).scatter(0, ahead.sum(1), places)
+    else:
+        order = values.sort(descending=True, stable=True).indices
+    chosen = order[: len(numbers)] + start
     chosen = torch.nn.functional.pad(chosen, (0, len(numbers) - len(chosen)), value=len(token) - 1)
     above = (chosen - 1) // children
     at = torch.arange(chain.shape[1], device=values.device) == level

@@ -32,6 +32,7 @@ from dynasurge.models import Pair
 from dynasurge.parts import (
     CAPTURED_RULES,
     can_capture,
+    can_hold,
     captured_size,
     make_layout,
     make_policy,
@@ -85,8 +86,10 @@ def make_engines(pair: Pair, plan: Sequence[Settings]) -> Engines:
         "vocab": pair.target.config.get_text_config().vocab_size,
         "compiled": any(settings.compile for settings in plan),
     }
+    target = Engine(pair.target, target_room, **how)
+    target.captures = can_capture(pair)
     draft = Engine(pair.draft, draft_room, static_length=static_room, **how) if draft_room else None
-    return Engines(target=Engine(pair.target, target_room, **how), draft=draft)
+    return Engines(target=target, draft=draft)
 
 
 class Session:
@@ -120,7 +123,8 @@ class Session:
             shape = make_shape(settings, costs)
         if shape is not None:
             acceptance = acceptance or make_acceptance(settings.values, settings.rule, settings.T, settings.priors)
-        if usual and settings.rule in CAPTURED_RULES and can_capture(pair):
+        captures = usual and settings.rule in CAPTURED_RULES and self.engines.target.captures
+        if captures and (shape is None or can_hold(settings, shape)):
             decoder = self._captured(shape, acceptance, costs)
             if decoder is not None:
                 self._decoder: Decoder | CapturedDecoder = decoder
@@ -146,7 +150,11 @@ class Session:
     ) -> CapturedDecoder | None:
         """The decoder whose steps are captured; None, with a warning, where a model cannot be."""
         settings, target, draft = self.settings, self.engines.target, self.engines.draft
-        trees = None if shape is None else make_trees(settings, shape, acceptance, costs, target.device)
+        trees = (
+            None
+            if shape is None or not shape.max_nodes
+            else make_trees(settings, shape, acceptance, costs, target.device)
+        )
         rule = settings.rule if settings.T > 0 else "topdown"  # at T = 0 they are one
         try:
             with shrinking("tree"):
@@ -159,6 +167,7 @@ class Session:
             if target.device.type == "cuda":
                 torch.cuda.synchronize(target.device)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
+            target.captures = False
             lacks = "torch.compile and CUDA graphs" if target.compiled else "CUDA graphs"
             names = f"{self.pair.target_name}, {self.pair.draft_name}"
             warnings.warn(f"{names}: decoding without {lacks}, which is slower: {reason}", stacklevel=4)
@@ -184,9 +193,6 @@ class Session:
         not depend on which prompts came before it. on_step is called with each record as it is made.
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
-        if not 0 < len(ids) <= self.settings.prompt_len:
-            reason = f"this session reads 1 to {self.settings.prompt_len} tokens"
-            raise UsageError("prompt", f"of {len(ids)} tokens", reason, "cut it, or set prompt_len")
         steps: list[StepRecord] = []
         start = time.perf_counter()
         self._prefill(ids)
@@ -217,12 +223,18 @@ class Session:
         yield from self._steps(ids, index, new_tokens, self.pair.eos if eos is None else eos)
 
     def _prefill(self, ids: list[int]) -> None:
+        if not 0 < len(ids) <= self.settings.prompt_len:
+            reason = f"this session reads 1 to {self.settings.prompt_len} tokens"
+            raise UsageError("prompt", f"of {len(ids)} tokens", reason, "cut it, or set prompt_len")
         self.engines.reset()
         self._decoder.prefill(ids)
         if self.pair.target.device.type == "cuda":
             torch.cuda.synchronize(self.pair.target.device)
 
     def _steps(self, ids: list[int], index: int, new_tokens: int | None, eos: frozenset[int]) -> Iterator[StepRecord]:
+        if new_tokens is not None and not 0 < new_tokens <= self.settings.new_tokens:
+            reason = f"this session generates 1 to {self.settings.new_tokens} tokens"
+            raise UsageError("new_tokens", new_tokens, reason, "make a session with a larger new_tokens")
         return self._decoder.steps(ids, new_tokens or self.settings.new_tokens, _stream(self.settings.seed, index), eos)
 
 

@@ -50,21 +50,30 @@ class Graphs:
         self._pool: Any = None
 
     @torch.inference_mode()
-    def capture(self, function: Callable[[], R]) -> Captured[R]:
-        """Call it some times, then capture it. It must not wait for the device. Raises RuntimeError if it does."""
+    def capture(self, function: Callable[[], R], ready: Callable[[], object] = lambda: None) -> Captured[R]:
+        """Call it some times, capture it, and replay it once, so that its results mean something from now on. It must not
+        wait for the device: raises RuntimeError if it does. ready: called before each of these calls."""
         if self._device.type != "cuda":
+            ready()
             return Captured(function, None, function())
+        with torch.cuda.device(self._device):
+            return self._capture(function, ready)
+
+    def _capture(self, function: Callable[[], R], ready: Callable[[], object]) -> Captured[R]:
         start = time.perf_counter()
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream), torch._dynamo.config.patch(recompile_limit=SHAPES):
             for _ in range(WARM_UPS):
+                ready()
                 function()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             result = function()
         self._pool = self._pool or graph.pool()
+        ready()
+        graph.replay()
         self.seconds += time.perf_counter() - start
         return Captured(function, graph, result)
 

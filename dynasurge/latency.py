@@ -109,8 +109,9 @@ def _at(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
 
 def widths_of(target: Engine, draft: Engine) -> tuple[int, ...]:
     """The widths at which both engines can be measured as they will run."""
-    widest = min(min(e.widest, e.max_length - min(TEXT // 2, e.max_length // 4)) for e in (target, draft))
-    widths = WIDTHS if target.device.type == "cpu" else CAPTURED_WIDTHS
+    widths = CAPTURED_WIDTHS if target.captures else WIDTHS
+    limiting = (target,) if target.captures else (target, draft)  # captured draft passes have one price
+    widest = min(min(e.widest, e.max_length - min(TEXT // 2, e.max_length // 4)) for e in limiting)
     return tuple(w for w in widths if w <= max(1, widest))
 
 
@@ -125,8 +126,14 @@ def measure(target: Engine, draft: Engine, on_width: Callable[[], object] = lamb
 
 def _measure(target: Engine, draft: Engine, on_width: Callable[[], object]) -> Costs:
     widths = widths_of(target, draft)
-    if target.device.type == "cuda":
-        return Costs(widths=widths, **captured_seconds(target, draft, widths, on_width))
+    if target.captures:
+        try:
+            return Costs(widths=widths, **captured_seconds(target, draft, widths, on_width))
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            target.captures = False  # what cannot be captured is measured as it runs without
+            return _measure(target, draft, on_width)
     generator = torch.Generator().manual_seed(0)
 
     def draw(logits: torch.Tensor) -> None:
@@ -184,7 +191,7 @@ def cache_file(target: Engine, draft: Engine) -> Path:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     configs = [engine.model.config.to_json_string() for engine in (target, draft)]
     key = [name, os.cpu_count(), torch.get_num_threads(), torch.__version__, str(target.model.dtype), *configs]
-    kind = ["Engine", target.compiled, METHOD]
+    kind = [target.captures, target.compiled, METHOD]
     digest = hashlib.sha256(json.dumps([*key, *kind]).encode()).hexdigest()[:16]
     return cache_folder() / "latency" / f"{digest}.json"
 
@@ -200,6 +207,7 @@ def load_costs(
     if kept is not None and kept.widths[-1] >= widths_of(target, draft)[-1]:
         return kept
     costs = measure(target, draft, on_width)
+    path = cache_file(target, draft)  # of the way that it could be measured
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(path) as partial:

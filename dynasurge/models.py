@@ -51,6 +51,8 @@ def load_pair(
     not fit.
     """
     where = resolve_device(device)
+    if where.index is not None:
+        torch.cuda.set_device(where)  # kernels of our own and events go where the models are
     number = resolve_dtype(dtype, where)
     target_model, target_tokenizer = load_target(target, number, device_map)
     draft_model, draft_tokenizer = load_model("--draft", draft, number)

@@ -35,10 +35,12 @@ class Size:
 
 @dataclass(kw_only=True)
 class Pace:
-    """Chooses among `sizes` (node counts, rising) and 1 .. max_depth levels. costs: None always takes the largest size, and
-    one level more than recent trees made use of; `fixed` takes the largest of both."""
+    """Chooses among `sizes` (what passes have room for, rising; a tree has at most `budget` nodes) and 1 .. max_depth
+    levels. costs: None always takes the largest size, and one level more than recent trees made use of; `fixed` takes the
+    largest of both."""
 
     sizes: Sequence[int]
+    budget: int
     max_depth: int
     costs: Costs | None = None
     fixed: bool = False
@@ -75,7 +77,7 @@ class Pace:
 
     def learn(self, size: Size, values: Sequence[float], depths: Sequence[int]) -> None:
         """A tree of this size had nodes of these slot values at these depths (the root left out)."""
-        full, least = len(values) == size.nodes, min(values, default=0.0)
+        full, least = len(values) == min(size.nodes, self.budget), min(values, default=0.0)
         self.cut = SLACK * (least if full else min(self.cut, least))  # one that was not filled must be offered more
         self._recent = [*self._recent[1 - LOOK_BACK :], max(depths, default=0)]
         by_level = [0.0] * size.depth

@@ -27,6 +27,7 @@ from dynasurge.shapes import BestFirst, Shape, StaticShape, Thrifty
 from dynasurge.verification import RULES
 
 CAPTURED_RULES = ("topdown", "traversal")
+LARGEST = 1 << 14  # slots of a level, and entries of all nodes' paths; larger trees are made node by node
 SIZES = (16, 32, 64, 128)  # nodes that a captured pass has room for, then multiples of the last
 
 
@@ -69,6 +70,14 @@ def make_layout(settings: Settings, shape: Shape) -> Layout:
     return Layout(depth=shape.max_depth, width=FRONTIER, children=children)
 
 
+def can_hold(settings: Settings, shape: Shape) -> bool:
+    """Whether a captured step can hold trees of this shape: all that they might be has room in fixed tensors, which very
+    wide or deep ones would make too large."""
+    layout = make_layout(settings, shape)
+    wide = max(layout.level_widths) * layout.children
+    return wide <= LARGEST and (captured_size(shape) + 1) * (layout.depth + 1) <= LARGEST
+
+
 def captured_size(shape: Shape) -> int:
     """Nodes that a captured pass over the largest tree of this shape has room for: few sizes make few graphs."""
     return next((size for size in SIZES if size >= shape.max_nodes), -(-shape.max_nodes // SIZES[-1]) * SIZES[-1])
@@ -95,7 +104,9 @@ def make_trees(
         layout=layout,
         policy=settings.policy if settings.T > 0 else "topk",
         budget=shape.max_nodes,
-        pace=Pace(sizes=(*sizes, largest), max_depth=layout.depth, costs=paid, fixed=not dynamic),
+        pace=Pace(
+            sizes=(*sizes, largest), budget=shape.max_nodes, max_depth=layout.depth, costs=paid, fixed=not dynamic
+        ),
         acceptance=acceptance,
         growmap=growmap,
         copies=dynamic and settings.lookup,

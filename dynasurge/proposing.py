@@ -89,12 +89,12 @@ def draw_children(
     q: torch.Tensor,
     uniforms: torch.Tensor,
     found: tuple[torch.Tensor, torch.Tensor] | None = None,
-    cut: torch.Tensor | None = None,
-    node_value: torch.Tensor | None = None,
+    places: torch.Tensor | None = None,
+    floor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, Drawn]:
     """Take from q [w, V] what a policy wants, and say what its children were sampled from [w, V].
 
-    found: copies. cut, node_value: for `hybrid`, no point is taken that is worth less than this below nodes of that value.
+    found: copies. places, floor [w, 1]: for `hybrid`, how many points a node may have, and the least probability of one.
     """
     k, base, copies = uniforms.shape[1], q, None
     if found is not None:
@@ -115,11 +115,10 @@ def draw_children(
     values = top.values
     if policy == "topk":
         return None, Drawn(**none | {"best": top.indices, "values": values.double()})
-    if cut is not None and node_value is not None:
-        worth = node_value[:, None].clamp(min=1e-9)
-        places = (worth / cut.clamp(min=1e-9)).floor()
-        outside = (torch.arange(values.shape[1], device=q.device) >= places) | (values < cut / worth)
-        values = values.masked_fill(outside, 0.0)
+    if places is not None:
+        values = values.masked_fill(torch.arange(values.shape[1], device=q.device) >= places, 0.0)
+    if floor is not None:
+        values = values.masked_fill(values < floor, 0.0)
     base = base.scatter(1, top.indices, top.values - values)  # without the points
     tokens, masses, total, mean = draw(base, uniforms[:, :1])
     own = {"tokens": tokens, "masses": masses, "total": total, "mean": mean}

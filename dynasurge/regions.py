@@ -87,8 +87,9 @@ def run_block(block: nn.Module, cache: OneLayer, *args: Any, **kwargs: Any) -> A
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
     """The model's blocks in order. Raises RuntimeError if there is no list of blocks of one class."""
+    layers = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len({type(block) for block in module}) == 1:
+        if isinstance(module, nn.ModuleList) and len(module) == layers and len({type(block) for block in module}) == 1:
             return list(module)
     raise RuntimeError("its blocks are not alike")
 

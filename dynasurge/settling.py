@@ -57,9 +57,11 @@ class Proposer:
         slot_value, node_value = forest.slot_value[above], forest.node_value[above]
         found = self._run(find_copies, text, known, forest.context[rows]) if self.copies else None
         cut = self.cut if self.policy == "hybrid" and self.growmap is None else None
-        base, drawn = draw_children(self.policy, q, uniforms, found, cut, node_value)
-        if self.growmap is not None:
-            number = self.growmap[forest.x[above].long()]
+        number = self.growmap[forest.number[above]] if self.growmap is not None else None
+        base, drawn = draw_children(self.policy, q, uniforms, found, *_limits(cut, node_value, number))
+        if number is not None:
+            assert self.growmap is not None
+            forest.number[slots].copy_(number.flatten())
             settled = self._run(shaped, self.policy, drawn, slot_value, number, self.growmap[number, 0] >= 0)
         else:
             settled = self._run(
@@ -108,6 +110,19 @@ def settle(
     return made.tokens, made.kind, made.proposal, made.x, slots, nodes
 
 
+def _limits(
+    cut: torch.Tensor | None, node_value: torch.Tensor, number: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """How many points `hybrid` may have at each node, and the least probability of one, [w, 1] each: what the growmap has
+    room for behind the sampled child, or what is worth its slot."""
+    if number is not None:
+        return (number >= 0).sum(1, keepdim=True) - 1, None
+    if cut is None:
+        return None, None
+    worth = node_value[:, None].clamp(min=1e-9)
+    return (worth / cut.clamp(min=1e-9)).floor(), cut / worth
+
+
 def _leading(made: Proposed, most: int) -> torch.Tensor:
     """bool [w, k]: the first `most` children."""
     return torch.arange(made.kind.shape[1], device=made.kind.device).expand_as(made.kind) < most
@@ -120,9 +135,8 @@ def shaped(
     have children."""
     made = propose(policy, drawn)
     exists = made.exists & (number >= 0) & (slot_value > 0)[:, None]
-    x = number.double()
-    slots = torch.where(exists, 1.0 / (2.0 + x), 0.0)  # breadth first
-    return made.tokens, made.kind, made.proposal, x, slots, torch.where(branches, slots, 0.0)
+    slots = torch.where(exists, 1.0 / (2.0 + number.double()), 0.0)  # breadth first
+    return made.tokens, made.kind, made.proposal, made.x, slots, torch.where(branches, slots, 0.0)
 
 
 def estimates(table: torch.Tensor | None, made: Proposed, *, below: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,6 +148,7 @@ def estimates(table: torch.Tensor | None, made: Proposed, *, below: bool) -> tup
     curves = table[int(below)].flatten()
 
     def look(x: torch.Tensor) -> torch.Tensor:
+        x = torch.where(x > 0, x, 0.0)  # not NaN either, of a draft that has gone astray
         cell = torch.where(counted, x, x.sqrt() * (CELLS - 1)).clamp(0, CELLS - 1).long()
         return curves[made.kind * CELLS + cell]
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ from conftest import ARCHITECTURES, DEVICES
 
 from dynasurge import Pair, Settings, UsageError, build_growmap, generate, generation, load_pair, save_growmap
 from dynasurge.generation import Session
+from dynasurge.growmap import Growmap
 from dynasurge.latency import Costs
 
 PROMPT = [5, 17, 8, 40, 33, 9, 21, 60, 61]
@@ -140,6 +145,76 @@ def test_no_node_has_more_children_than_it_may(policy: str, pairs: dict[str, Pai
     result = generate(pairs["llama"], PROMPT, T=0.9, **(SMALL | bounds))
     assert max(len(children) for step in result.steps for children in step.tree.children) == 1
     assert max(step.tree.depth for step in result.steps) > 1
+
+
+def test_a_draft_like_the_target_has_everything_accepted(pairs: dict[str, Pair], growmap: str) -> None:
+    """Whatever the policy: a static tree's nodes have no more points taken from what they sample than they have places."""
+    twins = dataclasses.replace(pairs["llama"], draft=pairs["llama"].target)
+    for policy in ("sampled", "hybrid"):
+        result = generate(twins, PROMPT, T=0.9, mode="sTree", growmap=growmap, use_bfs=True, policy=policy, **SMALL)
+        whole = [step for step in result.steps[:-1] if step.tree.size]
+        assert all(step.expected > 2.99 for step in whole), policy
+
+
+def test_records_end_where_the_text_ends(pairs: dict[str, Pair], growmap: str) -> None:
+    twins = dataclasses.replace(pairs["llama"], draft=pairs["llama"].target)
+    for mode in modes(growmap)[1:]:
+        for steps in (generate(twins, PROMPT, T=0.9, **(SMALL | mode | {"new_tokens": n})).steps for n in (1, 2, 7)):
+            assert all(step.accepted < len(step.emitted) or step.emitted[-1] in twins.eos for step in steps)
+            assert all(step.expected <= len(step.emitted) + 6 for step in steps)
+            assert steps[-1].expected <= len(steps[-1].emitted) - 1 + 1e-9 or steps[-1].emitted[-1] in twins.eos
+
+
+def test_whoever_looks_at_records_takes_time_of_their_own(pairs: dict[str, Pair]) -> None:
+    session = Session(pairs["llama"], Settings(T=0.9, **SMALL))
+    session.generate(PROMPT)
+    steps = session.generate(PROMPT, on_step=lambda step: time.sleep(0.1)).steps
+    spent = [s.draft_seconds + s.target_seconds + s.verify_seconds + s.other_seconds for s in steps]
+    assert statistics.median(spent) < 0.1
+
+
+def test_a_model_that_went_astray_once_does_not_spoil_the_next_text(pairs: dict[str, Pair], growmap: str) -> None:
+    pair = pairs["llama"]
+    weight = next(pair.target.parameters())
+    for mode in modes(growmap):
+        session = Session(pair, Settings(T=0.9, **(SMALL | mode)))
+        whole = session.generate(PROMPT).output_ids
+        stream = session.stream(PROMPT)
+        next(stream)
+        kept = weight.data.clone()
+        weight.data.fill_(torch.nan)
+        with pytest.raises(UsageError, match="logits that are NaN"):
+            list(stream)
+        weight.data.copy_(kept)
+        assert session.generate(PROMPT).output_ids == whole
+
+
+def test_a_draft_that_went_astray_drafts_nothing(pairs: dict[str, Pair]) -> None:
+    pair = pairs["llama"]
+    plain = generate(pair, PROMPT, T=0, mode="auto", **SMALL).output_ids
+    weight = next(pair.draft.parameters())
+    session = Session(pair, Settings(T=0, fill=True, **SMALL))
+    stream = session.stream(PROMPT)
+    emitted = list(next(stream).emitted)
+    kept = weight.data.clone()
+    weight.data.fill_(torch.nan)
+    emitted += [token for step in stream for token in step.emitted]
+    weight.data.copy_(kept)
+    assert emitted == plain
+
+
+def test_a_growmap_of_a_root_alone_drafts_nothing(pairs: dict[str, Pair], tmp_path: Path) -> None:
+    save_growmap(Growmap(parents=(-1,)), tmp_path / "root.pt")
+    result = generate(pairs["llama"], PROMPT, T=0.9, mode="sTree", growmap=str(tmp_path / "root.pt"), **SMALL)
+    assert {step.tree.size for step in result.steps} == {0}
+
+
+def test_no_more_is_generated_than_there_is_room_for(pairs: dict[str, Pair]) -> None:
+    session = Session(pairs["llama"], Settings(T=0.9, **SMALL))
+    with pytest.raises(UsageError, match="new_tokens 41: this session generates 1 to 40 tokens"):
+        session.generate(PROMPT, new_tokens=41)
+    with pytest.raises(UsageError, match="this session reads 1 to 16 tokens"):
+        list(session.stream(PROMPT * 2))
 
 
 def test_a_text_that_nobody_finished_does_not_disturb_the_next(pairs: dict[str, Pair], growmap: str) -> None:

@@ -301,7 +301,7 @@ def test_a_step_never_looks_at_values(rule: str, policy: str, static: bool, monk
         layout=Layout(depth=3, width=8, children=4),
         budget=12,
         policy=policy,
-        pace=Pace(sizes=(8, 16), max_depth=3),
+        pace=Pace(sizes=(8, 16), budget=12, max_depth=3),
         acceptance=make_acceptance("learned", rule, 0.6),
         growmap=growmap,
         copies=not static,
