@@ -142,14 +142,13 @@ class Acceptance:
     def table(self) -> torch.Tensor:
         """Every estimate, for proposing.py: float64 [2, kinds, CELLS], at the first level and below it."""
         kinds = [kind + depth for depth in ("", "+") for kind in KINDS]
+        most = max(len(self._accepted[kind]) for kind in kinds)
         if self._grid is None:
-            most = max(len(self._accepted[kind]) for kind in kinds)
             features = {kind: cells(kind.rstrip("+")) for kind in kinds}
             prior = [[self._prior(kind, x) for x in features[kind]] for kind in kinds]
             bins = [[most * number + _bin(kind, x) for x in features[kind]] for number, kind in enumerate(kinds)]
             self._grid = torch.tensor(prior, dtype=torch.float64), torch.tensor(bins)
         prior_, bins_ = self._grid
-        most = max(len(self._accepted[kind]) for kind in kinds)
         learned = torch.ones(len(kinds) * most, dtype=torch.float64)
         for number, kind in enumerate(kinds):
             for bin_, (accepted, predicted) in enumerate(

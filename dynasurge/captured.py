@@ -34,7 +34,7 @@ from dynasurge.graphs import Captured, Graphs, Stopwatch, fused
 from dynasurge.judge import judge, law
 from dynasurge.pace import Size
 from dynasurge.settling import Proposer
-from dynasurge.verification import reach
+from dynasurge.verification import path_to, reach
 
 
 class CapturedDecoder:
@@ -116,14 +116,10 @@ class CapturedDecoder:
             draft = self._drafted(back, root, size)
             stop = back.stop[: draft.tree.size + 1].tolist()
             self._learn(draft, stop, size)
-            path, node = [], back.end
-            while node > 0:
-                path.append(node)
-                node = draft.tree.parents[node]
             away = time.perf_counter()
             yield StepRecord(
                 tree=draft.tree,
-                path=tuple(path[::-1][: min(len(emitted), room)]),
+                path=path_to(draft.tree, back.end)[: min(len(emitted), room)],
                 emitted=tuple(emitted),
                 expected=sum(chance * min(depth, room) for chance, depth in zip(stop, draft.tree.depths, strict=True)),
                 confidence=draft.confidence,
@@ -160,16 +156,16 @@ class CapturedDecoder:
         self._fill(level, self._draft.score_at(forest.token[forest.row_slot[rows]], positions, length + own, hidden))
 
     def _fill(self, level: int, logits: torch.Tensor) -> None:
-        q = (fused(sampling.to_proposal) if self._compiled else sampling.to_proposal)(logits, self._T, self._P)
+        q = fused(sampling.to_proposal, self._compiled)(logits, self._T, self._P)
         rows = self._forest.layout.rows(level)
         self._proposer.fill(self._forest, level, q, self._inputs.uniforms[rows], self._text, self._length + 1)
 
     def _pass(self, n: int) -> Nodes | None:
         """Score the root and the n best nodes in one pass of the target."""
-        columns, nodes = torch.arange(self._target.static_length, device=self._device), None
+        nodes = None
         if self._trees is None:
-            tokens, positions, hidden = self._text[CONTEXT + self._length], self._length, (columns > self._length)[None]
-            rows = positions
+            tokens, positions, rows = self._text[CONTEXT + self._length], self._length, self._length
+            hidden = (torch.arange(self._target.static_length, device=self._device) > self._length)[None]
         else:
             nodes = assemble(self._forest, n, self._trees.budget)
             tokens, positions = self._forest.token[nodes.slot], self._length + nodes.depth

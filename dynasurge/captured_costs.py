@@ -48,10 +48,10 @@ def _scored(engine: Engine, logits: torch.Tensor) -> None:
 
 
 def _proposed(engine: Engine, logits: torch.Tensor) -> None:
-    q = (fused(sampling.to_proposal) if engine.compiled else sampling.to_proposal)(logits, 1.0)
+    q = fused(sampling.to_proposal, engine.compiled)(logits, 1.0)
     uniforms = torch.full((len(q), 8, 2), 0.5, dtype=torch.float64, device=q.device)
     drawn, worth = draw_children("sampled", q, uniforms)[1], uniforms[:, 0, 0]
-    (fused(settle) if engine.compiled else settle)("sampled", drawn, worth, worth, None, None, True, 8)
+    fused(settle, engine.compiled)("sampled", drawn, worth, worth, None, None, True, 8)
 
 
 def _verified(target: Engine) -> float:

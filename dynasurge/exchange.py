@@ -83,22 +83,18 @@ class Outcome:
         assert self._nodes is not None
         count = int(self._nodes[0].sum())
         _, token, parent, proposal, kind, x, value, _ = (row[:count].tolist() for row in self._nodes)
-        parents, ranks = [int(p) for p in parent], [0] * count
-        siblings: dict[int, int] = {}
-        for node, above in enumerate(parents):
-            ranks[node] = siblings.get(above, 0)
-            siblings[above] = ranks[node] + 1
         tree = TokenTree(
             tokens=tuple(int(t) for t in token),
-            parents=tuple(parents),
+            parents=tuple(int(p) for p in parent),
             proposal=tuple(proposal),
             point=tuple(node == 0 or k >= POINT for node, k in enumerate(kind)),
             value=() if static else tuple(value),
         )
+        ranks = {0: 0} | {child: rank for family in tree.children for rank, child in enumerate(family)}
         slots = [
             Slot(
                 token=tree.tokens[node],
-                parent=parents[node],
+                parent=tree.parents[node],
                 depth=depth,
                 rank=ranks[node],
                 proposal=proposal[node],

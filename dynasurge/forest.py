@@ -137,8 +137,8 @@ class Forest:
         slots = layout.slots(level)
         numbers = torch.arange(rows.start, rows.stop, device=by.device)
         start, depth = (torch.full((1,), number, device=by.device) for number in (slots.start, level))
-        run = fused(next_rows) if compiled else next_rows
-        found = run(by[slots], numbers, start, depth, self.chain, self.context, self.token, layout.children)
+        texts = (self.chain, self.context, self.token)
+        found = fused(next_rows, compiled)(by[slots], numbers, start, depth, *texts, layout.children)
         for mine, theirs in zip((self.row_slot, self.chain, self.context), found, strict=True):
             mine[rows].copy_(theirs)
         return rows
@@ -197,8 +197,8 @@ class Nodes:
 def assemble(forest: Forest, n: int, budget: int | None = None) -> Nodes:
     """Keep the root and the n most valuable slots, ties to the first, numbered in drawing order; `budget` of them at most,
     if there is one."""
-    layout, slots = forest.layout, len(forest.token) - 1
-    order = forest.slot_value.sort(descending=True, stable=True).indices[: min(n, n if budget is None else budget) + 1]
+    layout, slots, most = forest.layout, len(forest.token) - 1, n if budget is None else min(n, budget)
+    order = forest.slot_value.sort(descending=True, stable=True).indices[: most + 1]
     order = torch.where(forest.slot_value[order] > 0, order, slots)
     if len(order) < n + 1:
         order = torch.nn.functional.pad(order, (0, n + 1 - len(order)), value=slots)

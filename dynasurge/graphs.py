@@ -21,9 +21,13 @@ SHAPES = 200  # of passes: each is compiled by itself
 R = TypeVar("R")
 
 
+def fused(function: Callable[..., R], compiled: bool) -> Callable[..., R]:
+    """A function of tensors, its small kernels made few by torch.compile if `compiled`."""
+    return _compiled(function) if compiled else function
+
+
 @functools.cache
-def fused(function: Callable[..., R]) -> Callable[..., R]:
-    """A function of tensors whose small kernels torch.compile makes few."""
+def _compiled(function: Callable[..., R]) -> Callable[..., R]:
     return torch.compile(function, dynamic=False)
 
 

@@ -18,14 +18,13 @@ import torch
 
 from dynasurge import kernels, sampling
 from dynasurge.forest import POINT, Forest, Nodes
+from dynasurge.proposing import draw
 from dynasurge.verification import LEAST
-
-Level = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """accept, stop: float64 [n + 1], see verification.StopLaw; end, bonus: int64 [1], the node where the path ends and the
+    """stop: float64 [n + 1], see verification.StopLaw; end, bonus: int64 [1], the node where the path ends and the
     token behind it, -1 if there is none."""
 
     stop: torch.Tensor
@@ -113,9 +112,7 @@ def judge(law: Law, uniforms: torch.Tensor) -> Judged:
     """Draw where the path ends, then the bonus token. uniforms: float64 [2, 2]."""
     end = sampling.draw_by(law.stop[None], uniforms[:1, None])[0]
     bonus = law.bonus(end.clamp(min=0))
-    draw = kernels.draw if kernels.usable(bonus) else None
-    tokens = draw(bonus, uniforms[1:, None])[0] if draw else sampling.draw_by(bonus, uniforms[1:, None])
-    return Judged(stop=law.stop, end=end, bonus=tokens[:, 0])
+    return Judged(stop=law.stop, end=end, bonus=draw(bonus, uniforms[1:, None])[0][:, 0])
 
 
 def _bottom_up(accept: torch.Tensor, nodes: Nodes) -> torch.Tensor:

@@ -77,7 +77,7 @@ class Proposer:
             forest.base[rows].copy_(base)
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return (fused(function) if self.compiled else function)(*arguments)
+        return fused(function, self.compiled)(*arguments)
 
 
 Settled = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
