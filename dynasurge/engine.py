@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -131,12 +132,13 @@ class Engine:
         """
         known = torch.where((tokens >= 0) & (tokens < self._known), tokens, 0)
         self._cache.rows = rows
-        if self.compiled and self._regions is None:
-            self._regions = Regions(self.model, self._cache)
-        regions = self._regions.installed(len(tokens)) if self._regions is not None else nullcontext()
+        run = partial(self._run, known[None], positions.clamp(max=self._last)[None], hidden)
         try:
+            if self.compiled and self._regions is None:
+                self._regions = Regions(self.model, self._cache, run)
+            regions = self._regions.installed(len(tokens)) if self._regions is not None else nullcontext()
             with regions, sdpa_kernel(STATIC_ATTENTION, set_priority=True):
-                return self._fitted(self._run(known[None], positions.clamp(max=self._last)[None], hidden))
+                return self._fitted(run())
         finally:
             self._cache.rows = None
 

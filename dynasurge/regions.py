@@ -5,6 +5,12 @@ What tells blocks apart is their number, by which attention finds its place in t
 a constant and compile every block anew. So for as long as a pass is being captured, every block is number 0 and is shown a
 cache of one layer, its own. Afterwards the model is as it was: only the captured graph remains.
 
+Matrices that multiply the same rows (queries, keys and values; gate and up) are moved to lie one behind another, values
+unchanged, and multiply them in one go: on a GPU a product starts and ends in some microseconds of its own. Which ones these
+are shows while a pass runs. Each still computes its own part, out of the common product, which is written down once for
+each of them and made once (`Once`). So much for passes over several tokens, where products.py multiplies and attention.py
+attends, if they are of use.
+
 A pass over one token multiplies matrices by a vector. There a generated kernel that streams the matrix once, norms and
 activations fused, beats the library's (`coordinate_descent_tuning`, which finds its block sizes by trying). But an
 activation fused into the product behind it would be evaluated once for every few rows of the matrix: `settled` keeps them
@@ -13,17 +19,20 @@ apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 import torch._inductor.config
-from torch import nn
+from torch import fx, nn
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from transformers import PreTrainedModel
 
+from dynasurge import attention
 from dynasurge.cache import TreeCache
+from dynasurge.products import product, splits
 
 SMALL = 8  # a model of at most so many blocks is compiled as a whole
 
@@ -41,11 +50,60 @@ class OneLayer:
         return self._layer.update(keys, values)  # type: ignore[no-any-return]
 
 
-class Regions:
-    """The compiled parts of a model that decodes by a cache."""
+class Part(nn.Linear):
+    """A linear module whose matrix is rows `start` to `stop` of `joint`."""
 
-    def __init__(self, model: PreTrainedModel, cache: TreeCache) -> None:
+    joint: torch.Tensor
+    joint_bias: torch.Tensor | None
+    start: int
+    stop: int
+    parts: int  # see products.splits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Its part of the common product."""
+        return product(x, self.joint, self.joint_bias, self.parts)[..., self.start : self.stop]
+
+
+class Once(CustomGraphPass):  # type: ignore[misc]
+    """Of equal products of the same rows, makes one."""
+
+    PURE: tuple[str, ...] = (
+        "aten.view",
+        "aten.reshape",
+        "aten.permute",
+        "aten.t",
+        "aten.mm",
+        "aten.addmm",
+        "aten.slice",
+    )
+    PURE += ("aten.select", "dynasurge.parts_of_product", "aten.sum", "prims.convert_element_type", "aten.add.Tensor")
+
+    def __call__(self, graph: fx.Graph) -> None:
+        first: dict[Any, fx.Node] = {}
+        for node in list(graph.nodes):
+            if node.op != "call_function" or not str(node.target).startswith(self.PURE):
+                continue
+            key = repr((node.target, node.args, sorted(node.kwargs.items())))
+            if key in first:
+                node.replace_all_uses_with(first[key])
+                graph.erase_node(node)
+            else:
+                first[key] = node
+
+    def uuid(self) -> bytes:
+        """What compiled code depends on."""
+        return get_hash_for_files((__file__,))  # type: ignore[no-any-return]
+
+
+class Regions:
+    """The compiled parts of a model that decodes by a cache. `run` is a pass of it over several tokens."""
+
+    def __init__(self, model: PreTrainedModel, cache: TreeCache, run: Callable[[], object]) -> None:
         self._model, self._cache, self._blocks = model, cache, blocks_of(model)
+        groups = fed_alike(model, run)
+        for group in groups:
+            join(group)
+        self._linear: list[Any] = [module for group in groups for module in group]
         small = len(self._blocks) <= SMALL
         self._whole = torch.compile(type(model).forward, dynamic=False) if small else None
         self._block = None if small else torch.compile(run_block, dynamic=False)
@@ -53,7 +111,13 @@ class Regions:
     @contextmanager
     def installed(self, tokens: int) -> Iterator[None]:
         """Inside, the model's forward runs compiled, for a pass over so many tokens."""
-        hooks, numbered = [], []
+        hooks, numbered, config = [], [], self._model.config.get_text_config()
+        attends = config._attn_implementation
+        if tokens > 1:
+            for module in self._linear:
+                module.__class__, module.parts = Part, splits(module.joint, tokens)
+            if attends == "sdpa" and attention.usable(self._model.device):
+                config._attn_implementation = attention.NAME
         before = [(changed, vars(changed).get("forward")) for changed in (self._model, *self._blocks)]
         if self._whole is not None:
             vars(self._model)["forward"] = partial(self._whole, self._model)
@@ -67,9 +131,14 @@ class Regions:
             if self._block is not None:
                 vars(block)["forward"] = partial(self._block, block, OneLayer(self._cache, number))
         try:
-            with torch._inductor.config.patch(coordinate_descent_tuning=tokens == 1):
+            with torch._inductor.config.patch(
+                coordinate_descent_tuning=tokens == 1, post_grad_custom_pre_pass=Once() if tokens > 1 else None
+            ):
                 yield
         finally:
+            config._attn_implementation = attends
+            for module in self._linear:
+                module.__class__ = nn.Linear
             for hook in hooks:
                 hook.remove()
             for module, own in numbered:
@@ -78,6 +147,49 @@ class Regions:
                 vars(changed).pop("forward", None)
                 if forward is not None:
                     vars(changed)["forward"] = forward
+
+
+def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Linear]]:
+    """The linear modules, those together that got the very same rows while a pass ran, and could be one."""
+    seen: dict[object, tuple[torch.Tensor, list[nn.Linear]]] = {}  # with the rows, so that their id stays theirs
+
+    def see(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        assert isinstance(module, nn.Linear)
+        kind = (id(inputs[0]), module.bias is None, module.weight.dtype, module.weight.device)
+        group = seen.setdefault(kind, (inputs[0], []))[1]
+        if module not in group:
+            group.append(module)
+
+    hooks = [module.register_forward_pre_hook(see) for module in model.modules() if type(module) is nn.Linear]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [group for _, group in seen.values()]
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def join(group: list[nn.Linear]) -> None:
+    """Move the matrices of modules together and prepare each to be a `Part`."""
+    joint, start = _together([module.weight for module in group]), 0
+    joint_bias = None if group[0].bias is None else _together([module.bias for module in group])
+    for module in group:
+        stop = start + module.out_features
+        vars(module).update(joint=joint, joint_bias=joint_bias, start=start, stop=stop)
+        start = stop
+
+
+def _together(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Parameters of one shape but for its first dimension, one behind another in a new tensor that they become parts of."""
+    if len(weights) == 1:
+        return weights[0].detach()
+    joint, end = torch.cat([weight.detach() for weight in weights]), 0
+    for weight in weights:
+        begin, end = end, end + len(weight)
+        weight.data = joint[begin:end]
+    return joint
 
 
 def run_block(block: nn.Module, cache: OneLayer, *args: Any, **kwargs: Any) -> Any:
