@@ -6,10 +6,9 @@ a constant and compile every block anew. So for as long as a pass is being captu
 cache of one layer, its own. Afterwards the model is as it was: only the captured graph remains.
 
 Matrices that multiply the same rows (queries, keys and values; gate and up) are moved to lie one behind another, values
-unchanged, and multiply them in one go: on a GPU a product starts and ends in some microseconds of its own. Which ones these
-are shows while a pass runs. Each still computes its own part, out of the common product, which is written down once for
-each of them and made once (`Once`). So much for passes over several tokens, where products.py multiplies and attention.py
-attends, if they are of use.
+unchanged, and multiply them in one go: on a GPU every product takes some microseconds to start and to end. Which ones these
+are shows while a pass runs. Each module still computes its own part out of the common product, which the compiled pass
+makes once (`Once`).
 
 A pass over one token multiplies matrices by a vector. There a generated kernel that streams the matrix once, norms and
 activations fused, beats the library's (`coordinate_descent_tuning`, which finds its block sizes by trying). But an
@@ -26,13 +25,12 @@ from typing import Any
 
 import torch
 import torch._inductor.config
+import torch.nn.functional as F
 from torch import fx, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from transformers import PreTrainedModel
 
-from dynasurge import attention
 from dynasurge.cache import TreeCache
-from dynasurge.products import product, splits
 
 SMALL = 8  # a model of at most so many blocks is compiled as a whole
 
@@ -57,31 +55,23 @@ class Part(nn.Linear):
     joint_bias: torch.Tensor | None
     start: int
     stop: int
-    parts: int  # see products.splits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Its part of the common product."""
-        return product(x, self.joint, self.joint_bias, self.parts)[..., self.start : self.stop]
+        return F.linear(x, self.joint, self.joint_bias)[..., self.start : self.stop]
 
 
 class Once(CustomGraphPass):  # type: ignore[misc]
     """Of equal products of the same rows, makes one."""
 
-    PURE: tuple[str, ...] = (
-        "aten.view",
-        "aten.reshape",
-        "aten.permute",
-        "aten.t",
-        "aten.mm",
-        "aten.addmm",
-        "aten.slice",
+    KINDS = frozenset(
+        getattr(torch.ops.aten, name).default for name in ("view", "reshape", "t", "permute", "mm", "addmm")
     )
-    PURE += ("aten.select", "dynasurge.parts_of_product", "aten.sum", "prims.convert_element_type", "aten.add.Tensor")
 
     def __call__(self, graph: fx.Graph) -> None:
         first: dict[Any, fx.Node] = {}
         for node in list(graph.nodes):
-            if node.op != "call_function" or not str(node.target).startswith(self.PURE):
+            if node.target not in self.KINDS:
                 continue
             key = repr((node.target, node.args, sorted(node.kwargs.items())))
             if key in first:
@@ -100,10 +90,10 @@ class Regions:
 
     def __init__(self, model: PreTrainedModel, cache: TreeCache, run: Callable[[], object]) -> None:
         self._model, self._cache, self._blocks = model, cache, blocks_of(model)
-        groups = fed_alike(model, run)
+        groups = [group for group in fed_alike(model, run) if len(group) > 1]
         for group in groups:
             join(group)
-        self._linear: list[Any] = [module for group in groups for module in group]
+        self._parts: list[Any] = [module for group in groups for module in group]
         small = len(self._blocks) <= SMALL
         self._whole = torch.compile(type(model).forward, dynamic=False) if small else None
         self._block = None if small else torch.compile(run_block, dynamic=False)
@@ -111,13 +101,10 @@ class Regions:
     @contextmanager
     def installed(self, tokens: int) -> Iterator[None]:
         """Inside, the model's forward runs compiled, for a pass over so many tokens."""
-        hooks, numbered, config = [], [], self._model.config.get_text_config()
-        attends = config._attn_implementation
+        hooks, numbered = [], []
         if tokens > 1:
-            for module in self._linear:
-                module.__class__, module.parts = Part, splits(module.joint, tokens)
-            if attends == "sdpa" and attention.usable(self._model.device):
-                config._attn_implementation = attention.NAME
+            for module in self._parts:
+                module.__class__ = Part
         before = [(changed, vars(changed).get("forward")) for changed in (self._model, *self._blocks)]
         if self._whole is not None:
             vars(self._model)["forward"] = partial(self._whole, self._model)
@@ -136,8 +123,7 @@ class Regions:
             ):
                 yield
         finally:
-            config._attn_implementation = attends
-            for module in self._linear:
+            for module in self._parts:
                 module.__class__ = nn.Linear
             for hook in hooks:
                 hook.remove()
@@ -172,7 +158,10 @@ def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn
 @torch.inference_mode(False)
 @torch.no_grad()
 def join(group: list[nn.Linear]) -> None:
-    """Move the matrices of modules together and prepare each to be a `Part`."""
+    """Move the matrices of modules together and prepare each to be a `Part`. Those that are already stay where they are:
+    captured graphs know their place."""
+    if all(_joined(module) and vars(module)["joint"] is vars(group[0])["joint"] for module in group):
+        return
     joint, start = _together([module.weight for module in group]), 0
     joint_bias = None if group[0].bias is None else _together([module.bias for module in group])
     for module in group:
@@ -181,10 +170,14 @@ def join(group: list[nn.Linear]) -> None:
         start = stop
 
 
+def _joined(module: nn.Linear) -> bool:
+    """Whether its matrix is part of a joint one, and has not been moved elsewhere since."""
+    own = vars(module)
+    return "joint" in own and module.weight.data_ptr() == own["joint"][own["start"] :].data_ptr()
+
+
 def _together(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """Parameters of one shape but for its first dimension, one behind another in a new tensor that they become parts of."""
-    if len(weights) == 1:
-        return weights[0].detach()
     joint, end = torch.cat([weight.detach() for weight in weights]), 0
     for weight in weights:
         begin, end = end, end + len(weight)
