@@ -73,8 +73,10 @@ class Graphs:
                 function()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
+        torch._C._cuda_clearCublasWorkspaces()  # those of the warm-ups are not the graph's to keep
         with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             result = function()
+        torch._C._cuda_clearCublasWorkspaces()  # nor is its own others' to use
         self._pool = self._pool or graph.pool()
         ready()
         graph.replay()

@@ -134,3 +134,15 @@ def test_memory_is_what_was_said_and_does_not_grow(architecture: str, device: st
         held.append((sum(stack.nbytes for _, stack in engine._cache._stacks.values()), engine._sees.nbytes, allocated))
     assert held[0] == held[1]
     assert held[0][0] == cache
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_product_keeps_its_workspace() -> None:
+    """torch.compile's own CUDA graphs have all workspaces of the library for products given back."""
+    a, b = (torch.randn(64, 1 << 14, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    captured = Graphs(a.device).capture(lambda: a @ b.T)
+    expected = captured.result.clone()
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    captured.replay()
+    assert torch.equal(captured.result, expected)
