@@ -1,10 +1,10 @@
 """Dynasurge: tree-speculative decoding that fits the tree to the prompt and never changes what the target says.
 
-Reading order: tree, growmap, optimal, sampling, policies, lookup, acceptance, latency, shapes, drafting, verification,
-bound, cache, packing, engine, decoding; of captured steps graphs, regions, forest, proposing, settling, kernels, judge,
-pace, exchange, captured, captured_costs; parts, generation, ecosystem; rows, records, processes, evaluation, grid, sweep,
-study, steps, analysis, bias, probes, evidence; style, plotting, charts, rulecharts, notebooks, figures, tracing, layout,
-svg, background, widgets.
+Reading order: tree, growmap, optimal, sampling, policies, lookup, acceptance, costs, latency, shapes, drafting,
+verification, bound, cache, packing, engine, decoding; of captured steps graphs, regions, forest, proposing, settling,
+kernels, judge, pace, exchange, captured, captured_costs; parts, generation, ecosystem; rows, records, processes,
+evaluation, grid, sweep, study, steps, analysis, bias, probes, evidence; style, plotting, charts, rulecharts, notebooks,
+figures, tracing, layout, svg, background, widgets.
 
 The public names below are imported when first used, so that `dynasurge --help` and a mistyped flag answer at once
 instead of after torch and transformers have loaded.

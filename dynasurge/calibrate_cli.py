@@ -14,12 +14,13 @@ from tqdm import tqdm
 from dynasurge.acceptance import TEXTS, load_priors
 from dynasurge.calibration import calibrate
 from dynasurge.config import DEMO, Settings
+from dynasurge.costs import Costs
 from dynasurge.data import load_prompts
 from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
 from dynasurge.flags import Parser, model_flags
 from dynasurge.generation import make_engines
-from dynasurge.latency import ROUNDS, Costs, cache_file, load_costs, widths_of
+from dynasurge.latency import ROUNDS, cache_file, load_costs, widths_of
 from dynasurge.models import load_pair
 from dynasurge.report import columns
 

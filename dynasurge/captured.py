@@ -94,6 +94,15 @@ class CapturedDecoder:
             self._trees.acceptance.reset()
             self._trees.pace.reset()
 
+    def rehearse(self, length: int, size: Size, generator: torch.Generator) -> dict[str, float]:
+        """Make a step behind the first `length` tokens of the text, for the sake of the time it takes: the seconds of its
+        phases, as a StepRecord has them."""
+        self._watch.clear()
+        self._length.fill_(length - 1)
+        begun = self._launch(size, self._inputs.fill(generator, self._trees))
+        self._read(size)
+        return self._phases(begun)
+
     def steps(
         self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
     ) -> Iterator[StepRecord]:

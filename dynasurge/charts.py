@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
 from dynasurge import study
-from dynasurge.latency import Costs
+from dynasurge.costs import Costs
 from dynasurge.plotting import save_figure
 from dynasurge.style import INK, PLAIN, line_style, new_figure, quiet, say, styled
 

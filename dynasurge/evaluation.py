@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dynasurge.config import Settings
+from dynasurge.costs import Costs
 from dynasurge.data import Prompt
 from dynasurge.errors import UsageError
 from dynasurge.generation import Engines, Generation, Session, check_fits, encode, make_engines
-from dynasurge.latency import Costs, load_costs, read_costs, widths_of
+from dynasurge.latency import load_costs, read_costs, widths_of
 from dynasurge.models import Pair
 from dynasurge.parts import make_shape
 from dynasurge.processes import ALONE, Processes

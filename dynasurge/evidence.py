@@ -25,11 +25,12 @@ from tqdm.auto import tqdm
 from dynasurge import probes
 from dynasurge.cli import guarded
 from dynasurge.config import DEMO, Settings
+from dynasurge.costs import Costs
 from dynasurge.data import Prompt
 from dynasurge.errors import UsageError, at_least
 from dynasurge.files import write_whole
 from dynasurge.flags import Parser
-from dynasurge.latency import Costs, read_costs
+from dynasurge.latency import read_costs
 from dynasurge.models import Pair, load_pair
 from dynasurge.study import load_frame
 from dynasurge.sweep import sweep

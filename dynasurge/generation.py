@@ -21,12 +21,13 @@ import torch
 from dynasurge.acceptance import Acceptance, make_acceptance
 from dynasurge.captured import CapturedDecoder
 from dynasurge.config import Settings
+from dynasurge.costs import Costs
 from dynasurge.decoding import Decoder, StepRecord, Verify
 from dynasurge.drafting import Drafter
 from dynasurge.engine import Engine
 from dynasurge.errors import UsageError
 from dynasurge.faults import shrinking
-from dynasurge.latency import Costs, load_costs
+from dynasurge.latency import load_costs
 from dynasurge.lookup import Lookup
 from dynasurge.models import Pair
 from dynasurge.parts import (

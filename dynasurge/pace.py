@@ -5,23 +5,27 @@ before it, from this prompt's last trees: the size n and depth d that promise th
 
     (1 + sum of what levels 1 .. d were worth * the share of it that the n best nodes had) / seconds of such a step,
 
-by the latency curve. Levels deeper than the last trees had are expected to go on falling as the last ones did, nodes
-beyond the last ones to be worth what the least of them was, ever less. Nothing here looks at a clock, so the same curve
-and seed give the same text; and past steps may always be used.
+by the latency curve. What a level is worth is kept as a share of the level above, in doubt the share that the level above
+had of its own: so a level that was not drafted lately, or never, is expected to fall as those before it do now. (Kept as a
+number of its own it would stay what it was when last drafted, perhaps in a harder part of the text, and never be drafted
+again.) Nodes beyond those of the last trees are expected to be worth what the least of them was, ever less. Texts are easy
+or hard for some sentences at a time, so memory is short. Nothing here looks at a clock, so the same curve and seed give the
+same text; and past steps may always be used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
-from dynasurge.latency import Costs
+from dynasurge.costs import Costs
 from dynasurge.shapes import SLACK
 
 START_DEPTH = 6
 FALL = 0.65  # before a prompt teaches better: a level is worth so much of the one above,
-PRIOR = 2.0  # as so many steps would have it
-MEMORY = 0.9  # of the weight of a step in the next
+PRIOR = 2.0  # as so many steps, or so much of the level above, would have it
+MEMORY = 0.7  # of the weight of a step in the next
 LOOK_BACK = 4  # steps whose depth a tree that is always filled goes by
 
 
@@ -45,7 +49,7 @@ class Pace:
     costs: Costs | None = None
     fixed: bool = False
     cut: float = 0.0  # what a slot must be worth to be proposed
-    _levels: list[tuple[float, float]] = field(default_factory=list)  # by depth: steps, and what they were worth
+    _levels: list[tuple[float, float]] = field(default_factory=list)  # by depth: what the level above was worth, and it
     _ranks: list[tuple[float, float]] = field(default_factory=list)  # by rank among a tree's nodes: likewise
     _recent: list[int] = field(default_factory=list)
 
@@ -54,7 +58,7 @@ class Pace:
 
     def reset(self) -> None:
         """A new prompt begins."""
-        self._levels = [(PRIOR, PRIOR * FALL ** (depth + 1)) for depth in range(self.max_depth)]
+        self._levels = [(0.0, 0.0)] * self.max_depth
         self._ranks = [(PRIOR, PRIOR * FALL / (rank + 1)) for rank in range(max(self.sizes))]
         self._recent, self.cut = [min(START_DEPTH, self.max_depth) - 1], 0.0
 
@@ -65,11 +69,11 @@ class Pace:
         if self.costs is None:
             return Size(nodes=self.sizes[-1], depth=min(self.max_depth, 1 + max(self._recent)))
         best, chosen = 0.0, Size(nodes=self.sizes[0], depth=1)
-        worth = self._by_rank()
+        worth, levels = self._by_rank(), self._by_level()
         for nodes in self.sizes:
             share = sum(worth[:nodes]) / max(sum(worth), 1e-9)
             tokens, seconds = 1.0, self.costs.target(nodes) + self.costs.step_seconds
-            for depth, level in enumerate(self._by_level(), start=1):
+            for depth, level in enumerate(levels, start=1):
                 tokens, seconds = tokens + share * level, seconds + self.costs.draft(1)
                 if depth <= nodes and tokens / seconds > best:
                     best, chosen = tokens / seconds, Size(nodes=nodes, depth=depth)
@@ -84,20 +88,21 @@ class Pace:
         for value, depth in zip(values, depths, strict=True):
             by_level[depth - 1] += value
         ranked = sorted(values, reverse=True) + [0.0] * (size.nodes - len(values))
-        for sums, found in ((self._levels, by_level), (self._ranks, ranked)):
-            for at, value in enumerate(found):
-                steps, total = sums[at]
-                sums[at] = MEMORY * steps + 1.0, MEMORY * total + value
+        for at, value in enumerate(ranked):
+            steps, total = self._ranks[at]
+            self._ranks[at] = MEMORY * steps + 1.0, MEMORY * total + value
+        self._levels = [(MEMORY * above, MEMORY * own) for above, own in self._levels]
+        for at, (new_above, new) in enumerate(pairwise([1.0, *by_level])):
+            above, own = self._levels[at]
+            self._levels[at] = above + new_above, own + new
 
     def _by_level(self) -> list[float]:
         """What each level is worth, none more than the one above."""
-        out: list[float] = []
-        for depth, (steps, total) in enumerate(self._levels):
-            seen = total / steps
-            if depth > 1 and steps <= PRIOR:  # never drafted: as the last ones fell
-                seen = out[-1] * min(0.95, out[-1] / max(out[-2], 1e-9))
-            out.append(min(seen, out[-1]) if out else seen)
-        return out
+        out, ratio = [1.0], FALL
+        for parents, children in self._levels:
+            ratio = min(1.0, (children + PRIOR * ratio) / (parents + PRIOR))
+            out.append(out[-1] * ratio)
+        return out[1:]
 
     def _by_rank(self) -> list[float]:
         out: list[float] = []

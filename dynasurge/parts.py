@@ -14,11 +14,11 @@ import torch
 from dynasurge import verification
 from dynasurge.acceptance import Acceptance
 from dynasurge.config import Settings
+from dynasurge.costs import Costs
 from dynasurge.decoding import Verify
 from dynasurge.exchange import Trees
 from dynasurge.forest import FRONTIER, Layout, growmap_layout
 from dynasurge.growmap import load_growmap
-from dynasurge.latency import Costs
 from dynasurge.models import Pair, places
 from dynasurge.pace import Pace
 from dynasurge.policies import POLICIES, Policy

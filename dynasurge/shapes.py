@@ -25,8 +25,8 @@ from typing import Protocol
 
 import torch
 
+from dynasurge.costs import Costs
 from dynasurge.growmap import Growmap
-from dynasurge.latency import Costs
 from dynasurge.policies import POINTS, Wish
 
 NO_DISTRIBUTION = torch.empty(0)  # of a node that the draft has not read

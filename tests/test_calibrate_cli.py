@@ -13,9 +13,10 @@ import dynasurge.calibrate_cli
 from dynasurge import calibration, latency
 from dynasurge.acceptance import TEXTS, load_priors, make_acceptance
 from dynasurge.cli import main
+from dynasurge.costs import Costs
 from dynasurge.engine import Engine
 from dynasurge.errors import UsageError
-from dynasurge.latency import Costs, cache_file, load_costs, widths_of
+from dynasurge.latency import cache_file, load_costs, widths_of
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ from test_study import AUTO, ETV, TREE, row
 
 from dynasurge import Settings, UsageError, study
 from dynasurge.charts import acceptance_figure, budget_figure, costs_figure, keep, overlap_figure
+from dynasurge.costs import Costs
 from dynasurge.evidence import Evidence
-from dynasurge.latency import Costs
 from dynasurge.plotting import save_figure
 from dynasurge.rulecharts import RULES, bias_figure, bound_figure, comparison_figure
 from dynasurge.style import ETV as DARK

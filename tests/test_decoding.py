@@ -13,9 +13,9 @@ import torch
 from conftest import ARCHITECTURES, DEVICES
 
 from dynasurge import Pair, Settings, UsageError, build_growmap, generate, generation, load_pair, save_growmap
+from dynasurge.costs import Costs
 from dynasurge.generation import Session
 from dynasurge.growmap import Growmap
-from dynasurge.latency import Costs
 
 PROMPT = [5, 17, 8, 40, 33, 9, 21, 60, 61]
 SMALL = {"M": 128, "new_tokens": 40, "prompt_len": 16, "B": 6, "dtype": "float32"}

@@ -17,10 +17,10 @@ import torch
 import toy
 
 from dynasurge.acceptance import Acceptance, load_priors, make_acceptance
+from dynasurge.costs import Costs
 from dynasurge.decoding import Decoder
 from dynasurge.drafting import Drafter
 from dynasurge.growmap import Growmap, build_growmap
-from dynasurge.latency import Costs
 from dynasurge.lookup import Lookup
 from dynasurge.policies import POLICIES
 from dynasurge.prototype import PrototypeShape, bfs

@@ -10,8 +10,9 @@ import torch
 from conftest import tiny_model
 
 from dynasurge.acceptance import BIN_EDGES, Acceptance, interpolate, load_priors, make_acceptance
+from dynasurge.costs import Costs
 from dynasurge.engine import Engine
-from dynasurge.latency import Costs, cache_file, load_costs
+from dynasurge.latency import cache_file, load_costs
 from dynasurge.lookup import Lookup
 from dynasurge.policies import POLICIES, Wish
 from dynasurge.shapes import BestFirst, Slot, Thrifty
