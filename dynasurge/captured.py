@@ -19,7 +19,8 @@ The text, its length and the caches live on the device. Draws are those of sampl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -27,9 +28,9 @@ from dynasurge import sampling
 from dynasurge.decoding import StepRecord, cut
 from dynasurge.drafting import Draft, bare, teach
 from dynasurge.engine import Engine
-from dynasurge.exchange import COLUMNS, HEAD, Inputs, Outcome, Trees, pinned
+from dynasurge.exchange import COLUMNS, HEAD, Inputs, Outcome, Trees, closing, pinned
 from dynasurge.faults import no_numbers, shrinking
-from dynasurge.forest import CONTEXT, Forest, Nodes, assemble, hidden_rows
+from dynasurge.forest import CONTEXT, Forest, Nodes, assemble, read_level, read_nodes
 from dynasurge.graphs import Captured, Graphs, Stopwatch, fused
 from dynasurge.judge import judge, law
 from dynasurge.pace import Size
@@ -157,15 +158,14 @@ class CapturedDecoder:
         assert self._draft is not None
         forest, length = self._forest, self._length
         rows = forest.advance(level - 1, self._proposer.frontier(forest), compiled=self._compiled)
-        own = torch.arange(rows.start, rows.stop, device=self._device)
-        chain = forest.chain[rows]
-        seen = torch.where(chain < forest.layout.row_count, length + chain, -1)
-        hidden = hidden_rows(length + 1, seen, self._draft.static_length)
-        positions = (length + level - 1).expand(len(own))
-        self._fill(level, self._draft.score_at(forest.token[forest.row_slot[rows]], positions, length + own, hidden))
+        numbers = torch.arange(rows.start, rows.stop, device=self._device)
+        depth = torch.full((1,), level - 1, device=self._device)
+        own = (forest.token, forest.row_slot[rows], forest.chain[rows], numbers)
+        read = self._run(read_level, *own, length, depth, forest.layout.row_count, self._draft.static_length)
+        self._fill(level, self._draft.score_at(*read))
 
     def _fill(self, level: int, logits: torch.Tensor) -> None:
-        q = fused(sampling.to_proposal, self._compiled)(logits, self._T, self._P)
+        q = self._run(sampling.to_proposal, logits, self._T, self._P)
         rows = self._forest.layout.rows(level)
         self._proposer.fill(self._forest, level, q, self._inputs.uniforms[rows], self._text, self._length + 1)
 
@@ -176,11 +176,9 @@ class CapturedDecoder:
             tokens, positions, rows = self._text[CONTEXT + self._length], self._length, self._length
             hidden = (torch.arange(self._target.static_length, device=self._device) > self._length)[None]
         else:
-            nodes = assemble(self._forest, n, self._trees.budget)
-            tokens, positions = self._forest.token[nodes.slot], self._length + nodes.depth
-            rows = self._length + torch.arange(n + 1, device=self._device)
-            seen = torch.where(nodes.path <= n, self._length + nodes.path, -1)
-            hidden = hidden_rows(self._length + 1, seen, self._target.static_length)  # all see the root
+            nodes = assemble(self._forest, n, self._trees.budget, compiled=self._compiled)
+            own = (self._forest.token, nodes.slot, nodes.depth, nodes.path)
+            tokens, positions, rows, hidden = self._run(read_nodes, *own, self._length, self._target.static_length)
         logits = self._target.score_at(tokens, positions, rows, hidden)
         self._p[: n + 1].copy_(sampling.to_probs(logits, self._T, self._P))
         return nodes
@@ -188,30 +186,29 @@ class CapturedDecoder:
     def _judge(self, n: int) -> torch.Tensor:
         """Apply the rule, move the accepted path to the front of the caches, append it and the bonus token to the text.
         Returns all that the host wants to know."""
-        levels, length = torch.arange(self._levels + 1, device=self._device), self._length
-        nodes = self._score[n].result
+        length, nodes = self._length, self._score[n].result
         if nodes is None:
             bonus = sampling.draw_by(self._p[:1], self._inputs.last[1:, None])[0]
             self._text.index_copy_(0, CONTEXT + 1 + length, bonus)
             length += 1
             return torch.cat([bonus.clamp(max=0), torch.zeros_like(bonus), bonus]).double()
         forest = self._forest
-        judged = judge(law(forest, nodes, self._p[: n + 2], self._rule), self._inputs.last)
-        end = judged.end.clamp(min=0)
-        depth, path = nodes.depth[end], nodes.path[end][0]
-        slot = torch.nn.functional.pad(nodes.slot, (0, 1), value=len(forest.token) - 1)
-        tokens = torch.nn.functional.pad(forest.token[slot][path[1:]], (0, 1))
-        emitted = torch.where(levels < depth, tokens, judged.bonus)
-        self._text.index_copy_(0, CONTEXT + 1 + length + levels, emitted)
-        self._target.move(length + torch.where(levels <= depth, path, levels), length + levels)
+        found = law(forest, nodes, self._p[: n + 2], self._rule, compiled=self._compiled)
+        judged = judge(found, self._inputs.last, compiled=self._compiled)
+        of_nodes = (nodes.slot, nodes.depth, nodes.path, nodes.parent, nodes.exists)
+        of_slots = (forest.token, forest.proposal, forest.kind, forest.x, forest.slot_value)
+        close = (judged.end, judged.bonus, judged.stop, length, forest.chain, forest.layout.children)
+        told, emitted, to, of_target, of_draft, longer = self._run(closing, *close, of_nodes, of_slots)
         assert self._draft is not None
-        above = ((nodes.slot[end] - 1) // forest.layout.children).clamp(min=0)
-        chain = torch.nn.functional.pad(forest.chain[above][0], (0, 1))
-        self._draft.move(length + torch.where(levels < depth, chain, levels), length + levels)
-        length += depth + 1
-        of_nodes = [nodes.exists, forest.token[nodes.slot], nodes.parent, forest.proposal[nodes.slot]]
-        of_nodes += [forest.kind[nodes.slot], forest.x[nodes.slot], forest.slot_value[nodes.slot], judged.stop]
-        return torch.cat([part.double() for part in (judged.end, depth, judged.bonus, emitted, *of_nodes)])
+        self._text.index_copy_(0, CONTEXT + 1 + to, emitted)
+        self._target.move(of_target, to)
+        self._draft.move(of_draft, to)
+        length.copy_(longer)
+        assert isinstance(told, torch.Tensor)
+        return told
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return fused(function, self._compiled)(*arguments)
 
     # --- the host's side -------------------------------------------------------------------------------------------
 

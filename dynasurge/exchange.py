@@ -15,7 +15,7 @@ from dynasurge.shapes import Slot
 from dynasurge.tree import TokenTree
 
 HEAD = 3  # numbers that come back of a step: the node where the path ends, its depth, the bonus token;
-COLUMNS = 8  # and of each node: see `_judge`
+COLUMNS = 8  # and of each node: see `closing`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,35 @@ class Inputs:
     def send(self, numbers: torch.Tensor) -> None:
         """Send it, without waiting."""
         self._device.copy_(numbers, non_blocking=True)
+
+
+def closing(
+    end: torch.Tensor,
+    bonus: torch.Tensor,
+    stop: torch.Tensor,
+    length: torch.Tensor,
+    row_chain: torch.Tensor,
+    children: int,
+    of_nodes: tuple[torch.Tensor, ...],
+    of_slots: tuple[torch.Tensor, ...],
+) -> tuple[torch.Tensor, ...]:
+    """What ends a step whose path ends at node `end`: all that the host wants to know; for each level of the tree and one
+    more, the token emitted, the place that the path's row goes to, and where it is in the target's and in the draft's cache
+    (where there is none, that very place); the new length."""
+    slot, depths, paths, parent, exists = of_nodes
+    token = of_slots[0]
+    levels = torch.arange(paths.shape[1], device=end.device)
+    last = end.clamp(min=0)
+    depth, path = depths[last], paths[last][0]
+    drawn = token[torch.nn.functional.pad(slot, (0, 1), value=len(token) - 1)][path[1:]]
+    emitted = torch.where(levels < depth, torch.nn.functional.pad(drawn, (0, 1)), bonus)
+    chain = row_chain[((slot[last] - 1) // children).clamp(min=0)][0]
+    of_target = torch.where(levels <= depth, path, levels)
+    of_draft = torch.where(levels < depth, torch.nn.functional.pad(chain, (0, 1)), levels)
+    tokens, *numbers = (part[slot] for part in of_slots)
+    told = (end, depth, bonus, emitted, exists, tokens, parent, *numbers, stop)
+    packed = torch.cat([part.double() for part in told])
+    return packed, emitted, length + levels, length + of_target, length + of_draft, length + depth + 1
 
 
 class Outcome:

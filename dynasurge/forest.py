@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -170,6 +170,40 @@ def next_rows(
     return chosen, chains, torch.cat([context[above, 1:], token[chosen][:, None]], dim=1)
 
 
+class Reading(NamedTuple):
+    """What a pass reads: tokens, their positions and cache rows [w]; hidden bool [w, columns], what they may not see."""
+
+    tokens: torch.Tensor
+    positions: torch.Tensor
+    rows: torch.Tensor
+    hidden: torch.Tensor
+
+
+def read_level(
+    token: torch.Tensor,
+    slots: torch.Tensor,
+    chain: torch.Tensor,
+    numbers: torch.Tensor,
+    length: torch.Tensor,
+    depth: torch.Tensor,
+    none: int,
+    columns: int,
+) -> Reading:
+    """The draft's rows `numbers` [w], whose slots [w] lie at a depth [1], behind a text of `length` [1] tokens and a root.
+    chain [w, d]: see `Forest`, `none` for no row."""
+    hidden = hidden_rows(length + 1, torch.where(chain < none, length + chain, -1), columns)
+    return Reading(token[slots], (length + depth).expand(len(slots)), length + numbers, hidden)
+
+
+def read_nodes(
+    token: torch.Tensor, slot: torch.Tensor, depth: torch.Tensor, path: torch.Tensor, length: torch.Tensor, columns: int
+) -> Reading:
+    """The target's: the root and n nodes, as in `Nodes`, behind a text of `length` [1] tokens."""
+    seen = torch.where(path < len(slot), length + path, -1)
+    hidden = hidden_rows(length + 1, seen, columns)  # all see the root
+    return Reading(token[slot], length + depth, length + torch.arange(len(slot), device=slot.device), hidden)
+
+
 def hidden_rows(known: torch.Tensor, seen: torch.Tensor, columns: int) -> torch.Tensor:
     """bool [w, columns]: the cache rows that must not be seen, all from `known` [1] on but `seen` [w, d] (-1 for none)."""
     places = torch.arange(columns, device=seen.device)
@@ -194,12 +228,30 @@ class Nodes:
         return len(self.slot)
 
 
-def assemble(forest: Forest, n: int, budget: int | None = None) -> Nodes:
+def assemble(forest: Forest, n: int, budget: int | None = None, *, compiled: bool = False) -> Nodes:
     """Keep the root and the n most valuable slots, ties to the first, numbered in drawing order; `budget` of them at most,
-    if there is one."""
-    layout, slots, most = forest.layout, len(forest.token) - 1, n if budget is None else min(n, budget)
-    order = forest.slot_value.sort(descending=True, stable=True).indices[: most + 1]
-    order = torch.where(forest.slot_value[order] > 0, order, slots)
+    if there is one. compiled: whether torch.compile makes the small kernels few."""
+    most = n if budget is None else min(n, budget)
+    tensors = (forest.slot_value, forest.depth, forest.row_slot, forest.chain)
+    slot, parent, depth, exists, number, path, seen = fused(best_nodes, compiled)(
+        *tensors, n, most, forest.layout.children
+    )
+    return Nodes(slot=slot, parent=parent, depth=depth, exists=exists, number=number, path=path, seen=seen)
+
+
+def best_nodes(
+    slot_value: torch.Tensor,
+    slot_depth: torch.Tensor,
+    row_slot: torch.Tensor,
+    row_chain: torch.Tensor,
+    n: int,
+    most: int,
+    children: int,
+) -> tuple[torch.Tensor, ...]:
+    """The fields of `Nodes`, of a forest's tensors: n nodes, of which at most `most` exist."""
+    slots, rows, levels = len(slot_value) - 1, len(row_slot) - 1, row_chain.shape[1]
+    order = slot_value.sort(descending=True, stable=True).indices[: most + 1]
+    order = torch.where(slot_value[order] > 0, order, slots)
     if len(order) < n + 1:
         order = torch.nn.functional.pad(order, (0, n + 1 - len(order)), value=slots)
     slot = order.sort().values
@@ -207,16 +259,16 @@ def assemble(forest: Forest, n: int, budget: int | None = None) -> Nodes:
     exists = slot < slots
     number = torch.full((slots + 1,), n + 1, dtype=torch.int64, device=slot.device)
     number = number.scatter(0, slot, torch.where(exists, places, n + 1))
-    depth, above = forest.depth[slot], ((slot - 1) // layout.children).clamp(min=0)
-    above = torch.where(exists, above, layout.row_count)
-    chain = number[forest.row_slot[forest.chain[above]]]  # [n + 1, depth]
-    levels = torch.arange(layout.depth + 1, device=slot.device)
+    depth, above = slot_depth[slot], ((slot - 1) // children).clamp(min=0)
+    above = torch.where(exists, above, rows)
+    chain = number[row_slot[row_chain[above]]]  # [n + 1, depth]
+    level = torch.arange(levels + 1, device=slot.device)
     chain = torch.nn.functional.pad(chain, (0, 1), value=n + 1)
-    path = torch.where(levels < depth[:, None], chain, n + 1)
-    path = torch.where((levels == depth[:, None]) & exists[:, None], places[:, None], path)
+    path = torch.where(level < depth[:, None], chain, n + 1)
+    path = torch.where((level == depth[:, None]) & exists[:, None], places[:, None], path)
     parent = torch.where(depth > 0, path.gather(1, (depth - 1).clamp(min=0)[:, None])[:, 0], -1)
     seen = torch.zeros(n + 1, n + 2, dtype=torch.bool, device=slot.device).scatter(1, path, True)[:, :-1]
-    return Nodes(slot=slot, parent=parent, depth=depth, exists=exists, number=number, path=path, seen=seen)
+    return slot, parent, depth, exists, number, path, seen
 
 
 def growmap_layout(children: Sequence[Sequence[int]], depths: Sequence[int]) -> Layout:

@@ -18,6 +18,7 @@ import torch
 
 from dynasurge import kernels, sampling
 from dynasurge.forest import POINT, Forest, Nodes
+from dynasurge.graphs import fused
 from dynasurge.proposing import draw
 from dynasurge.verification import LEAST
 
@@ -46,34 +47,23 @@ class Law:
     q: torch.Tensor
     tokens: torch.Tensor
 
-    def bonus(self, node: torch.Tensor) -> torch.Tensor:
+    def bonus(self, node: torch.Tensor, *, compiled: bool = False) -> torch.Tensor:
         """The law [m, V] of the token behind nodes [m]: what their children left, or, if that is nothing, the target's."""
-        row = self.row_of[node]
-        tokens, p = self.tokens[row], self.p[node]
-        left = torch.addcmul(p, self.t[row][:, None].to(p.dtype), self.q[row], value=-1.0).relu_()
-        left = left.scatter_add(1, tokens, self.kept[row].to(p.dtype))
-        mass = left.sum(-1, keepdim=True)
-        whole = p.scatter_add(1, tokens, self.drawn[row])
-        return torch.where(mass > 0, left, whole)
+        own = (self.q, self.tokens, self.t, self.kept, self.drawn)
+        return fused(_bonus, compiled)(self.row_of[node], self.p[node], *own)
 
 
-def law(forest: Forest, nodes: Nodes, p: torch.Tensor, rule: str) -> Law:
+def law(forest: Forest, nodes: Nodes, p: torch.Tensor, rule: str, *, compiled: bool = False) -> Law:
     """Apply a rule: `topdown` or `traversal`. p: float [n + 2, V], the target's distributions by node and one row to spare;
-    p and the forest's base are overwritten where tokens were drawn."""
+    p and the forest's base are overwritten where tokens were drawn. compiled: whether torch.compile makes the small kernels
+    few."""
     layout, none = forest.layout, nodes.none
     rows, k = layout.row_count, layout.children
-    child = nodes.number[1:-1].view(rows, k)
-    node = nodes.number[forest.row_slot[:-1]]
-    child = torch.where(node[:, None] < none, child, none)
-    exists = child < none
-    tokens = forest.token[1:-1].view(rows, k)
-    point = forest.kind[1:-1].view(rows, k) >= POINT
-    drawn = torch.where(exists, p[node[:, None], tokens], 0.0)
-    from_q = torch.where(exists & ~point, forest.base[:-1].gather(1, tokens), 0.0)
+    tensors = (nodes.number, forest.row_slot, forest.token, forest.kind, p, forest.base)
+    node, child, point, tokens, drawn, from_q, of_p, of_q, row_of = fused(_families, compiled)(*tensors, none, k)
     zero = p.new_zeros(())
-    p.index_put_((torch.where(exists, node[:, None], none), tokens), zero)
-    every = torch.arange(rows, device=p.device)[:, None]
-    forest.base.index_put_((torch.where(exists, every, rows), tokens), zero)
+    p.index_put_((of_p, tokens[:-1]), zero)
+    forest.base.index_put_((of_q, tokens[:-1]), zero)
     accept = torch.zeros(none + 1, dtype=torch.float64, device=p.device)
     accept[:1].fill_(1.0)
     t = torch.zeros(rows + 1, dtype=torch.float64, device=p.device)
@@ -84,7 +74,7 @@ def law(forest: Forest, nodes: Nodes, p: torch.Tensor, rule: str) -> Law:
         node=node,
         child=child,
         point=point,
-        drawn=drawn,
+        drawn=drawn[:-1],
         from_q=from_q,
         accept=accept,
         t=t,
@@ -93,48 +83,94 @@ def law(forest: Forest, nodes: Nodes, p: torch.Tensor, rule: str) -> Law:
     share = kernels.share if kernels.usable(p) else share_level
     for level in range(1, layout.depth + 1):
         share(shares, layout.rows(level), bottom_up=rule == "traversal")
-    row_of = torch.full((none + 1,), rows, dtype=torch.int64, device=p.device)
-    row_of = row_of.scatter(0, node, every[:, 0])
-    pad = torch.nn.functional.pad
+    stops = fused(_bottom_up if rule == "traversal" else _top_down, compiled)
     return Law(
-        stop=(_bottom_up if rule == "traversal" else _top_down)(accept[:none], nodes),
+        stop=stops(accept, nodes.parent, nodes.exists, nodes.seen),
         row_of=row_of,
         t=t,
         kept=kept,
-        drawn=pad(drawn, (0, 0, 0, 1)),
+        drawn=drawn,
         p=p,
         q=forest.base,
-        tokens=pad(tokens, (0, 0, 0, 1)),
+        tokens=tokens,
     )
 
 
-def judge(law: Law, uniforms: torch.Tensor) -> Judged:
+def judge(law: Law, uniforms: torch.Tensor, *, compiled: bool = False) -> Judged:
     """Draw where the path ends, then the bonus token. uniforms: float64 [2, 2]."""
-    end = sampling.draw_by(law.stop[None], uniforms[:1, None])[0]
-    bonus = law.bonus(end.clamp(min=0))
+    end = fused(_ends, compiled)(law.stop, uniforms)
+    bonus = law.bonus(end.clamp(min=0), compiled=compiled)
     return Judged(stop=law.stop, end=end, bonus=draw(bonus, uniforms[1:, None])[0][:, 0])
 
 
-def _bottom_up(accept: torch.Tensor, nodes: Nodes) -> torch.Tensor:
+def _families(
+    number: torch.Tensor,
+    row_slot: torch.Tensor,
+    token: torch.Tensor,
+    kind: torch.Tensor,
+    p: torch.Tensor,
+    base: torch.Tensor,
+    none: int,
+    k: int,
+) -> tuple[torch.Tensor, ...]:
+    """Of the R rows of a forest: node [R]; child, point [R, k], see `kernels.Shares`; tokens and what p gave them
+    [R + 1, k], what q gave them, and where to forget them in p and q [R, k]; the row of each node [n + 1]."""
+    rows, pad = len(row_slot) - 1, torch.nn.functional.pad
+    node = number[row_slot[:-1]]
+    child = torch.where(node[:, None] < none, number[1:-1].view(rows, k), none)
+    exists = child < none
+    tokens = token[1:-1].view(rows, k)
+    point = kind[1:-1].view(rows, k) >= POINT
+    drawn = torch.where(exists, p[node[:, None], tokens], 0.0)
+    from_q = torch.where(exists & ~point, base[:-1].gather(1, tokens), 0.0)
+    every = torch.arange(rows, device=p.device)
+    of_p, of_q = torch.where(exists, node[:, None], none), torch.where(exists, every[:, None], rows)
+    row_of = torch.full((none + 1,), rows, dtype=torch.int64, device=p.device).scatter(0, node, every)
+    return node, child, point, pad(tokens, (0, 0, 0, 1)), pad(drawn, (0, 0, 0, 1)), from_q, of_p, of_q, row_of
+
+
+def _ends(stop: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    node, none = sampling.invert(stop[None], uniforms[:1, 0])
+    return torch.where(none, -1, node)
+
+
+def _bonus(
+    row: torch.Tensor,
+    p: torch.Tensor,
+    q: torch.Tensor,
+    tokens: torch.Tensor,
+    t: torch.Tensor,
+    kept: torch.Tensor,
+    drawn: torch.Tensor,
+) -> torch.Tensor:
+    tokens = tokens[row]
+    left = (p - t[row][:, None].to(p.dtype) * q[row]).relu()
+    left = left.scatter_add(1, tokens, kept[row].to(p.dtype))
+    mass = left.sum(-1, keepdim=True)
+    whole = p.scatter_add(1, tokens, drawn[row])
+    return torch.where(mass > 0, left, whole)
+
+
+def _bottom_up(accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """A node gets its turn after everything below it, and below its elder siblings and its ancestors', was refused."""
-    seen = nodes.seen.float()
+    accept, sees = accept[:-1], seen.float()
     places = torch.arange(len(accept), device=accept.device)
-    elder = (nodes.parent[:, None] == nodes.parent) & (places < places[:, None]) & (nodes.parent >= 0)[:, None]
-    before = ((seen @ elder.float() @ seen.T) > 0) | (nodes.seen.T & (places != places[:, None]))
-    before &= nodes.exists
-    turn = torch.where(before, 1.0 - accept, 1.0).prod(-1)
-    return torch.where(nodes.exists, accept * turn, 0.0)
+    elder = (parent[:, None] == parent) & (places < places[:, None]) & (parent >= 0)[:, None]
+    before = ((sees @ elder.float() @ sees.T) > 0) | (seen.T & (places != places[:, None]))
+    turn = torch.where(before & exists, 1.0 - accept, 1.0).prod(-1)
+    return torch.where(exists, accept * turn, 0.0)
 
 
-def _top_down(accept: torch.Tensor, nodes: Nodes) -> torch.Tensor:
+def _top_down(accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
     """A child is tried if its parent was accepted and its elder siblings were refused."""
+    accept = accept[:-1]
     places = torch.arange(len(accept), device=accept.device)
-    siblings = (nodes.parent[:, None] == nodes.parent) & (nodes.parent >= 0)[:, None] & nodes.exists
-    elder, child = siblings & (places < places[:, None]), nodes.parent == places[:, None]
+    siblings = (parent[:, None] == parent) & (parent >= 0)[:, None] & exists
+    elder, child = siblings & (places < places[:, None]), parent == places[:, None]
     refused = torch.where(elder, 1.0 - accept, 1.0).prod(-1)
-    enters = torch.where(nodes.seen, accept * refused, 1.0).prod(-1)
-    stays = torch.where(child & nodes.exists, 1.0 - accept, 1.0).prod(-1)
-    return torch.where(nodes.exists, enters * stays, 0.0)
+    enters = torch.where(seen, accept * refused, 1.0).prod(-1)
+    stays = torch.where(child & exists, 1.0 - accept, 1.0).prod(-1)
+    return torch.where(exists, enters * stays, 0.0)
 
 
 def share_level(shares: kernels.Shares, rows: slice, *, bottom_up: bool) -> None:

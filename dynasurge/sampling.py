@@ -5,7 +5,7 @@ probabilities are, so a seed means the same on every device. Losslessness rests 
 
 - `to_probs` works in float32 or better. In half precision a token whose probability rounds to zero can still be drawn,
   and a drawn token with q = 0 would always be accepted.
-- A token of probability zero is never drawn (see `_invert`), and a draw uses the very numbers that verification will
+- A token of probability zero is never drawn (see `invert`), and a draw uses the very numbers that verification will
   read, so the proposal a rule is told is the law the token was drawn from.
 """
 
@@ -91,8 +91,8 @@ def _draw_on_gpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tenso
     rows, zero = torch.arange(len(blocks), device=blocks.device), blocks.new_zeros(())  # no number from the host
     tokens = torch.empty(uniforms.shape[:2], dtype=torch.int64, device=blocks.device)
     for j in range(uniforms.shape[1]):
-        block, exhausted = _invert(mass, uniforms[:, j, 0])
-        inside, _ = _invert(blocks[rows, block].double(), uniforms[:, j, 1])
+        block, exhausted = invert(mass, uniforms[:, j, 0])
+        inside, _ = invert(blocks[rows, block].double(), uniforms[:, j, 1])
         tokens[:, j] = torch.where(exhausted, -1, block * blocks.shape[-1] + inside)
         blocks[rows, block, inside] = zero
         mass[rows, block] = blocks[rows, block].sum(-1, dtype=torch.float64)
@@ -124,7 +124,7 @@ def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
     return token
 
 
-def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Inverse-CDF draw of one column a row, by weight. weights: float64 [m, w]; uniform: [m] in [0, 1).
 
     Returns (column int64 [m], row has no weight bool [m]). The threshold is kept strictly below the total, so the
@@ -139,7 +139,7 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def _invert_on_cpu(weights: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`_invert`, on arrays."""
+    """`invert`, on arrays."""
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1]
     threshold = np.minimum(uniform * total, np.nextafter(total, 0.0))

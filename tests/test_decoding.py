@@ -232,9 +232,19 @@ def test_compiled_steps_say_the_same(mode: int, pairs: dict[str, Pair], growmap:
     if steps == "by node":
         pytest.skip("only captured steps are compiled")
     plain = generate(pairs["llama"], PROMPT, T=0, mode="auto", **SMALL).output_ids
-    result = generate(pairs["llama"], PROMPT, T=0, compile=True, **(SMALL | modes(growmap)[mode]))
-    assert result.output_ids == plain
-    assert sum(step.tree.size for step in result.steps) > 0
+    assert generate(pairs["llama"], PROMPT, T=0, compile=True, **(SMALL | modes(growmap)[mode])).output_ids == plain
+    for rule in (False, True):
+        how = SMALL | modes(growmap)[mode] | {"T": 0.9, "use_bfs": rule, "fill": mode == 4}  # costs would differ
+        one, other = (generate(pairs["llama"], PROMPT, compile=compiled, **how) for compiled in (False, True))
+        assert one.output_ids == other.output_ids  # the same draws, and numbers that differ by roundings
+        for mine, theirs in zip(one.steps, other.steps, strict=True):
+            assert (mine.tree.tokens, mine.tree.parents, mine.path) == (
+                theirs.tree.tokens,
+                theirs.tree.parents,
+                theirs.path,
+            )
+            assert mine.expected == pytest.approx(theirs.expected, abs=1e-4)
+        assert sum(step.tree.size for step in one.steps) > 0
 
 
 def test_a_one_token_prompt_works_in_every_mode(pairs: dict[str, Pair], growmap: str) -> None:

@@ -94,10 +94,10 @@ def test_a_distribution_without_mass_is_an_error(bad: list[float]) -> None:
 def test_the_largest_uniform_still_draws_a_possible_token() -> None:
     weights = torch.tensor([[0.2, 0.5, 0.0], [0.0, 0.0, 1e-300]], dtype=torch.float64)
     top = torch.tensor([1.0, 1.0], dtype=torch.float64)  # beyond what torch.rand returns
-    columns, empty = sampling._invert(weights, top)
+    columns, empty = sampling.invert(weights, top)
     assert columns.tolist() == [1, 2]
     assert empty.tolist() == [False, False]
-    columns, _ = sampling._invert(weights, torch.zeros(2, dtype=torch.float64))
+    columns, _ = sampling.invert(weights, torch.zeros(2, dtype=torch.float64))
     assert columns.tolist() == [0, 2]
 
 
