@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
 
 def table(args: argparse.Namespace) -> None:
     """Means over prompts with 95% bootstrap intervals of the paired ratio, as Markdown."""
-    rows = read_rows(*sorted(args.output.glob("rows-*.jsonl")))
+    rows = read_rows(*sorted(args.output.rglob("rows-*.jsonl")))
     runs = {(r["data"], r["T"], r["shape"], r["index"], r["rule"]): r for r in rows}
     groups: dict[tuple[str, float, str], list[int]] = defaultdict(list)
     for data, T, shape, index, rule in runs:

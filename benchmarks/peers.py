@@ -246,7 +246,7 @@ def table(args: argparse.Namespace) -> None:
     """Milliseconds a token after the prompt's pass (medians over prompts, with quartiles), and how many times `auto` and
     `generate` take as long (ratios of mean speeds over the prompts that both have, with a 95% interval); then where a
     step of ours spends its time."""
-    rows = read_rows(*sorted(args.output.glob("rows-*.jsonl")))
+    rows = read_rows(*sorted(args.output.rglob("rows-*.jsonl")))
     rows = [row for row in rows if len(row["output_ids"]) > row["first"]]  # the others ended with their first token
     by: dict[tuple[str, float, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     for row in rows:

@@ -52,7 +52,18 @@ class Shard:
 
 def _agree(args: argparse.Namespace) -> None:
     """All rows of a folder are made alike: `run.json` says how."""
-    own = ("shard", "seconds", "output", "action", "prompts", "data", "T", "methods")  # what may differ
+    own = (
+        "shard",
+        "seconds",
+        "output",
+        "action",
+        "prompts",
+        "data",
+        "T",
+        "methods",
+        "few",
+        "chosen",
+    )  # what may differ
     how = {name: str(value) for name, value in sorted(vars(args).items()) if name not in own}
     how |= {"torch": torch.__version__, "commit": str(git_commit()), "threads": str(args.threads)}
     how["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()

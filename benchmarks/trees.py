@@ -1,19 +1,21 @@
 """Which trees are best? Static ones chosen on other prompts, dynamic ones of the literature, ours, and what is left.
 
-    python benchmarks/trees.py choose --output runs/trees
+    python benchmarks/trees.py choose --output runs/chosen
     python benchmarks/trees.py run --data cnn_dailymail.jsonl c4_en.jsonl spec_bench.jsonl --prompts 100 --output runs/trees
     python benchmarks/trees.py table runs/trees
 
 Everything runs in this package's engine and is verified by the same rule (ETV; at T = 0 all rules are one), so that only
 the trees differ:
 
-- `static`: of the `k x d` trees and the optimal trees of at most B nodes, whichever accepts most on the bundled prompts;
+- `static`: of the `k x d` trees and the optimal trees of at most B nodes, whichever accepts most on the bundled prompts
+  (`choose`; what it chose for the demo pair is in chosen.json);
 - `prototype`: 2 to 4 sampled children a node by budget, left to right (prototype.py);
 - `DySpec` (arXiv 2410.11744): sampled children, best-first by the draft's own probabilities;
 - `OPT-Tree` (arXiv 2406.17276): the likeliest tokens, best-first by the draft's own probabilities;
 - `fixed`, `learned`: best-first by the calibrated slot values, without and with learning from the prompt;
 - `copies`: `learned`, and the text's own continuations: the package's default, filled to its budget;
-- `auto`: `--B auto`, nodes and levels that pay on this machine;
+- `default`: the same as it ships: at most B nodes, and of them the nodes and levels that pay on this machine;
+- `auto`: `--B auto`, as many as pay;
 - `hindsight`: the best B nodes of a tree of 256, by what verification turned out to accept. No method can know that; it
   bounds what better slot values could still win on these draws. Its large trees slow a shared cache down for all, so it
   runs by itself: `--methods hindsight`.
@@ -27,6 +29,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,10 +42,10 @@ from dynasurge import Settings, load_pair
 from dynasurge.analysis import rank_acceptance, text_distributions
 from dynasurge.data import load_prompts
 from dynasurge.generation import Session, make_engines
-from dynasurge.growmap import build_growmap, save_growmap
+from dynasurge.growmap import Growmap, build_growmap, save_growmap
 from dynasurge.models import Pair
 from dynasurge.optimal import optimal_growmap
-from dynasurge.prototype import PrototypeShape
+from dynasurge.prototype import prototype_growmap
 from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES, Verdict, draw_verdict, reach
 
@@ -52,13 +55,14 @@ NAMED = {16: ("2x8", "4x4"), 32: ("4x8", "8x4"), 64: ("8x8", "4x16")}
 DEPTHS = (6, 8, 12)
 LARGE = 256
 METHODS: dict[str, dict[str, Any]] = {
-    "prototype": {"policy": "sampled", "lookup": False},
     "DySpec": {"policy": "sampled", "values": "own", "lookup": False},
     "OPT-Tree": {"policy": "topk", "values": "own", "lookup": False},
     "fixed": {"values": "fixed", "lookup": False},
     "learned": {"lookup": False},
     "copies": {},
+    "default": {"fill": False},
 }
+CHOSEN = Path(__file__).with_name("chosen.json")
 
 
 class Hindsight:
@@ -112,7 +116,7 @@ def choose(args: argparse.Namespace) -> None:
             accepted, key = float(np.mean(expected)), f"T{T:g} B{budget}"
             print(f"T = {T:g}, B = {budget}: {name} accepts {accepted:.3f}", flush=True)
             if accepted > chosen.get(key, {"accepted": -1.0})["accepted"]:
-                chosen[key] = {"name": name, "growmap": settings.growmap, "accepted": accepted, "vector": vector}
+                chosen[key] = {"name": name, "accepted": accepted, "vector": vector}
     (args.output / "chosen.json").write_text(json.dumps(chosen, indent=1) + "\n")
 
 
@@ -129,18 +133,31 @@ def acceptance_vector(pair: Pair, prompts: Any, T: float, k: int = 16) -> list[f
     return [round(float(x), 4) for x in total / count]
 
 
+def static_tree(*, name: str, budget: int, vector: list[float], accepted: float) -> Growmap:
+    """A tree that `choose` chose."""
+    if not name.startswith("optimal"):
+        return build_growmap(name)
+    return optimal_growmap(vector, budget, int(name.split()[-2]))
+
+
 def run(args: argparse.Namespace) -> None:
     """Decode; one JSON line a (data, prompt, T, method, B)."""
     torch.set_num_threads(args.threads)
     pair = load_pair(args.draft, args.target)
-    chosen = json.loads((args.output / "chosen.json").read_text())
+    chosen = json.loads(args.chosen.read_text())
+    args.output.mkdir(parents=True, exist_ok=True)
     plan: dict[tuple[float, str, int], Settings] = {}
     for T in args.T:
         for budget in BUDGETS:
-            growmap = str(args.output / Path(chosen[f"T{T:g} B{budget}"]["growmap"]).name)
-            plan[T, "static", budget] = _settings(args, T, mode="sTree", growmap=growmap)
+            for method, growmap in (
+                ("static", static_tree(budget=budget, **chosen[f"T{T:g} B{budget}"])),
+                ("prototype", prototype_growmap(budget)),
+            ):
+                path = args.output / f"{method}-T{T:g}-B{budget}-{args.shard.replace('/', '-of-')}.pt"
+                save_growmap(growmap, path)
+                plan[T, method, budget] = _settings(args, T, mode="sTree", growmap=str(path))
             for method, own in METHODS.items():
-                plan[T, method, budget] = _settings(args, T, mode="dTree", B=budget, fill=True, **own)
+                plan[T, method, budget] = _settings(args, T, **({"mode": "dTree", "B": budget, "fill": True} | own))
         plan[T, "auto", 0] = _settings(args, T, mode="dTree")
         plan[T, "no tree", 0] = _settings(args, T, mode="auto", use_bfs=False)
         plan[T, "hindsight", LARGE] = _settings(args, T, mode="dTree", B=LARGE, fill=True, lookup=False)
@@ -157,9 +174,8 @@ def run(args: argparse.Namespace) -> None:
                 if not shard.wants(**key):
                     continue
                 if (T, method, budget) not in sessions:
-                    shape = PrototypeShape(budget) if method == "prototype" else None
                     verify = hindsight if method == "hindsight" else None
-                    sessions[T, method, budget] = Session(pair, settings, engines=engines, shape=shape, verify=verify)
+                    sessions[T, method, budget] = Session(pair, settings, engines=engines, verify=verify)
                 session = sessions[T, method, budget]
                 hindsight.sums.clear()
                 result = session.generate(session.encode(prompt.text), index=number)
@@ -188,12 +204,12 @@ def _settings(args: argparse.Namespace, T: float, **own: Any) -> Settings:
 
 def table(args: argparse.Namespace) -> None:
     """Expected accepted tokens a step, means over prompts, as Markdown; gains are paired, with 95% bootstrap intervals."""
-    rows = read_rows(*sorted(args.output.glob("rows-*.jsonl")))
+    rows = read_rows(*sorted(args.output.rglob("rows-*.jsonl")))
     mean = {_key(row): float(np.mean(row["expected"])) for row in rows}
     for row in rows:
         for budget, total in row["hindsight"].items():
             mean[(*_key(row)[:3], "hindsight", int(budget))] = total / len(row["expected"])
-    names = [name for name in ("static", *METHODS, "hindsight") if any(key[3] == name for key in mean)]
+    names = [name for name in ("static", "prototype", *METHODS, "hindsight") if any(key[3] == name for key in mean)]
     compared = {"static", "copies"} <= set(names)
     gains = ["`copies` over `static`", "over the best other"] if compared else []
     print(f"| {' | '.join(['prompts', 'T', 'B', 'n', *names, *gains])} |")
@@ -244,11 +260,12 @@ def _column(row: dict[str, Any]) -> str:
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
     """Trees whose speed is of interest, in order."""
     found = {_column(row) for row in rows}
-    wanted = [f"{name} {budget}" for name in ("static", *METHODS) for budget in BUDGETS] + ["auto"]
+    wanted = [f"{name} {budget}" for name in ("static", "prototype", *METHODS) for budget in BUDGETS]
+    wanted.append("auto")
     return [column for column in wanted if column in found]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     add = commands.add_parser("choose", help="the best static trees, on the bundled prompts")
@@ -262,10 +279,11 @@ def main() -> None:
     add = commands.add_parser("run", help="decode and record")
     run_flags(add)
     add.add_argument("--T", type=float, nargs="+", default=list(TEMPERATURES))
-    methods = ["no tree", "static", *METHODS, "auto"]
+    add.add_argument("--chosen", type=Path, default=CHOSEN, help="what `choose` wrote")
+    methods = ["no tree", "static", "prototype", *METHODS, "auto"]
     add.add_argument("--methods", nargs="+", default=methods, help="only these (default: all but hindsight)")
     add.set_defaults(action=run)
-    run_command(parser, commands, table)
+    run_command(parser, commands, table, argv)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dynasurge import sampling
+from dynasurge.growmap import Growmap
 from dynasurge.policies import Wish
 from dynasurge.shapes import Slot, StaticShape
 from dynasurge.tree import TokenTree
@@ -65,12 +66,22 @@ def proposals(tree: TokenTree, base: torch.Tensor, node: int) -> Iterator[tuple[
         yield child, proposal
 
 
+def prototype_growmap(budget: int) -> Growmap:
+    """Its tree as a growmap: there is nothing dynamic about it, unless a distribution runs out of tokens (below, a node's
+    share then goes to the next)."""
+    return Growmap(parents=(-1, *(node // _children(budget) for node in range(budget))))
+
+
+def _children(budget: int) -> int:
+    return 2 if budget <= 16 else 3 if budget <= 32 else 4
+
+
 class PrototypeShape(StaticShape):
     """The prototype's dynamic tree: every node gets 2 to 4 children, by budget, left to right until the budget is spent."""
 
     def __init__(self, budget: int) -> None:
         self.max_nodes, self.max_read = budget, budget
-        self._children = 2 if budget <= 16 else 3 if budget <= 32 else 4
+        self._children = _children(budget)
         self.max_depth = budget.bit_length()
 
     def wish(self, pool: Sequence[Slot], index: int) -> Wish:

@@ -9,7 +9,7 @@ import toy
 from dynasurge.acceptance import make_acceptance
 from dynasurge.drafting import Drafter
 from dynasurge.policies import sampled
-from dynasurge.prototype import PrototypeShape, bfs
+from dynasurge.prototype import PrototypeShape, bfs, prototype_growmap
 from dynasurge.tree import TokenTree
 
 PROMPT = (0, 2, 1)
@@ -30,6 +30,7 @@ def test_the_tree_has_b_nodes_filled_from_the_left(budget: int, children: int) -
         tree = grow(toy.random_table(1, vocab=7), budget, seed)
         assert tree.parents == (-1, *((node - 1) // children for node in range(1, budget + 1)))
         assert not any(tree.point[1:])
+        assert prototype_growmap(budget).parents == tree.parents
 
 
 def test_a_distribution_that_runs_out_of_tokens_gives_fewer_children() -> None:

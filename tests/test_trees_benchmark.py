@@ -1,0 +1,37 @@
+"""The comparison of trees: every method runs, static trees come from what was chosen, the tables have a row a budget."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import trees
+
+
+@pytest.mark.slow
+def test_trees_are_chosen_run_and_compared(
+    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trees, "BUDGETS", (3, 5))
+    monkeypatch.setattr(trees, "NAMED", {3: ("3x1",), 5: ("2x2",)})
+    monkeypatch.setattr(trees, "DEPTHS", (2, 3))
+    monkeypatch.setattr(trees, "TEMPERATURES", (0.0, 0.6))
+    chosen, out = tmp_path / "chosen", tmp_path / "out"
+    trees.main(["choose", *pair, "--prompts", "1", "--new-tokens", "8", "--output", str(chosen)])
+    tree = trees.static_tree(budget=5, **json.loads((chosen / "chosen.json").read_text())["T0.6 B5"])
+    assert 1 < tree.size <= 6
+    for T, shard in (("0", "0/1"), ("0.6", "0/2"), ("0.6", "1/2")):
+        flags = ["--data", prompts, "--prompts", "2", "--new-tokens", "12", "--T", T, "--shard", shard]
+        flags += ["--chosen", str(chosen / "chosen.json"), "--output", str(out / f"T{T}")]
+        trees.main(["run", *pair, *flags])
+    rows = [json.loads(line) for file in out.rglob("rows-*.jsonl") for line in file.read_text().splitlines()]
+    assert len(rows) == 2 * 2 * (2 * (len(trees.METHODS) + 2) + 2)
+    for row in rows:
+        assert max(row["size"]) <= (row["B"] or 256)
+        assert len(row["expected"]) == len(row["size"])
+    capsys.readouterr()
+    trees.main(["table", str(out)])
+    printed = capsys.readouterr().out
+    assert printed.count("| prompts | 0.6 |") == 3  # a row a budget, and the speeds
+    assert "prototype 5" in printed
