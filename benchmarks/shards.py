@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -65,6 +66,9 @@ def _agree(args: argparse.Namespace) -> None:
         "chosen",
     )  # what may differ
     how = {name: str(value) for name, value in sorted(vars(args).items()) if name not in own}
+    chosen = getattr(args, "chosen", None)
+    if chosen is not None and chosen.exists():  # by what it says, wherever it lies
+        how["chosen"] = hashlib.sha256(chosen.read_bytes()).hexdigest()[:16]
     how |= {"torch": torch.__version__, "commit": str(git_commit()), "threads": str(args.threads)}
     how["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     path = args.output / "run.json"

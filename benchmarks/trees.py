@@ -1,14 +1,15 @@
 """Which trees are best? Static ones chosen on other prompts, dynamic ones of the literature, ours, and what is left.
 
     python benchmarks/trees.py choose --output runs/chosen
-    python benchmarks/trees.py run --data cnn_dailymail.jsonl c4_en.jsonl spec_bench.jsonl --prompts 100 --output runs/trees
+    python benchmarks/trees.py run --data cnn_dailymail.jsonl c4_en.jsonl spec_bench.jsonl --prompts 100 \
+        --chosen runs/chosen/chosen.json --output runs/trees
     python benchmarks/trees.py table runs/trees
 
 Everything runs in this package's engine and is verified by the same rule (ETV; at T = 0 all rules are one), so that only
 the trees differ:
 
 - `static`: of the `k x d` trees and the optimal trees of at most B nodes, whichever accepts most on the bundled prompts
-  (`choose`; what it chose for the demo pair is in chosen.json);
+  (`choose`, which takes most of an hour on two CPU cores, minutes on a GPU);
 - `prototype`: 2 to 4 sampled children a node by budget, left to right (prototype.py);
 - `DySpec` (arXiv 2410.11744): sampled children, best-first by the draft's own probabilities;
 - `OPT-Tree` (arXiv 2406.17276): the likeliest tokens, best-first by the draft's own probabilities;
@@ -62,7 +63,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "copies": {},
     "default": {"fill": False},
 }
-CHOSEN = Path(__file__).with_name("chosen.json")
 
 
 class Hindsight:
@@ -133,6 +133,22 @@ def acceptance_vector(pair: Pair, prompts: Any, T: float, k: int = 16) -> list[f
     return [round(float(x), 4) for x in total / count]
 
 
+def read_chosen(args: argparse.Namespace) -> dict[str, Any]:
+    """What `choose` found, if static trees are wanted."""
+    if "static" not in args.methods:
+        return {}
+    try:
+        chosen: dict[str, Any] = json.loads(args.chosen.read_text())
+    except (OSError, ValueError) as error:
+        raise SystemExit(
+            f"error: --chosen {args.chosen}: {error}; make it with: trees.py choose --output FOLDER"
+        ) from error
+    lacking = [f"T{T:g} B{B}" for T in args.T for B in BUDGETS if f"T{T:g} B{B}" not in chosen]
+    if lacking:
+        raise SystemExit(f"error: --chosen {args.chosen}: has no {lacking[0]}; make it with: trees.py choose")
+    return chosen
+
+
 def static_tree(*, name: str, budget: int, vector: list[float], accepted: float) -> Growmap:
     """A tree that `choose` chose."""
     if not name.startswith("optimal"):
@@ -144,15 +160,15 @@ def run(args: argparse.Namespace) -> None:
     """Decode; one JSON line a (data, prompt, T, method, B)."""
     torch.set_num_threads(args.threads)
     pair = load_pair(args.draft, args.target)
-    chosen = json.loads(args.chosen.read_text())
+    chosen = read_chosen(args)
     args.output.mkdir(parents=True, exist_ok=True)
     plan: dict[tuple[float, str, int], Settings] = {}
     for T in args.T:
         for budget in BUDGETS:
-            for method, growmap in (
-                ("static", static_tree(budget=budget, **chosen[f"T{T:g} B{budget}"])),
-                ("prototype", prototype_growmap(budget)),
-            ):
+            growmaps = {"prototype": prototype_growmap(budget)}
+            if chosen:
+                growmaps["static"] = static_tree(budget=budget, **chosen[f"T{T:g} B{budget}"])
+            for method, growmap in growmaps.items():
                 path = args.output / f"{method}-T{T:g}-B{budget}-{args.shard.replace('/', '-of-')}.pt"
                 save_growmap(growmap, path)
                 plan[T, method, budget] = _settings(args, T, mode="sTree", growmap=str(path))
@@ -279,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = commands.add_parser("run", help="decode and record")
     run_flags(add)
     add.add_argument("--T", type=float, nargs="+", default=list(TEMPERATURES))
-    add.add_argument("--chosen", type=Path, default=CHOSEN, help="what `choose` wrote")
+    add.add_argument("--chosen", type=Path, default=Path("chosen.json"), help="what `choose` wrote")
     methods = ["no tree", "static", "prototype", *METHODS, "auto"]
     add.add_argument("--methods", nargs="+", default=methods, help="only these (default: all but hindsight)")
     add.set_defaults(action=run)

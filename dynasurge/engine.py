@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from dynasurge.cache import TreeCache
 from dynasurge.faults import no_numbers
-from dynasurge.regions import Regions
+from dynasurge.regions import Regions, joined
 
 # For static passes, whose mask spans the whole cache; the fastest first.
 STATIC_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -59,6 +59,7 @@ class Engine:
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._last = (positions or self.static_length) - 1
         self._cache = TreeCache(model.config.get_text_config().num_hidden_layers, self.max_length, self.static_length)
+        self._settled = False  # whether the model's matrices lie where they will stay, see regions.joined
         self._regions: Regions | None = None  # when there is something to compile
         self._parents: list[int] = []
         self._depths: list[int] = []
@@ -134,8 +135,9 @@ class Engine:
         self._cache.rows = rows
         run = partial(self._run, known[None], positions.clamp(max=self._last)[None], hidden)
         try:
-            if self.compiled and self._regions is None:
-                self._regions = Regions(self.model, self._cache, run)
+            if not self._settled:
+                groups, self._settled = joined(self.model, run), True
+                self._regions = Regions(self.model, self._cache, groups) if self.compiled else None
             regions = self._regions.installed(len(tokens)) if self._regions is not None else nullcontext()
             with regions, sdpa_kernel(STATIC_ATTENTION, set_priority=True):
                 return self._fitted(run())

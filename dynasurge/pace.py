@@ -8,9 +8,9 @@ before it, from this prompt's last trees: the size n and depth d that promise th
 by the latency curve. What a level is worth is kept as a share of the level above, in doubt the share that the level above
 had of its own: so a level that was not drafted lately, or never, is expected to fall as those before it do now. (Kept as a
 number of its own it would stay what it was when last drafted, perhaps in a harder part of the text, and never be drafted
-again.) Nodes beyond those of the last trees are expected to be worth what the least of them was, ever less. Texts are easy
-or hard for some sentences at a time, so memory is short. Nothing here looks at a clock, so the same curve and seed give the
-same text; and past steps may always be used.
+again.) Likewise a node that was not kept lately is expected to be worth a little less than the one ahead of it. Texts are
+easy or hard for some sentences at a time, so memory is short. Nothing here looks at a clock, so the same curve and seed
+give the same text; and past steps may always be used.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dynasurge.shapes import SLACK
 START_DEPTH = 6
 FALL = 0.65  # before a prompt teaches better: a level is worth so much of the one above,
 PRIOR = 2.0  # as so many steps, or so much of the level above, would have it
+DOUBT = 0.5  # what nothing was seen of lately is worth what is usual, as so many steps would have it
 MEMORY = 0.7  # of the weight of a step in the next
 LOOK_BACK = 4  # steps whose depth a tree that is always filled goes by
 
@@ -59,7 +60,7 @@ class Pace:
     def reset(self) -> None:
         """A new prompt begins."""
         self._levels = [(0.0, 0.0)] * self.max_depth
-        self._ranks = [(PRIOR, PRIOR * FALL / (rank + 1)) for rank in range(max(self.sizes))]
+        self._ranks = [(0.0, 0.0)] * max(self.sizes)
         self._recent, self.cut = [min(START_DEPTH, self.max_depth) - 1], 0.0
 
     def choose(self) -> Size:
@@ -88,9 +89,10 @@ class Pace:
         for value, depth in zip(values, depths, strict=True):
             by_level[depth - 1] += value
         ranked = sorted(values, reverse=True) + [0.0] * (size.nodes - len(values))
+        self._ranks = [(MEMORY * steps, MEMORY * total) for steps, total in self._ranks]
         for at, value in enumerate(ranked):
             steps, total = self._ranks[at]
-            self._ranks[at] = MEMORY * steps + 1.0, MEMORY * total + value
+            self._ranks[at] = steps + 1.0, total + value
         self._levels = [(MEMORY * above, MEMORY * own) for above, own in self._levels]
         for at, (new_above, new) in enumerate(pairwise([1.0, *by_level])):
             above, own = self._levels[at]
@@ -105,10 +107,10 @@ class Pace:
         return out[1:]
 
     def _by_rank(self) -> list[float]:
+        """What each node is worth, the best first; in doubt by how sums of so many fall, as a harmonic series."""
         out: list[float] = []
         for rank, (steps, total) in enumerate(self._ranks):
-            seen = total / steps
-            if rank > 1 and steps <= PRIOR:
-                seen = out[-1] * rank / (rank + 1)
+            usual = out[-1] * rank / (rank + 1) if out else FALL
+            seen = (total + DOUBT * usual) / (steps + DOUBT)
             out.append(min(seen, out[-1]) if out else seen)
         return out

@@ -18,6 +18,7 @@ apart.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -88,12 +89,9 @@ class Once(CustomGraphPass):  # type: ignore[misc]
 class Regions:
     """The compiled parts of a model that decodes by a cache. `run` is a pass of it over several tokens."""
 
-    def __init__(self, model: PreTrainedModel, cache: TreeCache, run: Callable[[], object]) -> None:
-        self._model, self._cache, self._blocks = model, cache, blocks_of(model)
-        groups = [group for group in fed_alike(model, run) if len(group) > 1]
-        for group in groups:
-            join(group)
-        self._parts: list[Any] = [module for group in groups for module in group]
+    def __init__(self, model: PreTrainedModel, cache: TreeCache, groups: list[list[nn.Linear]]) -> None:
+        """groups: see `joined`."""
+        self._model, self._cache, self._blocks, self._groups = model, cache, blocks_of(model), groups
         small = len(self._blocks) <= SMALL
         self._whole = torch.compile(type(model).forward, dynamic=False) if small else None
         self._block = None if small else torch.compile(run_block, dynamic=False)
@@ -101,29 +99,31 @@ class Regions:
     @contextmanager
     def installed(self, tokens: int) -> Iterator[None]:
         """Inside, the model's forward runs compiled, for a pass over so many tokens."""
+        for group in self._groups:
+            join(group)  # again, if somebody has given the model other weights
         hooks, numbered = [], []
-        if tokens > 1:
-            for module in self._parts:
-                module.__class__ = Part
+        parts: list[Any] = [module for group in self._groups for module in group] if tokens > 1 else []
         before = [(changed, vars(changed).get("forward")) for changed in (self._model, *self._blocks)]
-        if self._whole is not None:
-            vars(self._model)["forward"] = partial(self._whole, self._model)
-        for number, block in enumerate(self._blocks):
-            for module in block.modules():
-                if tokens == 1 and isinstance(module, nn.Linear) and module.in_features > module.out_features:
-                    hooks.append(module.register_forward_pre_hook(_settle))
-                if self._block is not None and hasattr(module, "layer_idx"):
-                    numbered.append((module, module.layer_idx))
-                    module.layer_idx = 0  # type: ignore[assignment]
-            if self._block is not None:
-                vars(block)["forward"] = partial(self._block, block, OneLayer(self._cache, number))
         try:
+            for module in parts:
+                module.__class__ = Part
+            if self._whole is not None:
+                vars(self._model)["forward"] = partial(self._whole, self._model)
+            for number, block in enumerate(self._blocks):
+                for module in block.modules():
+                    if tokens == 1 and isinstance(module, nn.Linear) and module.in_features > module.out_features:
+                        hooks.append(module.register_forward_pre_hook(_settle))
+                    if self._block is not None and hasattr(module, "layer_idx"):
+                        numbered.append((module, module.layer_idx))
+                        module.layer_idx = 0  # type: ignore[assignment]
+                if self._block is not None:
+                    vars(block)["forward"] = partial(self._block, block, OneLayer(self._cache, number))
             with torch._inductor.config.patch(
                 coordinate_descent_tuning=tokens == 1, post_grad_custom_pre_pass=Once() if tokens > 1 else None
             ):
                 yield
         finally:
-            for module in self._parts:
+            for module in parts:
                 module.__class__ = nn.Linear
             for hook in hooks:
                 hook.remove()
@@ -135,16 +135,31 @@ class Regions:
                     vars(changed)["forward"] = forward
 
 
-def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Linear]]:
-    """The linear modules, those together that got the very same rows while a pass ran, and could be one."""
-    seen: dict[object, tuple[torch.Tensor, list[nn.Linear]]] = {}  # with the rows, so that their id stays theirs
+def joined(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Linear]]:
+    """Move the matrices that multiply the same rows together; `run` is a pass that shows which these are. Returns the
+    modules, those with a common matrix together.
 
-    def see(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+    Whoever captures passes does this before, whether it compiles them or not: captured passes know where matrices lie, and
+    they should not be moved any more when somebody else compiles a pass of the same model."""
+    groups = [group for group in fed_alike(model, run) if len(group) > 1]
+    for group in groups:
+        join(group)
+    return groups
+
+
+def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Linear]]:
+    """The linear modules, those together that got the very same rows while a pass ran, and could be one. A module that is
+    called several times, or shares its matrix with another, is left out."""
+    seen: dict[object, tuple[torch.Tensor, list[nn.Linear]]] = {}  # with the rows, so that their id stays theirs
+    calls: Counter[nn.Module] = Counter()
+    owners = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
+
+    def see(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         assert isinstance(module, nn.Linear)
-        kind = (id(inputs[0]), module.bias is None, module.weight.dtype, module.weight.device)
-        group = seen.setdefault(kind, (inputs[0], []))[1]
-        if module not in group:
-            group.append(module)
+        calls[module] += 1
+        if inputs:  # else they came by name
+            kind = (id(inputs[0]), module.bias is None, module.weight.dtype, module.weight.device)
+            seen.setdefault(kind, (inputs[0], []))[1].append(module)
 
     hooks = [module.register_forward_pre_hook(see) for module in model.modules() if type(module) is nn.Linear]
     try:
@@ -152,7 +167,7 @@ def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn
     finally:
         for hook in hooks:
             hook.remove()
-    return [group for _, group in seen.values()]
+    return [[m for m in group if calls[m] == 1 == owners[id(m.weight)]] for _, group in seen.values()]
 
 
 @torch.inference_mode(False)

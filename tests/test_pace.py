@@ -15,18 +15,18 @@ def costs(*, node: float = 0.0, level: float = 0.05) -> Costs:
     return Costs(widths=(1, 129), target_seconds=(1.0, 1.0 + 128 * node), draft_seconds=(level, level))
 
 
-def tree(size: Size, first: float, fall: float) -> tuple[list[float], list[int]]:
-    """Values and depths of the best nodes when a level has a chain's node and others worth a tenth and less of it."""
-    slots = [(first * fall**d * (0.1**rank), d + 1) for d in range(size.depth) for rank in range(10)]
+def tree(size: Size, first: float, fall: float, elder: float = 0.1) -> tuple[list[float], list[int]]:
+    """Values and depths of the best nodes when each of a level is worth so much of its elder, the first a chain's node."""
+    slots = [(first * fall**d * elder**rank, d + 1) for d in range(size.depth) for rank in range(10)]
     slots = sorted(slots, reverse=True)[: size.nodes]
     return [value for value, _ in slots], [depth for _, depth in slots]
 
 
-def settled(pace: Pace, first: float, fall: float, steps: int) -> Size:
+def settled(pace: Pace, first: float, fall: float, steps: int, elder: float = 0.1) -> Size:
     """What it chooses after so many steps of such a text."""
     for _ in range(steps):
         size = pace.choose()
-        pace.learn(size, *tree(size, first, fall))
+        pace.learn(size, *tree(size, first, fall, elder))
     return pace.choose()
 
 
@@ -51,6 +51,12 @@ def test_levels_that_did_not_pay_are_drafted_again_when_the_text_gets_easy() -> 
     assert settled(pace, 0.9, 0.95, 12).depth >= 10
     pace.reset()
     assert pace.choose() == Pace(sizes=SIZES, budget=64, max_depth=DEPTH, costs=costs(level=0.1)).choose()
+
+
+def test_large_trees_come_back_when_the_text_gets_easy() -> None:
+    pace = Pace(sizes=SIZES, budget=64, max_depth=DEPTH, costs=costs(node=0.002))
+    assert settled(pace, 0.3, 0.2, 30, 0.05).nodes == 16
+    assert settled(pace, 0.5, 0.9, 20, 0.8).nodes == 64
 
 
 def test_nodes_are_not_kept_that_do_not_pay() -> None:

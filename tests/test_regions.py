@@ -42,8 +42,6 @@ def test_what_multiplies_the_same_rows_does_it_once(
         blocks = codes[0].count("_kernels.mm(") + codes[0].count("_kernels.addmm(") + codes[0].count("mkl_linear(")
         in_blocks = len(JOINT[architecture]) + ALONE[architecture] if architecture != "gpt2" else 4
         assert blocks == (2 * in_blocks + 1 if whole else in_blocks)
-    groups = regions.fed_alike(model, lambda: engine.score_at(tokens, rows, rows, hidden))
-    assert sorted(len(group) for group in groups if len(group) > 1) == []  # a compiled pass calls no hooks
     torch.testing.assert_close(engine.score_at(tokens, rows, rows, hidden), expected, atol=1e-4, rtol=0)
     for name, weight in model.named_parameters():
         assert torch.equal(weight, before[name])
@@ -57,7 +55,8 @@ def test_who_multiplies_the_same_rows_shows(architecture: str) -> None:
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     groups = regions.fed_alike(model, lambda: model(torch.tensor([[5, 17, 8]])))
     assert sorted(len(group) for group in groups if len(group) > 1) == sorted(2 * JOINT[architecture])
-    linear = {module for module in model.modules() if type(module) is nn.Linear}
+    tied = model.get_input_embeddings().weight  # of GPT-2's head
+    linear = {module for module in model.modules() if type(module) is nn.Linear and module.weight is not tied}
     assert linear == {module for group in groups for module in group}
     for group in groups:
         regions.join(group)
@@ -72,3 +71,48 @@ def test_who_multiplies_the_same_rows_shows(architecture: str) -> None:
         regions.join(group)
         assert all(vars(module)["joint"].dtype == torch.float64 for module in group)
         assert len({module.weight.untyped_storage().data_ptr() for module in group}) == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_engine_leaves_matrices_where_captured_passes_know_them() -> None:
+    torch._dynamo.reset()
+    model = tiny_model("llama")
+    rows = torch.arange(4, 8)
+    hidden, tokens = torch.arange(64) > rows[:, None], torch.tensor([11, 12, 13, 14])
+    places, engines = [], (Engine(model, 64), Engine(model, 64, compiled=True))
+    for engine in engines:
+        engine.extend([5, 17, 8, 40])
+        engine.score_at(tokens, rows, rows, hidden)
+        places.append([weight.data_ptr() for weight in model.parameters()])
+    assert places[0] == places[1]
+    plain, compiled = engines
+    with torch.no_grad():
+        for module in model.modules():
+            if type(module) is nn.Linear:
+                module.weight.data = module.weight * 0.5  # other weights, at other places
+    plain.reset()
+    compiled.reset()
+    for engine in engines:
+        engine.extend([5, 17, 8, 40])
+    expected = plain.score_at(tokens, rows, rows, hidden)
+    torch.testing.assert_close(compiled.score_at(tokens, rows, rows, hidden), expected, atol=1e-5, rtol=0)
+    torch._dynamo.reset()
+
+
+class Odd(nn.Module):
+    """Modules that get the same rows, of which one is called twice, two share a matrix, and one gets them by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.one, self.other, self.named, self.a, self.b = (nn.Linear(4, 4) for _ in range(6))
+        self.other.weight = self.one.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.twice(x) + self.one(x) + self.other(x) + self.named(input=x) + self.a(x) + self.b(x)
+        return self.twice(y)
+
+
+def test_what_cannot_be_one_product_is_left_alone() -> None:
+    model = Odd()
+    groups = regions.joined(model, lambda: model(torch.zeros(2, 4)))  # type: ignore[arg-type]
+    assert [set(group) for group in groups] == [{model.a, model.b}]
