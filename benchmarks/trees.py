@@ -1,8 +1,7 @@
 """Which trees are best? Static ones chosen on other prompts, dynamic ones of the literature, ours, and what is left.
 
     python benchmarks/trees.py choose --output runs/chosen
-    python benchmarks/trees.py run --data cnn_dailymail.jsonl c4_en.jsonl spec_bench.jsonl --prompts 100 \
-        --chosen runs/chosen/chosen.json --output runs/trees
+    python benchmarks/trees.py run --data cnn_dailymail.jsonl c4_en.jsonl spec_bench.jsonl --prompts 100 --output runs/trees
     python benchmarks/trees.py table runs/trees
 
 Everything runs in this package's engine and is verified by the same rule (ETV; at T = 0 all rules are one), so that only
@@ -295,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = commands.add_parser("run", help="decode and record")
     run_flags(add)
     add.add_argument("--T", type=float, nargs="+", default=list(TEMPERATURES))
-    add.add_argument("--chosen", type=Path, default=Path("chosen.json"), help="what `choose` wrote")
+    add.add_argument("--chosen", type=Path, default=Path("runs/chosen/chosen.json"), help="what `choose` wrote")
     methods = ["no tree", "static", "prototype", *METHODS, "auto"]
     add.add_argument("--methods", nargs="+", default=methods, help="only these (default: all but hindsight)")
     add.set_defaults(action=run)

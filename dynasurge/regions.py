@@ -167,7 +167,8 @@ def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn
     finally:
         for hook in hooks:
             hook.remove()
-    return [[m for m in group if calls[m] == 1 == owners[id(m.weight)]] for _, group in seen.values()]
+    groups = [[m for m in group if calls[m] == 1 == owners[id(m.weight)]] for _, group in seen.values()]
+    return [group for group in groups if group]
 
 
 @torch.inference_mode(False)
