@@ -52,7 +52,8 @@ def _latency(arguments: Sequence[str]) -> None:
     engines = make_engines(pair, [Settings()])
     assert engines.draft is not None
     path = cache_file(engines.target, engines.draft)
-    total = ROUNDS * len(widths_of(engines.target, engines.draft))
+    rounds = 1 if engines.target.captures else ROUNDS  # captured steps are repeated width by width
+    total = rounds * len(widths_of(engines.target, engines.draft))
     with tqdm(total=total, unit="width", disable=None, leave=False, dynamic_ncols=True) as bar:
         try:
             costs = load_costs(engines.target, engines.draft, anew=True, on_width=bar.update)
