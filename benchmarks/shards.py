@@ -53,7 +53,7 @@ class Shard:
 
 def _agree(args: argparse.Namespace) -> None:
     """All rows of a folder are made alike: `run.json` says how."""
-    own = (
+    own = [
         "shard",
         "seconds",
         "output",
@@ -64,7 +64,7 @@ def _agree(args: argparse.Namespace) -> None:
         "methods",
         "few",
         "chosen",
-    )  # what may differ
+    ]  # what may differ
     how = {name: str(value) for name, value in sorted(vars(args).items()) if name not in own}
     chosen = getattr(args, "chosen", None)
     if chosen is not None and chosen.exists():  # by what it says, wherever it lies

@@ -62,6 +62,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "copies": {},
     "default": {"fill": False},
 }
+NAMES = ("static", "prototype", *METHODS)  # of trees of at most B nodes
 
 
 class Hindsight:
@@ -157,9 +158,9 @@ def static_tree(*, name: str, budget: int, vector: list[float], accepted: float)
 
 def run(args: argparse.Namespace) -> None:
     """Decode; one JSON line a (data, prompt, T, method, B)."""
+    chosen = read_chosen(args)
     torch.set_num_threads(args.threads)
     pair = load_pair(args.draft, args.target)
-    chosen = read_chosen(args)
     args.output.mkdir(parents=True, exist_ok=True)
     plan: dict[tuple[float, str, int], Settings] = {}
     for T in args.T:
@@ -224,7 +225,7 @@ def table(args: argparse.Namespace) -> None:
     for row in rows:
         for budget, total in row["hindsight"].items():
             mean[(*_key(row)[:3], "hindsight", int(budget))] = total / len(row["expected"])
-    names = [name for name in ("static", "prototype", *METHODS, "hindsight") if any(key[3] == name for key in mean)]
+    names = [name for name in (*NAMES, "hindsight") if any(key[3] == name for key in mean)]
     compared = {"static", "copies"} <= set(names)
     gains = ["`copies` over `static`", "over the best other"] if compared else []
     print(f"| {' | '.join(['prompts', 'T', 'B', 'n', *names, *gains])} |")
@@ -275,8 +276,7 @@ def _column(row: dict[str, Any]) -> str:
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
     """Trees whose speed is of interest, in order."""
     found = {_column(row) for row in rows}
-    wanted = [f"{name} {budget}" for name in ("static", "prototype", *METHODS) for budget in BUDGETS]
-    wanted.append("auto")
+    wanted = [f"{name} {budget}" for name in NAMES for budget in BUDGETS] + ["auto"]
     return [column for column in wanted if column in found]
 
 
@@ -295,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_flags(add)
     add.add_argument("--T", type=float, nargs="+", default=list(TEMPERATURES))
     add.add_argument("--chosen", type=Path, default=Path("runs/chosen/chosen.json"), help="what `choose` wrote")
-    methods = ["no tree", "static", "prototype", *METHODS, "auto"]
+    methods = ["no tree", *NAMES, "auto"]
     add.add_argument("--methods", nargs="+", default=methods, help="only these (default: all but hindsight)")
     add.set_defaults(action=run)
     run_command(parser, commands, table, argv)

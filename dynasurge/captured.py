@@ -19,8 +19,7 @@ The text, its length and the caches live on the device. Draws are those of sampl
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -161,11 +160,12 @@ class CapturedDecoder:
         numbers = torch.arange(rows.start, rows.stop, device=self._device)
         depth = torch.full((1,), level - 1, device=self._device)
         own = (forest.token, forest.row_slot[rows], forest.chain[rows], numbers)
-        read = self._run(read_level, *own, length, depth, forest.layout.row_count, self._draft.static_length)
+        reading = fused(read_level, self._compiled)
+        read = reading(*own, length, depth, forest.layout.row_count, self._draft.static_length)
         self._fill(level, self._draft.score_at(*read))
 
     def _fill(self, level: int, logits: torch.Tensor) -> None:
-        q = self._run(sampling.to_proposal, logits, self._T, self._P)
+        q = fused(sampling.to_proposal, self._compiled)(logits, self._T, self._P)
         rows = self._forest.layout.rows(level)
         self._proposer.fill(self._forest, level, q, self._inputs.uniforms[rows], self._text, self._length + 1)
 
@@ -178,7 +178,8 @@ class CapturedDecoder:
         else:
             nodes = assemble(self._forest, n, self._trees.budget, compiled=self._compiled)
             own = (self._forest.token, nodes.slot, nodes.depth, nodes.path)
-            tokens, positions, rows, hidden = self._run(read_nodes, *own, self._length, self._target.static_length)
+            reading = fused(read_nodes, self._compiled)
+            tokens, positions, rows, hidden = reading(*own, self._length, self._target.static_length)
         logits = self._target.score_at(tokens, positions, rows, hidden)
         self._p[: n + 1].copy_(sampling.to_probs(logits, self._T, self._P))
         return nodes
@@ -197,18 +198,15 @@ class CapturedDecoder:
         judged = judge(found, self._inputs.last, compiled=self._compiled)
         of_nodes = (nodes.slot, nodes.depth, nodes.path, nodes.parent, nodes.exists)
         of_slots = (forest.token, forest.proposal, forest.kind, forest.x, forest.slot_value)
-        close = (judged.end, judged.bonus, judged.stop, length, forest.chain, forest.layout.children)
-        told, emitted, to, of_target, of_draft, longer = self._run(closing, *close, of_nodes, of_slots)
+        told, emitted, to, of_target, of_draft, longer = fused(closing, self._compiled)(
+            judged.end, judged.bonus, judged.stop, length, forest.chain, forest.layout.children, of_nodes, of_slots
+        )
         assert self._draft is not None
         self._text.index_copy_(0, CONTEXT + 1 + to, emitted)
         self._target.move(of_target, to)
         self._draft.move(of_draft, to)
         length.copy_(longer)
-        assert isinstance(told, torch.Tensor)
         return told
-
-    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return fused(function, self._compiled)(*arguments)
 
     # --- the host's side -------------------------------------------------------------------------------------------
 

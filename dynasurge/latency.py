@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 from dynasurge import sampling
+from dynasurge.captured_costs import TEXT, captured_costs
 from dynasurge.captured_costs import WIDTHS as CAPTURED_WIDTHS
-from dynasurge.captured_costs import captured_costs
 from dynasurge.costs import Costs
 from dynasurge.engine import Engine
 from dynasurge.faults import shrinking
@@ -35,7 +35,6 @@ from dynasurge.verification import traversal, verify
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 ROUNDS = 8
-TEXT = 160  # tokens in the cache while measuring
 CHILDREN = 4  # drawn at every node of a level
 METHOD = 3  # of measuring; curves of another are measured anew
 

@@ -15,16 +15,16 @@ give the same text; and past steps may always be used.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from dynasurge.costs import Costs
 from dynasurge.shapes import SLACK
 
 START_DEPTH = 6
 FALL = 0.65  # before a prompt teaches better: a level is worth so much of the one above,
-PRIOR = 2.0  # as so many steps, or so much of the level above, would have it
+PRIOR = 2.0  # as so much of the level above would have it
 DOUBT = 0.5  # what nothing was seen of lately is worth what is usual, as so many steps would have it
 MEMORY = 0.7  # of the weight of a step in the next
 LOOK_BACK = 4  # steps whose depth a tree that is always filled goes by
@@ -89,14 +89,8 @@ class Pace:
         for value, depth in zip(values, depths, strict=True):
             by_level[depth - 1] += value
         ranked = sorted(values, reverse=True) + [0.0] * (size.nodes - len(values))
-        self._ranks = [(MEMORY * steps, MEMORY * total) for steps, total in self._ranks]
-        for at, value in enumerate(ranked):
-            steps, total = self._ranks[at]
-            self._ranks[at] = steps + 1.0, total + value
-        self._levels = [(MEMORY * above, MEMORY * own) for above, own in self._levels]
-        for at, (new_above, new) in enumerate(pairwise([1.0, *by_level])):
-            above, own = self._levels[at]
-            self._levels[at] = above + new_above, own + new
+        self._ranks = _remembered(self._ranks, [(1.0, value) for value in ranked])
+        self._levels = _remembered(self._levels, pairwise([1.0, *by_level]))
 
     def _by_level(self) -> list[float]:
         """What each level is worth, none more than the one above."""
@@ -114,3 +108,9 @@ class Pace:
             seen = (total + DOUBT * usual) / (steps + DOUBT)
             out.append(min(seen, out[-1]) if out else seen)
         return out
+
+
+def _remembered(sums: Sequence[tuple[float, float]], seen: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Pairs of sums that fade, with what was seen of the first of them."""
+    pairs = zip_longest(sums, seen, fillvalue=(0.0, 0.0))
+    return [(MEMORY * a + new_a, MEMORY * b + new_b) for (a, b), (new_a, new_b) in pairs]

@@ -87,7 +87,7 @@ class Once(CustomGraphPass):  # type: ignore[misc]
 
 
 class Regions:
-    """The compiled parts of a model that decodes by a cache. `run` is a pass of it over several tokens."""
+    """The compiled parts of a model that decodes by a cache."""
 
     def __init__(self, model: PreTrainedModel, cache: TreeCache, groups: list[list[nn.Linear]]) -> None:
         """groups: see `joined`."""

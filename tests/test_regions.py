@@ -12,11 +12,7 @@ from dynasurge import regions
 from dynasurge.engine import Engine
 
 JOINT = {"llama": [2, 3], "qwen2": [2, 3], "gpt2": []}  # of a block: gate and up; queries, keys and values
-ALONE = {
-    "llama": 2,
-    "qwen2": 2,
-    "gpt2": 0,
-}  # GPT-2's modules are not nn.Linear, and its queries, keys and values are one
+PRODUCTS = 4  # of a block, once those are joint; GPT-2's modules are not nn.Linear, and have it so from the start
 
 
 @pytest.mark.slow
@@ -40,8 +36,7 @@ def test_what_multiplies_the_same_rows_does_it_once(
     torch.testing.assert_close(found, expected, atol=1e-5 if device == "cpu" else 1e-4, rtol=0)
     if device == "cpu":
         blocks = codes[0].count("_kernels.mm(") + codes[0].count("_kernels.addmm(") + codes[0].count("mkl_linear(")
-        in_blocks = len(JOINT[architecture]) + ALONE[architecture] if architecture != "gpt2" else 4
-        assert blocks == (2 * in_blocks + 1 if whole else in_blocks)
+        assert blocks == (2 * PRODUCTS + 1 if whole else PRODUCTS)
     torch.testing.assert_close(engine.score_at(tokens, rows, rows, hidden), expected, atol=1e-4, rtol=0)
     for name, weight in model.named_parameters():
         assert torch.equal(weight, before[name])
