@@ -28,7 +28,7 @@ def fused(function: Callable[..., R], compiled: bool) -> Callable[..., R]:
 
 @functools.cache
 def _compiled(function: Callable[..., R]) -> Callable[..., R]:
-    return torch.compile(function, dynamic=False)
+    return torch.compile(function)  # not dynamic=False: from the second size on, sizes are variables, one code for all
 
 
 class Captured(Generic[R]):
