@@ -9,9 +9,10 @@ is written in tensors of fixed shape (forest.py, proposing.py, judge.py) and cap
     verify n   apply the rule, draw path and bonus token, move the path's cache rows to the front, append to the text
 
 How many levels and nodes is settled before a step (pace.py), so the host only launches: random numbers and estimates go to
-the device in one copy, the tree and what became of it come back in one, and that is the only time the host waits. While
-the next step runs, the host turns the last one into a record and learns from it: trees go by what was known two steps
-before.
+the device in one copy, the tree and what became of it come back in one, and that is the only time the host waits. The next
+step is launched before that, as it needs nothing of what the host will read, unless the text may be complete by then; an
+end-of-text token makes it a step for nothing. While it runs, the host turns the last one into a record and learns from it:
+trees go by what was known two steps before.
 
 The text, its length and the caches live on the device. Draws are those of sampling.py, from the same explicit generator.
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -35,6 +37,16 @@ from dynasurge.judge import judge, law
 from dynasurge.pace import Size
 from dynasurge.settling import Proposer
 from dynasurge.verification import path_to, reach
+
+MARKS = 4  # of a stopwatch in a step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flying:
+    """A step that was launched: how large, and where its result will be."""
+
+    size: Size
+    result: torch.Tensor
 
 
 class CapturedDecoder:
@@ -97,35 +109,36 @@ class CapturedDecoder:
     def rehearse(self, length: int, size: Size, generator: torch.Generator) -> dict[str, float]:
         """Make a step behind the first `length` tokens of the text, for the sake of the time it takes: the seconds of its
         phases, as a StepRecord has them."""
-        self._watch.clear()
         self._length.fill_(length - 1)
-        begun = self._launch(size, self._inputs.fill(generator, self._trees))
-        self._read(size)
-        return self._phases(begun)
+        numbers = self._inputs.fill(generator, self._trees)
+        self._watch.restart()
+        self._read(self._launch(size, numbers))
+        return self._phases()
 
     def steps(
         self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
     ) -> Iterator[StepRecord]:
         """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of `eos`."""
-        self._watch.clear()  # of a step that nobody waited for
-        left, root = new_tokens, prompt[-1]
-        size, numbers = self._prepare(generator)
-        begun = self._launch(size, numbers)
+        left, root, away = new_tokens, prompt[-1], 0.0
+        self._watch.restart()
+        flying = self._launch(*self._prepare(generator))
         while True:
-            next_size, numbers = self._prepare(generator)  # while the device is at work
-            back = self._read(size)
-            phases, room = self._phases(begun), left - 1  # for drafted tokens: the last one always counts as the bonus
+            ready, following = self._prepare(generator), None
+            if left > flying.size.depth + 1:  # whatever is accepted, there will be a next step
+                following = self._launch(*ready)
+            back = self._read(flying)
+            phases, room = self._phases(away), left - 1  # for drafted tokens: the last one always counts as the bonus
             if back.end < 0 or back.bonus < 0:
                 raise no_numbers("--target", f"after {len(prompt) + new_tokens - left} tokens")
             emitted = cut([*back.emitted[: back.depth], back.bonus], left, eos)
             left -= len(emitted)
             last = left == 0 or emitted[-1] in eos
-            if not last:
-                begun = self._launch(next_size, numbers)
-            draft = self._drafted(back, root, size)
+            if not last and following is None:
+                following = self._launch(*ready)
+            draft = self._drafted(back, root, flying.size)
             stop = back.stop[: draft.tree.size + 1].tolist()
-            self._learn(draft, stop, size)
-            away = time.perf_counter()
+            self._learn(draft, stop, flying.size)
+            left_at = time.perf_counter()
             yield StepRecord(
                 tree=draft.tree,
                 path=path_to(draft.tree, back.end)[: min(len(emitted), room)],
@@ -135,10 +148,10 @@ class CapturedDecoder:
                 passes=draft.passes,
                 **phases,
             )
-            begun += time.perf_counter() - away  # whoever looks at records takes time of their own
-            if last:
+            away = time.perf_counter() - left_at  # whoever looks at records takes time of their own
+            if following is None or last:
                 return
-            root, size = emitted[-1], next_size
+            root, flying = emitted[-1], following
 
     # --- what is captured ------------------------------------------------------------------------------------------
 
@@ -190,7 +203,7 @@ class CapturedDecoder:
         length, nodes = self._length, self._score[n].result
         if nodes is None:
             bonus = sampling.draw_by(self._p[:1], self._inputs.last[1:, None])[0]
-            self._text.index_copy_(0, CONTEXT + 1 + length, bonus)
+            self._text.index_copy_(0, CONTEXT + 1 + length, bonus.clamp(min=0))  # none: the next step may be on its way
             length += 1
             return torch.cat([bonus.clamp(max=0), torch.zeros_like(bonus), bonus]).double()
         forest = self._forest
@@ -202,7 +215,7 @@ class CapturedDecoder:
             judged.end, judged.bonus, judged.stop, length, forest.chain, forest.layout.children, of_nodes, of_slots
         )
         assert self._draft is not None
-        self._text.index_copy_(0, CONTEXT + 1 + to, emitted)
+        self._text.index_copy_(0, CONTEXT + 1 + to, emitted.clamp(min=0))  # as above
         self._target.move(of_target, to)
         self._draft.move(of_draft, to)
         length.copy_(longer)
@@ -215,9 +228,9 @@ class CapturedDecoder:
         size = self._trees.pace.choose() if self._trees is not None else Size(nodes=0, depth=0)
         return size, self._inputs.fill(generator, self._trees)
 
-    def _launch(self, size: Size, numbers: torch.Tensor) -> float:
-        """Start a step; nothing waits. Returns the time."""
-        watch, now = self._watch, time.perf_counter()
+    def _launch(self, size: Size, numbers: torch.Tensor) -> Flying:
+        """Start a step; nothing waits."""
+        watch = self._watch
         watch.mark()
         self._inputs.send(numbers)
         for graph in self._grow[: size.depth]:
@@ -226,23 +239,24 @@ class CapturedDecoder:
         self._score[size.nodes].replay()
         watch.mark()
         self._verify[size.nodes].replay()
-        self._back.reverse()
-        self._back[0][: self._packed(size.nodes)].copy_(self._verify[size.nodes].result, non_blocking=True)
+        self._back.reverse()  # the other one is of the step before, which may not have been read
+        result = self._back[0][: self._packed(size.nodes)]
+        result.copy_(self._verify[size.nodes].result, non_blocking=True)
         watch.mark()
-        return now
+        return Flying(size=size, result=result)
 
-    def _read(self, size: Size) -> Outcome:
-        """Wait for the step that was started last."""
-        self._watch.wait()
-        return Outcome(self._back[0][: self._packed(size.nodes)].numpy(), self._levels)
+    def _read(self, step: Flying) -> Outcome:
+        """Wait for the earliest step that was not read yet."""
+        self._watch.wait(MARKS)
+        return Outcome(step.result.numpy(), self._levels)
 
     def _packed(self, n: int) -> int:
         return HEAD if self._trees is None else HEAD + self._levels + 1 + COLUMNS * (n + 1)
 
-    def _phases(self, begun: float) -> dict[str, float]:
-        wall = time.perf_counter() - begun
-        draft, target, verify = self._watch.laps()
-        rest = max(0.0, wall - draft - target - verify)
+    def _phases(self, away: float = 0.0) -> dict[str, float]:
+        """Of the step that was read. away: seconds before it that somebody else took."""
+        idle, draft, target, verify = self._watch.laps(MARKS)
+        rest = max(0.0, idle - away)
         return {"draft_seconds": draft, "target_seconds": target, "verify_seconds": verify, "other_seconds": rest}
 
     def _drafted(self, back: Outcome, root: int, size: Size) -> Draft:

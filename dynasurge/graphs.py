@@ -92,9 +92,10 @@ class Stopwatch:
         self._marks: list[Any] = []
         self._spare: list[Any] = []
 
-    def clear(self) -> None:
-        """Forget the marks there are."""
+    def restart(self) -> None:
+        """Forget the marks there are; the first lap begins here."""
         self._marks.clear()
+        self.mark()
 
     def mark(self) -> None:
         """Here."""
@@ -104,15 +105,15 @@ class Stopwatch:
         else:
             self._marks.append(time.perf_counter())
 
-    def wait(self) -> None:
-        """Until the last mark is reached."""
+    def wait(self, laps: int) -> None:
+        """Until so many laps are over."""
         if self._device.type == "cuda":
-            self._marks[-1].synchronize()
+            self._marks[laps].synchronize()
 
-    def laps(self) -> list[float]:
-        """Seconds between marks; forgets them."""
-        marks, self._marks = self._marks, []
+    def laps(self, count: int) -> list[float]:
+        """Seconds of the first so many laps; forgets them."""
+        marks, self._marks = self._marks[: count + 1], self._marks[count:]
         if self._device.type == "cuda":
-            self._spare += marks
+            self._spare += marks[:-1]
             return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
         return [b - a for a, b in pairwise(marks)]
