@@ -8,11 +8,12 @@ is written in tensors of fixed shape (forest.py, proposing.py, judge.py) and cap
     target n   keep the n best nodes, score them all in one pass
     verify n   apply the rule, draw path and bonus token, move the path's cache rows to the front, append to the text
 
-How many levels and nodes is settled before a step (pace.py), so the host only launches: random numbers and estimates go to
-the device in one copy, the tree and what became of it come back in one, and that is the only time the host waits. The next
-step is launched before that, as it needs nothing of what the host will read, unless the text may be complete by then; an
-end-of-text token makes it a step for nothing. While it runs, the host turns the last one into a record and learns from it:
-trees go by what was known two steps before.
+How many nodes stay is settled before a step, how many levels are drafted while it goes on (pace.py): the host looks at what
+the best slot of a level is worth while the next level is being drafted, so the device does not wait for it. Random numbers
+and estimates go to the device in one copy, the tree and what became of it come back in one. The next step begins before
+that is read, as it needs nothing of it, unless the text may be complete by then; an end-of-text token makes it a beginning
+for nothing. While the target is at work, the host turns the last step into a record and learns from it: trees go by what
+was known two steps before.
 
 The text, its length and the caches live on the device. Draws are those of sampling.py, from the same explicit generator.
 """
@@ -32,21 +33,22 @@ from dynasurge.engine import Engine
 from dynasurge.exchange import COLUMNS, HEAD, Inputs, Outcome, Trees, closing, pinned
 from dynasurge.faults import no_numbers, shrinking
 from dynasurge.forest import CONTEXT, Forest, Nodes, assemble, read_level, read_nodes
-from dynasurge.graphs import Captured, Graphs, Stopwatch, fused
+from dynasurge.graphs import Captured, Graphs, Signal, Stopwatch, fused
 from dynasurge.judge import judge, law
-from dynasurge.pace import Size
+from dynasurge.pace import LAG, Size
 from dynasurge.settling import Proposer
 from dynasurge.verification import path_to, reach
 
 MARKS = 4  # of a stopwatch in a step
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Flying:
-    """A step that was launched: how large, and where its result will be."""
+    """A step under way: how large it may be, the levels launched so far, and where its result will be."""
 
     size: Size
-    result: torch.Tensor
+    depth: int = 0
+    result: torch.Tensor | None = None
 
 
 class CapturedDecoder:
@@ -93,6 +95,7 @@ class CapturedDecoder:
             self._verify[n] = graphs.capture(lambda n=n: self._judge(n), self._length.zero_)  # type: ignore[misc]
         self.capture_seconds = graphs.seconds
         self._watch, self._back = Stopwatch(device), [pinned(self._packed(max(self._sizes)), device) for _ in range(2)]
+        self._best, self._seen = pinned(self._levels, device), [Signal(device) for _ in range(self._levels)]
 
     def prefill(self, prompt: Sequence[int]) -> None:
         """Read a prompt of at least one token into empty engines: all but its last token, which is the first root."""
@@ -112,7 +115,7 @@ class CapturedDecoder:
         self._length.fill_(length - 1)
         numbers = self._inputs.fill(generator, self._trees)
         self._watch.restart()
-        self._read(self._launch(size, numbers))
+        self._read(self._finish(self._begin(size, numbers)))
         return self._phases()
 
     def steps(
@@ -121,11 +124,11 @@ class CapturedDecoder:
         """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of `eos`."""
         left, root, away = new_tokens, prompt[-1], 0.0
         self._watch.restart()
-        flying = self._launch(*self._prepare(generator))
+        flying = self._finish(self._begin(*self._prepare(generator)))
         while True:
             ready, following = self._prepare(generator), None
-            if left > flying.size.depth + 1:  # whatever is accepted, there will be a next step
-                following = self._launch(*ready)
+            if left > flying.depth + 1:  # whatever is accepted, there will be a next step
+                following = self._begin(*ready)
             back = self._read(flying)
             phases, room = self._phases(away), left - 1  # for drafted tokens: the last one always counts as the bonus
             if back.end < 0 or back.bonus < 0:
@@ -133,9 +136,9 @@ class CapturedDecoder:
             emitted = cut([*back.emitted[: back.depth], back.bonus], left, eos)
             left -= len(emitted)
             last = left == 0 or emitted[-1] in eos
-            if not last and following is None:
-                following = self._launch(*ready)
-            draft = self._drafted(back, root, flying.size)
+            if not last:
+                following = self._finish(following or self._begin(*ready))
+            draft = self._drafted(back, root, flying.depth)
             stop = back.stop[: draft.tree.size + 1].tolist()
             self._learn(draft, stop, flying.size)
             left_at = time.perf_counter()
@@ -155,18 +158,20 @@ class CapturedDecoder:
 
     # --- what is captured ------------------------------------------------------------------------------------------
 
-    def _root(self) -> None:
-        """Read the last two tokens with the draft (it may not have read the first of them), propose the first level."""
+    def _root(self) -> torch.Tensor:
+        """Read the last two tokens with the draft (it may not have read the first of them), propose the first level.
+        Returns what its best slot is worth [1]."""
         assert self._draft is not None
         steps = torch.arange(CONTEXT, device=self._device)
         self._forest.start(self._text[self._length + 1 + steps])
         positions = (self._length - 1 + steps[:2]).clamp(min=0)
         hidden = torch.arange(self._draft.static_length, device=self._device) > positions[:, None]
         logits = self._draft.score_at(self._text[CONTEXT + positions], positions, positions, hidden)
-        self._fill(1, logits[1:])
+        return self._fill(1, logits[1:])
 
-    def _level(self, level: int) -> None:
-        """Read the most valuable nodes of the level above with the draft, propose their children."""
+    def _level(self, level: int) -> torch.Tensor:
+        """Read the most valuable nodes of the level above with the draft, propose their children. Returns what the best
+        slot of these is worth [1]."""
         assert self._draft is not None
         forest, length = self._forest, self._length
         rows = forest.advance(level - 1, self._proposer.frontier(forest), compiled=self._compiled)
@@ -175,12 +180,13 @@ class CapturedDecoder:
         own = (forest.token, forest.row_slot[rows], forest.chain[rows], numbers)
         reading = fused(read_level, self._compiled)
         read = reading(*own, length, depth, forest.layout.row_count, self._draft.static_length)
-        self._fill(level, self._draft.score_at(*read))
+        return self._fill(level, self._draft.score_at(*read))
 
-    def _fill(self, level: int, logits: torch.Tensor) -> None:
+    def _fill(self, level: int, logits: torch.Tensor) -> torch.Tensor:
         q = fused(sampling.to_proposal, self._compiled)(logits, self._T, self._P)
         rows = self._forest.layout.rows(level)
         self._proposer.fill(self._forest, level, q, self._inputs.uniforms[rows], self._text, self._length + 1)
+        return self._forest.best(level)
 
     def _pass(self, n: int) -> Nodes | None:
         """Score the root and the n best nodes in one pass of the target."""
@@ -228,25 +234,47 @@ class CapturedDecoder:
         size = self._trees.pace.choose() if self._trees is not None else Size(nodes=0, depth=0)
         return size, self._inputs.fill(generator, self._trees)
 
-    def _launch(self, size: Size, numbers: torch.Tensor) -> Flying:
-        """Start a step; nothing waits."""
-        watch = self._watch
-        watch.mark()
+    def _begin(self, size: Size, numbers: torch.Tensor) -> Flying:
+        """Start a step, as far as that goes without asking; nothing waits."""
+        self._watch.mark()
         self._inputs.send(numbers)
-        for graph in self._grow[: size.depth]:
-            graph.replay()
-        watch.mark()
-        self._score[size.nodes].replay()
-        watch.mark()
-        self._verify[size.nodes].replay()
+        step = Flying(size=size)
+        while step.depth < (size.depth if size.least <= 0 else min(LAG, size.depth)):
+            self._deepen(step)
+        return step if size.least > 0 else self._finish(step)
+
+    def _deepen(self, step: Flying) -> None:
+        """Draft one more level."""
+        level, step.depth = step.depth, step.depth + 1
+        self._grow[level].replay()
+        if step.size.least > 0:
+            self._best[level : level + 1].copy_(self._grow[level].result, non_blocking=True)
+            self._seen[level].set()
+
+    def _finish(self, step: Flying) -> Flying:
+        """Draft as many levels as pay, then launch the rest, unless that is done."""
+        if step.result is not None:
+            return step
+        while step.depth < step.size.depth:
+            looked_at = step.depth - LAG
+            self._seen[looked_at].wait()
+            if not step.size.goes_on(float(self._best[looked_at])):
+                break
+            self._deepen(step)
+        n = step.size.nodes
+        self._watch.mark()
+        self._score[n].replay()
+        self._watch.mark()
+        self._verify[n].replay()
         self._back.reverse()  # the other one is of the step before, which may not have been read
-        result = self._back[0][: self._packed(size.nodes)]
-        result.copy_(self._verify[size.nodes].result, non_blocking=True)
-        watch.mark()
-        return Flying(size=size, result=result)
+        step.result = self._back[0][: self._packed(n)]
+        step.result.copy_(self._verify[n].result, non_blocking=True)
+        self._watch.mark()
+        return step
 
     def _read(self, step: Flying) -> Outcome:
         """Wait for the earliest step that was not read yet."""
+        assert step.result is not None
         self._watch.wait(MARKS)
         return Outcome(step.result.numpy(), self._levels)
 
@@ -259,14 +287,14 @@ class CapturedDecoder:
         rest = max(0.0, idle - away)
         return {"draft_seconds": draft, "target_seconds": target, "verify_seconds": verify, "other_seconds": rest}
 
-    def _drafted(self, back: Outcome, root: int, size: Size) -> Draft:
+    def _drafted(self, back: Outcome, root: int, depth: int) -> Draft:
         if self._trees is None:
             return bare(root)
-        return back.draft(size.depth, static=self._trees.growmap is not None)
+        return back.draft(depth, static=self._trees.growmap is not None)
 
     def _learn(self, draft: Draft, stop: Sequence[float], size: Size) -> None:
         if self._trees is None:
             return
         if self._trees.growmap is None:
             teach(self._trees.acceptance, draft, reach(draft.tree, stop))
-            self._trees.pace.learn(size, draft.tree.value[1:], draft.tree.depths[1:])
+            self._trees.pace.learn(size, draft.tree.value[1:], draft.tree.depths[1:], draft.passes)

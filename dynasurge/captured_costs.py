@@ -24,6 +24,7 @@ WIDTHS = (1, 17, 33, 65, 129)  # a root and as many nodes as captured passes hav
 REPEATS = 9
 TEXT = 160  # tokens in the cache while measuring
 LEVELS, CHILDREN = 4, 8
+LOOKED_AT = 1e-300  # by this levels are looked at while drafting, and none is found wanting
 
 
 def captured_costs(
@@ -49,7 +50,7 @@ def captured_costs(
     scored, drafted, rest = [], [], []
     for width in widths:
         decoder = growing if width > 1 else plain
-        size = Size(nodes=width - 1, depth=levels if width > 1 else 0)
+        size = Size(nodes=width - 1, depth=levels if width > 1 else 0, least=LOOKED_AT)
         for engine in (target, draft):
             engine.reset()
         decoder.prefill(text)

@@ -143,6 +143,10 @@ class Forest:
             mine[rows].copy_(theirs)
         return rows
 
+    def best(self, level: int) -> torch.Tensor:
+        """What the best slot of a level is worth, as settled before its token was drawn [1]."""
+        return self.slot_value[self.layout.slots(level)].amax().view(1)
+
 
 def next_rows(
     values: torch.Tensor,

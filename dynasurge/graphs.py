@@ -84,6 +84,23 @@ class Graphs:
         return Captured(function, graph, result)
 
 
+class Signal:
+    """Something that a device will have done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
+
+    def set(self) -> None:
+        """What was launched so far is it."""
+        if self._event is not None:
+            self._event.record()
+
+    def wait(self) -> None:
+        """Until it is done."""
+        if self._event is not None:
+            self._event.synchronize()
+
+
 class Stopwatch:
     """Marks points in the work of a device and tells the seconds between them, once that is done."""
 

@@ -1,48 +1,62 @@
-"""How large and how deep the next tree of a captured step may be: what shapes.py decides while growing, decided beforehand.
+"""How large the next tree of a captured step may be, and when to stop drafting it.
 
-A captured step cannot ask how its tree is coming along, so the number of levels to draft and of nodes to keep is settled
-before it, from this prompt's last trees: the size n and depth d that promise the most tokens per second,
+A captured step cannot ask how its tree is coming along without waiting, so the number of nodes to keep is settled before
+it, from this prompt's last trees: the size n that promises the most tokens per second by the latency curve,
 
-    (1 + sum of what levels 1 .. d were worth * the share of it that the n best nodes had) / seconds of such a step,
+    (1 + what the n best nodes were worth) / (seconds of a target pass over n nodes + of as many draft passes as lately).
 
-by the latency curve. What a level is worth is kept as a share of the level above, in doubt the share that the level above
-had of its own: so a level that was not drafted lately, or never, is expected to fall as those before it do now. (Kept as a
-number of its own it would stay what it was when last drafted, perhaps in a harder part of the text, and never be drafted
-again.) Likewise a node that was not kept lately is expected to be worth a little less than the one ahead of it. Texts are
-easy or hard for some sentences at a time, so memory is short. Nothing here looks at a clock, so the same curve and seed
-give the same text; and past steps may always be used.
+Levels are launched one by one, though, so the host can look at one level while the device is at work on the next. A level
+is drafted if it promises to be worth a draft pass, its seconds at that rate: by the most valuable slot LAG levels above,
+times what levels were lately worth for each such slot's token. (Level LAG has none above it: it goes by what the best node
+of a tree was lately worth.) Where the text is easy the draft runs on, where it is hard it stops early; an average depth
+would do neither.
+
+The best slot alone decides, not what a whole level is worth. Were it the sum, a slot whose token came out well could bring
+about levels in which other nodes' descendants take its own place in the tree, and whether it stays would depend on its
+token. As it is, a slot whose descendants tipped the scale is worth more than all that follows, for a slot is never worth
+more than its parent (tests/test_forest.py has both).
+
+Texts are easy or hard for some sentences at a time, so memory is short. A node that was not kept lately is expected to be
+worth a little less than the one ahead of it. Nothing here looks at a clock, so the same curve and seed give the same text;
+and past steps may always be used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, zip_longest
+from itertools import accumulate, zip_longest
 
 from dynasurge.costs import Costs
 from dynasurge.shapes import SLACK
 
-START_DEPTH = 6
-FALL = 0.65  # before a prompt teaches better: a level is worth so much of the one above,
-PRIOR = 2.0  # as so much of the level above would have it
+LAG = 2  # levels from the one that is looked at to the one that is decided on
+START_DEPTH = 6  # levels, before a prompt teaches better,
+PRIOR = 2.0  # as so many steps would have it
+FIRST = 0.65  # what the best node of a tree is worth, before a prompt teaches better
+HOPE = 0.5  # a level is worth the best slot LAG levels above it, in doubt, as so much worth of slots would have it
 DOUBT = 0.5  # what nothing was seen of lately is worth what is usual, as so many steps would have it
 MEMORY = 0.7  # of the weight of a step in the next
-LOOK_BACK = 4  # steps whose depth a tree that is always filled goes by
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """At most so many nodes, in so many levels."""
+    """At most so many nodes, in so many levels; none LAG levels below one without a slot that is worth `least`."""
 
     nodes: int
     depth: int
+    least: float = 0.0
+
+    def goes_on(self, best: float) -> bool:
+        """Whether there will be a level LAG levels below one whose best slot is worth that."""
+        return best >= self.least
 
 
 @dataclass(kw_only=True)
 class Pace:
-    """Chooses among `sizes` (what passes have room for, rising; a tree has at most `budget` nodes) and 1 .. max_depth
-    levels. costs: None always takes the largest size, and one level more than recent trees made use of; `fixed` takes the
-    largest of both."""
+    """Chooses among `sizes` (what passes have room for, rising; a tree has at most `budget` nodes), for at most max_depth
+    levels. costs: None always takes the largest size, and stops where nothing would stay; `fixed` takes the largest of
+    both."""
 
     sizes: Sequence[int]
     budget: int
@@ -50,61 +64,56 @@ class Pace:
     costs: Costs | None = None
     fixed: bool = False
     cut: float = 0.0  # what a slot must be worth to be proposed
-    _levels: list[tuple[float, float]] = field(default_factory=list)  # by depth: what the level above was worth, and it
-    _ranks: list[tuple[float, float]] = field(default_factory=list)  # by rank among a tree's nodes: likewise
-    _recent: list[int] = field(default_factory=list)
+    _ranks: list[tuple[float, float]] = field(default_factory=list)  # by rank in a tree: steps, its worth
+    _passes: tuple[float, float] = (0.0, 0.0)  # steps, draft passes
+    _below: tuple[float, float] = (0.0, 0.0)  # what levels' best slots were worth, and the levels LAG below them
+    _taught: bool = False
 
     def __post_init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
         """A new prompt begins."""
-        self._levels = [(0.0, 0.0)] * self.max_depth
-        self._ranks = [(0.0, 0.0)] * max(self.sizes)
-        self._recent, self.cut = [min(START_DEPTH, self.max_depth) - 1], 0.0
+        self._ranks, self._passes, self._below = [(0.0, 0.0)] * max(self.sizes), (0.0, 0.0), (0.0, 0.0)
+        self.cut, self._taught = 0.0, False
 
     def choose(self) -> Size:
         """For the next step."""
         if self.fixed:
             return Size(nodes=self.sizes[-1], depth=self.max_depth)
         if self.costs is None:
-            return Size(nodes=self.sizes[-1], depth=min(self.max_depth, 1 + max(self._recent)))
-        best, chosen = 0.0, Size(nodes=self.sizes[0], depth=1)
-        worth, levels = self._by_rank(), self._by_level()
-        for nodes in self.sizes:
-            share = sum(worth[:nodes]) / max(sum(worth), 1e-9)
-            tokens, seconds = 1.0, self.costs.target(nodes) + self.costs.step_seconds
-            for depth, level in enumerate(levels, start=1):
-                tokens, seconds = tokens + share * level, seconds + self.costs.draft(1)
-                if depth <= nodes and tokens / seconds > best:
-                    best, chosen = tokens / seconds, Size(nodes=nodes, depth=depth)
-        return chosen
+            depth = self.max_depth if self._taught else min(START_DEPTH, self.max_depth)
+            return Size(nodes=self.sizes[-1], depth=depth, least=self.cut)
+        costs, worth = self.costs, self._by_rank()
+        tokens = list(accumulate(worth, initial=1.0))
+        steps, passes = self._passes
+        drafting = costs.draft(1) * (passes + PRIOR * START_DEPTH) / (steps + PRIOR)
+        rates = {n: tokens[n] / (costs.target(n) + costs.step_seconds + drafting) for n in self.sizes}
+        nodes = max(self.sizes, key=rates.__getitem__)
+        best, below = self._below
+        price = costs.draft(1) * rates[nodes]  # tokens
+        depth = self.max_depth if worth[0] >= price else LAG - 1
+        return Size(nodes=nodes, depth=depth, least=price * (best + HOPE) / (below + HOPE))
 
-    def learn(self, size: Size, values: Sequence[float], depths: Sequence[int]) -> None:
-        """A tree of this size had nodes of these slot values at these depths (the root left out)."""
+    def learn(self, size: Size, values: Sequence[float], depths: Sequence[int], passes: int) -> None:
+        """A tree of this size had nodes of these slot values at these depths (the root left out), after so many draft
+        passes."""
         full, least = len(values) == min(size.nodes, self.budget), min(values, default=0.0)
         self.cut = SLACK * (least if full else min(self.cut, least))  # one that was not filled must be offered more
-        self._recent = [*self._recent[1 - LOOK_BACK :], max(depths, default=0)]
-        by_level = [0.0] * size.depth
-        for value, depth in zip(values, depths, strict=True):
-            by_level[depth - 1] += value
         ranked = sorted(values, reverse=True) + [0.0] * (size.nodes - len(values))
+        best, sums = [0.0] * passes, [0.0] * passes  # by level
+        for value, depth in zip(values, depths, strict=True):
+            best[depth - 1], sums[depth - 1] = max(best[depth - 1], value), sums[depth - 1] + value
         self._ranks = _remembered(self._ranks, [(1.0, value) for value in ranked])
-        self._levels = _remembered(self._levels, pairwise([1.0, *by_level]))
-
-    def _by_level(self) -> list[float]:
-        """What each level is worth, none more than the one above."""
-        out, ratio = [1.0], FALL
-        for parents, children in self._levels:
-            ratio = min(1.0, (children + PRIOR * ratio) / (parents + PRIOR))
-            out.append(out[-1] * ratio)
-        return out[1:]
+        [self._passes] = _remembered([self._passes], [(1.0, float(passes))])
+        [self._below] = _remembered([self._below], [(sum(best[:-LAG]), sum(sums[LAG:]))])
+        self._taught = True
 
     def _by_rank(self) -> list[float]:
         """What each node is worth, the best first; in doubt by how sums of so many fall, as a harmonic series."""
         out: list[float] = []
         for rank, (steps, total) in enumerate(self._ranks):
-            usual = out[-1] * rank / (rank + 1) if out else FALL
+            usual = out[-1] * rank / (rank + 1) if out else FIRST
             seen = (total + DOUBT * usual) / (steps + DOUBT)
             out.append(min(seen, out[-1]) if out else seen)
         return out

@@ -1,6 +1,6 @@
 """From settings to the parts of a decoder: policy, rule, tree shape; and what a captured decoder grows.
 
-A captured step (captured.py) has room for fixed numbers of nodes, and its tree's size and depth are settled beforehand
+A captured step (captured.py) has room for fixed numbers of nodes; how many stay is settled beforehand, how deep meanwhile
 (pace.py); a step made node by node (decoding.py) lets a shape decide while the tree grows (shapes.py).
 """
 

@@ -18,7 +18,7 @@ from dynasurge.forest import CONTEXT, Forest, Layout, Nodes, assemble, growmap_l
 from dynasurge.growmap import Growmap, build_growmap
 from dynasurge.judge import Law, law, share_level
 from dynasurge.lookup import Lookup
-from dynasurge.pace import Pace
+from dynasurge.pace import LAG, Pace, Size
 from dynasurge.policies import POLICIES
 from dynasurge.proposing import draw, find_copies
 from dynasurge.settling import Proposer
@@ -56,9 +56,19 @@ def growmap_proposer(growmap: Growmap, policy: str) -> Proposer:
 
 
 def grow(
-    draft: toy.Table, layout: Layout, how: Proposer, n: int, script: Any, text: tuple[int, ...] = PROMPT
+    draft: toy.Table,
+    layout: Layout,
+    how: Proposer,
+    n: int,
+    script: Any,
+    text: tuple[int, ...] = PROMPT,
+    *,
+    size: Size | None = None,
+    lag: int = LAG,
+    best: Callable[[Forest, int], torch.Tensor] = Forest.best,
 ) -> tuple[Forest, Nodes]:
-    """One tree behind a text, the draft a table of probabilities."""
+    """One tree behind a text, the draft a table of probabilities. size: when to stop, by what `best` says of
+    the level `lag` levels above."""
     forest = Forest.empty(layout, toy.VOCAB, torch.device("cpu"), torch.float64)
     padded = torch.tensor([-1] * CONTEXT + list(text) + [-1] * 3)
     known = torch.tensor([len(text)])
@@ -66,6 +76,8 @@ def grow(
     contexts: dict[int, tuple[int, ...]] = {0: text}
     for level in range(1, layout.depth + 1):
         rows = layout.rows(level)
+        if size is not None and level > lag and not size.goes_on(float(best(forest, level - lag))):
+            break
         if level > 1:
             assert forest.advance(level - 1, how.frontier(forest)) == rows
             for row in range(rows.start, rows.stop):
@@ -190,6 +202,40 @@ def test_a_frontier_chosen_by_what_tokens_turned_out_to_be_is_caught() -> None:
         found[type(how)] = distances(lambda script, how=how: grow(draft, layout, how, 4, script), target, 4)[0]  # type: ignore[misc]
     assert max(found[Proposer].values()) < 1e-12
     assert min(found[ByToken].values()) > 1e-3
+
+
+def a_sum(forest: Forest, level: int) -> torch.Tensor:
+    """A mistake: what a level is worth in all."""
+    return forest.slot_value[forest.layout.slots(level)].sum()
+
+
+@pytest.mark.parametrize(("policy", "least", "n"), [("sampled", 0.35, 4), ("hybrid", 0.12, 10)])
+@pytest.mark.parametrize("lag", [1, 2])
+def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(lag: int, policy: str, least: float, n: int) -> None:
+    """Behind what differs from run to run: values of the second level do, which depend on tokens of the first."""
+    target, draft = toy.random_table(3), toy.random_table(4)
+    layout = Layout(depth=2 + lag, width=1, children=2, widths=(1, 2, *[1] * lag))
+    how, size = proposer(policy), Size(nodes=n, depth=layout.depth, least=least)
+    found, trees = distances(lambda script: grow(draft, layout, how, n, script, size=size, lag=lag), target, 3 + lag)
+    assert max(found.values()) < 1e-12
+    assert len({tree.depth for tree in trees}) > 1
+
+
+def test_a_draft_that_stops_by_what_a_level_is_worth_in_all_is_caught() -> None:
+    """A second child whose token came out well tips the scale, and the first one's grandchild takes its place."""
+    rows = {0: [0.98, 0.01, 0.01], 1: [0.34, 0.33, 0.33], 2: [0.9, 0.05, 0.05]}
+    table = torch.full((2, 6, 256), 0.5, dtype=torch.float64)
+    table[0, 0], table[1, 0] = 0.95, torch.where((torch.arange(256) / 255) ** 2 < 0.7, 0.3, 0.95)
+    layout, how = Layout(depth=3, width=2, children=2, widths=(1, 2, 1)), Proposer(policy="sampled", table=table)
+    target, size = toy.random_table(3, sharpness=2.0), Size(nodes=3, depth=3, least=0.9465)
+
+    def draft(text: tuple[int, ...]) -> list[float]:
+        return rows[text[-1]] if len(text) > len(PROMPT) else [0.4, 0.3, 0.3]
+
+    for best in (Forest.best, a_sum):
+        runs = lambda script, best=best: grow(draft, layout, how, 3, script, size=size, lag=1, best=best)  # noqa: E731
+        found = distances(runs, target, 4)[0].values()  # type: ignore[arg-type]
+        assert max(found) < 1e-12 if best == Forest.best else min(found) > 0.01
 
 
 class ByToken(Proposer):
