@@ -3,6 +3,7 @@
     python benchmarks/trees.py choose --output runs/chosen
     python benchmarks/trees.py run --data cnn_dailymail.jsonl c4_en.jsonl spec_bench.jsonl --prompts 100 --output runs/trees
     python benchmarks/trees.py table runs/trees
+    python benchmarks/trees.py run ... --every 4 --output runs/places
 
 Everything runs in this package's engine and is verified by the same rule (ETV; at T = 0 all rules are one), so that only
 the trees differ:
@@ -20,7 +21,9 @@ the trees differ:
   bounds what better slot values could still win on these draws. Its large trees slow a shared cache down for all, so it
   runs by itself: `--methods hindsight`.
 
-What a step is counted as is its expected accepted length under the rule, exact given the tree: no luck of coins. With
+What a step is counted as is its expected accepted length under the rule, exact given the tree: no luck of coins. But which
+text is decoded is luck, and texts differ far more than methods do. So with `--every 4` all methods grow a tree behind every
+fourth token of the same text, which the target wrote by itself, and learn on the way: the same places for all. With
 `--shard 0/8` every eighth prompt is done, so that several processes share a machine; speeds want one process alone.
 """
 
@@ -178,13 +181,15 @@ def run(args: argparse.Namespace) -> None:
         plan[T, "no tree", 0] = _settings(args, T, mode="auto", use_bfs=False)
         plan[T, "hindsight", LARGE] = _settings(args, T, mode="dTree", B=LARGE, fill=True, lookup=False)
     plan = {key: settings for key, settings in plan.items() if key[1] in args.methods}
-    engines = make_engines(pair, list(plan.values()))
+    alone = {T: _settings(args, T, mode="auto", use_bfs=False) for T in args.T}
+    engines = make_engines(pair, [*plan.values(), *alone.values()])
     shard = Shard(args, ("data", "index", "T", "method", "B"))
+    writers = {T: Session(pair, settings, engines=engines) for T, settings in alone.items()}
     sessions: dict[tuple[float, str, int], Session] = {}
     hindsight = Hindsight()
     for number in shard.numbers(args.prompts):
         for data in args.data:
-            prompt = load_prompts(data, number, number + 1)[0]
+            prompt, texts = load_prompts(data, number, number + 1)[0], {}
             for (T, method, budget), settings in plan.items():
                 key = {"data": Path(data).stem, "index": number, "T": T, "method": method, "B": budget}
                 if not shard.wants(**key):
@@ -194,13 +199,20 @@ def run(args: argparse.Namespace) -> None:
                     sessions[T, method, budget] = Session(pair, settings, engines=engines, verify=verify)
                 session = sessions[T, method, budget]
                 hindsight.sums.clear()
-                result = session.generate(session.encode(prompt.text), index=number)
-                steps = result.steps
+                ids, spent = session.encode(prompt.text), 0.0
+                if args.every:
+                    if T not in texts:
+                        texts[T] = writers[T].generate(ids, index=number).output_ids
+                    steps, tokens = session.follow(ids, texts[T], index=number, every=args.every), 0
+                else:
+                    result = session.generate(ids, index=number)
+                    steps, tokens = result.steps, len(result.output_ids)
+                    spent = result.seconds - result.prefill_seconds
                 shard.append(
                     key
                     | {
                         "kind": prompt.kind,
-                        "tokens": len(result.output_ids),
+                        "tokens": tokens,
                         "accepted": sum(step.accepted for step in steps),
                         "expected": [round(step.expected, 4) for step in steps],
                         "hindsight": dict(hindsight.sums),
@@ -208,7 +220,7 @@ def run(args: argparse.Namespace) -> None:
                         "depth": [step.tree.depth for step in steps],
                         "passes": [step.passes for step in steps],
                         "confidence": [step.confidence if step.tree.size else None for step in steps],
-                        "seconds": result.seconds - result.prefill_seconds,
+                        "seconds": spent,
                     }
                 )
 
@@ -249,6 +261,9 @@ def table(args: argparse.Namespace) -> None:
                 ]
                 cells[-1] += f" ({best})"
             print("| " + " | ".join(cells) + " |")
+    rows = [row for row in rows if row["tokens"]]  # decoded, not grown at given places
+    if not rows:
+        return
     print(f"\n| prompts | T | n | {' | '.join(['no tree', *_columns(rows)])} |")
     print("|---" * (len(_columns(rows)) + 4) + "|")
     for data, T in places:
@@ -294,6 +309,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = commands.add_parser("run", help="decode and record")
     run_flags(add)
     add.add_argument("--T", type=float, nargs="+", default=list(TEMPERATURES))
+    add.add_argument("--every", type=int, default=0, metavar="N", help="at every N-th token of the target's own text")
     add.add_argument("--chosen", type=Path, default=Path("runs/chosen/chosen.json"), help="what `choose` wrote")
     methods = ["no tree", *NAMES, "auto"]
     add.add_argument("--methods", nargs="+", default=methods, help="only these (default: all but hindsight)")

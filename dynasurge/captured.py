@@ -28,7 +28,7 @@ import torch
 
 from dynasurge import sampling
 from dynasurge.decoding import StepRecord, cut
-from dynasurge.drafting import Draft, bare, teach
+from dynasurge.drafting import bare, teach
 from dynasurge.engine import Engine
 from dynasurge.exchange import COLUMNS, HEAD, Inputs, Outcome, Trees, closing, pinned
 from dynasurge.faults import no_numbers, shrinking
@@ -99,15 +99,19 @@ class CapturedDecoder:
 
     def prefill(self, prompt: Sequence[int]) -> None:
         """Read a prompt of at least one token into empty engines: all but its last token, which is the first root."""
-        with shrinking("prompt"):
-            for engine in (self._target, self._draft):
-                if engine is not None and len(prompt) > 1:
-                    engine.extend(prompt[:-1])
-        self._text[CONTEXT : CONTEXT + len(prompt)] = torch.tensor(prompt).to(self._device)
-        self._length.fill_(len(prompt) - 1)
+        self._read_on(prompt)
         if self._trees is not None:
             self._trees.acceptance.reset()
             self._trees.pace.reset()
+
+    def _read_on(self, text: Sequence[int]) -> None:
+        """Read what is new of a text that begins with what was read so, and stand behind it."""
+        with shrinking("prompt"):
+            for engine in (self._target, self._draft):
+                if engine is not None and len(text) - 1 > engine.length:
+                    engine.extend(text[engine.length : -1])
+        self._text[CONTEXT : CONTEXT + len(text)] = torch.tensor(text).to(self._device)
+        self._length.fill_(len(text) - 1)
 
     def rehearse(self, length: int, size: Size, generator: torch.Generator) -> dict[str, float]:
         """Make a step behind the first `length` tokens of the text, for the sake of the time it takes: the seconds of its
@@ -138,23 +142,23 @@ class CapturedDecoder:
             last = left == 0 or emitted[-1] in eos
             if not last:
                 following = self._finish(following or self._begin(*ready))
-            draft = self._drafted(back, root, flying.depth)
-            stop = back.stop[: draft.tree.size + 1].tolist()
-            self._learn(draft, stop, flying.size)
+            record = self._learn(flying, back, root, emitted, room, phases)
             left_at = time.perf_counter()
-            yield StepRecord(
-                tree=draft.tree,
-                path=path_to(draft.tree, back.end)[: min(len(emitted), room)],
-                emitted=tuple(emitted),
-                expected=sum(chance * min(depth, room) for chance, depth in zip(stop, draft.tree.depths, strict=True)),
-                confidence=draft.confidence,
-                passes=draft.passes,
-                **phases,
-            )
+            yield record
             away = time.perf_counter() - left_at  # whoever looks at records takes time of their own
             if following is None or last:
                 return
             root, flying = emitted[-1], following
+
+    def follow(self, text: Sequence[int], places: Sequence[int], generator: torch.Generator) -> Iterator[StepRecord]:
+        """As `Decoder.follow`."""
+        for place in places:
+            self._read_on(text[:place])
+            self._watch.restart()
+            step = self._finish(self._begin(*self._prepare(generator)))
+            back = self._read(step)
+            emitted = [*back.emitted[: back.depth], back.bonus]
+            yield self._learn(step, back, text[place - 1], emitted, self._levels, self._phases())
 
     # --- what is captured ------------------------------------------------------------------------------------------
 
@@ -287,14 +291,23 @@ class CapturedDecoder:
         rest = max(0.0, idle - away)
         return {"draft_seconds": draft, "target_seconds": target, "verify_seconds": verify, "other_seconds": rest}
 
-    def _drafted(self, back: Outcome, root: int, depth: int) -> Draft:
-        if self._trees is None:
-            return bare(root)
-        return back.draft(depth, static=self._trees.growmap is not None)
-
-    def _learn(self, draft: Draft, stop: Sequence[float], size: Size) -> None:
-        if self._trees is None:
-            return
-        if self._trees.growmap is None:
-            teach(self._trees.acceptance, draft, reach(draft.tree, stop))
-            self._trees.pace.learn(size, draft.tree.value[1:], draft.tree.depths[1:], draft.passes)
+    def _learn(
+        self, step: Flying, back: Outcome, root: int, emitted: list[int], room: int, phases: dict[str, float]
+    ) -> StepRecord:
+        """The record of a step, after which the next trees go. room: for drafted tokens in the text."""
+        trees, draft = self._trees, bare(root)
+        if trees is not None:
+            draft = back.draft(step.depth, static=trees.growmap is not None)
+        stop = back.stop[: draft.tree.size + 1].tolist()
+        if trees is not None and trees.growmap is None:
+            teach(trees.acceptance, draft, reach(draft.tree, stop))
+            trees.pace.learn(step.size, draft.tree.value[1:], draft.tree.depths[1:], draft.passes)
+        return StepRecord(
+            tree=draft.tree,
+            path=path_to(draft.tree, back.end)[: min(len(emitted), room)],
+            emitted=tuple(emitted),
+            expected=sum(chance * min(depth, room) for chance, depth in zip(stop, draft.tree.depths, strict=True)),
+            confidence=draft.confidence,
+            passes=draft.passes,
+            **phases,
+        )

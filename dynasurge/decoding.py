@@ -50,6 +50,7 @@ class StepRecord:
         return len(self.path)
 
 
+FAR = 1 << 30  # tokens that a text goes on for
 Verify = Callable[[TokenTree, Rows, Sequence[torch.Tensor], torch.Generator], Verdict]
 
 
@@ -80,30 +81,42 @@ class Decoder:
         end = len(prompt) + new_tokens
         clock = _Clock(self._target.device)
         while len(text) < end:
-            clock.start()
-            with shrinking("tree"), torch.inference_mode():
-                draft = self._grow(text, generator, end - len(text) - 1)
-                clock.mark("draft")
-                logits = self._target.forward(draft.tree.tokens, draft.tree.parents)
-                clock.mark("target")
-                verdict = self._judge(draft, logits, generator, len(text))
-                clock.mark("verify")
-                self._commit(draft, verdict)
+            draft, verdict = self._step(text, generator, end - len(text) - 1, clock)
             emitted = cut([draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], end - len(text), eos)
             text += emitted
             clock.mark("other")
-            path = verdict.path[: len(emitted)]
-            yield StepRecord(
-                tree=draft.tree,
-                path=path,
-                emitted=tuple(emitted),
-                expected=sum(chance * depth for chance, depth in zip(verdict.stop, draft.tree.depths, strict=True)),
-                confidence=draft.confidence,
-                passes=draft.passes,
-                **clock.lap(),
-            )
+            yield _record(draft, verdict, emitted, clock)
             if emitted[-1] in eos:
                 return
+
+    def follow(self, text: Sequence[int], places: Sequence[int], generator: torch.Generator) -> Iterator[StepRecord]:
+        """After `prefill` of a part of it, the step behind each of the first `places` (rising) tokens of a text that goes
+        on as it is, whatever steps emit: so that trees can be compared at the same places."""
+        clock = _Clock(self._target.device)
+        for place in places:
+            with shrinking("prompt"):
+                if place - 1 > self._target.length:
+                    self._target.extend(text[self._target.length : place - 1])
+            draft, verdict = self._step(list(text[:place]), generator, FAR, clock, keep=False)
+            clock.mark("other")
+            yield _record(draft, verdict, [draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], clock)
+
+    def _step(
+        self, text: list[int], generator: torch.Generator, room: int, clock: _Clock, *, keep: bool = True
+    ) -> tuple[Draft, Verdict]:
+        """Draft, score, verify; keep: and commit the path."""
+        clock.start()
+        with shrinking("tree"), torch.inference_mode():
+            draft = self._grow(text, generator, room)
+            clock.mark("draft")
+            logits = self._target.forward(draft.tree.tokens, draft.tree.parents)
+            clock.mark("target")
+            verdict = self._judge(draft, logits, generator, len(text))
+            clock.mark("verify")
+            self._target.commit((0, *verdict.path) if keep else ())
+            if self._drafter is not None:
+                self._drafter.learn(draft, verdict.path, reach(draft.tree, verdict.stop), keep=keep)
+        return draft, verdict
 
     def _grow(self, text: list[int], generator: torch.Generator, max_depth: int) -> Draft:
         if self._drafter is None or max_depth == 0:
@@ -122,10 +135,17 @@ class Decoder:
         lazy = logits.device.type == "cpu"
         return _LazyProbs(logits, self._T, self._P) if lazy else sampling.to_probs(logits, self._T, self._P)
 
-    def _commit(self, draft: Draft, verdict: Verdict) -> None:
-        self._target.commit((0, *verdict.path))
-        if self._drafter is not None:
-            self._drafter.learn(draft, verdict.path, reach(draft.tree, verdict.stop))
+
+def _record(draft: Draft, verdict: Verdict, emitted: list[int], clock: _Clock) -> StepRecord:
+    return StepRecord(
+        tree=draft.tree,
+        path=verdict.path[: len(emitted)],
+        emitted=tuple(emitted),
+        expected=sum(chance * depth for chance, depth in zip(verdict.stop, draft.tree.depths, strict=True)),
+        confidence=draft.confidence,
+        passes=draft.passes,
+        **clock.lap(),
+    )
 
 
 class _LazyProbs:

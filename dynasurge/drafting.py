@@ -113,11 +113,11 @@ class Drafter:
         self._shape.grown(pool, kept, passes)
         return _assemble(pool, kept, passes)
 
-    def learn(self, draft: Draft, path: Sequence[int], reach: Sequence[float]) -> None:
-        """Commit the accepted path's cache rows, and observe how every child fared. reach[u]: the probability that the
-        rule had of accepting node u."""
-        rows = [draft.slots[node].row for node in path]  # none where nothing was drafted
-        self._engine.commit([row for row in rows if row is not None])
+    def learn(self, draft: Draft, path: Sequence[int], reach: Sequence[float], *, keep: bool = True) -> None:
+        """Commit the accepted path's cache rows, unless the text goes on otherwise (not `keep`), and observe how every
+        child fared. reach[u]: the probability that the rule had of accepting node u."""
+        rows = [draft.slots[node].row for node in path] if keep else []
+        self._engine.commit([row for row in rows if row is not None])  # none where nothing was drafted
         teach(self._acceptance, draft, reach)
         self._shape.verified(len(path) + 1)
 

@@ -223,6 +223,16 @@ class Session:
         self._prefill(ids)
         yield from self._steps(ids, index, new_tokens, self.pair.eos if eos is None else eos)
 
+    def follow(self, prompt: list[int], text: list[int], *, index: int = 0, every: int = 4) -> list[StepRecord]:
+        """The steps that would be made at every so many tokens of a `text` that goes on behind `prompt` as it is, whatever
+        they emit: trees of several sessions at the same places of the same text. What is learned is learned on the way."""
+        if len(text) > self.settings.new_tokens:
+            reason = f"this session generates 1 to {self.settings.new_tokens} tokens"
+            raise UsageError("text", f"of {len(text)} tokens", reason, "cut it, or set new_tokens")
+        self._prefill(prompt)
+        places = range(len(prompt), len(prompt) + len(text), every)
+        return list(self._decoder.follow(prompt + text, places, _stream(self.settings.seed, index)))
+
     def _prefill(self, ids: list[int]) -> None:
         if not 0 < len(ids) <= self.settings.prompt_len:
             reason = f"this session reads 1 to {self.settings.prompt_len} tokens"

@@ -125,6 +125,25 @@ def test_a_draft_that_never_pays_is_left_alone_and_read_on_later(pairs: dict[str
     assert result.output_ids == plain
 
 
+def test_trees_at_given_places_continue_the_text(pairs: dict[str, Pair], growmap: str) -> None:
+    plain = generate(pairs["llama"], PROMPT, T=0, mode="auto", **SMALL).output_ids
+    accepted = 0
+    for mode in modes(growmap):
+        session = Session(pairs["llama"], Settings(T=0, **(SMALL | mode)))
+        for every in (1, 3):
+            records = session.follow(PROMPT, plain, every=every)
+            assert len(records) == -(-len(plain) // every)
+            for place, record in zip(range(0, len(plain), every), records, strict=True):
+                emitted = list(record.emitted)[: len(plain) - place]
+                assert emitted == plain[place : place + len(emitted)], (mode, every, place)
+                assert record.expected == record.accepted == len(record.emitted) - 1
+                accepted += record.accepted
+        assert session.generate(PROMPT).output_ids == plain
+    assert accepted > 0
+    with pytest.raises(UsageError, match="text"):
+        session.follow(PROMPT, plain * 2)
+
+
 def test_generation_stops_at_end_of_text(pairs: dict[str, Pair], growmap: str) -> None:
     pair = pairs["llama"]
     plain = generate(pair, PROMPT, T=0, mode="auto", **SMALL).output_ids

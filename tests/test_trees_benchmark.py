@@ -35,3 +35,12 @@ def test_trees_are_chosen_run_and_compared(
     printed = capsys.readouterr().out
     assert printed.count("| prompts | 0.6 |") == 3  # a row a budget, and the speeds
     assert "prototype 5" in printed
+    flags = ["--data", prompts, "--prompts", "1", "--new-tokens", "12", "--T", "0.6", "--every", "4"]
+    flags += ["--methods", "static", "copies", "--chosen", str(chosen / "chosen.json")]
+    trees.main(["run", *pair, *flags, "--output", str(tmp_path / "places")])
+    capsys.readouterr()
+    trees.main(["table", str(tmp_path / "places")])
+    printed = capsys.readouterr().out
+    assert printed.count("| prompts | 0.6 |") == 2  # no speeds
+    rows = (tmp_path / "places" / "rows-0-of-1.jsonl").read_text().splitlines()
+    assert [len(json.loads(row)["expected"]) for row in rows] == [3] * 4
