@@ -44,9 +44,11 @@ MARKS = 4  # of a stopwatch in a step
 
 @dataclass(kw_only=True)
 class Flying:
-    """A step under way: how large it may be, the levels launched so far, and where its result will be."""
+    """A step under way: how large it may be, the levels launched so far, and where its result will be. away: seconds
+    before it that somebody else took."""
 
     size: Size
+    away: float = 0.0
     depth: int = 0
     result: torch.Tensor | None = None
 
@@ -132,16 +134,19 @@ class CapturedDecoder:
         while True:
             ready, following = self._prepare(generator), None
             if left > flying.depth + 1:  # whatever is accepted, there will be a next step
-                following = self._begin(*ready)
+                following = self._begin(*ready, away)
             back = self._read(flying)
-            phases, room = self._phases(away), left - 1  # for drafted tokens: the last one always counts as the bonus
+            phases, room = (
+                self._phases(flying.away),
+                left - 1,
+            )  # for drafted tokens: the last one always counts as the bonus
             if back.end < 0 or back.bonus < 0:
                 raise no_numbers("--target", f"after {len(prompt) + new_tokens - left} tokens")
             emitted = cut([*back.emitted[: back.depth], back.bonus], left, eos)
             left -= len(emitted)
             last = left == 0 or emitted[-1] in eos
             if not last:
-                following = self._finish(following or self._begin(*ready))
+                following = self._finish(following or self._begin(*ready, away))
             record = self._learn(flying, back, root, emitted, room, phases)
             left_at = time.perf_counter()
             yield record
@@ -238,11 +243,11 @@ class CapturedDecoder:
         size = self._trees.pace.choose() if self._trees is not None else Size(nodes=0, depth=0)
         return size, self._inputs.fill(generator, self._trees)
 
-    def _begin(self, size: Size, numbers: torch.Tensor) -> Flying:
-        """Start a step, as far as that goes without asking; nothing waits."""
+    def _begin(self, size: Size, numbers: torch.Tensor, away: float = 0.0) -> Flying:
+        """Start a step, as far as that goes without asking; nothing waits. away: see `Flying`."""
         self._watch.mark()
         self._inputs.send(numbers)
-        step = Flying(size=size)
+        step = Flying(size=size, away=away)
         while step.depth < (size.depth if size.least <= 0 else min(LAG, size.depth)):
             self._deepen(step)
         return step if size.least > 0 else self._finish(step)
@@ -286,7 +291,7 @@ class CapturedDecoder:
         return HEAD if self._trees is None else HEAD + self._levels + 1 + COLUMNS * (n + 1)
 
     def _phases(self, away: float = 0.0) -> dict[str, float]:
-        """Of the step that was read. away: seconds before it that somebody else took."""
+        """Of the step that was read. away: see `Flying`."""
         idle, draft, target, verify = self._watch.laps(MARKS)
         rest = max(0.0, idle - away)
         return {"draft_seconds": draft, "target_seconds": target, "verify_seconds": verify, "other_seconds": rest}
