@@ -11,7 +11,10 @@ What they are worth is not its business (acceptance.py), only what they are:
 k may differ from node to node, but is settled before anything is drawn there: from the draft's distribution and what is
 known of the node. A `Wish` says how: at most `k` children, and no points below `floor`, which no budget would pay for.
 It may also name a token that followed here earlier in the text (lookup.py). That token becomes a point child behind one
-sampled from the rest, as in `hybrid`, whatever the policy. Every policy reads the device once a level.
+sampled from the rest, as in `hybrid`; where children are sampled, only if the draft would hardly propose it: a first
+sampled child is accepted more often than a copy that the draft agrees with is, and needs no node ahead of it (measured
+at one node, T = 0.6, 195 copies: 0.82, with a second child 0.89; the rest's token 0.15, with the copy 0.92). Every policy
+reads the device once a level.
 """
 
 from __future__ import annotations
@@ -115,7 +118,7 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
 def _sampled(
     q: torch.Tensor, notes: torch.Tensor, uniforms: torch.Tensor, copies: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    base, held = _set_apart(q, notes, copies)
+    base, held = _set_apart(q, notes, copies, echoes=False)
     tokens = sampling.draw_by(base, uniforms)
     # The first token's mean probability: all that may be known of it before the draw.
     mean = (base * base).sum(-1, keepdim=True)
@@ -207,18 +210,26 @@ def _any_copy(wishes: Sequence[Wish]) -> bool:
     return any(wish.copy is not None for wish in wishes)
 
 
-def _set_apart(q: torch.Tensor, notes: torch.Tensor, copies: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """q without the copies that are worth proposing, [m, V], and what each of those had, [m, 1], -1 for none.
-
-    A copy that the draft hardly thinks of is worth it only after a long match: accepted 2-10% of the time otherwise.
-    """
+def _set_apart(
+    q: torch.Tensor, notes: torch.Tensor, copies: bool, *, echoes: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q without the copies that are worth proposing, [m, V], and what each of those had, [m, 1], -1 for none. echoes:
+    whether copies that the draft agrees with are."""
     none = q.new_full((len(q), 1), -1.0)
     if not copies:
         return q, none
     token, match = notes[:, 2:3].long(), notes[:, 3:]
     mass = q.gather(1, token)
-    good = ((mass >= AGREES) & (match > 0)) | (match >= LONG)
+    good = worth_copying(mass, match, echoes=echoes)
     return q.scatter(1, token, torch.where(good, 0.0, mass)), torch.where(good, mass, none)
+
+
+def worth_copying(held: torch.Tensor, match: torch.Tensor, *, echoes: bool) -> torch.Tensor:
+    """Which copies are worth proposing, by what the draft gives them and how much of the text matches (0: none).
+
+    One that the draft hardly thinks of is so only after a long match: accepted 2-10% of the time otherwise.
+    """
+    return torch.where(held >= AGREES, (match > 0) & echoes, match >= LONG)
 
 
 def _pack(*columns: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 from dynasurge import kernels, sampling
 from dynasurge.forest import CONTEXT, ECHO, FIRST, LATER, LOOKUP, POINT, TAIL
 from dynasurge.lookup import LENGTHS
-from dynasurge.policies import AGREES, LONG
+from dynasurge.policies import AGREES, worth_copying
 
 pad = torch.nn.functional.pad
 GAINS = [0] + [  # by how much each token more lengthens a match
@@ -101,7 +101,7 @@ def draw_children(
         token = found[0].clamp(min=0)[:, None]
         mass = q.gather(1, token)
         held = mass.double()[:, 0]
-        good = ((held >= AGREES) & (found[1] > 0)) | (found[1] >= LONG)
+        good = worth_copying(held, found[1], echoes=policy != "sampled")
         base = q.scatter(1, token, mass * ~good[:, None])
         copies = Copies(token=token[:, 0], match=found[1].double(), held=held, good=good)
     none: dict[str, Any] = dict.fromkeys(("tokens", "masses", "total", "mean", "best", "values"))

@@ -105,8 +105,10 @@ def test_the_prototypes_shape_is_lossless(rule: str) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("rule", DYNAMIC_RULES)
 @pytest.mark.parametrize("paid", [False, True], ids=["filled", "paid"])
-def test_copies_and_costs_are_lossless(rule: str, policy: str, paid: bool) -> None:
+def test_copies_and_costs_are_lossless(rule: str, policy: str, paid: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text that repeats itself, and nodes that have to pay: the second tree of a prompt, after one step of learning."""
+    if policy == "sampled":
+        toy.copy_anything(monkeypatch)
     costs = Costs(widths=(1, 8), target_seconds=(1.0, 5.2), draft_seconds=(0.02, 0.02))
     bounds = {"budget": 4, "max_depth": 3, "max_children": 2}
     shape = Thrifty(**bounds, costs=costs) if paid else BestFirst(**bounds)
@@ -122,7 +124,7 @@ def test_copies_and_costs_are_lossless(rule: str, policy: str, paid: bool) -> No
 
     trees = [(weight, result.tree, result.q) for weight, result in toy.enumerate_runs(second)]
     slots = [slot for _, result in toy.enumerate_runs(second) for slot in result.slots]
-    assert any(slot.kind.startswith(("echo", "blind")) for slot in slots) or paid
+    assert any(slot.kind.startswith(("echo", "lookup", "blind")) for slot in slots) or paid
     assert min(tree.size for _, tree, _ in trees) < 4 or not paid or policy != "sampled", "not every node pays"
     law = toy.verify_law(iter(trees), RULES[rule], target, text, 4)
     assert toy.total_variation(law, toy.target_law(target, text, 4)) < 1e-12

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy
 from conftest import tiny_model
 
 from dynasurge.acceptance import BIN_EDGES, Acceptance, interpolate, load_priors, make_acceptance
@@ -93,17 +94,22 @@ def test_the_longest_match_and_its_latest_occurrence_win() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_copy_is_a_point_behind_what_is_sampled_from_the_rest(policy: str) -> None:
+def test_a_copy_is_a_point_behind_what_is_sampled_from_the_rest(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     q = torch.tensor([[0.5, 0.3, 0.2]] * 2)
-    wishes = [Wish(k=2, copy=0, match=3.0), Wish(k=2, copy=2, match=1.0)]
+    if policy == "sampled":  # which needs no copy of what the draft proposes anyway
+        toy.copy_anything(monkeypatch)
+    wishes = [Wish(k=2, copy=0, match=3.0), Wish(k=2, copy=2, match=2.0)]
     for seed in range(10):
         for wish, children in zip(
             wishes, POLICIES[policy](q, wishes, torch.Generator().manual_seed(seed)), strict=True
         ):
-            (copy,) = [child for child in children.members if child.kind == "echo"]
+            (copy,) = [child for child in children.members if child.kind in ("echo", "lookup")]
             assert (copy.token, copy.x, copy.point) == (wish.copy, wish.match, True)
             assert children.tokens.count(copy.token) == 1
             assert float(children.base[copy.token]) == 0 or policy == "topk"
+    monkeypatch.undo()
+    agreed = POLICIES[policy](q, wishes, torch.Generator())
+    assert any(child.kind == "echo" for child in agreed[0].members) == (policy != "sampled")
     for match, kinds in ((2.0, []), (8.0, ["lookup"])):  # a token that the draft hardly thinks of needs a long match
         doubted = POLICIES[policy](torch.tensor([[0.95, 0.05]]), [Wish(k=1, copy=1, match=match)], torch.Generator())[0]
         assert [child.kind for child in doubted.members if child.kind == "lookup"] == kinds

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dynasurge import sampling
+from dynasurge import policies, proposing, sampling
 from dynasurge.tree import TokenTree
 from dynasurge.verification import Rule, path_to
 
@@ -120,6 +120,13 @@ def scripted(monkeypatch: Any) -> None:
     monkeypatch.setattr(sampling, "uniforms", lambda k, probs, script: (k, script))
     monkeypatch.setattr(sampling, "draw_by", lambda probs, chance: _scripted_distinct(probs, *chance))
     monkeypatch.setattr(sampling, "draw", lambda probs, script: script.choose(probs.tolist()))
+
+
+def copy_anything(monkeypatch: Any) -> None:
+    """Where children are sampled, only what the draft hardly thinks of is copied, after a long match: lower both bars."""
+    monkeypatch.setattr(policies, "LONG", 2)
+    for module in (policies, proposing):
+        monkeypatch.setattr(module, "AGREES", 2.0)
 
 
 def target_law(target: Table, prompt: tuple[int, ...], length: int, vocab: int = VOCAB) -> Law:
