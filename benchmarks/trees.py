@@ -165,6 +165,7 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     pair = load_pair(args.draft, args.target)
     args.output.mkdir(parents=True, exist_ok=True)
+    alone = {T: _settings(args, T, mode="auto", use_bfs=False) for T in args.T}
     plan: dict[tuple[float, str, int], Settings] = {}
     for T in args.T:
         for budget in BUDGETS:
@@ -178,13 +179,12 @@ def run(args: argparse.Namespace) -> None:
             for method, own in METHODS.items():
                 plan[T, method, budget] = _settings(args, T, **({"mode": "dTree", "B": budget, "fill": True} | own))
         plan[T, "auto", 0] = _settings(args, T, mode="dTree")
-        plan[T, "no tree", 0] = _settings(args, T, mode="auto", use_bfs=False)
+        plan[T, "no tree", 0] = alone[T]
         plan[T, "hindsight", LARGE] = _settings(args, T, mode="dTree", B=LARGE, fill=True, lookup=False)
     plan = {key: settings for key, settings in plan.items() if key[1] in args.methods}
-    alone = {T: _settings(args, T, mode="auto", use_bfs=False) for T in args.T}
     engines = make_engines(pair, [*plan.values(), *alone.values()])
     shard = Shard(args, ("data", "index", "T", "method", "B"))
-    writers = {T: Session(pair, settings, engines=engines) for T, settings in alone.items()}
+    writers = {T: Session(pair, settings, engines=engines) for T, settings in alone.items() if args.every}
     sessions: dict[tuple[float, str, int], Session] = {}
     hindsight = Hindsight()
     for number in shard.numbers(args.prompts):

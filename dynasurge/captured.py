@@ -136,10 +136,8 @@ class CapturedDecoder:
             if left > flying.depth + 1:  # whatever is accepted, there will be a next step
                 following = self._begin(*ready, away)
             back = self._read(flying)
-            phases, room = (
-                self._phases(flying.away),
-                left - 1,
-            )  # for drafted tokens: the last one always counts as the bonus
+            phases = self._phases(flying.away)
+            room = left - 1  # for drafted tokens: the last one always counts as the bonus
             if back.end < 0 or back.bonus < 0:
                 raise no_numbers("--target", f"after {len(prompt) + new_tokens - left} tokens")
             emitted = cut([*back.emitted[: back.depth], back.bonus], left, eos)
