@@ -12,7 +12,6 @@ Engines: `eager` calls the model, `graphs` replays captured passes, `compiled` l
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
 import resource
 import statistics
@@ -22,9 +21,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from widen import SHAPES, widen
+from widen import SHAPES, load_wide
 
-from dynasurge import Settings, load_pair
+from dynasurge import Settings
 from dynasurge.data import load_prompts
 from dynasurge.engine import Engine
 from dynasurge.generation import Session, make_engines
@@ -165,13 +164,9 @@ def main() -> None:
     add("--new-tokens", type=int, default=128)
     add("--steps", type=int, default=0, help="decode so many steps and see whether memory grew")
     args = parser.parse_args()
-    pair = load_pair(args.draft, args.target)
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda" if on_gpu else "cpu")
-    if args.shape:
-        wide = widen(pair.target, SHAPES[args.shape], device=device, dtype=torch.bfloat16)
-        pair = dataclasses.replace(pair, target=wide)
-    kinds = args.engines or (["eager", "graphs"] if on_gpu else ["eager"])
+    pair = load_wide(args.draft, args.target, args.shape)
+    device = pair.target.device
+    kinds = args.engines or (["eager", "graphs"] if device.type == "cuda" else ["eager"])
     speed = bandwidth(device)
     print(f"reads {speed / 1e12:.3f} TB/s")
     for name, model in (("target", pair.target), ("draft", pair.draft)):

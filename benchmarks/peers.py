@@ -47,9 +47,9 @@ from shards import Shard, gain, read_rows, run_command, run_flags
 from transformers import StaticCache
 from transformers.generation.streamers import BaseStreamer
 from trees import acceptance_vector
-from widen import SHAPES, widen
+from widen import SHAPES, load_wide
 
-from dynasurge import Settings, load_pair
+from dynasurge import Settings
 from dynasurge.data import load_prompts
 from dynasurge.generation import Session, make_engines
 from dynasurge.growmap import save_growmap
@@ -185,12 +185,7 @@ def trees(B: int, sequoia: str) -> dict[str, dict[str, Any]]:
 def run(args: argparse.Namespace) -> None:
     """Decode; one JSON line a (data, prompt, T, method)."""
     torch.set_num_threads(args.threads)
-    pair = load_pair("demo" if args.shape else args.draft, "demo" if args.shape else args.target)
-    if args.shape:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        pair = dataclasses.replace(
-            pair, target=widen(pair.target, SHAPES[args.shape], device=device, dtype=torch.bfloat16)
-        )
+    pair = load_wide(args.draft, args.target, args.shape)
     shared = {"M": 512, "new_tokens": args.new_tokens, "prompt_len": args.prompt_len, "compile": args.compile}
     settings = {}
     for T in args.T:

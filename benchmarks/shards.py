@@ -109,10 +109,14 @@ def run_command(
     commands: Any,
     table: Callable[[argparse.Namespace], None],
     argv: Sequence[str] | None = None,
+    **switches: str,
 ) -> None:
-    """Add the `table` of a benchmark, which prints what was recorded in a folder, and do what is asked."""
+    """Add the `table` of a benchmark, which prints what was recorded in a folder, and do what is asked. switches: of
+    `table`, with their help."""
     add = commands.add_parser("table", help="print what was recorded")
     add.add_argument("output", type=Path)
+    for name, what in switches.items():
+        add.add_argument(f"--{name}", action="store_true", help=what)
     add.set_defaults(action=table)
     args = parser.parse_args(argv)
     args.action(args)

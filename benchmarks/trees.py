@@ -4,6 +4,8 @@
     python benchmarks/trees.py run --data cnn_dailymail.jsonl c4_en.jsonl spec_bench.jsonl --prompts 100 --output runs/trees
     python benchmarks/trees.py table runs/trees
     python benchmarks/trees.py run ... --every 4 --output runs/places
+    python benchmarks/trees.py run ... --every 4 --shape 7b --compile --output runs/speeds
+    python benchmarks/trees.py table runs/speeds --speeds
 
 Everything runs in this package's engine and is verified by the same rule (ETV; at T = 0 all rules are one), so that only
 the trees differ:
@@ -24,12 +26,15 @@ the trees differ:
 What a step is counted as is its expected accepted length under the rule, exact given the tree: no luck of coins. But which
 text is decoded is luck, and texts differ far more than methods do. So with `--every 4` all methods grow a tree behind every
 fourth token of the same text, which the target wrote by itself, and learn on the way: the same places for all. With
-`--shard 0/8` every eighth prompt is done, so that several processes share a machine; speeds want one process alone.
+`--shard 0/8` every eighth prompt is done, so that several processes share a machine. `--speeds` are tokens a second: those
+that were decoded, or at given places those to be expected (drafted and bonus) over the time of drafting, target pass and
+verification. They want one process alone; `--shape` widens the target (widen.py), on a GPU, for the cost of a large one.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -40,11 +45,12 @@ from typing import Any
 import numpy as np
 import torch
 from shards import Shard, gain, read_rows, run_command, run_flags
+from widen import SHAPES, load_wide
 
 from dynasurge import Settings, load_pair
 from dynasurge.analysis import rank_acceptance, text_distributions
 from dynasurge.data import load_prompts
-from dynasurge.generation import Session, make_engines
+from dynasurge.generation import Session, follow, make_engines
 from dynasurge.growmap import Growmap, build_growmap, save_growmap
 from dynasurge.models import Pair
 from dynasurge.optimal import optimal_growmap
@@ -66,6 +72,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "default": {"fill": False},
 }
 NAMES = ("static", "prototype", *METHODS)  # of trees of at most B nodes
+RIVALS = ("static", "prototype", "DySpec", "OPT-Tree")
 
 
 class Hindsight:
@@ -163,7 +170,7 @@ def run(args: argparse.Namespace) -> None:
     """Decode; one JSON line a (data, prompt, T, method, B)."""
     chosen = read_chosen(args)
     torch.set_num_threads(args.threads)
-    pair = load_pair(args.draft, args.target)
+    pair = load_wide(args.draft, args.target, args.shape)
     args.output.mkdir(parents=True, exist_ok=True)
     alone = {T: _settings(args, T, mode="auto", use_bfs=False) for T in args.T}
     plan: dict[tuple[float, str, int], Settings] = {}
@@ -184,115 +191,126 @@ def run(args: argparse.Namespace) -> None:
     plan = {key: settings for key, settings in plan.items() if key[1] in args.methods}
     engines = make_engines(pair, [*plan.values(), *alone.values()])
     shard = Shard(args, ("data", "index", "T", "method", "B"))
-    writers = {T: Session(pair, settings, engines=engines) for T, settings in alone.items() if args.every}
-    sessions: dict[tuple[float, str, int], Session] = {}
     hindsight = Hindsight()
+    writers = {T: Session(pair, settings, engines=engines) for T, settings in alone.items() if args.every}
+    sessions = {
+        key: Session(pair, settings, engines=engines, verify=hindsight if key[1] == "hindsight" else None)
+        for key, settings in plan.items()
+    }
     for number in shard.numbers(args.prompts):
-        for data in args.data:
-            prompt, texts = load_prompts(data, number, number + 1)[0], {}
-            for (T, method, budget), settings in plan.items():
-                key = {"data": Path(data).stem, "index": number, "T": T, "method": method, "B": budget}
-                if not shard.wants(**key):
-                    continue
-                if (T, method, budget) not in sessions:
-                    verify = hindsight if method == "hindsight" else None
-                    sessions[T, method, budget] = Session(pair, settings, engines=engines, verify=verify)
-                session = sessions[T, method, budget]
-                hindsight.sums.clear()
-                ids, spent = session.encode(prompt.text), 0.0
+        for data, T in itertools.product(args.data, args.T):
+            own = {"data": Path(data).stem, "index": number, "T": T}
+            keys = {(t, method, B): own | {"method": method, "B": B} for t, method, B in plan if t == T}
+            wanted = [name for name, key in keys.items() if shard.wants(**key)]
+            if not wanted:
+                continue
+            prompt = load_prompts(data, number, number + 1)[0]
+            ids = sessions[wanted[0]].encode(prompt.text)
+            hindsight.sums.clear()
+            if args.every:
+                text = writers[T].generate(ids, index=number).output_ids
+                together = [sessions[name] for name in wanted]
+                walks = iter(follow(together, ids, text, index=number, every=args.every))
+            for name in wanted:
                 if args.every:
-                    if T not in texts:
-                        texts[T] = writers[T].generate(ids, index=number).output_ids
-                    steps, tokens = session.follow(ids, texts[T], index=number, every=args.every), 0
+                    steps = next(walks)
+                    tokens = sum(1 + step.expected for step in steps)
+                    seconds = sum(step.draft_seconds + step.target_seconds + step.verify_seconds for step in steps)
                 else:
-                    result = session.generate(ids, index=number)
+                    result = sessions[name].generate(ids, index=number)
                     steps, tokens = result.steps, len(result.output_ids)
-                    spent = result.seconds - result.prefill_seconds
+                    seconds = result.seconds - result.prefill_seconds
                 shard.append(
-                    key
+                    keys[name]
                     | {
                         "kind": prompt.kind,
-                        "tokens": tokens,
+                        "tokens": round(tokens, 4),
                         "accepted": sum(step.accepted for step in steps),
                         "expected": [round(step.expected, 4) for step in steps],
-                        "hindsight": dict(hindsight.sums),
+                        "hindsight": dict(hindsight.sums) if name[1] == "hindsight" else {},
                         "size": [step.tree.size for step in steps],
                         "depth": [step.tree.depth for step in steps],
                         "passes": [step.passes for step in steps],
                         "confidence": [step.confidence if step.tree.size else None for step in steps],
-                        "seconds": spent,
+                        "seconds": round(seconds, 6),
                     }
                 )
 
 
 def _settings(args: argparse.Namespace, T: float, **own: Any) -> Settings:
-    shared = {"draft": args.draft, "target": args.target, "M": 1024, "new_tokens": args.new_tokens, "use_bfs": True}
+    shared: dict[str, Any] = {"draft": args.draft, "target": args.target, "M": 1024, "new_tokens": args.new_tokens}
+    shared |= {"use_bfs": True, "compile": getattr(args, "compile", False)}
     return Settings(T=T, **(shared | own))
 
 
 def table(args: argparse.Namespace) -> None:
-    """Expected accepted tokens a step, means over prompts, as Markdown; gains are paired, with 95% bootstrap intervals."""
+    """Expected accepted tokens a step, means over prompts, and with --speeds tokens a second, as Markdown; gains are paired
+    by prompt, with 95% bootstrap intervals."""
     rows = read_rows(*sorted(args.output.rglob("rows-*.jsonl")))
-    mean = {_key(row): float(np.mean(row["expected"])) for row in rows}
+    accepted = {_key(row): float(np.mean(row["expected"])) for row in rows}
     for row in rows:
         for budget, total in row["hindsight"].items():
-            mean[(*_key(row)[:3], "hindsight", int(budget))] = total / len(row["expected"])
-    names = [name for name in (*NAMES, "hindsight") if any(key[3] == name for key in mean)]
-    compared = {"static", "copies"} <= set(names)
-    gains = ["`copies` over `static`", "over the best other"] if compared else []
-    print(f"| {' | '.join(['prompts', 'T', 'B', 'n', *names, *gains])} |")
-    print("|---" * (4 + len(names) + len(gains)) + "|")
-    places = sorted({(data, T) for data, _, T, _, _ in mean})
-    for data, T in places:
-        for budget in BUDGETS:
-            have = [{i for d, i, t, m, b in mean if (d, t, m, b) == (data, T, name, budget)} for name in names]
-            prompts = sorted(set.intersection(*have))
-            if not prompts:
-                continue
-            values = {name: np.array([mean[data, i, T, name, budget] for i in prompts]) for name in names}
-            others = [name for name in names if name in ("static", "prototype", "DySpec", "OPT-Tree")]
-            cells = [data, f"{T:g}", str(budget), str(len(prompts))]
-            cells += [f"{values[name].mean():.3f}" for name in names]
-            if compared:
-                best = max(others, key=lambda name: values[name].mean())
-                cells += [
-                    "{:+.1%} [{:+.1%}, {:+.1%}]".format(*gain(values[other], values["copies"]))
-                    for other in ("static", best)
-                ]
-                cells[-1] += f" ({best})"
-            print("| " + " | ".join(cells) + " |")
-    rows = [row for row in rows if row["tokens"]]  # decoded, not grown at given places
-    if not rows:
-        return
-    print(f"\n| prompts | T | n | {' | '.join(['no tree', *_columns(rows)])} |")
-    print("|---" * (len(_columns(rows)) + 4) + "|")
-    for data, T in places:
-        here = [row for row in rows if (row["data"], row["T"]) == (data, T)]
-        columns = {
-            column: {row["index"]: row for row in here if _column(row) == column}
-            for column in ("no tree", *_columns(rows))
-        }
-        prompts = sorted(set.intersection(*map(set, columns.values())))
-        speeds = []
-        for own in columns.values():
-            tokens, seconds = (sum(own[i][name] for i in prompts) for name in ("tokens", "seconds"))
-            speeds.append(f"{tokens / seconds:.1f}" if prompts else "")
-        print(f"| {data} | {T:g} | {len(prompts)} | {' | '.join(speeds)} |")
+            accepted[(*_key(row)[:3], "hindsight", int(budget))] = total / len(row["expected"])
+    _compare(accepted, "copies", [*NAMES, "hindsight"], ".3f")
+    if args.speeds:
+        speeds = {_key(row): row["tokens"] / row["seconds"] for row in rows if row["seconds"]}
+        _compare(speeds, "default", ["no tree", *NAMES], ".1f")
+        _adapted(speeds)
+
+
+Values = dict[tuple[str, int, float, str, int], float]  # by data, prompt, T, method, B
 
 
 def _key(row: dict[str, Any]) -> tuple[str, int, float, str, int]:
     return row["data"], row["index"], row["T"], row["method"], row["B"]
 
 
-def _column(row: dict[str, Any]) -> str:
-    return f"{row['method']} {row['B']}" if row["B"] else str(row["method"])
+def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None:
+    """Print a row a (data, T, B): means by method, and the gain of `ours` over the static tree and the best of the rest."""
+    names = [name for name in names if any(key[3] == name for key in values)]
+    rivals = [name for name in names if name in RIVALS] if ours in names else []
+    gains = [f"`{ours}` over `static`", "over the best other"] if rivals else []
+    print(f"\n| {' | '.join(['prompts', 'T', 'B', 'n', *names, *gains])} |")
+    print("|---" * (4 + len(names) + len(gains)) + "|")
+    for data, T in sorted({(data, T) for data, _, T, _, _ in values}):
+        for budget in BUDGETS:
+            columns = {name: _of(values, data, T, name, budget) for name in names}
+            prompts = sorted(set.intersection(*map(set, columns.values())))
+            if not prompts:
+                continue
+            means = {name: np.array([column[i] for i in prompts]) for name, column in columns.items()}
+            cells = [data, f"{T:g}", str(budget), str(len(prompts)), *(f"{means[n].mean():{form}}" for n in names)]
+            if rivals:
+                best = max(rivals, key=lambda name: means[name].mean())
+                cells += [_gain(means[other], means[ours]) for other in ("static", best) if other in means]
+                cells[-1] += f" ({best})"
+            print(f"| {' | '.join(cells)} |")
 
 
-def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    """Trees whose speed is of interest, in order."""
-    found = {_column(row) for row in rows}
-    wanted = [f"{name} {budget}" for name in NAMES for budget in BUDGETS] + ["auto"]
-    return [column for column in wanted if column in found]
+def _adapted(speeds: Values) -> None:
+    """Print a row a (data, T): `auto`, which was told no B, beside the best B."""
+    print("\n| prompts | T | n | no tree | best B | its speed | auto | over the best B | over no tree |")
+    print("|---" * 9 + "|")
+    for data, T in sorted({(data, T) for data, _, T, _, _ in speeds}):
+        columns = {budget: _of(speeds, data, T, "default", budget) for budget in BUDGETS}
+        auto, alone = (_of(speeds, data, T, name, 0) for name in ("auto", "no tree"))
+        prompts = sorted(set.intersection(*map(set, (auto, alone, *columns.values()))))
+        if not prompts:
+            continue
+        fixed = {budget: np.array([column[i] for i in prompts]) for budget, column in columns.items()}
+        best = max(fixed, key=lambda budget: fixed[budget].mean())
+        own, without = (np.array([column[i] for i in prompts]) for column in (auto, alone))
+        cells = [data, f"{T:g}", str(len(prompts)), f"{without.mean():.1f}", str(best), f"{fixed[best].mean():.1f}"]
+        print(f"| {' | '.join([*cells, f'{own.mean():.1f}', _gain(fixed[best], own), _gain(without, own)])} |")
+
+
+def _of(values: Values, data: str, T: float, name: str, budget: int) -> dict[int, float]:
+    """By prompt. What has no tree has no B."""
+    return {i: x for (d, i, t, m, b), x in values.items() if (d, t, m) == (data, T, name) and b in (budget, 0)}
+
+
+def _gain(a: np.ndarray, b: np.ndarray) -> str:
+    return "{:+.1%} [{:+.1%}, {:+.1%}]".format(*gain(a, b))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -310,11 +328,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_flags(add)
     add.add_argument("--T", type=float, nargs="+", default=list(TEMPERATURES))
     add.add_argument("--every", type=int, default=0, metavar="N", help="at every N-th token of the target's own text")
+    add.add_argument("--shape", choices=SHAPES, help="widen the demo target")
+    add.add_argument("--compile", action="store_true", help="torch.compile passes")
     add.add_argument("--chosen", type=Path, default=Path("runs/chosen/chosen.json"), help="what `choose` wrote")
     methods = ["no tree", *NAMES, "auto"]
     add.add_argument("--methods", nargs="+", default=methods, help="only these (default: all but hindsight)")
     add.set_defaults(action=run)
-    run_command(parser, commands, table, argv)
+    run_command(parser, commands, table, argv, speeds="and tokens a second")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ Whatever then cannot reach the output is left at its random initial values, so t
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,23 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dynasurge.models import load_target
+from dynasurge import load_pair
+from dynasurge.models import Pair, load_target
 
 SHAPES: dict[str, dict[str, int]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
     "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 30, "num_attention_heads": 16},
 }
+
+
+def load_wide(draft: str, target: str, shape: str | None) -> Pair:
+    """A pair, its target widened into one of SHAPES unless None, in bfloat16 on the GPU if there is one."""
+    pair = load_pair(draft, target)
+    if shape is None:
+        return pair
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return dataclasses.replace(pair, target=widen(pair.target, SHAPES[shape], device=device, dtype=torch.bfloat16))
 
 
 @torch.no_grad()

@@ -118,6 +118,10 @@ class TreeCache(Cache):
                 stack[:, :, :, self.length : end] = stack.index_select(3, rows)
         self.length = self.filled = end
 
+    def cut(self, length: int) -> None:
+        """Drop all but the first `length` rows, if there are more."""
+        self.length = self.filled = min(self.length, length)
+
     def move(self, rows: torch.Tensor, to: torch.Tensor) -> None:
         """Copy rows [m] to rows [m], the device's numbers; the host does not know how long the text is now."""
         for device, (_, stack) in self._stacks.items():

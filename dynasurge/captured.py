@@ -100,7 +100,7 @@ class CapturedDecoder:
         self._best, self._seen = pinned(self._levels, device), [Signal(device) for _ in range(self._levels)]
 
     def prefill(self, prompt: Sequence[int]) -> None:
-        """Read a prompt of at least one token into empty engines: all but its last token, which is the first root."""
+        """As `Decoder.prefill`."""
         self._read_on(prompt)
         if self._trees is not None:
             self._trees.acceptance.reset()

@@ -62,10 +62,11 @@ class Decoder:
         self._T, self._P = T, P
 
     def prefill(self, prompt: Sequence[int]) -> None:
-        """Read a prompt of at least one token into empty engines: all but its last token, which is the first root."""
+        """Read a prompt of at least one token into engines that are empty, or have read some of it: all but its last token,
+        which is the first root."""
         with shrinking("prompt"):
-            if len(prompt) > 1:
-                self._target.extend(prompt[:-1])
+            if len(prompt) - 1 > self._target.length:
+                self._target.extend(prompt[self._target.length : -1])
             if self._drafter is not None:
                 self._drafter.start(prompt[:-1])
 

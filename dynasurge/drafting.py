@@ -83,13 +83,13 @@ class Drafter:
         self._T, self._P = T, P
 
     def start(self, text: Sequence[int]) -> None:
-        """Read a prompt (all but its last token) ahead of the first tree, and forget what the last one taught."""
+        """Read what is new of a prompt (all but its last token) ahead of the first tree, forget what the last taught."""
         self._acceptance.reset()
         self._shape.reset()
         if self._lookup is not None:
             self._lookup.reset()
-        if text:
-            self._engine.extend(text)
+        if len(text) > self._engine.length:
+            self._engine.extend(text[self._engine.length :])
 
     def grow(self, text: Sequence[int], generator: torch.Generator, max_depth: int) -> Draft:
         """Draft a tree that continues `text`, at most `max_depth` levels of it (at least one)."""

@@ -103,6 +103,10 @@ class Engine:
             raise no_numbers("model", self.model.name_or_path)
         return logits[-1]
 
+    def cut(self, length: int) -> None:
+        """Forget the text behind its first `length` tokens, if it has more."""
+        self._cache.cut(length)
+
     @torch.inference_mode()
     def forward(self, tokens: Sequence[int], parents: Sequence[int], *, keep: int = 0) -> torch.Tensor:
         """Score new nodes behind the text and the nodes already there.

@@ -67,9 +67,15 @@ class Engines:
 
     def reset(self) -> None:
         """Forget the text."""
-        self.target.reset()
-        if self.draft is not None:
-            self.draft.reset()
+        for engine in (self.target, self.draft):
+            if engine is not None:
+                engine.reset()
+
+    def cut(self, length: int) -> None:
+        """Forget the text behind its first `length` tokens."""
+        for engine in (self.target, self.draft):
+            if engine is not None:
+                engine.cut(length)
 
 
 def make_engines(pair: Pair, plan: Sequence[Settings]) -> Engines:
@@ -223,30 +229,46 @@ class Session:
         self._prefill(ids)
         yield from self._steps(ids, index, new_tokens, self.pair.eos if eos is None else eos)
 
-    def follow(self, prompt: list[int], text: list[int], *, index: int = 0, every: int = 4) -> list[StepRecord]:
-        """The steps that would be made at every so many tokens of a `text` that goes on behind `prompt` as it is, whatever
-        they emit: trees of several sessions at the same places of the same text. What is learned is learned on the way."""
-        if len(text) > self.settings.new_tokens:
-            reason = f"this session generates 1 to {self.settings.new_tokens} tokens"
-            raise UsageError("text", f"of {len(text)} tokens", reason, "cut it, or set new_tokens")
-        self._prefill(prompt)
-        places = range(len(prompt), len(prompt) + len(text), every)
-        return list(self._decoder.follow(prompt + text, places, _stream(self.settings.seed, index)))
-
     def _prefill(self, ids: list[int]) -> None:
-        if not 0 < len(ids) <= self.settings.prompt_len:
-            reason = f"this session reads 1 to {self.settings.prompt_len} tokens"
-            raise UsageError("prompt", f"of {len(ids)} tokens", reason, "cut it, or set prompt_len")
+        self._check(ids)
         self.engines.reset()
         self._decoder.prefill(ids)
         if self.pair.target.device.type == "cuda":
             torch.cuda.synchronize(self.pair.target.device)
+
+    def _check(self, ids: list[int]) -> None:
+        if not 0 < len(ids) <= self.settings.prompt_len:
+            reason = f"this session reads 1 to {self.settings.prompt_len} tokens"
+            raise UsageError("prompt", f"of {len(ids)} tokens", reason, "cut it, or set prompt_len")
 
     def _steps(self, ids: list[int], index: int, new_tokens: int | None, eos: frozenset[int]) -> Iterator[StepRecord]:
         if new_tokens is not None and not 0 < new_tokens <= self.settings.new_tokens:
             reason = f"this session generates 1 to {self.settings.new_tokens} tokens"
             raise UsageError("new_tokens", new_tokens, reason, "make a session with a larger new_tokens")
         return self._decoder.steps(ids, new_tokens or self.settings.new_tokens, _stream(self.settings.seed, index), eos)
+
+
+def follow(
+    sessions: Sequence[Session], prompt: list[int], text: list[int], *, index: int = 0, every: int = 4
+) -> list[list[StepRecord]]:
+    """By session, the steps it would make at every so many tokens of a `text` that goes on behind `prompt` as it is,
+    whatever they emit: trees at the same places, learning on the way. Engines that sessions share read the text once."""
+    places, walks = range(len(prompt), len(prompt) + len(text), every), []
+    for session in sessions:
+        session._check(prompt)
+        if len(text) > session.settings.new_tokens:
+            reason = f"this session generates 1 to {session.settings.new_tokens} tokens"
+            raise UsageError("text", f"of {len(text)} tokens", reason, "cut it, or set new_tokens")
+        session.engines.reset()
+    for session in sessions:
+        session._decoder.prefill(prompt)
+        walks.append(session._decoder.follow([*prompt, *text], places, _stream(session.settings.seed, index)))
+    records: list[list[StepRecord]] = [[] for _ in sessions]
+    for place in places:
+        for session, walk, own in zip(sessions, walks, records, strict=True):
+            session.engines.cut(place - 1)  # a step has read its root
+            own.append(next(walk))
+    return records
 
 
 def encode(pair: Pair, settings: Settings, text: str) -> list[int]:

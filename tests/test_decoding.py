@@ -14,7 +14,7 @@ from conftest import ARCHITECTURES, DEVICES
 
 from dynasurge import Pair, Settings, UsageError, build_growmap, generate, generation, load_pair, save_growmap
 from dynasurge.costs import Costs
-from dynasurge.generation import Session
+from dynasurge.generation import Session, follow, make_engines
 from dynasurge.growmap import Growmap
 
 PROMPT = [5, 17, 8, 40, 33, 9, 21, 60, 61]
@@ -126,22 +126,34 @@ def test_a_draft_that_never_pays_is_left_alone_and_read_on_later(pairs: dict[str
 
 
 def test_trees_at_given_places_continue_the_text(pairs: dict[str, Pair], growmap: str) -> None:
-    plain = generate(pairs["llama"], PROMPT, T=0, mode="auto", **SMALL).output_ids
-    accepted = 0
-    for mode in modes(growmap):
-        session = Session(pairs["llama"], Settings(T=0, **(SMALL | mode)))
-        for every in (1, 3):
-            records = session.follow(PROMPT, plain, every=every)
+    pair, accepted = pairs["llama"], 0
+    plain = generate(pair, PROMPT, T=0, mode="auto", **SMALL).output_ids
+    plan = [Settings(T=0, **(SMALL | mode)) for mode in modes(growmap)]
+    engines = make_engines(pair, plan)
+    sessions = [Session(pair, settings, engines=engines) for settings in plan]
+    for every in (1, 3):
+        for session, records in zip(sessions, follow(sessions, PROMPT, plain, every=every), strict=True):
             assert len(records) == -(-len(plain) // every)
             for place, record in zip(range(0, len(plain), every), records, strict=True):
                 emitted = list(record.emitted)[: len(plain) - place]
-                assert emitted == plain[place : place + len(emitted)], (mode, every, place)
+                assert emitted == plain[place : place + len(emitted)], (session.settings.mode, every, place)
                 assert record.expected == record.accepted == len(record.emitted) - 1
                 accepted += record.accepted
-        assert session.generate(PROMPT).output_ids == plain
     assert accepted > 0
+    assert all(session.generate(PROMPT).output_ids == plain for session in sessions)
     with pytest.raises(UsageError, match="text"):
-        session.follow(PROMPT, plain * 2)
+        follow(sessions, PROMPT, plain * 2)
+
+
+def test_sessions_that_share_engines_grow_the_trees_they_grow_alone(pairs: dict[str, Pair], growmap: str) -> None:
+    pair = pairs["llama"]
+    text = generate(pair, PROMPT, T=0.9, mode="auto", **SMALL).output_ids
+    plan = [Settings(T=0.9, **(SMALL | mode)) for mode in modes(growmap)]
+    engines = make_engines(pair, plan)
+    together = follow([Session(pair, settings, engines=engines) for settings in plan], PROMPT, text, every=2)
+    for settings, records in zip(plan, together, strict=True):
+        [alone] = follow([Session(pair, settings)], PROMPT, text, every=2)
+        assert [step.tree.tokens for step in records] == [step.tree.tokens for step in alone]
 
 
 def test_generation_stops_at_end_of_text(pairs: dict[str, Pair], growmap: str) -> None:

@@ -31,16 +31,16 @@ def test_trees_are_chosen_run_and_compared(
         assert max(row["size"]) <= (row["B"] or 256)
         assert len(row["expected"]) == len(row["size"])
     capsys.readouterr()
-    trees.main(["table", str(out)])
+    trees.main(["table", str(out), "--speeds"])
     printed = capsys.readouterr().out
-    assert printed.count("| prompts | 0.6 |") == 3  # a row a budget, and the speeds
-    assert "prototype 5" in printed
+    assert printed.count("| prompts | 0.6 |") == 5  # a row a budget, twice, and `auto`
+    assert printed.count("(static)") + printed.count("(prototype)") + printed.count("(DySpec)") > 0
     flags = ["--data", prompts, "--prompts", "1", "--new-tokens", "12", "--T", "0.6", "--every", "4"]
     flags += ["--methods", "static", "copies", "--chosen", str(chosen / "chosen.json")]
     trees.main(["run", *pair, *flags, "--output", str(tmp_path / "places")])
     capsys.readouterr()
     trees.main(["table", str(tmp_path / "places")])
     printed = capsys.readouterr().out
-    assert printed.count("| prompts | 0.6 |") == 2  # no speeds
+    assert printed.count("| prompts | 0.6 |") == 2  # a row a budget
     rows = (tmp_path / "places" / "rows-0-of-1.jsonl").read_text().splitlines()
     assert [len(json.loads(row)["expected"]) for row in rows] == [3] * 4
