@@ -22,7 +22,8 @@ Kinds of children, and the feature x their acceptance depends on:
     blind     the same where the draft was not asked
 
 each apart at the first level and below it (`first+`): there text that was accepted so far makes the next token easier, and
-bottom-up verification makes up for unlucky tokens above. For the same reason there is a prior for every rule.
+bottom-up verification makes up for unlucky tokens above. For the same reason there is a prior for every rule. And for more
+than one temperature, between which curves are interpolated: sharpened distributions agree less where the draft is unsure.
 
 The draft's own probability is a poor estimate: a first sampled child is accepted far more often than the draft draws its
 token, later ones far less and almost regardless of it. (`own` keeps that estimate, as DySpec, arXiv 2410.11744, and
@@ -61,7 +62,8 @@ KINDS = ("first", "later", "tail", "point", "echo", "lookup")  # in tables; a `b
 CELLS = 256  # of a table
 TEXTS = ("topdown", "traversal", "greedy")  # sampled text by rule, and T = 0, where all rules are one
 Curve = tuple[tuple[float, ...], tuple[float, ...]]  # knots x, rising, and the acceptance at each
-Priors = dict[str, dict[str, Curve]]  # by text, then by kind
+Curves = dict[str, Curve]  # by kind
+Priors = dict[str, dict[float, Curves]]  # by text, then by temperature
 
 
 def load_priors(path: str | os.PathLike[str] | None = None) -> Priors:
@@ -83,9 +85,16 @@ def _read(path: str | os.PathLike[str]) -> Priors:
     if not isinstance(data, dict) or data.keys() != set(TEXTS):
         raise UsageError("--priors", path, f"its entries are not {', '.join(TEXTS)}", remedy)
     try:
-        return {text: {kind: _curve(text, kind, knots) for kind, knots in data[text].items()} for text in TEXTS}
+        return {text: _by_temperature(text, data[text]) for text in TEXTS}
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UsageError("--priors", path, f"is no calibration ({error})", remedy) from error
+
+
+def _by_temperature(text: str, entries: Any) -> dict[float, Curves]:
+    out = {float(T): {kind: _curve(text, kind, knots) for kind, knots in entries[T].items()} for T in entries}
+    if not out or not all(math.isfinite(T) for T in out):
+        raise ValueError(f"{text}: is of no temperature")
+    return out
 
 
 def _curve(text: str, kind: str, knots: Any) -> Curve:
@@ -106,6 +115,24 @@ def interpolate(curve: Curve, x: float) -> float:
         return ys[0 if at == 0 else -1]
     share = (x - xs[at - 1]) / (xs[at] - xs[at - 1])
     return ys[at - 1] + share * (ys[at] - ys[at - 1])
+
+
+def curves_at(priors: Mapping[float, Curves], T: float) -> Curves:
+    """The curves of a temperature: linear between those that there are, constant outside them."""
+    below = max((t for t in priors if t <= T), default=min(priors))
+    above = min((t for t in priors if t >= T), default=max(priors))
+    first, second = priors[below], priors[above]
+    share = (T - below) / (above - below) if above > below else 0.0
+    return {kind: _between(first.get(kind), second.get(kind), share) for kind in first.keys() | second.keys()}
+
+
+def _between(a: Curve | None, b: Curve | None, share: float) -> Curve:
+    """(1 - share) a + share b; a kind that one of them never met is as in the other."""
+    known = a or b
+    assert known is not None
+    a, b = a or known, b or known
+    xs = tuple(sorted({*a[0], *b[0]}))
+    return xs, tuple((1 - share) * interpolate(a, x) + share * interpolate(b, x) for x in xs)
 
 
 def _bin(kind: str, x: float) -> int:
@@ -184,4 +211,4 @@ def make_acceptance(values: str, rule: str, T: float, priors: str | None = None)
     if values == "own":
         return OwnProbability()
     name = "greedy" if T == 0 else "traversal" if rule == "traversal" else "topdown"
-    return Acceptance(load_priors(priors)[name], learn=values == "learned")
+    return Acceptance(curves_at(load_priors(priors)[name], T), learn=values == "learned")

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from dynasurge.acceptance import TEXTS, load_priors
-from dynasurge.calibration import calibrate
+from dynasurge.acceptance import load_priors
+from dynasurge.calibration import calibrate, rounds
 from dynasurge.config import DEMO, Settings
 from dynasurge.costs import Costs
 from dynasurge.data import load_prompts
@@ -94,8 +94,7 @@ def _acceptance(arguments: Sequence[str]) -> None:
     try:
         with write_whole(args.file) as partial:
             pair = load_pair(args.draft, args.target, dtype=args.dtype, device=args.device)
-            total = len(TEXTS) * len(prompts)
-            with tqdm(total=total, unit="prompt", disable=None, dynamic_ncols=True) as bar:
+            with tqdm(total=len(rounds()) * len(prompts), unit="prompt", disable=None, dynamic_ncols=True) as bar:
                 curves = calibrate(pair, prompts, start, bar.update)
             partial.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
     except OSError as error:

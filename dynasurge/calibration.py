@@ -17,7 +17,7 @@ import bisect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from dynasurge.acceptance import TEXTS, Acceptance, Curve, Priors
+from dynasurge.acceptance import TEXTS, Acceptance, Curve, Priors, curves_at
 from dynasurge.config import Policy, Settings
 from dynasurge.data import Prompt
 from dynasurge.generation import Session, make_engines
@@ -34,10 +34,10 @@ EDGES = {
     "lookup": COUNTS,
     "blind": COUNTS,
 }
-TEMPERATURES = (0.6, 0.9)
+TEMPERATURES = (0.6, 1.0)
 BUDGET = 48
-LEAST = 2.0  # trials that a bin needs to be a knot
-Curves = dict[str, dict[str, list[float]]]
+LEAST = 20.0  # trials that a bin needs to be a knot
+Knots = dict[str, dict[str, list[float]]]  # by kind: `x`, and the `acceptance` there
 
 
 class Recorder(Acceptance):
@@ -52,10 +52,10 @@ class Recorder(Acceptance):
         for number, amount in enumerate((tried, tried * x, accepted)):
             sums[number] += amount
 
-    def curves(self) -> Curves:
+    def curves(self) -> Knots:
         """By kind: knots `x`, the mean feature of each bin, and the mean `acceptance` there; the prior's own curve for
         a kind with too few trials."""
-        out: Curves = {kind: {"x": list(xs), "acceptance": list(ys)} for kind, (xs, ys) in self._curves.items()}
+        out: Knots = {kind: {"x": list(xs), "acceptance": list(ys)} for kind, (xs, ys) in self._curves.items()}
         for kind in sorted(self._sums):
             bins = [sums for _, sums in sorted(self._sums[kind].items()) if sums[0] >= LEAST]
             if bins:
@@ -66,28 +66,40 @@ class Recorder(Acceptance):
         return dict(sorted(out.items()))
 
 
+def rounds() -> list[tuple[str, float]]:
+    """The texts and temperatures that are measured, each by itself."""
+    return [(text, T) for text in TEXTS for T in ((0.0,) if text == "greedy" else TEMPERATURES)]
+
+
 def calibrate(
     pair: Pair, prompts: Sequence[Prompt], start: Priors, on_prompt: Callable[[], object] = lambda: None
-) -> dict[str, Curves]:
-    """The curves of every text, measured on trees grown with `start`. on_prompt is called len(TEXTS) times a prompt."""
-    return {text: _curves(pair, prompts, text, start[text], on_prompt) for text in TEXTS}
+) -> dict[str, dict[str, Knots]]:
+    """The curves by text and temperature, measured on trees grown with `start`. on_prompt is called once a prompt in each
+    of `rounds`."""
+    out: dict[str, dict[str, Knots]] = {text: {} for text in TEXTS}
+    for text, T in rounds():
+        out[text][f"{T:g}"] = _curves(pair, prompts, text, T, curves_at(start[text], T), on_prompt)
+    return out
 
 
 def _curves(
-    pair: Pair, prompts: Sequence[Prompt], text: str, prior: Mapping[str, Curve], on_prompt: Callable[[], object]
-) -> Curves:
+    pair: Pair,
+    prompts: Sequence[Prompt],
+    text: str,
+    T: float,
+    prior: Mapping[str, Curve],
+    on_prompt: Callable[[], object],
+) -> Knots:
     recorder = Recorder(prior)
     policies: tuple[Policy, ...] = ("topk",) if text == "greedy" else ("sampled", "hybrid")
     plan = [
         Settings(T=T, B=BUDGET, M=512, fill=True, policy=policy, use_bfs=text == "traversal", new_tokens=64)
-        for T in ((0.0,) if text == "greedy" else TEMPERATURES)
         for policy in policies
     ]
     engines = make_engines(pair, plan)
     sessions = [Session(pair, settings, engines=engines, acceptance=recorder) for settings in plan]
-    encoded = [
-        sessions[0].encode(prompt.text) for prompt in prompts
-    ]  # a prompt without a token is found now, not in an hour
+    # a prompt without a token is found now, not in an hour
+    encoded = [sessions[0].encode(prompt.text) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         for session in sessions:
             session.generate(ids, index=prompt.index)

@@ -164,8 +164,11 @@ def test_acceptance_is_measured_and_can_be_used(
     assert capsys.readouterr().out == f"written: {file}\n"
     priors = load_priors(file)
     assert set(priors) == set(TEXTS)
-    assert {kind.rstrip("+") for kind in priors["topdown"]} >= {"point", "tail", "first", "later"}
-    assert {kind.rstrip("+") for kind in priors["greedy"]} <= {"point", "echo", "lookup", "blind"}, "nothing is drawn"
+    assert [list(priors[text]) for text in TEXTS] == [[0.6], [0.6], [0.0]]
+    assert {kind.rstrip("+") for kind in priors["topdown"][0.6]} >= {"point", "tail", "first", "later"}
+    assert {kind.rstrip("+") for kind in priors["greedy"][0.0]} <= {"point", "echo", "lookup", "blind"}, (
+        "nothing is drawn"
+    )
     assert main([*command, "--priors", file]) == 0, "a second round"
     out = tmp_path / "out"
     run = [*pair, "--prompt-len", "4", "--new-tokens", "4", "--B", "4", "--dataset", prompts, "--output", str(out)]
@@ -205,7 +208,8 @@ KNOTS = {"x": [0.1, 0.9], "acceptance": [0.2, 0.8]}
 
 
 def priors(**change: Any) -> str:
-    return json.dumps({text: {"point": KNOTS} for text in TEXTS} | change)
+    by_text = {text: {"point": KNOTS} for text in TEXTS} | change
+    return json.dumps({text: {"0.6": curves} for text, curves in by_text.items()})
 
 
 def test_priors_that_a_file_holds_are_used(tmp_path: Path) -> None:
@@ -225,6 +229,10 @@ def test_priors_that_a_file_holds_are_used(tmp_path: Path) -> None:
         (b"[]", "its entries are not topdown, traversal, greedy"),
         (b'{"topdown": {}}', "its entries are not topdown, traversal, greedy"),
         (priors(greedy=[]), "is no calibration"),
+        (priors().replace("0.6", "warm"), "is no calibration"),
+        (priors().replace("0.6", "nan"), "topdown: is of no temperature"),
+        (json.dumps({text: {} for text in TEXTS}), "topdown: is of no temperature"),
+        (json.dumps({text: {"point": KNOTS} for text in TEXTS}), "is no calibration"),
         (priors(greedy={"points": KNOTS}), "greedy: 'points' is no kind of child"),
         (priors(greedy={"point": {"x": [0.5]}}), "is no calibration ('acceptance')"),
         (priors(greedy={"point": KNOTS | {"x": []}}), "greedy, point: not rising knots"),

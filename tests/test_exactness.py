@@ -16,7 +16,7 @@ import pytest
 import torch
 import toy
 
-from dynasurge.acceptance import Acceptance, load_priors, make_acceptance
+from dynasurge.acceptance import make_acceptance
 from dynasurge.costs import Costs
 from dynasurge.decoding import Decoder
 from dynasurge.drafting import Drafter
@@ -246,7 +246,7 @@ def paths_of(tree: TokenTree) -> Any:
 
 def estimate(path: Any, rank: int, proposal: float) -> float:
     kind, x = ("later", float(rank)) if rank else ("first", proposal)
-    return Acceptance(load_priors()["topdown"]).estimate(kind + ("+" if path else ""), x, proposal)
+    return make_acceptance("fixed", "topdown", 1.0).estimate(kind + ("+" if path else ""), x, proposal)
 
 
 def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, script: Any) -> Any:

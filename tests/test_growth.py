@@ -10,7 +10,7 @@ import torch
 import toy
 from conftest import tiny_model
 
-from dynasurge.acceptance import BIN_EDGES, Acceptance, interpolate, load_priors, make_acceptance
+from dynasurge.acceptance import BIN_EDGES, Acceptance, curves_at, interpolate, load_priors, make_acceptance
 from dynasurge.costs import Costs
 from dynasurge.engine import Engine
 from dynasurge.latency import cache_file, load_costs
@@ -50,12 +50,26 @@ def test_curves_are_interpolated_and_constant_outside() -> None:
 def test_the_shipped_priors_are_probabilities_for_every_rule() -> None:
     priors = load_priors()
     assert set(priors) == {"topdown", "traversal", "greedy"}
-    for curves in priors.values():
+    for curves in (curves for by_temperature in priors.values() for curves in by_temperature.values()):
         for kind, (xs, ys) in curves.items():
             assert kind.rstrip("+") in BIN_EDGES
             assert list(xs) == sorted(xs)
             assert all(0 <= y <= 1 for y in ys)
-    assert priors["topdown"]["point"][1][-1] > 0.8, "a confident draft is mostly right"
+    for T in (0.2, 0.6, 0.8, 1.0, 1.5):
+        assert curves_at(priors["topdown"], T)["point"][1][-1] > 0.8, "a confident draft is mostly right"
+
+
+def test_curves_are_interpolated_between_temperatures() -> None:
+    low, high = ((0.2, 0.6), (0.1, 0.5)), ((0.4,), (0.7,))
+    priors = {0.5: {"point": low, "tail": low}, 1.0: {"point": high, "first": high}}
+    for T, share in ((0.1, 0.0), (0.5, 0.0), (0.6, 0.2), (1.0, 1.0), (2.0, 1.0)):
+        curves = curves_at(priors, T)
+        for x in (0.0, 0.2, 0.3, 0.4, 0.5, 1.0):
+            expected = (1 - share) * interpolate(low, x) + share * interpolate(high, x)
+            assert interpolate(curves["point"], x) == pytest.approx(expected), (T, x)
+    middle = curves_at(priors, 0.7)
+    assert interpolate(middle["tail"], 0.4) == pytest.approx(0.3), "what the other temperature never met"
+    assert interpolate(middle["first"], 0.1) == 0.7
 
 
 def test_estimates_follow_what_is_observed_and_forget_with_the_prompt() -> None:
