@@ -21,11 +21,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from shards import guard
 from widen import SHAPES, load_wide
 
 from dynasurge import Settings
 from dynasurge.data import load_prompts
 from dynasurge.engine import Engine
+from dynasurge.errors import UsageError
 from dynasurge.generation import Session, make_engines
 from dynasurge.graphs import Captured, Graphs
 from dynasurge.latency import WIDTHS
@@ -164,6 +166,8 @@ def main() -> None:
     add("--new-tokens", type=int, default=128)
     add("--steps", type=int, default=0, help="decode so many steps and see whether memory grew")
     args = parser.parse_args()
+    if not 0 < min(args.widths) <= max(args.widths) <= max(WIDTHS):
+        raise UsageError("--widths", args.widths, "are not all in reach", f"name some of 1 to {max(WIDTHS)}")
     pair = load_wide(args.draft, args.target, args.shape)
     device = pair.target.device
     kinds = args.engines or (["eager", "graphs"] if device.type == "cuda" else ["eager"])
@@ -183,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guard(main)

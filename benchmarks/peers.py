@@ -33,7 +33,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -43,7 +45,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from shards import Shard, gain, read_rows, run_command, run_flags
+from shards import Shard, gain, known, read_rows, run_command, run_flags
 from transformers import StaticCache
 from transformers.generation.streamers import BaseStreamer
 from trees import acceptance_vector
@@ -60,6 +62,13 @@ from dynasurge.optimal import optimal_growmap
 TEMPERATURES = (0.0, 0.6, 1.0)
 CHAINS = (3, 5, 8)
 LOOKUPS = (3, 5, 10)
+COMPILED = "generate, compiled"
+THEIRS: dict[str, dict[str, Any]] = {  # transformers' own, by name: arguments of `theirs`
+    "generate": {},
+    COMPILED: {},
+    **{f"assisted {k or 'default'}": {"assistant": k} for k in (*CHAINS, None)},
+    **{f"lookup {k}": {"prompt_lookup_num_tokens": k} for k in LOOKUPS},
+}
 MEASURED_ON = 14  # bundled prompts, for the acceptance vector of `Sequoia`
 
 
@@ -184,6 +193,8 @@ def trees(B: int, sequoia: str) -> dict[str, dict[str, Any]]:
 
 def run(args: argparse.Namespace) -> None:
     """Decode; one JSON line a (data, prompt, T, method)."""
+    known("--methods", args.methods or [], [*THEIRS, *trees(args.B, "")])
+    shard, warm = Shard(args, ("data", "index", "T", "method")), set()
     torch.set_num_threads(args.threads)
     pair = load_wide(args.draft, args.target, args.shape)
     shared = {"M": 512, "new_tokens": args.new_tokens, "prompt_len": args.prompt_len, "compile": args.compile}
@@ -198,16 +209,13 @@ def run(args: argparse.Namespace) -> None:
         settings |= {(T, name): Settings(T=T, **(shared | own)) for name, own in methods.items()}
     engines = make_engines(pair, list(settings.values()))
     calls: dict[tuple[float, str], Method] = {}
-    for T in args.T:
-        calls[T, "generate"] = theirs(pair, T, args.new_tokens)
-        if pair.target.device.type == "cuda":
-            room = args.prompt_len + args.new_tokens
-            cache = StaticCache(config=pair.target.config, max_cache_len=room)
-            calls[T, "generate, compiled"] = theirs(pair, T, args.new_tokens, past_key_values=cache)
-        for k in (*CHAINS, None):
-            calls[T, f"assisted {k or 'default'}"] = theirs(pair, T, args.new_tokens, assistant=k)
-        for k in LOOKUPS:
-            calls[T, f"lookup {k}"] = theirs(pair, T, args.new_tokens, prompt_lookup_num_tokens=k)
+    for T, (name, how) in itertools.product(args.T, THEIRS.items()):
+        if name == COMPILED:
+            if pair.target.device.type != "cuda":
+                continue
+            cache = StaticCache(config=pair.target.config, max_cache_len=args.prompt_len + args.new_tokens)
+            how = {"past_key_values": cache}
+        calls[T, name] = theirs(pair, T, args.new_tokens, **how)
     if args.methods:
         calls = {key: method for key, method in calls.items() if key[1] in args.methods}
         settings = {key: own for key, own in settings.items() if key[1] in args.methods}
@@ -216,11 +224,12 @@ def run(args: argparse.Namespace) -> None:
     if pair.target.device.type == "cuda" and engines.draft is not None:
         costs = load_costs(engines.target, engines.draft)
         (args.output / "costs.json").write_text(json.dumps(dataclasses.asdict(costs)) + "\n")
-    shard, warm = Shard(args, ("data", "index", "T", "method")), set()
+    short = 0
     for number in shard.numbers(args.prompts):
         for data in args.data:
             ids = pair.tokenizer(load_prompts(data, number, number + 1)[0].text).input_ids[: args.prompt_len]
             if len(ids) < args.prompt_len:  # a static cache is compiled for one length
+                short += 1
                 continue
             turns = list(calls.items())
             first = number % len(turns)  # so that no method always follows the same other
@@ -235,6 +244,8 @@ def run(args: argparse.Namespace) -> None:
                     method(ids, number)
                     warm.add((T, name))
                 shard.append(key | dataclasses.asdict(method(ids, number)))
+    if short:
+        print(f"{short} prompts of fewer than {args.prompt_len} tokens were left out", file=sys.stderr)
 
 
 def table(args: argparse.Namespace) -> None:

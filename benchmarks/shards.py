@@ -7,14 +7,18 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from dynasurge.cli import guarded
+from dynasurge.errors import UsageError
+from dynasurge.files import write_whole
 from dynasurge.provenance import git_commit, processor
 
 RESAMPLES = 4000
@@ -25,18 +29,20 @@ class Shard:
 
     def __init__(self, args: argparse.Namespace, key: Sequence[str]) -> None:
         """key: the fields that tell rows apart."""
-        self._part, self._parts = map(int, args.shard.split("/"))
-        self._key, self._end = key, time.monotonic() + args.seconds
+        self._part, self._parts = args.shard
+        self._key, self._seconds, self._end = key, args.seconds, math.inf
         args.output.mkdir(parents=True, exist_ok=True)
         _agree(args)
-        self._path = args.output / f"rows-{self._part}-of-{self._parts}.jsonl"
+        self.name = f"{self._part}-of-{self._parts}"
+        self._path = args.output / f"rows-{self.name}.jsonl"
         if self._path.exists():
             whole = self._path.read_bytes()
             os.truncate(self._path, whole.rfind(b"\n") + 1)  # a kill may have torn the last line
         self._done = {self._name(row) for row in read_rows(self._path)} if self._path.exists() else set()
 
     def numbers(self, count: int) -> Iterator[int]:
-        """This process's part of 0 .. count - 1, while there is time."""
+        """This process's part of 0 .. count - 1, while there is time, which begins now."""
+        self._end = time.monotonic() + self._seconds
         return (n for n in range(self._part, count, self._parts) if time.monotonic() < self._end)
 
     def wants(self, **key: Hashable) -> bool:
@@ -73,14 +79,21 @@ def _agree(args: argparse.Namespace) -> None:
     how["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     path = args.output / "run.json"
     if not path.exists():
-        path.write_text(json.dumps(how, indent=1) + "\n")
-    for name, value in json.loads(path.read_text()).items():
+        with write_whole(path) as partial:
+            partial.write_text(json.dumps(how, indent=1) + "\n")
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise UsageError("--output", path, f"is damaged ({error})", "name another folder") from error
+    for name, value in before.items():
         if value != how.get(name):
-            raise SystemExit(f"error: {path}: made with {name} {value}, not {how.get(name)}; name another --output")
+            raise UsageError("--output", path, f"made with {name} {value}, not {how.get(name)}", "name another folder")
 
 
 def read_rows(*paths: Path) -> list[dict[str, Any]]:
-    """The rows of files; a last line that a kill tore is left out."""
+    """The rows of files; a last line that a kill tore is left out. Raises UsageError if there is no file."""
+    if not paths:
+        raise UsageError("output", "folder", "holds no rows", "make some with `run`")
     rows = []
     for path in paths:
         for line in path.read_text().splitlines():
@@ -91,6 +104,21 @@ def read_rows(*paths: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _shard(text: str) -> tuple[int, int]:
+    part, parts = map(int, text.split("/"))
+    if not 0 <= part < parts:
+        raise ValueError
+    return part, parts
+
+
+def known(flag: str, names: Sequence[str], there: Iterable[str]) -> None:
+    """Raise UsageError if one of these names is not one of those that there are."""
+    there = list(dict.fromkeys(there))
+    for name in names:
+        if name not in there:
+            raise UsageError(flag, name, "is none of these", f"choose among {', '.join(map(repr, there))}")
+
+
 def run_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of a benchmark's `run`."""
     parser.add_argument("--data", nargs="+", required=True, help="JSONL files of prompts")
@@ -98,7 +126,9 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--draft", default="demo")
     parser.add_argument("--target", default="demo")
-    parser.add_argument("--shard", default="0/1", metavar="I/N", help="do every N-th prompt, from the I-th")
+    parser.add_argument(
+        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="do every N-th prompt, from the I-th"
+    )
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long; run again to go on")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, required=True)
@@ -119,7 +149,19 @@ def run_command(
         add.add_argument(f"--{name}", action="store_true", help=what)
     add.set_defaults(action=table)
     args = parser.parse_args(argv)
-    args.action(args)
+    guard(lambda: args.action(args), "rows so far are kept; the same command goes on")
+
+
+def guard(work: Callable[[], object], stopped: str = "nothing was written") -> None:
+    """Do it; what a user can mend costs one line and exit code 2, Ctrl-C a line that says what is left."""
+
+    def run() -> int:
+        work()
+        return 0
+
+    code = guarded(run, stopped)
+    if code:
+        sys.exit(code)
 
 
 def gain(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:

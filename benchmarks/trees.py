@@ -26,7 +26,8 @@ the trees differ:
 What a step is counted as is its expected accepted length under the rule, exact given the tree: no luck of coins. But which
 text is decoded is luck, and texts differ far more than methods do. So with `--every 4` all methods grow a tree behind every
 fourth token of the same text, which the target wrote by itself, and learn on the way: the same places for all. With
-`--shard 0/8` every eighth prompt is done, so that several processes share a machine. `--speeds` are tokens a second: those
+`--shard 0/8` every eighth prompt is done, so that several processes share a machine (on a GPU, each method holds half a
+gigabyte there: give each process one T and one B, and a folder within the same one). `--speeds` are tokens a second: those
 that were decoded, or at given places those to be expected (drafted and bonus) over the time of drafting, target pass and
 verification. They want one process alone; `--shape` widens the target (widen.py), on a GPU, for the cost of a large one.
 """
@@ -44,12 +45,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from shards import Shard, gain, read_rows, run_command, run_flags
+from shards import Shard, gain, known, read_rows, run_command, run_flags
 from widen import SHAPES, load_wide
 
 from dynasurge import Settings, load_pair
 from dynasurge.analysis import rank_acceptance, text_distributions
 from dynasurge.data import load_prompts
+from dynasurge.errors import UsageError, at_least
 from dynasurge.generation import Session, follow, make_engines
 from dynasurge.growmap import Growmap, build_growmap, save_growmap
 from dynasurge.models import Pair
@@ -72,6 +74,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "default": {"fill": False},
 }
 NAMES = ("static", "prototype", *METHODS)  # of trees of at most B nodes
+MAKE = "make it with: trees.py choose --output FOLDER"
+ALL = ["no tree", *NAMES, "auto", "hindsight"]
 RIVALS = ("static", "prototype", "DySpec", "OPT-Tree")
 
 
@@ -83,11 +87,9 @@ class Hindsight:
 
     def __call__(self, tree: TokenTree, p: Any, q: Any, generator: torch.Generator) -> Verdict:
         law = RULES["traversal"](tree, p, q)
-        if tree.size > max(BUDGETS):
-            reached = np.array(reach(tree, law.stop.tolist()))
-            best = np.sort(_capped(tree, reached))[::-1]
-            for budget in BUDGETS:
-                self.sums[budget] += float(best[:budget].sum())
+        best = np.sort(_capped(tree, np.array(reach(tree, law.stop.tolist()))))[::-1]
+        for budget in BUDGETS:
+            self.sums[budget] += float(best[:budget].sum())
         return draw_verdict(law, tree, generator)
 
 
@@ -150,12 +152,10 @@ def read_chosen(args: argparse.Namespace) -> dict[str, Any]:
     try:
         chosen: dict[str, Any] = json.loads(args.chosen.read_text())
     except (OSError, ValueError) as error:
-        raise SystemExit(
-            f"error: --chosen {args.chosen}: {error}; make it with: trees.py choose --output FOLDER"
-        ) from error
-    lacking = [f"T{T:g} B{B}" for T in args.T for B in BUDGETS if f"T{T:g} B{B}" not in chosen]
+        raise UsageError("--chosen", args.chosen, f"cannot be read ({error})", MAKE) from error
+    lacking = [f"T{T:g} B{B}" for T in args.T for B in args.B if f"T{T:g} B{B}" not in chosen]
     if lacking:
-        raise SystemExit(f"error: --chosen {args.chosen}: has no {lacking[0]}; make it with: trees.py choose")
+        raise UsageError("--chosen", args.chosen, f"has no {lacking[0]}", MAKE)
     return chosen
 
 
@@ -168,19 +168,22 @@ def static_tree(*, name: str, budget: int, vector: list[float], accepted: float)
 
 def run(args: argparse.Namespace) -> None:
     """Decode; one JSON line a (data, prompt, T, method, B)."""
+    known("--methods", args.methods, ALL)
+    if args.every:
+        at_least("every", args.every, 1, 4)
     chosen = read_chosen(args)
+    shard = Shard(args, ("data", "index", "T", "method", "B"))
     torch.set_num_threads(args.threads)
     pair = load_wide(args.draft, args.target, args.shape)
-    args.output.mkdir(parents=True, exist_ok=True)
     alone = {T: _settings(args, T, mode="auto", use_bfs=False) for T in args.T}
     plan: dict[tuple[float, str, int], Settings] = {}
     for T in args.T:
-        for budget in BUDGETS:
+        for budget in args.B:
             growmaps = {"prototype": prototype_growmap(budget)}
             if chosen:
                 growmaps["static"] = static_tree(budget=budget, **chosen[f"T{T:g} B{budget}"])
             for method, growmap in growmaps.items():
-                path = args.output / f"{method}-T{T:g}-B{budget}-{args.shard.replace('/', '-of-')}.pt"
+                path = args.output / f"{method}-T{T:g}-B{budget}-{shard.name}.pt"
                 save_growmap(growmap, path)
                 plan[T, method, budget] = _settings(args, T, mode="sTree", growmap=str(path))
             for method, own in METHODS.items():
@@ -190,7 +193,6 @@ def run(args: argparse.Namespace) -> None:
         plan[T, "hindsight", LARGE] = _settings(args, T, mode="dTree", B=LARGE, fill=True, lookup=False)
     plan = {key: settings for key, settings in plan.items() if key[1] in args.methods}
     engines = make_engines(pair, [*plan.values(), *alone.values()])
-    shard = Shard(args, ("data", "index", "T", "method", "B"))
     hindsight = Hindsight()
     writers = {T: Session(pair, settings, engines=engines) for T, settings in alone.items() if args.every}
     sessions = {
@@ -327,12 +329,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = commands.add_parser("run", help="decode and record")
     run_flags(add)
     add.add_argument("--T", type=float, nargs="+", default=list(TEMPERATURES))
+    add.add_argument("--B", type=int, nargs="+", choices=BUDGETS, default=list(BUDGETS), help="(default: all)")
     add.add_argument("--every", type=int, default=0, metavar="N", help="at every N-th token of the target's own text")
     add.add_argument("--shape", choices=SHAPES, help="widen the demo target")
     add.add_argument("--compile", action="store_true", help="torch.compile passes")
     add.add_argument("--chosen", type=Path, default=Path("runs/chosen/chosen.json"), help="what `choose` wrote")
-    methods = ["no tree", *NAMES, "auto"]
-    add.add_argument("--methods", nargs="+", default=methods, help="only these (default: all but hindsight)")
+    add.add_argument("--methods", nargs="+", default=ALL[:-1], help="only these (default: all but hindsight)")
     add.set_defaults(action=run)
     run_command(parser, commands, table, argv, speeds="and tokens a second")
 

@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from shards import guard
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynasurge import load_pair
+from dynasurge.errors import UsageError
 from dynasurge.models import Pair, load_target
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -43,6 +45,8 @@ def load_wide(draft: str, target: str, shape: str | None) -> Pair:
     pair = load_pair(draft, target)
     if shape is None:
         return pair
+    if not isinstance(pair.target, LlamaForCausalLM):
+        raise UsageError("--target", target, "is no LLaMA", "name one that is, or leave --shape out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return dataclasses.replace(pair, target=widen(pair.target, SHAPES[shape], device=device, dtype=torch.bfloat16))
 
@@ -163,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guard(main)

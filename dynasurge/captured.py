@@ -121,7 +121,7 @@ class CapturedDecoder:
         self._length.fill_(length - 1)
         numbers = self._inputs.fill(generator, self._trees)
         self._watch.restart()
-        self._read(self._finish(self._begin(size, numbers)))
+        self._read(self._finish(self._begin(size, numbers)), length)
         return self._phases()
 
     def steps(
@@ -135,11 +135,9 @@ class CapturedDecoder:
             ready, following = self._prepare(generator), None
             if left > flying.depth + 1:  # whatever is accepted, there will be a next step
                 following = self._begin(*ready, away)
-            back = self._read(flying)
+            back = self._read(flying, len(prompt) + new_tokens - left)
             phases = self._phases(flying.away)
             room = left - 1  # for drafted tokens: the last one always counts as the bonus
-            if back.end < 0 or back.bonus < 0:
-                raise no_numbers("--target", f"after {len(prompt) + new_tokens - left} tokens")
             emitted = cut([*back.emitted[: back.depth], back.bonus], left, eos)
             left -= len(emitted)
             last = left == 0 or emitted[-1] in eos
@@ -159,7 +157,7 @@ class CapturedDecoder:
             self._read_on(text[:place])
             self._watch.restart()
             step = self._finish(self._begin(*self._prepare(generator)))
-            back = self._read(step)
+            back = self._read(step, place)
             emitted = [*back.emitted[: back.depth], back.bonus]
             yield self._learn(step, back, text[place - 1], emitted, self._levels, self._phases())
 
@@ -279,11 +277,14 @@ class CapturedDecoder:
         self._watch.mark()
         return step
 
-    def _read(self, step: Flying) -> Outcome:
-        """Wait for the earliest step that was not read yet."""
+    def _read(self, step: Flying, length: int) -> Outcome:
+        """Wait for the earliest step that was not read yet. length: of the text before it, should it go wrong."""
         assert step.result is not None
         self._watch.wait(MARKS)
-        return Outcome(step.result.numpy(), self._levels)
+        back = Outcome(step.result.numpy(), self._levels)
+        if back.end < 0 or back.bonus < 0:
+            raise no_numbers("--target", f"after {length} tokens")
+        return back
 
     def _packed(self, n: int) -> int:
         return HEAD if self._trees is None else HEAD + self._levels + 1 + COLUMNS * (n + 1)

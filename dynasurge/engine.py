@@ -49,6 +49,7 @@ class Engine:
         compiled: bool = False,
     ) -> None:
         self.model, self.compiled = model, compiled
+        self.texts = 0  # begun so far
         self.captures = False  # whether steps are captured, see captured.py; not all models can be
         self.widest = max_length  # the widest pass to be measured, see latency.py
         aligned = ALIGNED if model.device.type == "cuda" else 1
@@ -67,7 +68,8 @@ class Engine:
 
     @torch.inference_mode()
     def reset(self) -> None:
-        """Forget the text."""
+        """Forget the text; another begins."""
+        self.texts += 1
         self._cache.clear()
         self._clear()
 

@@ -25,7 +25,7 @@ from dynasurge.costs import Costs
 from dynasurge.decoding import Decoder, StepRecord, Verify
 from dynasurge.drafting import Drafter
 from dynasurge.engine import Engine
-from dynasurge.errors import UsageError
+from dynasurge.errors import UsageError, at_least
 from dynasurge.faults import shrinking
 from dynasurge.latency import load_costs
 from dynasurge.lookup import Lookup
@@ -224,7 +224,8 @@ class Session:
     ) -> Iterator[StepRecord]:
         """The records of `generate`, each decoded when it is asked for: to look on, or to stop anywhere.
 
-        eos: the tokens that end the text, the pair's own if None.
+        eos: the tokens that end the text, the pair's own if None. Another text of this session, or of one that shares its
+        engines, ends this one: the next step raises UsageError.
         """
         self._prefill(ids)
         yield from self._steps(ids, index, new_tokens, self.pair.eos if eos is None else eos)
@@ -245,7 +246,16 @@ class Session:
         if new_tokens is not None and not 0 < new_tokens <= self.settings.new_tokens:
             reason = f"this session generates 1 to {self.settings.new_tokens} tokens"
             raise UsageError("new_tokens", new_tokens, reason, "make a session with a larger new_tokens")
-        return self._decoder.steps(ids, new_tokens or self.settings.new_tokens, _stream(self.settings.seed, index), eos)
+        text, target = self.engines.target.texts, self.engines.target
+        for step in self._decoder.steps(
+            ids, new_tokens or self.settings.new_tokens, _stream(self.settings.seed, index), eos
+        ):
+            yield step
+            if target.texts != text:
+                reason = "was left for another one that uses the same engines"
+                raise UsageError(
+                    "prompt", index, reason, "finish a text first, or give each session engines of its own"
+                )
 
 
 def follow(
@@ -253,6 +263,7 @@ def follow(
 ) -> list[list[StepRecord]]:
     """By session, the steps it would make at every so many tokens of a `text` that goes on behind `prompt` as it is,
     whatever they emit: trees at the same places, learning on the way. Engines that sessions share read the text once."""
+    at_least("every", every, 1, 4)
     places, walks = range(len(prompt), len(prompt) + len(text), every), []
     for session in sessions:
         session._check(prompt)

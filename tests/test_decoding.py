@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import statistics
 import time
@@ -143,6 +144,37 @@ def test_trees_at_given_places_continue_the_text(pairs: dict[str, Pair], growmap
     assert all(session.generate(PROMPT).output_ids == plain for session in sessions)
     with pytest.raises(UsageError, match="text"):
         follow(sessions, PROMPT, plain * 2)
+
+
+def test_a_text_that_another_one_interrupts_says_so(pairs: dict[str, Pair], growmap: str) -> None:
+    for mode in modes(growmap):
+        session = Session(pairs["llama"], Settings(T=0.9, **(SMALL | mode)))
+        whole = session.generate(PROMPT).output_ids
+        stream = session.stream(PROMPT)
+        next(stream)
+        assert session.generate(PROMPT).output_ids == whole
+        with pytest.raises(UsageError, match="was left for another one"):
+            next(stream)
+
+
+def test_places_where_the_target_says_nothing_are_named(pairs: dict[str, Pair], growmap: str, steps: str) -> None:
+    if steps == "captured" and pairs["llama"].target.device.type == "cuda":
+        pytest.skip("a replayed graph calls no hook")
+    broken = dataclasses.replace(pairs["llama"], target=copy.deepcopy(pairs["llama"].target))
+    passes = [0]  # since the session was made
+
+    def fail(module: Any, args: Any, out: Any) -> Any:
+        passes[0] += 1
+        return out * torch.nan if passes[0] > 4 else out
+
+    handle = broken.target.get_output_embeddings().register_forward_hook(fail)
+    for mode in modes(growmap):
+        passes[0] = -1000
+        session = Session(broken, Settings(T=0.9, **(SMALL | mode)))
+        passes[0] = 0
+        with pytest.raises(UsageError, match="--target"):
+            follow([session], PROMPT, PROMPT, every=2)
+    handle.remove()
 
 
 def test_sessions_that_share_engines_grow_the_trees_they_grow_alone(pairs: dict[str, Pair], growmap: str) -> None:

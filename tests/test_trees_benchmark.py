@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
+import promises
 import pytest
 import trees
 
@@ -44,3 +46,15 @@ def test_trees_are_chosen_run_and_compared(
     assert printed.count("| prompts | 0.6 |") == 2  # a row a budget
     rows = (tmp_path / "places" / "rows-0-of-1.jsonl").read_text().splitlines()
     assert [len(json.loads(row)["expected"]) for row in rows] == [3] * 4
+
+
+def test_promises_are_held_against_what_was_accepted(
+    pair: list[str], prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    promises.main(["--data", prompts, "--end", "2", "--new-tokens", "8", "--T", "0.9", "--B", "6", *pair])
+    table = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    rows = {name.strip(): [float(x) for x in cells] for name, *cells in table}
+    for what in ("depth", "promised"):
+        parts = np.array([cells[:3] for name, cells in rows.items() if name.startswith(what)])
+        assert parts.sum(0) == pytest.approx(rows["all"][:3], abs=0.5)
+    assert rows["all"][0] > rows["all"][1] > 0, "nodes are worth less than one token"
