@@ -21,9 +21,10 @@ Kinds of children, and the feature x their acceptance depends on:
     lookup    the same where the draft disagrees
     blind     the same where the draft was not asked
 
-each apart at the first level and below it (`first+`): there text that was accepted so far makes the next token easier, and
-bottom-up verification makes up for unlucky tokens above. For the same reason there is a prior for every rule. And for more
-than one temperature, between which curves are interpolated: sharpened distributions agree less where the draft is unsure.
+each apart at the first level, the next two (`first+`) and below (`first++`): text that was accepted so far is easy text,
+and bottom-up verification makes up for unlucky tokens above. For the second reason there is a prior for every rule. And
+there is one for more than one temperature, between which curves are interpolated: sharpened distributions agree less where
+the draft is unsure.
 
 The draft's own probability is a poor estimate: a first sampled child is accepted far more often than the draft draws its
 token, later ones far less and almost regardless of it. (`own` keeps that estimate, as DySpec, arXiv 2410.11744, and
@@ -34,6 +35,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import itertools
 import json
 import math
 import os
@@ -60,6 +62,8 @@ BIN_EDGES = {
 }
 KINDS = ("first", "later", "tail", "point", "echo", "lookup")  # in tables; a `blind` copy is never in one
 CELLS = 256  # of a table
+DEPTHS = ("", "+", "++")  # behind a kind's name: the class of depth that its child is in,
+LEVELS = (2, 4)  # the first level of each but the first
 TEXTS = ("topdown", "traversal", "greedy")  # sampled text by rule, and T = 0, where all rules are one
 Curve = tuple[tuple[float, ...], tuple[float, ...]]  # knots x, rising, and the acceptance at each
 Curves = dict[str, Curve]  # by kind
@@ -99,7 +103,7 @@ def _by_temperature(text: str, entries: Any) -> dict[float, Curves]:
 
 def _curve(text: str, kind: str, knots: Any) -> Curve:
     xs, ys = (tuple(map(float, knots[name])) for name in ("x", "acceptance"))
-    if kind.removesuffix("+") not in BIN_EDGES:
+    if kind not in {name + depth for name in BIN_EDGES for depth in DEPTHS}:
         raise ValueError(f"{text}: {kind!r} is no kind of child")
     rising = all(map(math.isfinite, xs)) and all(a <= b for a, b in pairwise(xs))
     if not xs or len(xs) != len(ys) or not rising or not all(0 <= y <= 1 for y in ys):
@@ -139,6 +143,11 @@ def _bin(kind: str, x: float) -> int:
     return bisect.bisect(BIN_EDGES[kind.rstrip("+")], x)
 
 
+def depth_class(level: int) -> int:
+    """Which of DEPTHS the nodes of a level (the root's children: 1) are in."""
+    return bisect.bisect(LEVELS, level)
+
+
 def cells(kind: str) -> list[float]:
     """The feature at each cell of a table: counts as they are, probabilities closer together near 0."""
     counted = kind in ("later", "echo", "lookup")
@@ -149,13 +158,16 @@ class Acceptance:
     """The running estimate of one prompt."""
 
     def __init__(self, curves: Mapping[str, Curve], *, learn: bool = True) -> None:
-        self._curves, self._learn = curves, learn
+        self._curves, self._learn = dict(curves), learn
+        for kind, depth in itertools.product(BIN_EDGES, DEPTHS[1:]):  # what was not met there is as further up
+            if kind + depth not in curves and kind + depth[1:] in self._curves:
+                self._curves[kind + depth] = self._curves[kind + depth[1:]]
         self._grid: tuple[torch.Tensor, torch.Tensor] | None = None  # prior and bin of each cell of `table`
         self.reset()
 
     def reset(self) -> None:
         """Forget what the last prompt taught."""
-        kinds = {kind + depth: len(edges) + 1 for kind, edges in BIN_EDGES.items() for depth in ("", "+")}
+        kinds = {kind + depth: len(edges) + 1 for kind, edges in BIN_EDGES.items() for depth in DEPTHS}
         self._accepted = {kind: [STRENGTH] * bins for kind, bins in kinds.items()}
         self._predicted = {kind: [STRENGTH] * bins for kind, bins in kinds.items()}
 
@@ -167,8 +179,8 @@ class Acceptance:
         return min(1.0, self._prior(kind, x) * learned)
 
     def table(self) -> torch.Tensor:
-        """Every estimate, for proposing.py: float64 [2, kinds, CELLS], at the first level and below it."""
-        kinds = [kind + depth for depth in ("", "+") for kind in KINDS]
+        """Every estimate, for settling.py: float64 [depth classes, kinds, CELLS]."""
+        kinds = [kind + depth for depth in DEPTHS for kind in KINDS]
         most = max(len(self._accepted[kind]) for kind in kinds)
         if self._grid is None:
             features = {kind: cells(kind.rstrip("+")) for kind in kinds}
@@ -182,7 +194,7 @@ class Acceptance:
                 zip(self._accepted[kind], self._predicted[kind], strict=True), start=number * most
             ):
                 learned[bin_] = accepted / predicted
-        return (prior_ * learned[bins_]).clamp_(max=1.0).view(2, len(KINDS), CELLS)
+        return (prior_ * learned[bins_]).clamp_(max=1.0).view(len(DEPTHS), len(KINDS), CELLS)
 
     def observe(self, kind: str, x: float, tried: float, accepted: float) -> None:
         """A child was verified with probability `tried` and accepted with probability `accepted`."""

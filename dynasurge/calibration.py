@@ -3,12 +3,14 @@
     dynasurge calibrate acceptance FILE [--draft NAME --target NAME]
 
 Prompts are decoded with both sampled and hybrid children, with the prior there is (T = 0, where every rule is the same, is
-calibrated by itself); a `Recorder` stands in for the estimate and adds up, by kind and bin of the feature, with what
-probability children were tried and accepted. Verification knows both exactly, so the sums are far less noisy than counts.
-A kind that was hardly ever proposed keeps the curve it came with: in the curves that ship (this command, the demo pair, its
-bundled prompts, two CPU cores, 37 minutes, 2026-11-25), those are the `blind` copies, counted once on the target's own text
-with no tree at all. Trees grown with the
+calibrated by itself, and so are two temperatures above it); a `Recorder` stands in for the estimate and adds up, by kind
+and bin of the feature, with what probability children were tried and accepted. Verification knows both exactly, so the sums
+are far less noisy than counts. A kind that was hardly ever proposed keeps the curve it came with. Trees grown with the
 curves are what they were measured on, so a second round from the first's file settles them.
+
+The curves that ship are two rounds of `calibrate` on the demo pair and its bundled prompts, two CPU cores, 2026-11-26 (each
+rule in a process of its own, 16 minutes a round), the second from the first's; those of T = 0 are of one round a day
+before, those of `blind` copies were counted once on the target's own text with no tree at all.
 """
 
 from __future__ import annotations

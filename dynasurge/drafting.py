@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 
 from dynasurge import sampling
-from dynasurge.acceptance import Acceptance
+from dynasurge.acceptance import DEPTHS, Acceptance, depth_class
 from dynasurge.lookup import Lookup
 from dynasurge.policies import Child, Policy, Wish, copied
 from dynasurge.shapes import NO_DISTRIBUTION, Shape, Slot
@@ -130,7 +130,7 @@ class Drafter:
 
     def _append(self, pool: list[Slot], index: int, children: Sequence[Child]) -> None:
         parent, estimate = pool[index], self._acceptance.estimate
-        below = "+" if parent.depth else ""
+        below = DEPTHS[depth_class(parent.depth + 1)]
         worth = [(child, estimate(child.kind + below, child.x, child.own)) for child in children]
         sampled = [entry for entry in worth if not entry[0].point]
         points = sorted((entry for entry in worth if entry[0].point), key=lambda entry: entry[1], reverse=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dynasurge.acceptance import CELLS, KINDS, Acceptance
+from dynasurge.acceptance import CELLS, DEPTHS, KINDS, Acceptance, depth_class
 from dynasurge.drafting import Draft
 from dynasurge.forest import POINT, Layout
 from dynasurge.pace import Pace
@@ -43,7 +43,9 @@ class Inputs:
     def __init__(self, trees: Trees | None, device: torch.device) -> None:
         rows, k = (trees.layout.row_count, trees.layout.children) if trees is not None else (0, 0)
         shapes = (
-            ((2, len(KINDS), CELLS), (1,), (rows, k, 2), (2, 2)) if trees is not None else ((0,), (0,), (0,), (2, 2))
+            ((len(DEPTHS), len(KINDS), CELLS), (1,), (rows, k, 2), (2, 2))
+            if trees is not None
+            else ((0,), (0,), (0,), (2, 2))
         )
         sizes = [int(np.prod(shape)) for shape in shapes]
         self._told = sizes[0] + sizes[1]
@@ -127,7 +129,7 @@ class Outcome:
                 depth=depth,
                 rank=ranks[node],
                 proposal=proposal[node],
-                kind=KINDS[int(kind[node])] + ("+" if depth > 1 else ""),
+                kind=KINDS[int(kind[node])] + DEPTHS[depth_class(depth)],
                 x=x[node],
                 slot_value=value[node],
                 node_value=value[node],

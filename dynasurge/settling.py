@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dynasurge.acceptance import CELLS
+from dynasurge.acceptance import CELLS, depth_class
 from dynasurge.forest import ECHO, FIRST, LATER, POINT, TAIL, Forest
 from dynasurge.graphs import fused
 from dynasurge.proposing import Drawn, Proposed, draw_children, find_copies, propose
@@ -23,7 +23,7 @@ from dynasurge.proposing import Drawn, Proposed, draw_children, find_copies, pro
 class Proposer:
     """How the rows of a level get children.
 
-    policy: see policies.py. table: float64 [2, kinds, CELLS], estimates by depth class, kind and feature; None takes the
+    policy: see policies.py. table: float64 [depth classes, kinds, CELLS], estimates of acceptance.py; None takes the
     draft's own word. growmap: int64 [size + 1, k], the number of each node's children, -1 for none: then shape decides, not
     value. copies: whether the text proposes, too. cut: float64 [1], for `hybrid`, what a slot must be worth to be proposed.
     most: children a node may have, copies not counted. compiled: whether torch.compile fuses the small kernels.
@@ -64,9 +64,8 @@ class Proposer:
             forest.number[slots].copy_(number.flatten())
             settled = self._run(shaped, self.policy, drawn, slot_value, number, self.growmap[number, 0] >= 0)
         else:
-            settled = self._run(
-                settle, self.policy, drawn, slot_value, node_value, self.table, cut, level > 1, self.most
-            )
+            table = self.table[depth_class(level)] if self.table is not None else None
+            settled = self._run(settle, self.policy, drawn, slot_value, node_value, table, cut, self.most)
         for mine, theirs in zip(
             (forest.token, forest.kind, forest.proposal, forest.x, forest.slot_value, forest.node_value),
             settled,
@@ -90,15 +89,14 @@ def settle(
     node_value: torch.Tensor,
     table: torch.Tensor | None,
     cut: torch.Tensor | None,
-    below: bool,
     most: int,
 ) -> Settled:
     """tokens, kind, proposal, x, slot values and node values [w, k] of the children of nodes that are worth slot_value and
-    node_value [w]; below: whether these lie below the root; most: children a node, copies not counted."""
+    node_value [w]; table: see `estimates`; most: children a node, copies not counted."""
     made = propose(policy, drawn)
     if most < drawn.k:
         made = made._replace(exists=made.exists & ((made.kind >= ECHO) | _leading(made, most)))
-    before, after = estimates(table, made, below=below)
+    before, after = estimates(table, made)
     if policy != "sampled":  # points go by their worth
         by = torch.where(made.kind == TAIL, 2.0, torch.where(made.exists, after, -1.0))
         order = by.sort(dim=1, descending=True, stable=True).indices
@@ -139,13 +137,13 @@ def shaped(
     return made.tokens, made.kind, made.proposal, made.x, slots, torch.where(branches, slots, 0.0)
 
 
-def estimates(table: torch.Tensor | None, made: Proposed, *, below: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def estimates(table: torch.Tensor | None, made: Proposed) -> tuple[torch.Tensor, torch.Tensor]:
     """How likely each child is to be accepted, before and after its token is known, [w, k]. table: float64
-    [2, kinds, CELLS] of acceptance by depth class, kind and feature; None takes the draft's own word."""
+    [kinds, CELLS] of acceptance by kind and feature; None takes the draft's own word."""
     if table is None:
         return made.own_before, made.own
     counted = (made.kind == LATER) | (made.kind >= ECHO)
-    curves = table[int(below)].flatten()
+    curves = table.flatten()
 
     def look(x: torch.Tensor) -> torch.Tensor:
         x = torch.where(x > 0, x, 0.0)  # not NaN either, of a draft that has gone astray

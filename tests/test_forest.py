@@ -192,7 +192,7 @@ def test_a_hybrid_that_must_pay_is_lossless() -> None:
 def test_a_frontier_chosen_by_what_tokens_turned_out_to_be_is_caught() -> None:
     """The draft reads one node of the second level. Were it the one whose token came out better, whether a slot of that
     level keeps its place would depend on its own token."""
-    table = torch.full((2, 6, 256), 0.3, dtype=torch.float64)
+    table = torch.full((3, 6, 256), 0.3, dtype=torch.float64)
     table[:, 0] = torch.where(
         (torch.arange(256) / 255) ** 2 < 0.5, 0.2, 0.95
     )  # a likely token is accepted far more often
@@ -211,13 +211,17 @@ def a_sum(forest: Forest, level: int) -> torch.Tensor:
     return forest.slot_value[forest.layout.slots(level)].sum()
 
 
-@pytest.mark.parametrize(("policy", "least", "n"), [("sampled", 0.35, 4), ("hybrid", 0.12, 10)])
-@pytest.mark.parametrize("lag", [1, 2])
+@pytest.mark.parametrize(
+    ("lag", "policy", "least", "n"),
+    [(1, "sampled", 0.25, 4), (2, "sampled", 0.3, 4), (1, "hybrid", 0.2, 10), (2, "hybrid", 0.2, 10)],
+)
 def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(lag: int, policy: str, least: float, n: int) -> None:
     """Behind what differs from run to run: values of the second level do, which depend on tokens of the first."""
+    table, x = torch.full((3, 6, 256), 0.3, dtype=torch.float64), (torch.arange(256) / 255) ** 2
+    table[:, 0], table[:, 1], table[:, 2], table[:, 3] = 0.3 + 0.6 * x, 0.4, 0.5 * x, x
     target, draft = toy.random_table(3), toy.random_table(4)
     layout = Layout(depth=2 + lag, width=1, children=2, widths=(1, 2, *[1] * lag))
-    how, size = proposer(policy), Size(nodes=n, depth=layout.depth, least=least)
+    how, size = Proposer(policy=policy, table=table), Size(nodes=n, depth=layout.depth, least=least)
     found, trees = distances(lambda script: grow(draft, layout, how, n, script, size=size, lag=lag), target, 3 + lag)
     assert max(found.values()) < 1e-12
     assert len({tree.depth for tree in trees}) > 1
@@ -226,7 +230,7 @@ def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(lag: int, policy: 
 def test_a_draft_that_stops_by_what_a_level_is_worth_in_all_is_caught() -> None:
     """A second child whose token came out well tips the scale, and the first one's grandchild takes its place."""
     rows = {0: [0.98, 0.01, 0.01], 1: [0.34, 0.33, 0.33], 2: [0.9, 0.05, 0.05]}
-    table = torch.full((2, 6, 256), 0.5, dtype=torch.float64)
+    table = torch.full((3, 6, 256), 0.5, dtype=torch.float64)
     table[0, 0], table[1, 0] = 0.95, torch.where((torch.arange(256) / 255) ** 2 < 0.7, 0.3, 0.95)
     layout, how = Layout(depth=3, width=2, children=2, widths=(1, 2, 1)), Proposer(policy="sampled", table=table)
     target, size = toy.random_table(3, sharpness=2.0), Size(nodes=3, depth=3, least=0.9465)

@@ -10,7 +10,18 @@ import torch
 import toy
 from conftest import tiny_model
 
-from dynasurge.acceptance import BIN_EDGES, Acceptance, curves_at, interpolate, load_priors, make_acceptance
+from dynasurge.acceptance import (
+    BIN_EDGES,
+    DEPTHS,
+    KINDS,
+    Acceptance,
+    cells,
+    curves_at,
+    depth_class,
+    interpolate,
+    load_priors,
+    make_acceptance,
+)
 from dynasurge.costs import Costs
 from dynasurge.engine import Engine
 from dynasurge.latency import cache_file, load_costs
@@ -57,6 +68,24 @@ def test_the_shipped_priors_are_probabilities_for_every_rule() -> None:
             assert all(0 <= y <= 1 for y in ys)
     for T in (0.2, 0.6, 0.8, 1.0, 1.5):
         assert curves_at(priors["topdown"], T)["point"][1][-1] > 0.8, "a confident draft is mostly right"
+
+
+def test_deep_children_have_curves_of_their_own_or_those_further_up() -> None:
+    assert [depth_class(level) for level in range(1, 7)] == [0, 1, 1, 2, 2, 2]
+    curves = {
+        "point": ((0.5,), (0.1,)),
+        "tail": ((0.5,), (0.2,)),
+        "tail+": ((0.5,), (0.3,)),
+        "tail++": ((0.5,), (0.4,)),
+    }
+    acceptance = Acceptance(curves)
+    assert [acceptance.estimate("point" + depth, 0.5, 0.5) for depth in DEPTHS] == [0.1, 0.1, 0.1]
+    assert [acceptance.estimate("tail" + depth, 0.5, 0.5) for depth in DEPTHS] == [0.2, 0.3, 0.4]
+    cell = cells("tail").index(min(cells("tail"), key=lambda x: abs(x - 0.5)))
+    assert acceptance.table()[:, KINDS.index("tail"), cell].tolist() == pytest.approx([0.2, 0.3, 0.4])
+    acceptance.observe("tail++", 0.5, tried=100.0, accepted=0.0)
+    assert acceptance.estimate("tail+", 0.5, 0.5) == 0.3, "each depth learns by itself"
+    assert acceptance.estimate("tail++", 0.5, 0.5) < 0.1
 
 
 def test_curves_are_interpolated_between_temperatures() -> None:
