@@ -109,10 +109,12 @@ def test_a_changed_priors_file_is_not_resumed_into(
     pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = tmp_path / "mine.json", tmp_path / "out"
-    file.write_text('{"topdown": {}, "traversal": {}, "greedy": {}}')
+    file.write_text('{"topdown": {"1": {}}, "traversal": {"1": {}}, "greedy": {"0": {}}}')
     command = [*pair, *FAST, "--dataset", prompts, "--end", "1", "--priors", str(file), "--output", str(out)]
     assert main(command) == main(command) == 0
-    file.write_text('{"topdown": {"later": {"x": [1], "acceptance": [0.5]}}, "traversal": {}, "greedy": {}}')
+    file.write_text(
+        '{"topdown": {"1": {"later": {"x": [1], "acceptance": [0.5]}}}, "traversal": {"1": {}}, "greedy": {"0": {}}}'
+    )
     capsys.readouterr()
     assert main(command) == 2
     assert "with a growmap or priors file that has changed since" in capsys.readouterr().err

@@ -48,11 +48,11 @@ def test_greedy_text_is_generates_token_for_token(pair: Pair) -> None:
 
 
 def test_the_draft_is_worth_shipping(pair: Pair) -> None:
-    """On the bundled prompts at T = 0.6 a tree of 16 yields well over one and a half tokens a pass."""
-    session = Session(pair, Settings(T=0.6, mode="dTree", B=16, new_tokens=48))
+    """On the bundled prompts at T = 0.6 a tree of 16 yields well over two tokens a pass, whatever passes cost here."""
+    session = Session(pair, Settings(T=0.6, mode="dTree", B=16, fill=True, new_tokens=48))
     results = [session.generate(p.text, index=p.index) for p in load_prompts("demo", 0, 7)]
     steps = [step for result in results for step in result.steps]
-    assert sum(step.accepted for step in steps) / len(steps) > 0.6
+    assert sum(step.accepted for step in steps) / len(steps) > 1.4
     assert all(len(result.output_ids) == 48 or result.output_ids[-1] in pair.eos for result in results)
 
 
