@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from shards import Shard, gain, read_rows, run_command, run_flags
+from shards import Shard, gained, read_rows, run_command, run_flags
 
 from dynasurge import Settings, load_pair
 from dynasurge.analysis import mean_depth
@@ -115,7 +115,7 @@ def table(args: argparse.Namespace) -> None:
         cells = [data, f"{T:g}", shape, str(len(pairs))]
         for values in (real, same[:, :2]):
             down, etv = values.T
-            cells += [f"{down.mean():.3f}", f"{etv.mean():.3f}", "{:+.1%} [{:+.1%}, {:+.1%}]".format(*gain(down, etv))]
+            cells += [f"{down.mean():.3f}", f"{etv.mean():.3f}", gained(down, etv)]
         reserved = same[:, 2].mean()
         cells.append("-" if math.isnan(reserved) else f"{reserved:.3f} ({reserved / same[:, 0].mean() - 1:+.1%})")
         print("| " + " | ".join(cells) + " |")

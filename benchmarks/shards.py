@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +104,16 @@ def read_rows(*paths: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _shard(text: str) -> tuple[int, int]:
+def shard(text: str) -> tuple[int, int]:
+    """The part and the number of parts that `--shard` names."""
     part, parts = map(int, text.split("/"))
     if not 0 <= part < parts:
         raise ValueError
     return part, parts
 
 
-def known(flag: str, names: Sequence[str], there: Iterable[str]) -> None:
+def known(flag: str, names: Sequence[str], there: Sequence[str]) -> None:
     """Raise UsageError if one of these names is not one of those that there are."""
-    there = list(dict.fromkeys(there))
     for name in names:
         if name not in there:
             raise UsageError(flag, name, "is none of these", f"choose among {', '.join(map(repr, there))}")
@@ -127,7 +127,7 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", default="demo")
     parser.add_argument("--target", default="demo")
     parser.add_argument(
-        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="do every N-th prompt, from the I-th"
+        "--shard", type=shard, default=(0, 1), metavar="I/N", help="do every N-th prompt, from the I-th"
     )
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long; run again to go on")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -169,3 +169,8 @@ def gain(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
     draws = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
     low, high = np.percentile(b[draws].mean(1) / a[draws].mean(1) - 1, [2.5, 97.5])
     return b.mean() / a.mean() - 1, low, high
+
+
+def gained(a: np.ndarray, b: np.ndarray) -> str:
+    """`gain`, for a table."""
+    return "{:+.1%} [{:+.1%}, {:+.1%}]".format(*gain(a, b))

@@ -45,7 +45,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from shards import Shard, gain, known, read_rows, run_command, run_flags
+from shards import Shard, gained, known, read_rows, run_command, run_flags
 from widen import SHAPES, load_wide
 
 from dynasurge import Settings, load_pair
@@ -200,13 +200,13 @@ def run(args: argparse.Namespace) -> None:
         for key, settings in plan.items()
     }
     for number in shard.numbers(args.prompts):
-        for data, T in itertools.product(args.data, args.T):
+        prompts = {data: load_prompts(data, number, number + 1)[0] for data in args.data}
+        for (data, prompt), T in itertools.product(prompts.items(), args.T):
             own = {"data": Path(data).stem, "index": number, "T": T}
             keys = {(t, method, B): own | {"method": method, "B": B} for t, method, B in plan if t == T}
             wanted = [name for name, key in keys.items() if shard.wants(**key)]
             if not wanted:
                 continue
-            prompt = load_prompts(data, number, number + 1)[0]
             ids = sessions[wanted[0]].encode(prompt.text)
             hindsight.sums.clear()
             if args.every:
@@ -284,7 +284,7 @@ def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None
             cells = [data, f"{T:g}", str(budget), str(len(prompts)), *(f"{means[n].mean():{form}}" for n in names)]
             if rivals:
                 best = max(rivals, key=lambda name: means[name].mean())
-                cells += [_gain(means[other], means[ours]) for other in ("static", best) if other in means]
+                cells += [gained(means[other], means[ours]) for other in ("static", best) if other in means]
                 cells[-1] += f" ({best})"
             print(f"| {' | '.join(cells)} |")
 
@@ -303,16 +303,12 @@ def _adapted(speeds: Values) -> None:
         best = max(fixed, key=lambda budget: fixed[budget].mean())
         own, without = (np.array([column[i] for i in prompts]) for column in (auto, alone))
         cells = [data, f"{T:g}", str(len(prompts)), f"{without.mean():.1f}", str(best), f"{fixed[best].mean():.1f}"]
-        print(f"| {' | '.join([*cells, f'{own.mean():.1f}', _gain(fixed[best], own), _gain(without, own)])} |")
+        print(f"| {' | '.join([*cells, f'{own.mean():.1f}', gained(fixed[best], own), gained(without, own)])} |")
 
 
 def _of(values: Values, data: str, T: float, name: str, budget: int) -> dict[int, float]:
     """By prompt. What has no tree has no B."""
     return {i: x for (d, i, t, m, b), x in values.items() if (d, t, m) == (data, T, name) and b in (budget, 0)}
-
-
-def _gain(a: np.ndarray, b: np.ndarray) -> str:
-    return "{:+.1%} [{:+.1%}, {:+.1%}]".format(*gain(a, b))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -28,7 +28,7 @@ import torch
 
 from dynasurge import sampling
 from dynasurge.decoding import StepRecord, cut
-from dynasurge.drafting import bare, teach
+from dynasurge.drafting import bare, read_on, teach
 from dynasurge.engine import Engine
 from dynasurge.exchange import COLUMNS, HEAD, Inputs, Outcome, Trees, closing, pinned
 from dynasurge.faults import no_numbers, shrinking
@@ -110,8 +110,8 @@ class CapturedDecoder:
         """Read what is new of a text that begins with what was read so, and stand behind it."""
         with shrinking("prompt"):
             for engine in (self._target, self._draft):
-                if engine is not None and len(text) - 1 > engine.length:
-                    engine.extend(text[engine.length : -1])
+                if engine is not None:
+                    read_on(engine, text[:-1])
         self._text[CONTEXT : CONTEXT + len(text)] = torch.tensor(text).to(self._device)
         self._length.fill_(len(text) - 1)
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from dynasurge import sampling
-from dynasurge.drafting import Draft, Drafter, TreeEngine, bare
+from dynasurge.drafting import Draft, Drafter, TreeEngine, bare, read_on
 from dynasurge.faults import no_numbers, shrinking
 from dynasurge.tree import TokenTree
 from dynasurge.verification import Rows, Verdict, reach
@@ -65,8 +65,7 @@ class Decoder:
         """Read a prompt of at least one token into engines that are empty, or have read some of it: all but its last token,
         which is the first root."""
         with shrinking("prompt"):
-            if len(prompt) - 1 > self._target.length:
-                self._target.extend(prompt[self._target.length : -1])
+            read_on(self._target, prompt[:-1])
             if self._drafter is not None:
                 self._drafter.start(prompt[:-1])
 
@@ -96,8 +95,7 @@ class Decoder:
         clock = _Clock(self._target.device)
         for place in places:
             with shrinking("prompt"):
-                if place - 1 > self._target.length:
-                    self._target.extend(text[self._target.length : place - 1])
+                read_on(self._target, text[: place - 1])
             draft, verdict = self._step(list(text[:place]), generator, FAR, clock, keep=False)
             clock.mark("other")
             yield _record(draft, verdict, [draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], clock)

@@ -88,8 +88,7 @@ class Drafter:
         self._shape.reset()
         if self._lookup is not None:
             self._lookup.reset()
-        if len(text) > self._engine.length:
-            self._engine.extend(text[self._engine.length :])
+        read_on(self._engine, text)
 
     def grow(self, text: Sequence[int], generator: torch.Generator, max_depth: int) -> Draft:
         """Draft a tree that continues `text`, at most `max_depth` levels of it (at least one)."""
@@ -204,6 +203,12 @@ def teach(acceptance: Acceptance, draft: Draft, reach: Sequence[float]) -> None:
             if slot.kind.startswith(("first", "later")):  # their estimates are given the refusal of elder siblings
                 tried, refused = tried * refused, refused - (reach[child] / tried if tried > 0 else 0.0)
             acceptance.observe(slot.kind, slot.x, max(0.0, tried), reach[child])
+
+
+def read_on(engine: TreeEngine, text: Sequence[int]) -> None:
+    """Read what is new of a text that begins with what was read so far."""
+    if len(text) > engine.length:
+        engine.extend(text[engine.length :])
 
 
 def bare(token: int) -> Draft:

@@ -246,7 +246,8 @@ class Session:
         if new_tokens is not None and not 0 < new_tokens <= self.settings.new_tokens:
             reason = f"this session generates 1 to {self.settings.new_tokens} tokens"
             raise UsageError("new_tokens", new_tokens, reason, "make a session with a larger new_tokens")
-        text, target = self.engines.target.texts, self.engines.target
+        target = self.engines.target
+        text = target.texts
         for step in self._decoder.steps(
             ids, new_tokens or self.settings.new_tokens, _stream(self.settings.seed, index), eos
         ):
@@ -270,7 +271,8 @@ def follow(
         if len(text) > session.settings.new_tokens:
             reason = f"this session generates 1 to {session.settings.new_tokens} tokens"
             raise UsageError("text", f"of {len(text)} tokens", reason, "cut it, or set new_tokens")
-        session.engines.reset()
+    for engines in {session.engines for session in sessions}:
+        engines.reset()
     for session in sessions:
         session._decoder.prefill(prompt)
         walks.append(session._decoder.follow([*prompt, *text], places, _stream(session.settings.seed, index)))

@@ -36,6 +36,7 @@ def test_trees_are_chosen_run_and_compared(
     trees.main(["table", str(out), "--speeds"])
     printed = capsys.readouterr().out
     assert printed.count("| prompts | 0.6 |") == 5  # a row a budget, twice, and `auto`
+    assert printed.count(" prototype |") == 2, "a column of either table"
     assert printed.count("(static)") + printed.count("(prototype)") + printed.count("(DySpec)") > 0
     flags = ["--data", prompts, "--prompts", "1", "--new-tokens", "12", "--T", "0.6", "--every", "4"]
     flags += ["--methods", "static", "copies", "--chosen", str(chosen / "chosen.json")]
