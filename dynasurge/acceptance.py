@@ -15,8 +15,10 @@ Kinds of children, and the feature x their acceptance depends on:
 
     point     chosen outright; x: the draft's probability of its token
     tail      sampled outside its sibling points; x: the draft's mass outside them
-    first     first of several sampled; x: the probability its token had (before the draw: the mean over the draw)
-    later     sampled after refused siblings; x: how many of them
+    first     sampled; x: the probability its token had (before the draw: the mean over the draw)
+    second    sampled without the first, which was refused; x: the same, among what is left
+    third     the same behind two
+    later     the same behind three or more
     echo      copied from earlier text, and the draft agrees; x: how many tokens before it match
     lookup    the same where the draft disagrees
     blind     the same where the draft was not asked
@@ -27,8 +29,8 @@ there is one for more than one temperature, between which curves are interpolate
 the draft is unsure.
 
 The draft's own probability is a poor estimate: a first sampled child is accepted far more often than the draft draws its
-token, later ones far less and almost regardless of it. (`own` keeps that estimate, as DySpec, arXiv 2410.11744, and
-OPT-Tree, arXiv 2406.17276, use it; `fixed` is the prior without learning.)
+token, later ones far less. (`own` keeps that estimate, as DySpec, arXiv 2410.11744, and OPT-Tree, arXiv 2406.17276, use it;
+`fixed` is the prior without learning.)
 """
 
 from __future__ import annotations
@@ -55,12 +57,16 @@ BIN_EDGES = {
     "point": (0.1, 0.4, 0.8),
     "tail": (0.2, 0.5),
     "first": (0.2, 0.6),
-    "later": (1.5, 2.5),
+    "second": (0.2, 0.6),
+    "third": (0.2,),
+    "later": (0.2,),
     "echo": (2.5, 4.5),
     "lookup": (2.5, 4.5),
     "blind": (2.5, 4.5),
 }
-KINDS = ("first", "later", "tail", "point", "echo", "lookup")  # in tables; a `blind` copy is never in one
+SAMPLED = ("first", "second", "third", "later")  # siblings, each tried where the elder ones were refused
+KINDS = (*SAMPLED, "tail", "point", "echo", "lookup")  # in tables; a `blind` copy is never in one
+COUNTED = ("echo", "lookup", "blind")  # x counts tokens; of the others it is a probability
 CELLS = 256  # of a table
 DEPTHS = ("", "+", "++")  # behind a kind's name: the class of depth that its child is in,
 LEVELS = (2, 4)  # the first level of each but the first
@@ -150,7 +156,7 @@ def depth_class(level: int) -> int:
 
 def cells(kind: str) -> list[float]:
     """The feature at each cell of a table: counts as they are, probabilities closer together near 0."""
-    counted = kind in ("later", "echo", "lookup")
+    counted = kind in COUNTED
     return [float(cell) if counted else min(1.0, ((cell + 0.5) / (CELLS - 1)) ** 2) for cell in range(CELLS)]
 
 
@@ -172,8 +178,8 @@ class Acceptance:
         self._predicted = {kind: [STRENGTH] * bins for kind, bins in kinds.items()}
 
     def estimate(self, kind: str, x: float, own: float) -> float:
-        """The probability that a child of this kind is accepted, given that the path reaches its parent (for `first` and
-        `later`: and that its elder siblings are refused). own: what the draft itself would say."""
+        """The probability that a child of this kind is accepted, given that the path reaches its parent (for SAMPLED: and
+        that its elder siblings are refused). own: what the draft itself would say."""
         bin_ = _bin(kind, x)
         learned = self._accepted[kind][bin_] / self._predicted[kind][bin_]
         return min(1.0, self._prior(kind, x) * learned)

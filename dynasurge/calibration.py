@@ -5,8 +5,9 @@
 Prompts are decoded with both sampled and hybrid children, with the prior there is (T = 0, where every rule is the same, is
 calibrated by itself, and so are two temperatures above it); a `Recorder` stands in for the estimate and adds up, by kind
 and bin of the feature, with what probability children were tried and accepted. Verification knows both exactly, so the sums
-are far less noisy than counts. A kind that was hardly ever proposed keeps the curve it came with. Trees grown with the
-curves are what they were measured on, so a second round from the first's file settles them.
+are far less noisy than counts. Curves rise with their feature, so isotonic regression (weighted by trials) takes out what
+noise is left. A kind that was hardly ever proposed keeps the curve it came with. Trees grown with the curves are what they
+were measured on, so a second round from the first's file settles them.
 
 The curves that ship are two rounds of `calibrate` on the demo pair and its bundled prompts, two CPU cores, 2026-11-26 (each
 rule in a process of its own, 16 minutes a round), the second from the first's; those of T = 0 are of one round a day
@@ -19,7 +20,10 @@ import bisect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
-from dynasurge.acceptance import TEXTS, Acceptance, Curve, Priors, curves_at
+import numpy as np
+from scipy.optimize import isotonic_regression
+
+from dynasurge.acceptance import COUNTED, SAMPLED, TEXTS, Acceptance, Curve, Priors, curves_at
 from dynasurge.config import Policy, Settings
 from dynasurge.data import Prompt
 from dynasurge.generation import Session, make_engines
@@ -30,15 +34,12 @@ COUNTS = (1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5)
 EDGES = {
     "point": PROBABILITIES,
     "tail": PROBABILITIES,
-    "first": PROBABILITIES,
-    "later": COUNTS,
-    "echo": COUNTS,
-    "lookup": COUNTS,
-    "blind": COUNTS,
+    **dict.fromkeys(SAMPLED, PROBABILITIES),
+    **dict.fromkeys(COUNTED, COUNTS),
 }
 TEMPERATURES = (0.6, 1.0)
 BUDGET = 48
-LEAST = 20.0  # trials that a bin needs to be a knot
+LEAST = 20.0  # trials that a knot needs
 Knots = dict[str, dict[str, list[float]]]  # by kind: `x`, and the `acceptance` there
 
 
@@ -55,17 +56,31 @@ class Recorder(Acceptance):
             sums[number] += amount
 
     def curves(self) -> Knots:
-        """By kind: knots `x`, the mean feature of each bin, and the mean `acceptance` there; the prior's own curve for
-        a kind with too few trials."""
+        """By kind: knots `x`, the mean feature of each bin, and the `acceptance` there; the prior's own curve for a kind
+        with too few trials."""
         out: Knots = {kind: {"x": list(xs), "acceptance": list(ys)} for kind, (xs, ys) in self._curves.items()}
-        for kind in sorted(self._sums):
-            bins = [sums for _, sums in sorted(self._sums[kind].items()) if sums[0] >= LEAST]
+        for kind in self._sums:
+            bins = _pooled([sums for _, sums in sorted(self._sums[kind].items())])
             if bins:
-                out[kind] = {
-                    "x": [round(x / tried, 5) for tried, x, _ in bins],
-                    "acceptance": [round(accepted / tried, 5) for tried, _, accepted in bins],
-                }
+                tried, x, accepted = np.array(bins).T
+                # more of any feature is never worse: what falls is chance
+                rising = isotonic_regression(accepted / tried, weights=tried).x
+                out[kind] = {"x": (x / tried).round(5).tolist(), "acceptance": rising.clip(0.0, 1.0).round(5).tolist()}
         return dict(sorted(out.items()))
+
+
+def _pooled(bins: Sequence[list[float]]) -> list[list[float]]:
+    """Neighbouring bins' sums added up until each has LEAST trials; none if there are not so many."""
+    out: list[list[float]] = []
+    for sums in bins:
+        if out and out[-1][0] < LEAST:
+            out[-1] = [a + b for a, b in zip(out[-1], sums, strict=True)]
+        else:
+            out.append(sums)
+    if len(out) > 1 and out[-1][0] < LEAST:
+        few = out.pop()
+        out[-1] = [a + b for a, b in zip(out[-1], few, strict=True)]
+    return [sums for sums in out if sums[0] >= LEAST]
 
 
 def rounds() -> list[tuple[str, float]]:

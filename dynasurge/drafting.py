@@ -23,7 +23,7 @@ from typing import Protocol
 import torch
 
 from dynasurge import sampling
-from dynasurge.acceptance import DEPTHS, Acceptance, depth_class
+from dynasurge.acceptance import DEPTHS, SAMPLED, Acceptance, depth_class
 from dynasurge.lookup import Lookup
 from dynasurge.policies import Child, Policy, Wish, copied
 from dynasurge.shapes import NO_DISTRIBUTION, Shape, Slot
@@ -136,8 +136,8 @@ class Drafter:
         best_point = points[0][1] if points else 0.0
         cap, refused = parent.slot_value, 1.0
         for rank, (child, after) in enumerate([*sampled, *points]):
-            before = after  # but for the two kinds whose own token tells something
-            if child.kind in ("first", "later"):
+            before = after  # but for the kinds whose own token tells something
+            if child.kind in SAMPLED:
                 before = refused * estimate(child.kind + below, child.x_before, child.own_before)
                 after *= refused
                 refused -= after
@@ -200,7 +200,7 @@ def teach(acceptance: Acceptance, draft: Draft, reach: Sequence[float]) -> None:
         refused = 1.0
         for child in children:
             slot, tried = draft.slots[child], reach[draft.tree.parents[child]]
-            if slot.kind.startswith(("first", "later")):  # their estimates are given the refusal of elder siblings
+            if slot.kind.startswith(SAMPLED):  # their estimates are given the refusal of elder siblings
                 tried, refused = tried * refused, refused - (reach[child] / tried if tried > 0 else 0.0)
             acceptance.observe(slot.kind, slot.x, max(0.0, tried), reach[child])
 

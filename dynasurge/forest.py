@@ -28,7 +28,7 @@ from dynasurge.acceptance import KINDS
 from dynasurge.graphs import fused
 from dynasurge.lookup import LENGTHS
 
-FIRST, LATER, TAIL, POINT, ECHO, LOOKUP = range(len(KINDS))  # of children
+FIRST, SECOND, THIRD, LATER, TAIL, POINT, ECHO, LOOKUP = range(len(KINDS))  # of children
 FRONTIER = 32  # nodes of a level that the draft reads in one pass
 SORTED = 1024  # slots of a level; more are sorted
 CONTEXT = max(LENGTHS)  # tokens that may have to match before a copy

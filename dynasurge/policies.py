@@ -21,11 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from dynasurge import sampling
+from dynasurge.acceptance import SAMPLED
 
 POINTS = ("point", "echo", "lookup", "blind")
 
@@ -92,7 +92,7 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
     k = max(wish.k for wish in wishes)
     base, packed = _sampled(q, _notes(q, wishes), sampling.uniforms(k, q, generator), _any_copy(wishes))
     out = []
-    for row, wish, (left, mean, copied_mass, *drawn) in zip(base, wishes, packed.tolist(), strict=True):
+    for row, wish, (left, squares, copied_mass, *drawn) in zip(base, wishes, packed.tolist(), strict=True):
         children, half = Children(base=row), len(drawn) // 2
         tokens, masses = drawn[:half], drawn[half:]
         if wish.copy is not None and copied_mass >= 0:
@@ -104,13 +104,20 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
         for rank, (token, mass) in enumerate(zip(tokens[: wish.k], masses, strict=False)):
             if token < 0:
                 break
-            proposal = min(1.0, mass / left) if left > 0 else 1.0
-            if rank == 0:
-                known: dict[str, Any] = {"kind": "first", "x": proposal, "x_before": mean, "own_before": mean}
-            else:
-                known = {"kind": "later", "x": float(rank), "x_before": float(rank), "own_before": 1.0}
-            children.members.append(Child(token=int(token), proposal=proposal, own=proposal, **known))
-            left -= mass
+            chance = min(1.0, mass / left) if left > 0 else 1.0
+            mean = min(max(squares / (left * left), 0.0), 1.0) if left > 0 else 1.0  # what is known before the draw
+            children.members.append(
+                Child(
+                    token=int(token),
+                    proposal=chance,
+                    kind=SAMPLED[min(rank, len(SAMPLED) - 1)],
+                    x=chance,
+                    x_before=mean,
+                    own=chance,
+                    own_before=mean if rank == 0 else 1.0,
+                )
+            )
+            left, squares = left - mass, squares - mass * mass
         out.append(children)
     return out
 
@@ -120,9 +127,9 @@ def _sampled(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     base, held = _set_apart(q, notes, copies, echoes=False)
     tokens = sampling.draw_by(base, uniforms)
-    # The first token's mean probability: all that may be known of it before the draw.
-    mean = (base * base).sum(-1, keepdim=True)
-    return base, _pack(base.sum(-1, keepdim=True), mean, held, tokens, base.gather(1, tokens.clamp(min=0)))
+    exact = base.double()  # as little may be left behind likely siblings
+    total, squares = exact.sum(-1, keepdim=True), exact.square().sum(-1, keepdim=True)
+    return base, _pack(total, squares, held, tokens, base.gather(1, tokens.clamp(min=0)))
 
 
 def topk(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dynasurge import kernels, sampling
-from dynasurge.forest import CONTEXT, ECHO, FIRST, LATER, LOOKUP, POINT, TAIL
+from dynasurge.forest import CONTEXT, ECHO, LATER, LOOKUP, POINT, TAIL
 from dynasurge.lookup import LENGTHS
 from dynasurge.policies import AGREES, worth_copying
 
@@ -161,20 +161,31 @@ def _sampled(drawn: Drawn) -> Proposed:
     assert drawn.masses is not None
     assert drawn.total is not None
     assert drawn.mean is not None
-    left = drawn.total[:, None] - drawn.masses.cumsum(1) + drawn.masses
+    left = _before(drawn.total, drawn.masses)
     proposal = torch.where(left > 0, drawn.masses / left, 1.0).clamp(max=1.0)
-    rank = torch.arange(proposal.shape[1], dtype=torch.float64, device=proposal.device).expand_as(proposal)
-    first, mean = rank == 0, drawn.mean[:, None]
+    mean = mean_chance(_before(drawn.mean, drawn.masses.square()), left)
+    rank = torch.arange(proposal.shape[1], device=proposal.device).expand_as(drawn.tokens)
     return Proposed(
         exists=drawn.tokens >= 0,
         tokens=drawn.tokens.clamp(min=0),
-        kind=FIRST + (LATER - FIRST) * (~first).long(),  # numbers of the host would be waited for
+        kind=rank.clamp(max=LATER),
         proposal=proposal,
-        x=torch.where(first, proposal, rank),
-        x_before=torch.where(first, mean, rank),
+        x=proposal,
+        x_before=mean,
         own=proposal,
-        own_before=torch.where(first, mean, 1.0),
+        own_before=torch.where(rank == 0, mean, 1.0),
     )
+
+
+def _before(total: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """What was left of a total [w] ahead of each draw [w, k]."""
+    return total[:, None] - drawn.cumsum(1) + drawn
+
+
+def mean_chance(squares: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """The mean probability of a token drawn by weights of this sum of squares and this sum: all that may be known of it
+    before the draw."""
+    return torch.where(left > 0, squares / (left * left), 1.0).clamp(0.0, 1.0)
 
 
 def _tail(drawn: Drawn) -> Proposed:

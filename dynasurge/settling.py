@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dynasurge.acceptance import CELLS, depth_class
-from dynasurge.forest import ECHO, FIRST, LATER, POINT, TAIL, Forest
+from dynasurge.forest import ECHO, LATER, POINT, TAIL, Forest
 from dynasurge.graphs import fused
 from dynasurge.proposing import Drawn, Proposed, draw_children, find_copies, propose
 
@@ -142,7 +142,7 @@ def estimates(table: torch.Tensor | None, made: Proposed) -> tuple[torch.Tensor,
     [kinds, CELLS] of acceptance by kind and feature; None takes the draft's own word."""
     if table is None:
         return made.own_before, made.own
-    counted = (made.kind == LATER) | (made.kind >= ECHO)
+    counted = made.kind >= ECHO
     curves = table.flatten()
 
     def look(x: torch.Tensor) -> torch.Tensor:
@@ -157,7 +157,7 @@ def values(
     made: Proposed, before: torch.Tensor, after: torch.Tensor, slot_value: torch.Tensor, node_value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Slot and node values [w, k] of children whose parents have the values [w]: never above parent or elder sibling."""
-    sequential = (made.kind == FIRST) | (made.kind == LATER)  # these are tried given that elder ones were refused
+    sequential = made.kind <= LATER  # these are tried given that elder ones were refused
     rejected = torch.where(sequential & made.exists, 1.0 - after, 1.0).cumprod(1)
     refused = torch.cat([torch.ones_like(rejected[:, :1]), rejected[:, :-1]], 1)
     point = made.kind >= POINT

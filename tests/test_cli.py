@@ -113,7 +113,7 @@ def test_a_changed_priors_file_is_not_resumed_into(
     command = [*pair, *FAST, "--dataset", prompts, "--end", "1", "--priors", str(file), "--output", str(out)]
     assert main(command) == main(command) == 0
     file.write_text(
-        '{"topdown": {"1": {"later": {"x": [1], "acceptance": [0.5]}}}, "traversal": {"1": {}}, "greedy": {"0": {}}}'
+        '{"topdown": {"1": {"later": {"x": [0.5], "acceptance": [0.5]}}}, "traversal": {"1": {}}, "greedy": {"0": {}}}'
     )
     capsys.readouterr()
     assert main(command) == 2

@@ -244,9 +244,9 @@ def paths_of(tree: TokenTree) -> Any:
     return tuple(sorted(paths))
 
 
-def estimate(path: Any, rank: int, proposal: float) -> float:
-    kind, x = ("later", float(rank)) if rank else ("first", proposal)
-    return make_acceptance("fixed", "topdown", 1.0).estimate(kind + ("+" if path else ""), x, proposal)
+def estimate(path: Any, rank: int, chance: float) -> float:
+    kind = ("first", "second", "third", "later")[min(rank, 3)]
+    return make_acceptance("fixed", "topdown", 1.0).estimate(kind + ("+" if path else ""), chance, chance)
 
 
 def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, script: Any) -> Any:
@@ -256,7 +256,8 @@ def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, scri
 
     def push(cap: float, path: Any, value: float, reach: float, used: tuple[int, ...]) -> None:
         probs = draft(PROMPT + tuple(token for _, token in path))
-        slot = min(cap, value * reach * estimate(path, len(used), sum(p * p for p in probs)))
+        left = [0.0 if token in used else p for token, p in enumerate(probs)]
+        slot = min(cap, value * reach * estimate(path, len(used), sum(p * p for p in left) / sum(left) ** 2))
         heap.append((slot, path, value, reach, used))
 
     push(1.0, (), 1.0, 1.0, ())

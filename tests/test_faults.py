@@ -57,7 +57,7 @@ def test_a_target_that_breaks_later_is_named_and_keeps_what_is_done(
     T: str, mode: str, pair: list[str], prompts: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    breaking(2, 30, monkeypatch)
+    breaking(2, 28, monkeypatch)
     out = tmp_path / "out"
     assert main([*pair, *FAST, *mode.split(), "--T", T, "--dataset", prompts, "--output", str(out)]) == 2
     message = capsys.readouterr().err.splitlines()

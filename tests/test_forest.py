@@ -11,10 +11,10 @@ import torch
 import toy
 
 from dynasurge import kernels
-from dynasurge.acceptance import make_acceptance
+from dynasurge.acceptance import CELLS, KINDS, make_acceptance
 from dynasurge.captured import CapturedDecoder
 from dynasurge.exchange import Trees
-from dynasurge.forest import CONTEXT, Forest, Layout, Nodes, assemble, growmap_layout
+from dynasurge.forest import CONTEXT, FIRST, POINT, SECOND, TAIL, Forest, Layout, Nodes, assemble, growmap_layout
 from dynasurge.growmap import Growmap, build_growmap
 from dynasurge.judge import Law, law, share_level
 from dynasurge.lookup import Lookup
@@ -100,7 +100,7 @@ def tree_of(forest: Forest, nodes: Nodes) -> TokenTree:
         tokens=tuple(forest.token[slot].tolist()),
         parents=tuple(nodes.parent[:count].tolist()),
         proposal=tuple(forest.proposal[slot].tolist()),
-        point=tuple((forest.kind[slot] >= 3).tolist()),
+        point=tuple((forest.kind[slot] >= POINT).tolist()),
     )
 
 
@@ -192,11 +192,10 @@ def test_a_hybrid_that_must_pay_is_lossless() -> None:
 def test_a_frontier_chosen_by_what_tokens_turned_out_to_be_is_caught() -> None:
     """The draft reads one node of the second level. Were it the one whose token came out better, whether a slot of that
     level keeps its place would depend on its own token."""
-    table = torch.full((3, 6, 256), 0.3, dtype=torch.float64)
-    table[:, 0] = torch.where(
-        (torch.arange(256) / 255) ** 2 < 0.5, 0.2, 0.95
-    )  # a likely token is accepted far more often
-    table[:, 1] = 0.5
+    table = torch.full((3, len(KINDS), CELLS), 0.3, dtype=torch.float64)
+    likely = (torch.arange(CELLS) / (CELLS - 1)) ** 2 >= 0.5
+    table[:, FIRST] = torch.where(likely, 0.95, 0.2)  # a likely token is accepted far more often
+    table[:, SECOND] = 0.5
     layout = Layout(depth=3, width=2, children=2, widths=(1, 2, 1))
     draft, target = (toy.random_table(seed, sharpness=2.0) for seed in (55, 1005))
     found = {}
@@ -217,8 +216,8 @@ def a_sum(forest: Forest, level: int) -> torch.Tensor:
 )
 def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(lag: int, policy: str, least: float, n: int) -> None:
     """Behind what differs from run to run: values of the second level do, which depend on tokens of the first."""
-    table, x = torch.full((3, 6, 256), 0.3, dtype=torch.float64), (torch.arange(256) / 255) ** 2
-    table[:, 0], table[:, 1], table[:, 2], table[:, 3] = 0.3 + 0.6 * x, 0.4, 0.5 * x, x
+    table, x = torch.full((3, len(KINDS), CELLS), 0.3, dtype=torch.float64), (torch.arange(CELLS) / (CELLS - 1)) ** 2
+    table[:, FIRST], table[:, SECOND], table[:, TAIL], table[:, POINT] = 0.3 + 0.6 * x, 0.4, 0.5 * x, x
     target, draft = toy.random_table(3), toy.random_table(4)
     layout = Layout(depth=2 + lag, width=1, children=2, widths=(1, 2, *[1] * lag))
     how, size = Proposer(policy=policy, table=table), Size(nodes=n, depth=layout.depth, least=least)
@@ -230,8 +229,8 @@ def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(lag: int, policy: 
 def test_a_draft_that_stops_by_what_a_level_is_worth_in_all_is_caught() -> None:
     """A second child whose token came out well tips the scale, and the first one's grandchild takes its place."""
     rows = {0: [0.98, 0.01, 0.01], 1: [0.34, 0.33, 0.33], 2: [0.9, 0.05, 0.05]}
-    table = torch.full((3, 6, 256), 0.5, dtype=torch.float64)
-    table[0, 0], table[1, 0] = 0.95, torch.where((torch.arange(256) / 255) ** 2 < 0.7, 0.3, 0.95)
+    table = torch.full((3, len(KINDS), CELLS), 0.5, dtype=torch.float64)
+    table[0, FIRST], table[1, FIRST] = 0.95, torch.where((torch.arange(CELLS) / (CELLS - 1)) ** 2 < 0.7, 0.3, 0.95)
     layout, how = Layout(depth=3, width=2, children=2, widths=(1, 2, 1)), Proposer(policy="sampled", table=table)
     target, size = toy.random_table(3, sharpness=2.0), Size(nodes=3, depth=3, least=0.9465)
 

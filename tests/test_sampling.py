@@ -124,18 +124,16 @@ def test_both_devices_draw_alike(vocab: int) -> None:
 
 
 def test_sampled_children_report_the_law_they_were_drawn_from() -> None:
-    q = torch.tensor([[0.5, 0.3, 0.2]])
-    (children,) = sampled(q, [Wish(k=3)], generator())
-    left = 1.0
-    for rank, child in enumerate(children.members):
-        assert child.proposal == child.own == pytest.approx(float(q[0, child.token]) / left)
-        left -= float(q[0, child.token])
-        if rank == 0:
-            mean = float((q * q).sum())
-            assert (child.kind, child.x_before) == ("first", pytest.approx(mean)), "blind to its own token"
-        else:
-            assert (child.kind, child.x, child.x_before) == ("later", rank, rank)
-    assert children.point == [False] * 3
+    q = torch.tensor([[0.5, 0.25, 0.1875, 0.0625]])
+    (children,) = sampled(q, [Wish(k=4)], generator())
+    left = q[0].clone()
+    for kind, child in zip(("first", "second", "third", "later"), children.members, strict=True):
+        law = left / left.sum()
+        assert child.kind == kind
+        assert child.proposal == child.own == child.x == pytest.approx(float(law[child.token]))
+        assert child.x_before == pytest.approx(float(law @ law)), "the mean over the draw: blind to its own token"
+        left[child.token] = 0.0
+    assert children.point == [False] * 4
 
 
 def test_topk_children_are_the_likeliest_tokens() -> None:
