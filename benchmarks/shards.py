@@ -165,10 +165,19 @@ def guard(work: Callable[[], object], stopped: str = "nothing was written") -> N
 
 
 def gain(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """mean(b) / mean(a) - 1 and its 95% bootstrap interval; a, b: [prompts], paired."""
+    """rate(b) / rate(a) - 1 and its 95% bootstrap interval over prompts; a, b paired, as for `rate`."""
     draws = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
-    low, high = np.percentile(b[draws].mean(1) / a[draws].mean(1) - 1, [2.5, 97.5])
-    return b.mean() / a.mean() - 1, low, high
+    low, high = np.percentile(rate(b[draws], b.ndim) / rate(a[draws], a.ndim) - 1, [2.5, 97.5])
+    return float(rate(b, b.ndim) / rate(a, a.ndim) - 1), low, high
+
+
+def rate(of: np.ndarray, dimensions: int) -> np.ndarray:
+    """The mean of [..., prompts] (1 dimension); of [..., prompts, 2] (2), amounts and what they are counted by (steps,
+    seconds), the sum of the ones by that of the others: a prompt weighs as much as there is of it."""
+    if dimensions == 1:
+        return of.mean(-1)
+    total = of.sum(-2)
+    return total[..., 0] / total[..., 1]
 
 
 def gained(a: np.ndarray, b: np.ndarray) -> str:

@@ -6,6 +6,7 @@
     python benchmarks/trees.py run ... --every 4 --output runs/places
     python benchmarks/trees.py run ... --every 4 --shape 7b --compile --output runs/speeds
     python benchmarks/trees.py table runs/speeds --speeds
+    python benchmarks/trees.py table runs/places --kinds
 
 Everything runs in this package's engine and is verified by the same rule (ETV; at T = 0 all rules are one), so that only
 the trees differ:
@@ -45,7 +46,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from shards import Shard, gained, known, read_rows, run_command, run_flags
+from shards import Shard, gained, known, rate, read_rows, run_command, run_flags
 from widen import SHAPES, load_wide
 
 from dynasurge import Settings, load_pair
@@ -246,21 +247,26 @@ def _settings(args: argparse.Namespace, T: float, **own: Any) -> Settings:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Expected accepted tokens a step, means over prompts, and with --speeds tokens a second, as Markdown; gains are paired
-    by prompt, with 95% bootstrap intervals."""
+    """Expected accepted tokens a step, and with --speeds tokens a second, over all steps of all prompts, as Markdown; gains
+    are paired by prompt, with 95% bootstrap intervals. With --kinds, what copies bring to which prompts."""
     rows = read_rows(*sorted(args.output.rglob("rows-*.jsonl")))
-    accepted = {_key(row): float(np.mean(row["expected"])) for row in rows}
+    accepted = {_key(row): (sum(row["expected"]), len(row["expected"])) for row in rows}
     for row in rows:
         for budget, total in row["hindsight"].items():
-            accepted[(*_key(row)[:3], "hindsight", int(budget))] = total / len(row["expected"])
+            accepted[(*_key(row)[:3], "hindsight", int(budget))] = (total, len(row["expected"]))
     _compare(accepted, "copies", [*NAMES, "hindsight"], ".3f")
+    if args.kinds:
+        _by_kind(rows, accepted)
     if args.speeds:
-        speeds = {_key(row): row["tokens"] / row["seconds"] for row in rows if row["seconds"]}
-        _compare(speeds, "default", ["no tree", *NAMES], ".1f")
+        speeds = {_key(row): (row["tokens"], row["seconds"]) for row in rows if row["seconds"]}
+        _compare(speeds, "default", ["no tree", *NAMES], ".0f")
         _adapted(speeds)
 
 
-Values = dict[tuple[str, int, float, str, int], float]  # by data, prompt, T, method, B
+Prompt = tuple[str, int]  # data and number
+Values = dict[
+    tuple[str, int, float, str, int], tuple[float, float]
+]  # by data, prompt, T, method, B: amount, counted by
 
 
 def _key(row: dict[str, Any]) -> tuple[str, int, float, str, int]:
@@ -268,47 +274,77 @@ def _key(row: dict[str, Any]) -> tuple[str, int, float, str, int]:
 
 
 def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None:
-    """Print a row a (data, T, B): means by method, and the gain of `ours` over the static tree and the best of the rest."""
+    """Print a row a (data, T, B): by method, and the gain of `ours` over the static tree and the best of the rest."""
     names = [name for name in names if any(key[3] == name for key in values)]
     rivals = [name for name in names if name in RIVALS] if ours in names else []
     gains = [f"`{ours}` over `static`", "over the best other"] if rivals else []
     print(f"\n| {' | '.join(['prompts', 'T', 'B', 'n', *names, *gains])} |")
     print("|---" * (4 + len(names) + len(gains)) + "|")
-    for data, T in sorted({(data, T) for data, _, T, _, _ in values}):
+    for data, T in _rows(values):
         for budget in BUDGETS:
-            columns = {name: _of(values, data, T, name, budget) for name in names}
-            prompts = sorted(set.intersection(*map(set, columns.values())))
-            if not prompts:
+            found = _paired(values, data, T, {name: (name, budget) for name in names})
+            if found is None:
                 continue
-            means = {name: np.array([column[i] for i in prompts]) for name, column in columns.items()}
-            cells = [data, f"{T:g}", str(budget), str(len(prompts)), *(f"{means[n].mean():{form}}" for n in names)]
+            cells = [data, f"{T:g}", str(budget), str(len(found[names[0]]))]
+            cells += [f"{rate(found[name], 2):{form}}" for name in names]
             if rivals:
-                best = max(rivals, key=lambda name: means[name].mean())
-                cells += [gained(means[other], means[ours]) for other in ("static", best) if other in means]
+                best = max(rivals, key=lambda name: float(rate(found[name], 2)))
+                cells += [gained(found[other], found[ours]) for other in ("static", best) if other in found]
                 cells[-1] += f" ({best})"
             print(f"| {' | '.join(cells)} |")
+
+
+def _by_kind(rows: Sequence[dict[str, Any]], accepted: Values) -> None:
+    """Print a row a (data, kind of prompt, T): what the text's own continuations bring, all B together."""
+    kinds = {(row["data"], row["index"]): row["kind"] or "all" for row in rows}
+    print("\n| prompts | kind | T | n | steps | learned | copies | gain |\n" + "|---" * 8 + "|")
+    for data, T in _rows(accepted):
+        for kind in sorted({name for (d, _), name in kinds.items() if d == data}):
+            mine = {key: value for key, value in accepted.items() if kinds[key[:2]] == kind}
+            wanted = {(name, B): (name, B) for name in ("learned", "copies") for B in BUDGETS}
+            found = _paired(mine, data, T, wanted)
+            if found is not None:
+                a, b = (np.sum([found[name, B] for B in BUDGETS], axis=0) for name in ("learned", "copies"))
+                numbers = f"{a[:, 1].sum():.0f} | {rate(a, 2):.3f} | {rate(b, 2):.3f} | {gained(a, b)}"
+                print(f"| {data} | {kind} | {T:g} | {len(a)} | {numbers} |")
 
 
 def _adapted(speeds: Values) -> None:
     """Print a row a (data, T): `auto`, which was told no B, beside the best B."""
     print("\n| prompts | T | n | no tree | best B | its speed | auto | over the best B | over no tree |")
     print("|---" * 9 + "|")
-    for data, T in sorted({(data, T) for data, _, T, _, _ in speeds}):
-        columns = {budget: _of(speeds, data, T, "default", budget) for budget in BUDGETS}
-        auto, alone = (_of(speeds, data, T, name, 0) for name in ("auto", "no tree"))
-        prompts = sorted(set.intersection(*map(set, (auto, alone, *columns.values()))))
-        if not prompts:
+    for data, T in _rows(speeds):
+        fixed: dict[Any, tuple[str, int]] = {budget: ("default", budget) for budget in BUDGETS}
+        found = _paired(speeds, data, T, fixed | {"auto": ("auto", 0), "no tree": ("no tree", 0)})
+        if found is None:
             continue
-        fixed = {budget: np.array([column[i] for i in prompts]) for budget, column in columns.items()}
-        best = max(fixed, key=lambda budget: fixed[budget].mean())
-        own, without = (np.array([column[i] for i in prompts]) for column in (auto, alone))
-        cells = [data, f"{T:g}", str(len(prompts)), f"{without.mean():.1f}", str(best), f"{fixed[best].mean():.1f}"]
-        print(f"| {' | '.join([*cells, f'{own.mean():.1f}', gained(fixed[best], own), gained(without, own)])} |")
+        best = max(BUDGETS, key=lambda budget: float(rate(found[budget], 2)))
+        own, alone = found["auto"], found["no tree"]
+        cells = [data, f"{T:g}", str(len(own)), f"{rate(alone, 2):.0f}", str(best), f"{rate(found[best], 2):.0f}"]
+        cells += [f"{rate(own, 2):.0f}", gained(found[best], own), gained(alone, own)]
+        print(f"| {' | '.join(cells)} |")
 
 
-def _of(values: Values, data: str, T: float, name: str, budget: int) -> dict[int, float]:
-    """By prompt. What has no tree has no B."""
-    return {i: x for (d, i, t, m, b), x in values.items() if (d, t, m) == (data, T, name) and b in (budget, 0)}
+def _rows(values: Values) -> list[tuple[str, float]]:
+    """Each data and T, and where there are several data, all of them together."""
+    single = sorted({(data, T) for data, _, T, _, _ in values})
+    several = len({data for data, _ in single}) > 1
+    return single + ([("all", T) for T in sorted({T for _, T in single})] if several else [])
+
+
+def _paired(values: Values, data: str, T: float, wanted: dict[Any, tuple[str, int]]) -> dict[Any, np.ndarray] | None:
+    """Amounts and what they are counted by, [prompts, 2], of the prompts that have all that is wanted (by any name: method
+    and B; what has no tree has no B); None if there are none."""
+    columns: dict[Any, dict[Prompt, tuple[float, float]]] = {
+        name: {
+            (d, i): value
+            for (d, i, t, m, b), value in values.items()
+            if data in (d, "all") and (t, m) == (T, method) and b in (budget, 0)
+        }
+        for name, (method, budget) in wanted.items()
+    }
+    prompts = sorted(set.intersection(*map(set, columns.values())))
+    return {name: np.array([column[i] for i in prompts]) for name, column in columns.items()} if prompts else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -332,7 +368,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add.add_argument("--chosen", type=Path, default=Path("runs/chosen/chosen.json"), help="what `choose` wrote")
     add.add_argument("--methods", nargs="+", default=ALL[:-1], help="only these (default: all but hindsight)")
     add.set_defaults(action=run)
-    run_command(parser, commands, table, argv, speeds="and tokens a second")
+    run_command(
+        parser, commands, table, argv, speeds="and tokens a second", kinds="and what copies bring, by kind of prompt"
+    )
 
 
 if __name__ == "__main__":
