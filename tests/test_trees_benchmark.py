@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import promises
 import pytest
+import shards
 import trees
+import worth
 
 
 @pytest.mark.slow
@@ -33,9 +35,11 @@ def test_trees_are_chosen_run_and_compared(
         assert max(row["size"]) <= (row["B"] or 256)
         assert len(row["expected"]) == len(row["size"])
     capsys.readouterr()
-    trees.main(["table", str(out), "--speeds"])
+    trees.main(["table", str(out), "--speeds", "--kinds"])
     printed = capsys.readouterr().out
+    assert "| prompts | test | 0.6 | 2 |" in printed, "two prompts of one kind"
     assert printed.count("| prompts | 0.6 |") == 5  # a row a budget, twice, and `auto`
+    assert "| all |" not in printed, "there is one text only"
     assert printed.count(" prototype |") == 2, "a column of either table"
     assert printed.count("(static)") + printed.count("(prototype)") + printed.count("(DySpec)") > 0
     flags = ["--data", prompts, "--prompts", "1", "--new-tokens", "12", "--T", "0.6", "--every", "4"]
@@ -47,6 +51,40 @@ def test_trees_are_chosen_run_and_compared(
     assert printed.count("| prompts | 0.6 |") == 2  # a row a budget
     rows = (tmp_path / "places" / "rows-0-of-1.jsonl").read_text().splitlines()
     assert [len(json.loads(row)["expected"]) for row in rows] == [3] * 4
+
+
+def test_a_prompt_weighs_as_much_as_there_is_of_it() -> None:
+    """Two prompts of 1 and 9 steps; tokens a step and their gain, and all prompts alike where there is nothing to count
+    by."""
+    a, b = np.array([[2.0, 1.0], [9.0, 9.0]]), np.array([[2.0, 1.0], [20.0, 10.0]])
+    assert shards.rate(a, 2) == pytest.approx(1.1)
+    assert shards.gain(a, b)[0] == pytest.approx(2.0 / 1.1 - 1)
+    low, high = shards.gain(a, b)[1:]
+    assert (low, high) == (pytest.approx(0.0), pytest.approx(1.0)), "resamples of either prompt alone"
+    assert shards.gain(a[:, 0], b[:, 0])[0] == pytest.approx(22 / 11 - 1)
+    values = {("x", 0, 0.6, "copies", 8): (2.0, 1.0), ("y", 0, 0.6, "copies", 8): (9.0, 9.0)}
+    assert trees._rows(values) == [("x", 0.6), ("y", 0.6), ("all", 0.6)]
+    found = trees._paired(values, "all", 0.6, {"ours": ("copies", 8)})
+    assert found is not None
+    assert found["ours"].tolist() == [[2.0, 1.0], [9.0, 9.0]]
+    assert trees._paired(values, "all", 0.6, {"ours": ("copies", 8), "theirs": ("static", 8)}) is None
+
+
+def test_what_explains_acceptance_is_found() -> None:
+    """A feature that decides it, one that says nothing, and children that are never tried."""
+    random = np.random.default_rng(0)
+    chance, noise = random.random(4000), random.random(4000)
+    rows = {"prompt": np.arange(4000) // 100, "chance": chance, "entropy": noise, "tried": (noise < 0.9) * 1.0}
+    rows["accepted"] = np.where(rows["tried"] > 0, chance > 0.5, noise) * 1.0
+    assert worth.explained(rows, ["chance"]) > 0.9
+    assert abs(worth.explained(rows, ["entropy"])) < 0.02
+    assert worth.explained(rows, ["chance", "entropy"]) > 0.85
+
+
+def test_what_children_are_worth_is_measured(pair: list[str], prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    worth.main(["--data", prompts, "--end", "2", "--new-tokens", "8", "--T", "0.9", *pair])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert [line.count("|") for line in lines] == [5] * (2 + len(worth.FEATURES))
 
 
 def test_promises_are_held_against_what_was_accepted(
