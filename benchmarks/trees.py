@@ -248,7 +248,8 @@ def _settings(args: argparse.Namespace, T: float, **own: Any) -> Settings:
 
 def table(args: argparse.Namespace) -> None:
     """Expected accepted tokens a step, and with --speeds tokens a second, over all steps of all prompts, as Markdown; gains
-    are paired by prompt, with 95% bootstrap intervals. With --kinds, what copies bring to which prompts."""
+    are paired by prompt, with 95% bootstrap intervals. With --kinds, what copies bring to which prompts, all B together (runs
+    with --every: at the same places)."""
     rows = read_rows(*sorted(args.output.rglob("rows-*.jsonl")))
     accepted = {_key(row): (sum(row["expected"]), len(row["expected"])) for row in rows}
     for row in rows:
@@ -298,7 +299,7 @@ def _by_kind(rows: Sequence[dict[str, Any]], accepted: Values) -> None:
     """Print a row a (data, kind of prompt, T): what the text's own continuations bring, all B together."""
     kinds = {(row["data"], row["index"]): row["kind"] or "all" for row in rows}
     print("\n| prompts | kind | T | n | steps | learned | copies | gain |\n" + "|---" * 8 + "|")
-    for data, T in _rows(accepted):
+    for data, T in sorted({(data, T) for data, _, T, _, _ in accepted}):
         for kind in sorted({name for (d, _), name in kinds.items() if d == data}):
             mine = {key: value for key, value in accepted.items() if kinds[key[:2]] == kind}
             wanted = {(name, B): (name, B) for name in ("learned", "copies") for B in BUDGETS}

@@ -114,6 +114,8 @@ def _curve(text: str, kind: str, knots: Any) -> Curve:
     rising = all(map(math.isfinite, xs)) and all(a <= b for a, b in pairwise(xs))
     if not xs or len(xs) != len(ys) or not rising or not all(0 <= y <= 1 for y in ys):
         raise ValueError(f"{text}, {kind}: not rising knots and a probability at each")
+    if kind.rstrip("+") not in COUNTED and not 0 <= xs[0] <= xs[-1] <= 1:
+        raise ValueError(f"{text}, {kind}: its knots are no probabilities")
     return xs, ys
 
 

@@ -127,7 +127,7 @@ def _sampled(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     base, held = _set_apart(q, notes, copies, echoes=False)
     tokens = sampling.draw_by(base, uniforms)
-    exact = base.double()  # as little may be left behind likely siblings
+    exact = base.double()  # what is left behind likely siblings may be little
     total, squares = exact.sum(-1, keepdim=True), exact.square().sum(-1, keepdim=True)
     return base, _pack(total, squares, held, tokens, base.gather(1, tokens.clamp(min=0)))
 

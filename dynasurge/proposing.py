@@ -38,7 +38,7 @@ class Drawn(NamedTuple):
     tokens: torch.Tensor | None
     masses: torch.Tensor | None
     total: torch.Tensor | None
-    mean: torch.Tensor | None
+    squares: torch.Tensor | None
     best: torch.Tensor | None
     values: torch.Tensor | None
     copies: Copies | None
@@ -104,11 +104,11 @@ def draw_children(
         good = worth_copying(held, found[1], echoes=policy != "sampled")
         base = q.scatter(1, token, mass * ~good[:, None])
         copies = Copies(token=token[:, 0], match=found[1].double(), held=held, good=good)
-    none: dict[str, Any] = dict.fromkeys(("tokens", "masses", "total", "mean", "best", "values"))
+    none: dict[str, Any] = dict.fromkeys(("tokens", "masses", "total", "squares", "best", "values"))
     none |= {"copies": copies, "k": k}
     if policy == "sampled":
-        tokens, masses, total, mean = draw(base, uniforms)
-        own = {"tokens": tokens, "masses": masses, "total": total, "mean": mean}
+        tokens, masses, total, squares = draw(base, uniforms)
+        own = {"tokens": tokens, "masses": masses, "total": total, "squares": squares}
         return base, Drawn(**none | own)
     points = k if policy == "topk" else k - 1
     top = base.topk(min(points, base.shape[1]), dim=1)
@@ -120,8 +120,8 @@ def draw_children(
     if floor is not None:
         values = values.masked_fill(values < floor, 0.0)
     base = base.scatter(1, top.indices, top.values - values)  # without the points
-    tokens, masses, total, mean = draw(base, uniforms[:, :1])
-    own = {"tokens": tokens, "masses": masses, "total": total, "mean": mean}
+    tokens, masses, total, squares = draw(base, uniforms[:, :1])
+    own = {"tokens": tokens, "masses": masses, "total": total, "squares": squares}
     return base, Drawn(**none | own | {"best": top.indices, "values": values.double()})
 
 
@@ -160,10 +160,10 @@ def _sampled(drawn: Drawn) -> Proposed:
     assert drawn.tokens is not None
     assert drawn.masses is not None
     assert drawn.total is not None
-    assert drawn.mean is not None
-    left = _before(drawn.total, drawn.masses)
+    assert drawn.squares is not None
+    left, squares = _before(drawn.total, drawn.masses), _before(drawn.squares, drawn.masses.square())
     proposal = torch.where(left > 0, drawn.masses / left, 1.0).clamp(max=1.0)
-    mean = mean_chance(_before(drawn.mean, drawn.masses.square()), left)
+    mean = torch.where(left > 0, squares / (left * left), 1.0).clamp(0.0, 1.0)  # all that may be known before the draw
     rank = torch.arange(proposal.shape[1], device=proposal.device).expand_as(drawn.tokens)
     return Proposed(
         exists=drawn.tokens >= 0,
@@ -178,14 +178,8 @@ def _sampled(drawn: Drawn) -> Proposed:
 
 
 def _before(total: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-    """What was left of a total [w] ahead of each draw [w, k]."""
-    return total[:, None] - drawn.cumsum(1) + drawn
-
-
-def mean_chance(squares: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
-    """The mean probability of a token drawn by weights of this sum of squares and this sum: all that may be known of it
-    before the draw."""
-    return torch.where(left > 0, squares / (left * left), 1.0).clamp(0.0, 1.0)
+    """What was left of a total [w] ahead of each draw [w, k], whatever that draw was: not even rounding may know it."""
+    return total[:, None] - pad(drawn.cumsum(1)[:, :-1], (1, 0))
 
 
 def _tail(drawn: Drawn) -> Proposed:

@@ -35,7 +35,7 @@ TYPICAL = 0.6  # before a prompt teaches better: the r-th best slot of a tree is
 GROWTH = 0.35  # and a level gains so much, beyond the price of its nodes, for all that the nodes above it are worth
 STEPS = 2.0  # how many steps these guesses are worth
 LONGEST_REST = 16  # steps without a look at the draft
-LATER_CHILD = 0.25  # of a sampled child; the j-th likeliest token has at most 1 / j
+LATER_CHILD = 0.5  # of a sampled child; the j-th likeliest token has at most 1 / j
 
 
 @dataclass(slots=True, kw_only=True)

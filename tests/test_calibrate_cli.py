@@ -11,7 +11,7 @@ from conftest import assert_one_line, tiny_model
 
 import dynasurge.calibrate_cli
 from dynasurge import calibration, latency
-from dynasurge.acceptance import TEXTS, load_priors, make_acceptance
+from dynasurge.acceptance import SAMPLED, TEXTS, load_priors, make_acceptance
 from dynasurge.cli import main
 from dynasurge.costs import Costs
 from dynasurge.engine import Engine
@@ -165,7 +165,7 @@ def test_acceptance_is_measured_and_can_be_used(
     priors = load_priors(file)
     assert set(priors) == set(TEXTS)
     assert [list(priors[text]) for text in TEXTS] == [[0.6], [0.6], [0.0]]
-    assert {kind.rstrip("+") for kind in priors["topdown"][0.6]} >= {"point", "tail", "first", "later"}
+    assert {kind.rstrip("+") for kind in priors["topdown"][0.6]} >= {"point", "tail", *SAMPLED}
     assert {kind.rstrip("+") for kind in priors["greedy"][0.0]} <= {"point", "echo", "lookup", "blind"}, (
         "nothing is drawn"
     )
@@ -239,6 +239,10 @@ def test_priors_that_a_file_holds_are_used(tmp_path: Path) -> None:
         (priors(greedy={"point": KNOTS | {"x": [0.9, 0.1]}}), "greedy, point: not rising knots"),
         (priors(greedy={"point": KNOTS | {"acceptance": [0.1, 1.1]}}), "greedy, point: not rising knots"),
         (priors(greedy={"point": KNOTS | {"acceptance": [0.1, None]}}), "is no calibration"),
+        (
+            priors(topdown={"later+": {"x": [1, 2], "acceptance": [0.2, 0.1]}}),
+            "topdown, later+: its knots are no probabilities",
+        ),
     ],
 )
 def test_bad_priors_are_one_line(content: bytes | str, reason: str, tmp_path: Path) -> None:

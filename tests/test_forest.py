@@ -10,7 +10,7 @@ import pytest
 import torch
 import toy
 
-from dynasurge import kernels
+from dynasurge import kernels, sampling
 from dynasurge.acceptance import CELLS, KINDS, make_acceptance
 from dynasurge.captured import CapturedDecoder
 from dynasurge.exchange import Trees
@@ -19,8 +19,8 @@ from dynasurge.growmap import Growmap, build_growmap
 from dynasurge.judge import Law, law, share_level
 from dynasurge.lookup import Lookup
 from dynasurge.pace import LAG, Pace, Size
-from dynasurge.policies import POLICIES
-from dynasurge.proposing import draw, find_copies
+from dynasurge.policies import POLICIES, Wish, sampled
+from dynasurge.proposing import Drawn, draw, draw_children, find_copies, propose
 from dynasurge.settling import Proposer
 from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES
@@ -217,7 +217,7 @@ def a_sum(forest: Forest, level: int) -> torch.Tensor:
 def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(lag: int, policy: str, least: float, n: int) -> None:
     """Behind what differs from run to run: values of the second level do, which depend on tokens of the first."""
     table, x = torch.full((3, len(KINDS), CELLS), 0.3, dtype=torch.float64), (torch.arange(CELLS) / (CELLS - 1)) ** 2
-    table[:, FIRST], table[:, SECOND], table[:, TAIL], table[:, POINT] = 0.3 + 0.6 * x, 0.4, 0.5 * x, x
+    table[:, FIRST], table[:, SECOND], table[:, TAIL], table[:, POINT] = 0.3 + 0.6 * x, 0.2 + 0.3 * x, 0.5 * x, x
     target, draft = toy.random_table(3), toy.random_table(4)
     layout = Layout(depth=2 + lag, width=1, children=2, widths=(1, 2, *[1] * lag))
     how, size = Proposer(policy=policy, table=table), Size(nodes=n, depth=layout.depth, least=least)
@@ -281,6 +281,39 @@ def test_copies_are_those_that_lookup_finds() -> None:
     for path, token, match in zip(paths, tokens.tolist(), matches.tolist(), strict=True):
         assert (lookup.find(path) or (token, 0)) == (token, match)
     assert matches.max() >= 4
+
+
+def test_sampled_children_are_the_policys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that run out of tokens, too, and of every rank."""
+    monkeypatch.undo()  # real chance
+    q = torch.softmax(2 * torch.randn(20, 7, generator=torch.Generator().manual_seed(0)), -1)
+    q[0, 2:], q[1, 1:] = 0.0, 0.0
+    uniforms = sampling.uniforms(6, q, torch.Generator().manual_seed(1))
+    made = propose("sampled", draw_children("sampled", q, uniforms)[1])
+    for row, children in enumerate(sampled(q, [Wish(k=6)] * 20, torch.Generator().manual_seed(1))):
+        there = made.exists[row].nonzero()[:, 0].tolist()
+        assert there == list(range(len(children.members))) != []
+        assert made.tokens[row, there].tolist() == children.tokens
+        assert [KINDS[kind] for kind in made.kind[row, there]] == [child.kind for child in children.members]
+        for name in ("proposal", "x", "x_before", "own", "own_before"):
+            theirs = [getattr(child, name) for child in children.members]
+            assert getattr(made, name)[row, there].tolist() == pytest.approx(theirs, abs=1e-9), name
+    assert {"first", "second", "third", "later"} == {KINDS[kind] for kind in made.kind.flatten().tolist()}
+
+
+def test_not_even_rounding_tells_a_child_its_own_token_before_it_is_drawn() -> None:
+    """400 rows whose first tokens, or first two, are alike and whose next one differs."""
+    own = torch.linspace(0.0, 2e-8, 400, dtype=torch.float64)
+    for elders in ([], [1 - 3e-7], [0.7, 0.3 - 5e-8]):
+        masses = torch.tensor([*elders, 0.0, 0.0], dtype=torch.float64).repeat(400, 1)
+        masses[:, len(elders)] = own
+        total, squares = torch.ones(400, dtype=torch.float64), torch.full((400,), 0.987, dtype=torch.float64)
+        tokens = torch.ones_like(masses, dtype=torch.int64)
+        none = dict.fromkeys(("best", "values", "copies"))
+        drawn = Drawn(tokens=tokens, masses=masses, total=total, squares=squares, k=masses.shape[1], **none)
+        made = propose("sampled", drawn)
+        assert len(made.x_before[:, len(elders)].unique()) == 1
+        assert len(made.x[:, len(elders)].unique()) == 400
 
 
 @pytest.mark.parametrize("bottom_up", [True, False])

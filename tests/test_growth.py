@@ -250,7 +250,7 @@ def test_wishes_shrink_to_what_could_be_kept() -> None:
     shape.grown(slots, [0, 1, 2, 3, 4], 1)
     wide, narrow = shape.wish(slots, 0), shape.wish(slots, 2)
     assert wide.k == 4
-    assert narrow.k == 1
+    assert narrow.k == 2, "the third would be accepted a quarter of the time at most"
     assert narrow.floor == pytest.approx(0.5)
     assert wide.floor == pytest.approx(0.05)
 
