@@ -248,8 +248,8 @@ def _settings(args: argparse.Namespace, T: float, **own: Any) -> Settings:
 
 def table(args: argparse.Namespace) -> None:
     """Expected accepted tokens a step, and with --speeds tokens a second, over all steps of all prompts, as Markdown; gains
-    are paired by prompt, with 95% bootstrap intervals. With --kinds, what copies bring to which prompts, all B together (runs
-    with --every: at the same places)."""
+    are paired by prompt, with 95% bootstrap intervals. With --kinds, what copies bring to which prompts, all B together (in
+    runs with --every: at the same places)."""
     rows = read_rows(*sorted(args.output.rglob("rows-*.jsonl")))
     accepted = {_key(row): (sum(row["expected"]), len(row["expected"])) for row in rows}
     for row in rows:
