@@ -37,9 +37,10 @@ def test_a_broken_model_is_named(
     assert (tmp_path / "out" / "records.jsonl").read_bytes() == b""
 
 
-def breaking(layers: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models of so many layers give NaN in the second prompt's text, once they have read so much of it."""
-    real, starts = Engine.forward, []
+def breaking(layers: int, length: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Models of so many layers give NaN in the second prompt's text, once they have read so much of it. Returns where they
+    will have."""
+    real, starts, broken = Engine.forward, [], []
 
     def forward(self: Engine, tokens: Any, parents: Any, **options: Any) -> torch.Tensor:
         before = self.length
@@ -48,9 +49,13 @@ def breaking(layers: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
             return logits
         if before == 0:
             starts.append(len(tokens))
-        return logits * torch.nan if len(starts) > 2 and before >= length else logits  # the first text is a warm-up
+        if len(starts) < 3 or before < length:  # the first text is a warm-up
+            return logits
+        broken.append(before)
+        return logits * torch.nan
 
     monkeypatch.setattr(Engine, "forward", forward)
+    return broken
 
 
 @pytest.mark.parametrize("mode", ["--mode auto", "--fill", "--fill --use_bfs", "--policy hybrid --use_bfs"])
@@ -73,13 +78,14 @@ def test_a_draft_that_breaks_later_changes_no_text(
     policy: str, pair: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The target's text does not depend on what the draft proposes, and so not on its breaking."""
-    texts = []
+    texts, broken = [], []
     for name in ("sound", "broken"):
         if name == "broken":
-            breaking(1, 13, monkeypatch)
+            broken = breaking(1, 13, monkeypatch)
         flags = ["--fill", "--policy", policy, "--T", "0", "--dataset", prompts, "--output", str(tmp_path / name)]
         assert main([*pair, *FAST, *flags, "--end", "2"]) == 0
         texts.append((tmp_path / name / "records.jsonl").read_text().split('"output_ids"')[2].split("]")[0])
+    assert broken
     assert texts[0] == texts[1]
 
 
