@@ -12,7 +12,8 @@ Everything runs in this package's engine and is verified by the same rule (ETV; 
 the trees differ:
 
 - `static`: of the `k x d` trees and the optimal trees of at most B nodes, whichever accepts most on the bundled prompts
-  (`choose`, which takes most of an hour on two CPU cores, minutes on a GPU);
+  (`choose`, which takes half an hour on two CPU cores);
+- `fast static`: of the same trees the one that is fastest, by what it accepts and by this machine's latency curves;
 - `prototype`: 2 to 4 sampled children a node by budget, left to right (prototype.py);
 - `DySpec` (arXiv 2410.11744): sampled children, best-first by the draft's own probabilities;
 - `OPT-Tree` (arXiv 2406.17276): the likeliest tokens, best-first by the draft's own probabilities;
@@ -21,8 +22,8 @@ the trees differ:
 - `default`: the same as it ships: at most B nodes, and of them the nodes and levels that pay on this machine;
 - `auto`: `--B auto`, as many as pay;
 - `hindsight`: the best B nodes of a tree of 256, by what verification turned out to accept. No method can know that; it
-  bounds what better slot values could still win on these draws. Its large trees slow a shared cache down for all, so it
-  runs by itself: `--methods hindsight`.
+  bounds what better slot values could still win on these draws. Its large trees slow a shared cache down for all, so
+  where speed counts it runs by itself: `--methods hindsight`.
 
 What a step is counted as is its expected accepted length under the rule, exact given the tree: no luck of coins. But which
 text is decoded is luck, and texts differ far more than methods do. So with `--every 4` all methods grow a tree behind every
@@ -42,7 +43,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -51,10 +52,12 @@ from widen import SHAPES, load_wide
 
 from dynasurge import Settings, load_pair
 from dynasurge.analysis import rank_acceptance, text_distributions
+from dynasurge.costs import Costs
 from dynasurge.data import load_prompts
 from dynasurge.errors import UsageError, at_least
 from dynasurge.generation import Session, follow, make_engines
 from dynasurge.growmap import Growmap, build_growmap, save_growmap
+from dynasurge.latency import load_costs
 from dynasurge.models import Pair
 from dynasurge.optimal import optimal_growmap
 from dynasurge.prototype import prototype_growmap
@@ -63,8 +66,8 @@ from dynasurge.verification import RULES, Verdict, draw_verdict, reach
 
 BUDGETS = (16, 32, 64)
 TEMPERATURES = (0.0, 0.6, 0.9)
-NAMED = {16: ("2x8", "4x4"), 32: ("4x8", "8x4"), 64: ("8x8", "4x16")}
-DEPTHS = (6, 8, 12)
+NAMED = ("2x8", "4x4", "4x8", "8x4", "8x8", "4x16")
+SIZES = {4: (4,), 8: (4, 6), 16: (4, 6, 8, 12), 32: (4, 6, 8, 12), 64: (4, 6, 8, 12)}  # of optimal trees: nodes, levels
 LARGE = 256
 METHODS: dict[str, dict[str, Any]] = {
     "DySpec": {"policy": "sampled", "values": "own", "lookup": False},
@@ -74,10 +77,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "copies": {},
     "default": {"fill": False},
 }
-NAMES = ("static", "prototype", *METHODS)  # of trees of at most B nodes
+NAMES = ("static", "fast static", "prototype", *METHODS)  # of trees of at most B nodes
 MAKE = "make it with: trees.py choose --output FOLDER"
 ALL = ["no tree", *NAMES, "auto", "hindsight"]
-RIVALS = ("static", "prototype", "DySpec", "OPT-Tree")
+RIVALS = ("static", "fast static", "prototype", "DySpec", "OPT-Tree")
+
+
+class Chosen(TypedDict):
+    """What `choose` found at a temperature: how often the child of each rank is accepted, and what trees of these names
+    accept a step."""
+
+    vector: list[float]
+    accepted: dict[str, float]
 
 
 class Hindsight:
@@ -104,32 +115,28 @@ def _capped(tree: TokenTree, reached: np.ndarray) -> np.ndarray:
 
 
 def choose(args: argparse.Namespace) -> None:
-    """The best static tree for each temperature and budget, on the bundled prompts; growmaps into the output folder."""
+    """How many tokens static trees accept on the bundled prompts, by temperature; growmaps into the output folder."""
     torch.set_num_threads(args.threads)
     pair = load_pair(args.draft, args.target)
     prompts = load_prompts("demo", 0, args.prompts)
     args.output.mkdir(parents=True, exist_ok=True)
-    chosen: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, Chosen] = {}
     for T in TEMPERATURES:
         vector = acceptance_vector(pair, prompts, T)
         plan = {}
-        for budget in BUDGETS:
-            shapes = {name: build_growmap(name) for name in NAMED[budget]}
-            shapes |= {f"optimal {budget} nodes {d} levels": optimal_growmap(vector, budget, d) for d in DEPTHS}
-            for name, growmap in shapes.items():
-                path = args.output / f"T{T:g}-{name.replace(' ', '-')}.pt"
-                save_growmap(growmap, path)
-                plan[budget, name] = _settings(args, T, mode="sTree", growmap=str(path))
-        engines = make_engines(pair, list(plan.values()))
-        for (budget, name), settings in plan.items():
+        for name in [*NAMED, *(f"optimal {n} nodes {d} levels" for n, depths in SIZES.items() for d in depths)]:
+            path = args.output / f"T{T:g}-{name.replace(' ', '-')}.pt"
+            save_growmap(static_tree(name, vector), path)
+            plan[name] = _settings(args, T, mode="sTree", growmap=str(path))
+        engines, accepted = make_engines(pair, list(plan.values())), {}
+        for name, settings in plan.items():
             session, expected = Session(pair, settings, engines=engines), []
             for prompt in prompts:
                 steps = session.generate(session.encode(prompt.text), index=prompt.index).steps
                 expected += [step.expected for step in steps]
-            accepted, key = float(np.mean(expected)), f"T{T:g} B{budget}"
-            print(f"T = {T:g}, B = {budget}: {name} accepts {accepted:.3f}", flush=True)
-            if accepted > chosen.get(key, {"accepted": -1.0})["accepted"]:
-                chosen[key] = {"name": name, "accepted": accepted, "vector": vector}
+            accepted[name] = float(np.mean(expected))
+            print(f"T = {T:g}: {name} accepts {accepted[name]:.3f}", flush=True)
+        chosen[f"T{T:g}"] = {"vector": vector, "accepted": accepted}
     (args.output / "chosen.json").write_text(json.dumps(chosen, indent=1) + "\n")
 
 
@@ -146,25 +153,37 @@ def acceptance_vector(pair: Pair, prompts: Any, T: float, k: int = 16) -> list[f
     return [round(float(x), 4) for x in total / count]
 
 
-def read_chosen(args: argparse.Namespace) -> dict[str, Any]:
+def read_chosen(args: argparse.Namespace) -> dict[str, Chosen]:
     """What `choose` found, if static trees are wanted."""
-    if "static" not in args.methods:
+    if not {"static", "fast static"} & set(args.methods):
         return {}
     try:
-        chosen: dict[str, Any] = json.loads(args.chosen.read_text())
+        chosen: dict[str, Chosen] = json.loads(args.chosen.read_text())
     except (OSError, ValueError) as error:
         raise UsageError("--chosen", args.chosen, f"cannot be read ({error})", MAKE) from error
-    lacking = [f"T{T:g} B{B}" for T in args.T for B in args.B if f"T{T:g} B{B}" not in chosen]
+    lacking = [f"T{T:g}" for T in args.T if f"T{T:g}" not in chosen]
     if lacking:
         raise UsageError("--chosen", args.chosen, f"has no {lacking[0]}", MAKE)
     return chosen
 
 
-def static_tree(*, name: str, budget: int, vector: list[float], accepted: float) -> Growmap:
-    """A tree that `choose` chose."""
+def static_tree(name: str, vector: list[float]) -> Growmap:
+    """A tree that `choose` tried."""
     if not name.startswith("optimal"):
         return build_growmap(name)
-    return optimal_growmap(vector, budget, int(name.split()[-2]))
+    return optimal_growmap(vector, int(name.split()[1]), int(name.split()[3]))
+
+
+def best_static(chosen: Chosen, budget: int, costs: Costs | None = None) -> Growmap:
+    """Of the trees of at most `budget` nodes the one that accepts most, or, at these costs, is fastest."""
+
+    def worth(name: str, tree: Growmap) -> float:
+        accepted = chosen["accepted"][name]
+        return accepted if costs is None else (1.0 + accepted) / costs.step(tree.size - 1, tree.depth)
+
+    trees = {name: static_tree(name, chosen["vector"]) for name in chosen["accepted"]}
+    fitting = {name: tree for name, tree in trees.items() if tree.size - 1 <= budget}
+    return fitting[max(fitting, key=lambda name: worth(name, fitting[name]))]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -178,15 +197,25 @@ def run(args: argparse.Namespace) -> None:
     pair = load_wide(args.draft, args.target, args.shape)
     alone = {T: _settings(args, T, mode="auto", use_bfs=False) for T in args.T}
     plan: dict[tuple[float, str, int], Settings] = {}
+    growmaps: dict[tuple[float, str, int], Growmap] = {}
+    for T, budget in itertools.product(args.T, args.B):
+        growmaps[T, "prototype", budget] = prototype_growmap(budget)
+        if chosen:
+            growmaps[T, "static", budget] = best_static(chosen[f"T{T:g}"], budget)
+    if "fast static" in args.methods:
+        probe = make_engines(pair, [_settings(args, 0.0, mode="dTree")])
+        assert probe.draft is not None
+        costs = load_costs(probe.target, probe.draft)
+        del probe
+        for T, budget in itertools.product(args.T, args.B):
+            growmaps[T, "fast static", budget] = best_static(chosen[f"T{T:g}"], budget, costs)
+    for key, growmap in growmaps.items():
+        T, method, budget = key
+        path = args.output / f"{method.replace(' ', '-')}-T{T:g}-B{budget}-{shard.name}.pt"
+        save_growmap(growmap, path)
+        plan[key] = _settings(args, T, mode="sTree", growmap=str(path))
     for T in args.T:
         for budget in args.B:
-            growmaps = {"prototype": prototype_growmap(budget)}
-            if chosen:
-                growmaps["static"] = static_tree(budget=budget, **chosen[f"T{T:g} B{budget}"])
-            for method, growmap in growmaps.items():
-                path = args.output / f"{method}-T{T:g}-B{budget}-{shard.name}.pt"
-                save_growmap(growmap, path)
-                plan[T, method, budget] = _settings(args, T, mode="sTree", growmap=str(path))
             for method, own in METHODS.items():
                 plan[T, method, budget] = _settings(args, T, **({"mode": "dTree", "B": budget, "fill": True} | own))
         plan[T, "auto", 0] = _settings(args, T, mode="dTree")
@@ -367,7 +396,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add.add_argument("--shape", choices=SHAPES, help="widen the demo target")
     add.add_argument("--compile", action="store_true", help="torch.compile passes")
     add.add_argument("--chosen", type=Path, default=Path("runs/chosen/chosen.json"), help="what `choose` wrote")
-    add.add_argument("--methods", nargs="+", default=ALL[:-1], help="only these (default: all but hindsight)")
+    add.add_argument(
+        "--methods",
+        nargs="+",
+        default=[name for name in ALL if name not in ("fast static", "hindsight")],
+        help="only these (default: all but fast static, hindsight)",
+    )
     add.set_defaults(action=run)
     run_command(
         parser, commands, table, argv, speeds="and tokens a second", kinds="and what copies bring, by kind of prompt"

@@ -12,19 +12,21 @@ import shards
 import trees
 import worth
 
+from dynasurge.costs import Costs
+
 
 @pytest.mark.slow
 def test_trees_are_chosen_run_and_compared(
     pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trees, "BUDGETS", (3, 5))
-    monkeypatch.setattr(trees, "NAMED", {3: ("3x1",), 5: ("2x2",)})
-    monkeypatch.setattr(trees, "DEPTHS", (2, 3))
+    monkeypatch.setattr(trees, "NAMED", ("3x1", "2x2"))
+    monkeypatch.setattr(trees, "SIZES", {3: (2,), 5: (2, 3)})
     monkeypatch.setattr(trees, "TEMPERATURES", (0.0, 0.6))
     chosen, out = tmp_path / "chosen", tmp_path / "out"
     trees.main(["choose", *pair, "--prompts", "1", "--new-tokens", "8", "--output", str(chosen)])
-    tree = trees.static_tree(budget=5, **json.loads((chosen / "chosen.json").read_text())["T0.6 B5"])
-    assert 1 < tree.size <= 6
+    found = json.loads((chosen / "chosen.json").read_text())["T0.6"]
+    assert len(found["accepted"]) == 5
     for T, shard in (("0", "0/1"), ("0.6", "0/2"), ("0.6", "1/2")):
         flags = ["--data", prompts, "--prompts", "2", "--new-tokens", "12", "--T", T, "--shard", shard]
         flags += ["--chosen", str(chosen / "chosen.json"), "--output", str(out / f"T{T}")]
@@ -43,7 +45,7 @@ def test_trees_are_chosen_run_and_compared(
     assert printed.count(" prototype |") == 2, "a column of either table"
     assert printed.count("(static)") + printed.count("(prototype)") + printed.count("(DySpec)") > 0
     flags = ["--data", prompts, "--prompts", "1", "--new-tokens", "12", "--T", "0.6", "--every", "4"]
-    flags += ["--methods", "static", "copies", "--chosen", str(chosen / "chosen.json")]
+    flags += ["--methods", "fast static", "copies", "--chosen", str(chosen / "chosen.json")]
     trees.main(["run", *pair, *flags, "--output", str(tmp_path / "places")])
     capsys.readouterr()
     trees.main(["table", str(tmp_path / "places")])
@@ -51,6 +53,18 @@ def test_trees_are_chosen_run_and_compared(
     assert printed.count("| prompts | 0.6 |") == 2  # a row a budget
     rows = (tmp_path / "places" / "rows-0-of-1.jsonl").read_text().splitlines()
     assert [len(json.loads(row)["expected"]) for row in rows] == [3] * 4
+
+
+def test_the_best_static_tree_is_the_one_that_accepts_most_or_is_fastest() -> None:
+    accepted = {"8x1": 1.0, "2x4": 1.6, "optimal 12 nodes 4 levels": 2.0, "8x8": 9.0}
+    chosen: trees.Chosen = {"vector": [0.6, 0.2, 0.1], "accepted": accepted}
+    assert trees.best_static(chosen, 12).size - 1 == 12
+    assert trees.best_static(chosen, 11).depth == 4
+    cheap = Costs(widths=(1, 64), target_seconds=(1.0, 1.1), draft_seconds=(0.01, 0.01))
+    assert trees.best_static(chosen, 12, cheap).size - 1 == 12
+    dear = Costs(widths=(1, 64), target_seconds=(1.0, 1.1), draft_seconds=(0.5, 0.5))
+    assert trees.best_static(chosen, 12, dear).depth == 1, "a level costs half a target pass"
+    assert trees.best_static(chosen, 64, dear).size - 1 == 64
 
 
 def test_a_prompt_weighs_as_much_as_there_is_of_it() -> None:
