@@ -38,37 +38,30 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import torch
-from shards import Shard, gained, known, rate, read_rows, run_command, run_flags
+from shards import Shard, known, run_command, run_flags
+from statics import TEMPERATURES, best_static, choose, read_chosen, settings_of
+from treetables import BUDGETS, NAMES, table
 from widen import SHAPES, load_wide
 
-from dynasurge import Settings, load_pair
-from dynasurge.analysis import rank_acceptance, text_distributions
-from dynasurge.costs import Costs
+from dynasurge import Settings
 from dynasurge.data import load_prompts
-from dynasurge.errors import UsageError, at_least
+from dynasurge.errors import at_least
 from dynasurge.generation import Session, follow, make_engines
-from dynasurge.growmap import Growmap, build_growmap, save_growmap
+from dynasurge.growmap import Growmap, save_growmap
 from dynasurge.latency import load_costs
-from dynasurge.models import Pair
-from dynasurge.optimal import optimal_growmap
 from dynasurge.prototype import prototype_growmap
 from dynasurge.tree import TokenTree
 from dynasurge.verification import RULES, Verdict, draw_verdict, reach
 
-BUDGETS = (16, 32, 64)
-TEMPERATURES = (0.0, 0.6, 0.9)
-NAMED = ("2x8", "4x4", "4x8", "8x4", "8x8", "4x16")
-SIZES = {4: (4,), 8: (4, 6), 16: (4, 6, 8, 12), 32: (4, 6, 8, 12), 64: (4, 6, 8, 12)}  # of optimal trees: nodes, levels
-LARGE = 256
+LARGE = 256  # nodes, of which `hindsight` chooses
 METHODS: dict[str, dict[str, Any]] = {
     "DySpec": {"policy": "sampled", "values": "own", "lookup": False},
     "OPT-Tree": {"policy": "topk", "values": "own", "lookup": False},
@@ -77,18 +70,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "copies": {},
     "default": {"fill": False},
 }
-NAMES = ("static", "fast static", "prototype", *METHODS)  # of trees of at most B nodes
-MAKE = "make it with: trees.py choose --output FOLDER"
 ALL = ["no tree", *NAMES, "auto", "hindsight"]
-RIVALS = ("static", "fast static", "prototype", "DySpec", "OPT-Tree")
-
-
-class Chosen(TypedDict):
-    """What `choose` found at a temperature: how often the child of each rank is accepted, and what trees of these names
-    accept a step."""
-
-    vector: list[float]
-    accepted: dict[str, float]
 
 
 class Hindsight:
@@ -114,78 +96,6 @@ def _capped(tree: TokenTree, reached: np.ndarray) -> np.ndarray:
     return capped[1:]
 
 
-def choose(args: argparse.Namespace) -> None:
-    """How many tokens static trees accept on the bundled prompts, by temperature; growmaps into the output folder."""
-    torch.set_num_threads(args.threads)
-    pair = load_pair(args.draft, args.target)
-    prompts = load_prompts("demo", 0, args.prompts)
-    args.output.mkdir(parents=True, exist_ok=True)
-    chosen: dict[str, Chosen] = {}
-    for T in TEMPERATURES:
-        vector = acceptance_vector(pair, prompts, T)
-        plan = {}
-        for name in [*NAMED, *(f"optimal {n} nodes {d} levels" for n, depths in SIZES.items() for d in depths)]:
-            path = args.output / f"T{T:g}-{name.replace(' ', '-')}.pt"
-            save_growmap(static_tree(name, vector), path)
-            plan[name] = _settings(args, T, mode="sTree", growmap=str(path))
-        engines, accepted = make_engines(pair, list(plan.values())), {}
-        for name, settings in plan.items():
-            session, expected = Session(pair, settings, engines=engines), []
-            for prompt in prompts:
-                steps = session.generate(session.encode(prompt.text), index=prompt.index).steps
-                expected += [step.expected for step in steps]
-            accepted[name] = float(np.mean(expected))
-            print(f"T = {T:g}: {name} accepts {accepted[name]:.3f}", flush=True)
-        chosen[f"T{T:g}"] = {"vector": vector, "accepted": accepted}
-    (args.output / "chosen.json").write_text(json.dumps(chosen, indent=1) + "\n")
-
-
-def acceptance_vector(pair: Pair, prompts: Any, T: float, k: int = 16) -> list[float]:
-    """How often the child of each rank is accepted top-down, on text that the target wrote."""
-    session, generator = Session(pair, Settings(mode="auto", T=T, new_tokens=64)), torch.Generator().manual_seed(0)
-    total, count = torch.zeros(k), 0
-    for prompt in prompts:
-        ids = session.encode(prompt.text)
-        text = session.generate(ids, index=prompt.index).output_ids
-        p, q = text_distributions(pair, ids, text, T=T)
-        accepted, _ = rank_acceptance(p, q, "sampled" if T else "topk", k, generator)
-        total, count = total + accepted.sum(0).cpu(), count + len(accepted)
-    return [round(float(x), 4) for x in total / count]
-
-
-def read_chosen(args: argparse.Namespace) -> dict[str, Chosen]:
-    """What `choose` found, if static trees are wanted."""
-    if not {"static", "fast static"} & set(args.methods):
-        return {}
-    try:
-        chosen: dict[str, Chosen] = json.loads(args.chosen.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError("--chosen", args.chosen, f"cannot be read ({error})", MAKE) from error
-    lacking = [f"T{T:g}" for T in args.T if f"T{T:g}" not in chosen]
-    if lacking:
-        raise UsageError("--chosen", args.chosen, f"has no {lacking[0]}", MAKE)
-    return chosen
-
-
-def static_tree(name: str, vector: list[float]) -> Growmap:
-    """A tree that `choose` tried."""
-    if not name.startswith("optimal"):
-        return build_growmap(name)
-    return optimal_growmap(vector, int(name.split()[1]), int(name.split()[3]))
-
-
-def best_static(chosen: Chosen, budget: int, costs: Costs | None = None) -> Growmap:
-    """Of the trees of at most `budget` nodes the one that accepts most, or, at these costs, is fastest."""
-
-    def worth(name: str, tree: Growmap) -> float:
-        accepted = chosen["accepted"][name]
-        return accepted if costs is None else (1.0 + accepted) / costs.step(tree.size - 1, tree.depth)
-
-    trees = {name: static_tree(name, chosen["vector"]) for name in chosen["accepted"]}
-    fitting = {name: tree for name, tree in trees.items() if tree.size - 1 <= budget}
-    return fitting[max(fitting, key=lambda name: worth(name, fitting[name]))]
-
-
 def run(args: argparse.Namespace) -> None:
     """Decode; one JSON line a (data, prompt, T, method, B)."""
     known("--methods", args.methods, ALL)
@@ -195,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
     shard = Shard(args, ("data", "index", "T", "method", "B"))
     torch.set_num_threads(args.threads)
     pair = load_wide(args.draft, args.target, args.shape)
-    alone = {T: _settings(args, T, mode="auto", use_bfs=False) for T in args.T}
+    alone = {T: settings_of(args, T, mode="auto", use_bfs=False) for T in args.T}
     plan: dict[tuple[float, str, int], Settings] = {}
     growmaps: dict[tuple[float, str, int], Growmap] = {}
     for T, budget in itertools.product(args.T, args.B):
@@ -203,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         if chosen:
             growmaps[T, "static", budget] = best_static(chosen[f"T{T:g}"], budget)
     if "fast static" in args.methods:
-        probe = make_engines(pair, [_settings(args, 0.0, mode="dTree")])
+        probe = make_engines(pair, [settings_of(args, 0.0, mode="dTree")])
         assert probe.draft is not None
         costs = load_costs(probe.target, probe.draft)
         del probe
@@ -213,14 +123,14 @@ def run(args: argparse.Namespace) -> None:
         T, method, budget = key
         path = args.output / f"{method.replace(' ', '-')}-T{T:g}-B{budget}-{shard.name}.pt"
         save_growmap(growmap, path)
-        plan[key] = _settings(args, T, mode="sTree", growmap=str(path))
+        plan[key] = settings_of(args, T, mode="sTree", growmap=str(path))
     for T in args.T:
         for budget in args.B:
             for method, own in METHODS.items():
-                plan[T, method, budget] = _settings(args, T, **({"mode": "dTree", "B": budget, "fill": True} | own))
-        plan[T, "auto", 0] = _settings(args, T, mode="dTree")
+                plan[T, method, budget] = settings_of(args, T, **({"mode": "dTree", "B": budget, "fill": True} | own))
+        plan[T, "auto", 0] = settings_of(args, T, mode="dTree")
         plan[T, "no tree", 0] = alone[T]
-        plan[T, "hindsight", LARGE] = _settings(args, T, mode="dTree", B=LARGE, fill=True, lookup=False)
+        plan[T, "hindsight", LARGE] = settings_of(args, T, mode="dTree", B=LARGE, fill=True, lookup=False)
     plan = {key: settings for key, settings in plan.items() if key[1] in args.methods}
     engines = make_engines(pair, [*plan.values(), *alone.values()])
     hindsight = Hindsight()
@@ -267,114 +177,6 @@ def run(args: argparse.Namespace) -> None:
                         "seconds": round(seconds, 6),
                     }
                 )
-
-
-def _settings(args: argparse.Namespace, T: float, **own: Any) -> Settings:
-    shared: dict[str, Any] = {"draft": args.draft, "target": args.target, "M": 1024, "new_tokens": args.new_tokens}
-    shared |= {"use_bfs": True, "compile": getattr(args, "compile", False)}
-    return Settings(T=T, **(shared | own))
-
-
-def table(args: argparse.Namespace) -> None:
-    """Expected accepted tokens a step, and with --speeds tokens a second, over all steps of all prompts, as Markdown; gains
-    are paired by prompt, with 95% bootstrap intervals. With --kinds, what copies bring to which prompts, all B together (in
-    runs with --every: at the same places)."""
-    rows = read_rows(*sorted(args.output.rglob("rows-*.jsonl")))
-    accepted = {_key(row): (sum(row["expected"]), len(row["expected"])) for row in rows}
-    for row in rows:
-        for budget, total in row["hindsight"].items():
-            accepted[(*_key(row)[:3], "hindsight", int(budget))] = (total, len(row["expected"]))
-    _compare(accepted, "copies", [*NAMES, "hindsight"], ".3f")
-    if args.kinds:
-        _by_kind(rows, accepted)
-    if args.speeds:
-        speeds = {_key(row): (row["tokens"], row["seconds"]) for row in rows if row["seconds"]}
-        _compare(speeds, "default", ["no tree", *NAMES], ".0f")
-        _adapted(speeds)
-
-
-Prompt = tuple[str, int]  # data and number
-Values = dict[
-    tuple[str, int, float, str, int], tuple[float, float]
-]  # by data, prompt, T, method, B: amount, counted by
-
-
-def _key(row: dict[str, Any]) -> tuple[str, int, float, str, int]:
-    return row["data"], row["index"], row["T"], row["method"], row["B"]
-
-
-def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None:
-    """Print a row a (data, T, B): by method, and the gain of `ours` over the static tree and the best of the rest."""
-    names = [name for name in names if any(key[3] == name for key in values)]
-    rivals = [name for name in names if name in RIVALS] if ours in names else []
-    gains = [f"`{ours}` over `static`", "over the best other"] if rivals else []
-    print(f"\n| {' | '.join(['prompts', 'T', 'B', 'n', *names, *gains])} |")
-    print("|---" * (4 + len(names) + len(gains)) + "|")
-    for data, T in _rows(values):
-        for budget in BUDGETS:
-            found = _paired(values, data, T, {name: (name, budget) for name in names})
-            if found is None:
-                continue
-            cells = [data, f"{T:g}", str(budget), str(len(found[names[0]]))]
-            cells += [f"{rate(found[name], 2):{form}}" for name in names]
-            if rivals:
-                best = max(rivals, key=lambda name: float(rate(found[name], 2)))
-                cells += [gained(found[other], found[ours]) for other in ("static", best) if other in found]
-                cells[-1] += f" ({best})"
-            print(f"| {' | '.join(cells)} |")
-
-
-def _by_kind(rows: Sequence[dict[str, Any]], accepted: Values) -> None:
-    """Print a row a (data, kind of prompt, T): what the text's own continuations bring, all B together."""
-    kinds = {(row["data"], row["index"]): row["kind"] or "all" for row in rows}
-    print("\n| prompts | kind | T | n | steps | learned | copies | gain |\n" + "|---" * 8 + "|")
-    for data, T in sorted({(data, T) for data, _, T, _, _ in accepted}):
-        for kind in sorted({name for (d, _), name in kinds.items() if d == data}):
-            mine = {key: value for key, value in accepted.items() if kinds[key[:2]] == kind}
-            wanted = {(name, B): (name, B) for name in ("learned", "copies") for B in BUDGETS}
-            found = _paired(mine, data, T, wanted)
-            if found is not None:
-                a, b = (np.sum([found[name, B] for B in BUDGETS], axis=0) for name in ("learned", "copies"))
-                numbers = f"{a[:, 1].sum():.0f} | {rate(a, 2):.3f} | {rate(b, 2):.3f} | {gained(a, b)}"
-                print(f"| {data} | {kind} | {T:g} | {len(a)} | {numbers} |")
-
-
-def _adapted(speeds: Values) -> None:
-    """Print a row a (data, T): `auto`, which was told no B, beside the best B."""
-    print("\n| prompts | T | n | no tree | best B | its speed | auto | over the best B | over no tree |")
-    print("|---" * 9 + "|")
-    for data, T in _rows(speeds):
-        fixed: dict[Any, tuple[str, int]] = {budget: ("default", budget) for budget in BUDGETS}
-        found = _paired(speeds, data, T, fixed | {"auto": ("auto", 0), "no tree": ("no tree", 0)})
-        if found is None:
-            continue
-        best = max(BUDGETS, key=lambda budget: float(rate(found[budget], 2)))
-        own, alone = found["auto"], found["no tree"]
-        cells = [data, f"{T:g}", str(len(own)), f"{rate(alone, 2):.0f}", str(best), f"{rate(found[best], 2):.0f}"]
-        cells += [f"{rate(own, 2):.0f}", gained(found[best], own), gained(alone, own)]
-        print(f"| {' | '.join(cells)} |")
-
-
-def _rows(values: Values) -> list[tuple[str, float]]:
-    """Each data and T, and where there are several data, all of them together."""
-    single = sorted({(data, T) for data, _, T, _, _ in values})
-    several = len({data for data, _ in single}) > 1
-    return single + ([("all", T) for T in sorted({T for _, T in single})] if several else [])
-
-
-def _paired(values: Values, data: str, T: float, wanted: dict[Any, tuple[str, int]]) -> dict[Any, np.ndarray] | None:
-    """Amounts and what they are counted by, [prompts, 2], of the prompts that have all that is wanted (by any name: method
-    and B; what has no tree has no B); None if there are none."""
-    columns: dict[Any, dict[Prompt, tuple[float, float]]] = {
-        name: {
-            (d, i): value
-            for (d, i, t, m, b), value in values.items()
-            if data in (d, "all") and (t, m) == (T, method) and b in (budget, 0)
-        }
-        for name, (method, budget) in wanted.items()
-    }
-    prompts = sorted(set.intersection(*map(set, columns.values())))
-    return {name: np.array([column[i] for i in prompts]) for name, column in columns.items()} if prompts else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

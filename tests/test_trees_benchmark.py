@@ -9,7 +9,9 @@ import numpy as np
 import promises
 import pytest
 import shards
+import statics
 import trees
+import treetables
 import worth
 
 from dynasurge.costs import Costs
@@ -19,10 +21,11 @@ from dynasurge.costs import Costs
 def test_trees_are_chosen_run_and_compared(
     pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trees, "BUDGETS", (3, 5))
-    monkeypatch.setattr(trees, "NAMED", ("3x1", "2x2"))
-    monkeypatch.setattr(trees, "SIZES", {3: (2,), 5: (2, 3)})
-    monkeypatch.setattr(trees, "TEMPERATURES", (0.0, 0.6))
+    for module in (trees, treetables):
+        monkeypatch.setattr(module, "BUDGETS", (3, 5))
+    monkeypatch.setattr(statics, "NAMED", ("3x1", "2x2"))
+    monkeypatch.setattr(statics, "SIZES", {3: (2,), 5: (2, 3)})
+    monkeypatch.setattr(statics, "TEMPERATURES", (0.0, 0.6))
     chosen, out = tmp_path / "chosen", tmp_path / "out"
     trees.main(["choose", *pair, "--prompts", "1", "--new-tokens", "8", "--output", str(chosen)])
     found = json.loads((chosen / "chosen.json").read_text())["T0.6"]
@@ -57,14 +60,14 @@ def test_trees_are_chosen_run_and_compared(
 
 def test_the_best_static_tree_is_the_one_that_accepts_most_or_is_fastest() -> None:
     accepted = {"8x1": 1.0, "2x4": 1.6, "optimal 12 nodes 4 levels": 2.0, "8x8": 9.0}
-    chosen: trees.Chosen = {"vector": [0.6, 0.2, 0.1], "accepted": accepted}
-    assert trees.best_static(chosen, 12).size - 1 == 12
-    assert trees.best_static(chosen, 11).depth == 4
+    chosen: statics.Chosen = {"vector": [0.6, 0.2, 0.1], "accepted": accepted}
+    assert statics.best_static(chosen, 12).size - 1 == 12
+    assert statics.best_static(chosen, 11).depth == 4
     cheap = Costs(widths=(1, 64), target_seconds=(1.0, 1.1), draft_seconds=(0.01, 0.01))
-    assert trees.best_static(chosen, 12, cheap).size - 1 == 12
+    assert statics.best_static(chosen, 12, cheap).size - 1 == 12
     dear = Costs(widths=(1, 64), target_seconds=(1.0, 1.1), draft_seconds=(0.5, 0.5))
-    assert trees.best_static(chosen, 12, dear).depth == 1, "a level costs half a target pass"
-    assert trees.best_static(chosen, 64, dear).size - 1 == 64
+    assert statics.best_static(chosen, 12, dear).depth == 1, "a level costs half a target pass"
+    assert statics.best_static(chosen, 64, dear).size - 1 == 64
 
 
 def test_a_prompt_weighs_as_much_as_there_is_of_it() -> None:
@@ -77,11 +80,11 @@ def test_a_prompt_weighs_as_much_as_there_is_of_it() -> None:
     assert (low, high) == (pytest.approx(0.0), pytest.approx(1.0)), "resamples of either prompt alone"
     assert shards.gain(a[:, 0], b[:, 0])[0] == pytest.approx(22 / 11 - 1)
     values = {("x", 0, 0.6, "copies", 8): (2.0, 1.0), ("y", 0, 0.6, "copies", 8): (9.0, 9.0)}
-    assert trees._rows(values) == [("x", 0.6), ("y", 0.6), ("all", 0.6)]
-    found = trees._paired(values, "all", 0.6, {"ours": ("copies", 8)})
+    assert treetables._rows(values) == [("x", 0.6), ("y", 0.6), ("all", 0.6)]
+    found = treetables._paired(values, "all", 0.6, {"ours": ("copies", 8)})
     assert found is not None
     assert found["ours"].tolist() == [[2.0, 1.0], [9.0, 9.0]]
-    assert trees._paired(values, "all", 0.6, {"ours": ("copies", 8), "theirs": ("static", 8)}) is None
+    assert treetables._paired(values, "all", 0.6, {"ours": ("copies", 8), "theirs": ("static", 8)}) is None
 
 
 def test_what_explains_acceptance_is_found() -> None:
