@@ -28,8 +28,8 @@ and bottom-up verification makes up for unlucky tokens above. For the second rea
 there is one for more than one temperature, between which curves are interpolated: sharpened distributions agree less where
 the draft is unsure.
 
-The draft's own probability is a poor estimate: a first sampled child is accepted far more often than the draft draws its
-token, later ones far less. (`own` keeps that estimate, as DySpec, arXiv 2410.11744, and OPT-Tree, arXiv 2406.17276, use it;
+The draft's own probability is a poor estimate: unlikely tokens are accepted far more often than the draft draws them,
+likely ones less often. (`own` keeps that estimate, as DySpec, arXiv 2410.11744, and OPT-Tree, arXiv 2406.17276, use it;
 `fixed` is the prior without learning.)
 """
 

@@ -35,7 +35,7 @@ TYPICAL = 0.6  # before a prompt teaches better: the r-th best slot of a tree is
 GROWTH = 0.35  # and a level gains so much, beyond the price of its nodes, for all that the nodes above it are worth
 STEPS = 2.0  # how many steps these guesses are worth
 LONGEST_REST = 16  # steps without a look at the draft
-LATER_CHILD = 0.5  # of a sampled child; the j-th likeliest token has at most 1 / j
+LATER_CHILD = 0.5  # of a sampled child, about; the j-th likeliest token has at most 1 / j
 
 
 @dataclass(slots=True, kw_only=True)
@@ -138,7 +138,7 @@ class BestFirst:
     """The `budget` slots of highest value; ties go to the slot proposed first."""
 
     def __init__(self, *, budget: int, max_depth: int, max_children: int, later_child: float = LATER_CHILD) -> None:
-        """later_child: the j-th child of a node is accepted at most this / j of the time."""
+        """later_child: the j-th child of a node is hardly accepted more than this / j of the time; fewer are proposed."""
         self._later_child = later_child
         self.max_nodes, self.max_depth = budget, min(max_depth, budget)
         self.max_read = budget * (self.max_depth - 1)
