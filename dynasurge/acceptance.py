@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import itertools
 import json
 import math
 import os
@@ -70,6 +69,7 @@ COUNTED = ("echo", "lookup", "blind")  # x counts tokens; of the others it is a 
 CELLS = 256  # of a table
 DEPTHS = ("", "+", "++")  # behind a kind's name: the class of depth that its child is in,
 LEVELS = (2, 4)  # the first level of each but the first
+CLASSES = tuple(kind + depth for kind in BIN_EDGES for depth in DEPTHS)
 TEXTS = ("topdown", "traversal", "greedy")  # sampled text by rule, and T = 0, where all rules are one
 Curve = tuple[tuple[float, ...], tuple[float, ...]]  # knots x, rising, and the acceptance at each
 Curves = dict[str, Curve]  # by kind
@@ -109,7 +109,7 @@ def _by_temperature(text: str, entries: Any) -> dict[float, Curves]:
 
 def _curve(text: str, kind: str, knots: Any) -> Curve:
     xs, ys = (tuple(map(float, knots[name])) for name in ("x", "acceptance"))
-    if kind not in {name + depth for name in BIN_EDGES for depth in DEPTHS}:
+    if kind not in CLASSES:
         raise ValueError(f"{text}: {kind!r} is no kind of child")
     rising = all(map(math.isfinite, xs)) and all(a <= b for a, b in pairwise(xs))
     if not xs or len(xs) != len(ys) or not rising or not all(0 <= y <= 1 for y in ys):
@@ -167,17 +167,17 @@ class Acceptance:
 
     def __init__(self, curves: Mapping[str, Curve], *, learn: bool = True) -> None:
         self._curves, self._learn = dict(curves), learn
-        for kind, depth in itertools.product(BIN_EDGES, DEPTHS[1:]):  # what was not met there is as further up
-            if kind + depth not in curves and kind + depth[1:] in self._curves:
-                self._curves[kind + depth] = self._curves[kind + depth[1:]]
+        for kind in CLASSES:  # what was not met so deep is as further up
+            if kind not in curves and kind.endswith("+") and kind[:-1] in self._curves:
+                self._curves[kind] = self._curves[kind[:-1]]
         self._grid: tuple[torch.Tensor, torch.Tensor] | None = None  # prior and bin of each cell of `table`
         self.reset()
 
     def reset(self) -> None:
         """Forget what the last prompt taught."""
-        kinds = {kind + depth: len(edges) + 1 for kind, edges in BIN_EDGES.items() for depth in DEPTHS}
-        self._accepted = {kind: [STRENGTH] * bins for kind, bins in kinds.items()}
-        self._predicted = {kind: [STRENGTH] * bins for kind, bins in kinds.items()}
+        bins = {kind: len(BIN_EDGES[kind.rstrip("+")]) + 1 for kind in CLASSES}
+        self._accepted = {kind: [STRENGTH] * bins[kind] for kind in CLASSES}
+        self._predicted = {kind: [STRENGTH] * bins[kind] for kind in CLASSES}
 
     def estimate(self, kind: str, x: float, own: float) -> float:
         """The probability that a child of this kind is accepted, given that the path reaches its parent (for SAMPLED: and
