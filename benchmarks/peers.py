@@ -46,9 +46,9 @@ from typing import Any
 import numpy as np
 import torch
 from shards import Shard, gain, known, read_rows, run_command, run_flags
+from statics import acceptance_vector
 from transformers import StaticCache
 from transformers.generation.streamers import BaseStreamer
-from trees import acceptance_vector
 from widen import SHAPES, load_wide
 
 from dynasurge import Settings
