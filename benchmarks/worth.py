@@ -21,12 +21,14 @@ from shards import guard
 from tqdm.auto import tqdm
 
 from dynasurge import Settings, load_pair
+from dynasurge.acceptance import SAMPLED
 from dynasurge.analysis import rank_acceptance, text_distributions
 from dynasurge.data import load_prompts
 from dynasurge.generation import Session
+from dynasurge.models import Pair
 
-CHILDREN, DRAWS, CELLS = 3, 8, 12
-NAMES = ("first", "second", "third")
+NAMES = SAMPLED[:3]
+DRAWS, CELLS = 8, 12
 FEATURES: dict[str, tuple[str, ...]] = {
     "its chance among what is left": ("chance",),
     "its probability": ("probability",),
@@ -38,9 +40,9 @@ FEATURES: dict[str, tuple[str, ...]] = {
 }
 
 
-def measure(args: argparse.Namespace, T: float) -> list[dict[str, np.ndarray]]:
+def measure(pair: Pair, args: argparse.Namespace, T: float) -> list[dict[str, np.ndarray]]:
     """By sibling rank: prompt number, acceptance given the refusal of elder ones, the chance of that, and features."""
-    pair, generator = load_pair(args.draft, args.target), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     session = Session(
         pair, Settings(draft=args.draft, target=args.target, mode="auto", T=T, new_tokens=args.new_tokens)
     )
@@ -50,19 +52,25 @@ def measure(args: argparse.Namespace, T: float) -> list[dict[str, np.ndarray]]:
         ids = session.encode(prompt.text)
         text = session.generate(ids, index=prompt.index).output_ids
         p, q = text_distributions(pair, ids, text, T=T)
+        node = {
+            "prompt": torch.full((len(p),), number),
+            "entropy": torch.special.entr(q).sum(1),
+            "largest": q.amax(1),
+            "overlap": torch.minimum(p, q).sum(1),
+        }
         for _ in range(DRAWS):
-            accepted, chance = rank_acceptance(p, q, "sampled", CHILDREN, generator)
+            accepted, chance = rank_acceptance(p, q, "sampled", len(NAMES), generator)
             tried = 1.0 - accepted.cumsum(1) + accepted
             left = torch.cat([torch.ones_like(chance[:, :1]), (1.0 - chance).cumprod(1)[:, :-1]], 1)
             for rank, columns in enumerate(found):
-                columns["prompt"].append(torch.full((len(p),), number))
-                columns["tried"].append(tried[:, rank] * (chance[:, rank] > 0))
-                columns["accepted"].append(accepted[:, rank] / tried[:, rank].clamp(min=1e-9))
-                columns["chance"].append(chance[:, rank])
-                columns["probability"].append(chance[:, rank] * left[:, rank])
-                columns["entropy"].append(torch.special.entr(q).sum(1))
-                columns["largest"].append(q.amax(1))
-                columns["overlap"].append(torch.minimum(p, q).sum(1))
+                child = {
+                    "tried": tried[:, rank] * (chance[:, rank] > 0),
+                    "accepted": accepted[:, rank] / tried[:, rank].clamp(min=1e-9),
+                    "chance": chance[:, rank],
+                    "probability": chance[:, rank] * left[:, rank],
+                }
+                for name, values in (node | child).items():
+                    columns[name].append(values)
     return [{name: torch.cat(parts).double().numpy() for name, parts in columns.items()} for columns in found]
 
 
@@ -96,18 +104,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--target", default="demo")
     args = parser.parse_args(argv)
 
-    def run() -> None:
-        measured = {T: measure(args, T) for T in args.T}
-        print(f"| | {' | '.join(f'{name}, T = {T:g}' for T in args.T for name in NAMES)} |")
-        print("|---" * (1 + len(NAMES) * len(args.T)) + "|")
-        means = [np.average(rows["accepted"], weights=rows["tried"]) for of in measured.values() for rows in of]
-        print(f"| accepted, if tried | {' | '.join(f'{mean:.2f}' for mean in means)} |")
-        for label, features in FEATURES.items():
-            shares = [explained(rows, features) for of in measured.values() for rows in of]
-            print(f"| {label} | {' | '.join(f'{share:.3f}' for share in shares)} |")
-
-    guard(run)
+    pair = load_pair(args.draft, args.target)
+    measured = {T: measure(pair, args, T) for T in args.T}
+    print(f"| | {' | '.join(f'{name}, T = {T:g}' for T in args.T for name in NAMES)} |")
+    print("|---" * (1 + len(NAMES) * len(args.T)) + "|")
+    means = [np.average(rows["accepted"], weights=rows["tried"]) for of in measured.values() for rows in of]
+    print(f"| accepted, if tried | {' | '.join(f'{mean:.2f}' for mean in means)} |")
+    for label, features in FEATURES.items():
+        shares = [explained(rows, features) for of in measured.values() for rows in of]
+        print(f"| {label} | {' | '.join(f'{share:.3f}' for share in shares)} |")
 
 
 if __name__ == "__main__":
-    main()
+    guard(main)

@@ -14,8 +14,7 @@ It may also name a token that followed here earlier in the text (lookup.py). Tha
 sampled from the rest, as in `hybrid`; where children are sampled, only if the draft would hardly propose it: a first
 sampled child is accepted more often than a copy that the draft agrees with is, and needs no node ahead of it (measured
 at one node, T = 0.6, 195 copies: 0.82 of the time, a copy behind one from the rest 0.77; two children of either kind differ
-less, 0.89 and 0.92). Every policy
-reads the device once a level.
+less, 0.89 and 0.92). Every policy reads the device once a level.
 """
 
 from __future__ import annotations
