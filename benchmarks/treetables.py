@@ -10,7 +10,8 @@ import numpy as np
 from shards import gained, rate, read_rows
 
 BUDGETS = (16, 32, 64)
-RIVALS = ("static", "fast static", "prototype", "DySpec", "OPT-Tree")
+STATIC = ("static", "fast static")
+RIVALS = (*STATIC, "prototype", "DySpec", "OPT-Tree")
 NAMES = (*RIVALS, "fixed", "learned", "copies", "default")  # of trees of at most B nodes
 
 
@@ -43,10 +44,11 @@ def _key(row: dict[str, Any]) -> tuple[str, int, float, str, int]:
 
 
 def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None:
-    """Print a row a (data, T, B): by method, and the gain of `ours` over the static tree and the best of the rest."""
+    """Print a row a (data, T, B): by method, and the gain of `ours` over the best static tree and the best of all."""
     names = [name for name in names if any(key[3] == name for key in values)]
-    rivals = [name for name in names if name in RIVALS] if ours in names else []
-    gains = [f"`{ours}` over `static`", "over the best other"] if rivals else []
+    rivals = [[name for name in names if name in several] for several in (STATIC, RIVALS) if ours in names]
+    rivals = [several for several in rivals if several]
+    gains = [f"`{ours}` over the best static", "over the best other"][-len(rivals) :] if rivals else []
     print(f"\n| {' | '.join(['prompts', 'T', 'B', 'n', *names, *gains])} |")
     print("|---" * (4 + len(names) + len(gains)) + "|")
     for data, T in _rows(values):
@@ -56,10 +58,9 @@ def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None
                 continue
             cells = [data, f"{T:g}", str(budget), str(len(found[names[0]]))]
             cells += [f"{rate(found[name], 2):{form}}" for name in names]
-            if rivals:
-                best = max(rivals, key=lambda name: float(rate(found[name], 2)))
-                cells += [gained(found[other], found[ours]) for other in ("static", best) if other in found]
-                cells[-1] += f" ({best})"
+            for several in rivals:
+                best = max(several, key=lambda name: float(rate(found[name], 2)))
+                cells.append(f"{gained(found[best], found[ours])} ({best})")
             print(f"| {' | '.join(cells)} |")
 
 
