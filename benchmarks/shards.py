@@ -29,6 +29,10 @@ class Shard:
 
     def __init__(self, args: argparse.Namespace, key: Sequence[str]) -> None:
         """key: the fields that tell rows apart."""
+        names = [Path(data).stem for data in args.data]
+        for data, name in zip(args.data, names, strict=True):
+            if names.count(name) > 1:
+                raise UsageError("--data", data, "rows go by the file's name, which another has, too", "rename one")
         self._part, self._parts = args.shard
         self._key, self._seconds, self._end = key, args.seconds, math.inf
         args.output.mkdir(parents=True, exist_ok=True)
@@ -72,9 +76,9 @@ def _agree(args: argparse.Namespace) -> None:
         "chosen",
     ]  # what may differ
     how = {name: str(value) for name, value in sorted(vars(args).items()) if name not in own}
-    chosen = getattr(args, "chosen", None)
-    if chosen is not None and chosen.exists():  # by what it says, wherever it lies
-        how["chosen"] = hashlib.sha256(chosen.read_bytes()).hexdigest()[:16]
+    if hasattr(args, "chosen"):  # by what it says, wherever it lies
+        there = args.chosen.exists()
+        how["chosen"] = hashlib.sha256(args.chosen.read_bytes()).hexdigest()[:16] if there else "none"
     how |= {"torch": torch.__version__, "commit": str(git_commit()), "threads": str(args.threads)}
     how["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     path = args.output / "run.json"
@@ -112,6 +116,13 @@ def shard(text: str) -> tuple[int, int]:
     return part, parts
 
 
+def positive(text: str) -> int:
+    """A number of at least 1, of a flag."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def known(flag: str, names: Sequence[str], there: Sequence[str]) -> None:
     """Raise UsageError if one of these names is not one of those that there are."""
     for name in names:
@@ -130,7 +141,7 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
         "--shard", type=shard, default=(0, 1), metavar="I/N", help="do every N-th prompt, from the I-th"
     )
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long; run again to go on")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, required=True)
 
 

@@ -85,9 +85,12 @@ def read_chosen(args: argparse.Namespace) -> dict[str, Chosen]:
         chosen: dict[str, Chosen] = json.loads(args.chosen.read_text())
     except (OSError, ValueError) as error:
         raise UsageError("--chosen", args.chosen, f"cannot be read ({error})", MAKE) from error
-    lacking = [f"T{T:g}" for T in args.T if f"T{T:g}" not in chosen]
-    if lacking:
-        raise UsageError("--chosen", args.chosen, f"has no {lacking[0]}", MAKE)
+    for name in (f"T{T:g}" for T in args.T):
+        try:
+            for budget in args.B:
+                best_static(chosen[name], budget)
+        except (LookupError, TypeError, ValueError, UsageError) as error:
+            raise UsageError("--chosen", args.chosen, f"has no trees of {name} ({error})", MAKE) from error
     return chosen
 
 

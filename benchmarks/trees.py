@@ -21,9 +21,9 @@ the trees differ:
 - `copies`: `learned`, and the text's own continuations: the package's default, filled to its budget;
 - `default`: the same as it ships: at most B nodes, and of them the nodes and levels that pay on this machine;
 - `auto`: `--B auto`, as many as pay;
-- `hindsight`: the best B nodes of a tree of 256, by what verification turned out to accept. No method can know that; it
-  bounds what better slot values could still win on these draws. Its large trees slow a shared cache down for all, so
-  where speed counts it runs by itself: `--methods hindsight`.
+- `hindsight`: the B nodes of a tree of 256 that verification turned out most likely to go through. No method can know
+  that; it bounds what better slot values could still win on these draws. Its large trees slow a shared cache down for
+  all, so where speed counts it runs by itself: `--methods hindsight`.
 
 What a step is counted as is its expected accepted length under the rule, exact given the tree: no luck of coins. But which
 text is decoded is luck, and texts differ far more than methods do. So with `--every 4` all methods grow a tree behind every
@@ -40,13 +40,12 @@ import argparse
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from shards import Shard, known, run_command, run_flags
+from shards import Shard, known, positive, run_command, run_flags
 from statics import TEMPERATURES, best_static, choose, read_chosen, settings_of
 from treetables import BUDGETS, NAMES, table
 from widen import SHAPES, load_wide
@@ -74,26 +73,18 @@ ALL = ["no tree", *NAMES, "auto", "hindsight"]
 
 
 class Hindsight:
-    """Verifies by ETV and adds up what the best nodes of each large tree could be expected to have accepted."""
+    """Verifies by ETV and adds up how likely the path went through the likeliest nodes of each large tree. (Not all of
+    their elder siblings need be among them, without which none could draw them: it is a bound, not a tree.)"""
 
     def __init__(self) -> None:
         self.sums: dict[int, float] = defaultdict(float)
 
     def __call__(self, tree: TokenTree, p: Any, q: Any, generator: torch.Generator) -> Verdict:
         law = RULES["traversal"](tree, p, q)
-        best = np.sort(_capped(tree, np.array(reach(tree, law.stop.tolist()))))[::-1]
+        best = np.sort(reach(tree, law.stop.tolist())[1:])[::-1]
         for budget in BUDGETS:
             self.sums[budget] += float(best[:budget].sum())
         return draw_verdict(law, tree, generator)
-
-
-def _capped(tree: TokenTree, reached: np.ndarray) -> np.ndarray:
-    """The reach of drafted nodes, none above its elder sibling's: a tree cannot have the younger alone."""
-    capped = reached.copy()
-    for family in tree.children:
-        for elder, younger in pairwise(family):
-            capped[younger] = min(capped[younger], capped[elder])
-    return capped[1:]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -187,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add.add_argument("--new-tokens", type=int, default=64)
     add.add_argument("--draft", default="demo")
     add.add_argument("--target", default="demo")
-    add.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add.add_argument("--threads", type=positive, default=torch.get_num_threads())
     add.add_argument("--output", type=Path, required=True)
     add.set_defaults(action=choose)
     add = commands.add_parser("run", help="decode and record")

@@ -44,7 +44,8 @@ def _key(row: dict[str, Any]) -> tuple[str, int, float, str, int]:
 
 
 def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None:
-    """Print a row a (data, T, B): by method, and the gain of `ours` over the best static tree and the best of all."""
+    """Print a row a (data, T, B): by method, and the gain of `ours` over the best static tree and over the best of RIVALS,
+    of the prompts that all these methods have."""
     names = [name for name in names if any(key[3] == name for key in values)]
     rivals = [[name for name in names if name in several] for several in (STATIC, RIVALS) if ours in names]
     rivals = [several for several in rivals if several]

@@ -96,7 +96,7 @@ def _read(path: str | os.PathLike[str]) -> Priors:
         raise UsageError("--priors", path, f"its entries are not {', '.join(TEXTS)}", remedy)
     try:
         return {text: _by_temperature(text, data[text]) for text in TEXTS}
-    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise UsageError("--priors", path, f"is no calibration ({error})", remedy) from error
 
 

@@ -16,6 +16,7 @@ from dynasurge.acceptance import Acceptance
 from dynasurge.config import Settings
 from dynasurge.costs import Costs
 from dynasurge.decoding import Verify
+from dynasurge.errors import UsageError
 from dynasurge.exchange import Trees
 from dynasurge.forest import FRONTIER, Layout, growmap_layout
 from dynasurge.growmap import load_growmap
@@ -50,6 +51,8 @@ def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
         assert growmap is not None, "Settings requires a growmap in sTree mode"
         return StaticShape(growmap)
     depth = growmap.depth if growmap is not None else settings.depth_bound
+    if depth < 1:
+        raise UsageError("--growmap", settings.growmap, "is a root alone", "name a deeper one, or use --mode auto")
     bounds: dict[str, Any] = {"budget": settings.budget, "max_depth": depth, "max_children": settings.max_children}
     if settings.T == 0 or settings.policy != "sampled":
         bounds["later_child"] = 1.0

@@ -229,6 +229,7 @@ def test_priors_that_a_file_holds_are_used(tmp_path: Path) -> None:
         (b"[]", "its entries are not topdown, traversal, greedy"),
         (b'{"topdown": {}}', "its entries are not topdown, traversal, greedy"),
         (priors(greedy=[]), "is no calibration"),
+        (json.dumps({text: [5] for text in TEXTS}), "is no calibration"),
         (priors().replace("0.6", "warm"), "is no calibration"),
         (priors().replace("0.6", "nan"), "topdown: is of no temperature"),
         (json.dumps({text: {} for text in TEXTS}), "topdown: is of no temperature"),

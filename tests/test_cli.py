@@ -14,7 +14,7 @@ from conftest import assert_one_line
 
 import dynasurge.demo
 import dynasurge.models
-from dynasurge import build_growmap, save_growmap
+from dynasurge import Growmap, build_growmap, save_growmap
 from dynasurge.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -344,6 +344,15 @@ def test_lossy_results_say_so(
 def test_the_reserved_rule_runs_on_a_static_tree(pair: list[str], prompts: str, growmap: str) -> None:
     flags = ["--mode", "sTree", "--growmap", growmap, "--use_bfs", "--etv", "reserved", "--T", "0.8", "--end", "2"]
     assert main([*pair, *FAST, "--dataset", prompts, *flags]) == 0
+
+
+def test_a_root_alone_bounds_no_dynamic_tree(
+    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_growmap(Growmap(parents=(-1,)), tmp_path / "root.pt")
+    flags = ["--mode", "dTree", "--growmap", str(tmp_path / "root.pt"), "--dataset", prompts]
+    assert main([*pair, *FAST, *flags]) == 2
+    assert "is a root alone; name a deeper one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("line", [b"garbage", b"", b"[1]", b'{"a": 1}', b"\xff\xfe", b"\x00"])

@@ -10,11 +10,13 @@ import promises
 import pytest
 import shards
 import statics
+import torch
 import trees
 import treetables
 import worth
 
 from dynasurge.costs import Costs
+from dynasurge.tree import TokenTree
 
 
 @pytest.mark.slow
@@ -68,6 +70,58 @@ def test_the_best_static_tree_is_the_one_that_accepts_most_or_is_fastest() -> No
     dear = Costs(widths=(1, 64), target_seconds=(1.0, 1.1), draft_seconds=(0.5, 0.5))
     assert statics.best_static(chosen, 12, dear).depth == 1, "a level costs half a target pass"
     assert statics.best_static(chosen, 64, dear).size - 1 == 64
+
+
+def test_hindsight_takes_the_likeliest_nodes_and_not_their_elder_siblings() -> None:
+    """Two siblings of which the younger is what the target wants: one or the other is always accepted, and hindsight has
+    room for both."""
+    tree = TokenTree(tokens=(0, 0, 1), parents=(-1, 0, 0), proposal=(1.0, 0.9, 1.0), point=(True, False, False))
+    p = torch.tensor([[0.05, 0.95]]).expand(3, -1)
+    hindsight = trees.Hindsight()
+    hindsight(tree, p, [torch.tensor([0.9, 0.1])] * 3, torch.Generator().manual_seed(0))
+    assert hindsight.sums[16] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("content", ["5", "{", "{}", '{"T0.6": {}}', '{"T0.6": {"vector": [0.5], "accepted": {}}}'])
+def test_what_was_not_chosen_is_one_line(
+    content: str, pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "chosen.json"
+    file.write_text(content)
+    flags = ["--data", prompts, "--T", "0.6", "--methods", "static", "--chosen", str(file)]
+    with pytest.raises(SystemExit) as caught:
+        trees.main(["run", *pair, *flags, "--output", str(tmp_path / "out")])
+    assert caught.value.code == 2
+    assert "make it with: trees.py choose" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_two_files_of_one_name_or_of_two_choices_are_not_mixed(
+    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen, common = tmp_path / "chosen.json", ["run", *pair, "--prompts", "0", "--T", "0.6", "--B", "16"]
+    with pytest.raises(SystemExit) as caught:
+        trees.main([*common, "--data", prompts, prompts, "--methods", "copies", "--output", str(tmp_path / "a")])
+    assert caught.value.code == 2
+    assert "rows go by the file's name" in capsys.readouterr().err
+    common += ["--data", prompts, "--chosen", str(chosen), "--output", str(tmp_path / "b")]
+    trees.main([*common, "--methods", "copies"])
+    chosen.write_text(json.dumps({"T0.6": {"vector": [0.6], "accepted": {"2x2": 1.0}}}))
+    with pytest.raises(SystemExit) as caught:
+        trees.main([*common, "--methods", "static"])
+    assert caught.value.code == 2
+    assert "made with chosen none" in capsys.readouterr().err
+
+
+def test_ours_are_compared_with_the_better_static_tree_and_the_best_peer(capsys: pytest.CaptureFixture[str]) -> None:
+    rates = {"static": 1.0, "fast static": 2.0, "DySpec": 4.0, "copies": 8.0, "default": 5.0}
+    values = {("x", 0, 0.6, name, 16): (rate, 1.0) for name, rate in rates.items()}
+    treetables._compare(values, "default", treetables.NAMES, ".0f")
+    row = capsys.readouterr().out.splitlines()[-1].split(" | ")
+    assert row[-2].startswith("+150.0%")
+    assert row[-2].endswith("(fast static)")
+    assert row[-1].startswith("+25.0%")
+    assert "(DySpec)" in row[-1]
 
 
 def test_a_prompt_weighs_as_much_as_there_is_of_it() -> None:
