@@ -68,7 +68,7 @@ def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None
 def _by_kind(rows: Sequence[dict[str, Any]], accepted: Values) -> None:
     """Print a row a (data, kind of prompt, T): what the text's own continuations bring, all B together."""
     kinds = {(row["data"], row["index"]): row["kind"] or "all" for row in rows}
-    print("\n| prompts | kind | T | n | steps | learned | copies | gain |\n" + "|---" * 8 + "|")
+    out = ["\n| prompts | kind | T | n | steps | learned | copies | gain |\n" + "|---" * 8 + "|"]
     for data, T in sorted({(data, T) for data, _, T, _, _ in accepted}):
         for kind in sorted({name for (d, _), name in kinds.items() if d == data}):
             mine = {key: value for key, value in accepted.items() if kinds[key[:2]] == kind}
@@ -77,13 +77,17 @@ def _by_kind(rows: Sequence[dict[str, Any]], accepted: Values) -> None:
             if found is not None:
                 a, b = (np.sum([found[name, B] for B in BUDGETS], axis=0) for name in ("learned", "copies"))
                 numbers = f"{a[:, 1].sum():.0f} | {rate(a, 2):.3f} | {rate(b, 2):.3f} | {gained(a, b)}"
-                print(f"| {data} | {kind} | {T:g} | {len(a)} | {numbers} |")
+                out.append(f"| {data} | {kind} | {T:g} | {len(a)} | {numbers} |")
+    _print(out, "`learned` and `copies` at every B")
 
 
 def _adapted(speeds: Values) -> None:
     """Print a row a (data, T): `auto`, which was told no B, beside the best B."""
-    print("\n| prompts | T | n | no tree | best B | its speed | auto | over the best B | over no tree |")
-    print("|---" * 9 + "|")
+    out = [
+        "\n| prompts | T | n | no tree | best B | its speed | auto | over the best B | over no tree |\n"
+        + "|---" * 9
+        + "|"
+    ]
     for data, T in _rows(speeds):
         fixed: dict[Any, tuple[str, int]] = {budget: ("default", budget) for budget in BUDGETS}
         found = _paired(speeds, data, T, fixed | {"auto": ("auto", 0), "no tree": ("no tree", 0)})
@@ -93,7 +97,13 @@ def _adapted(speeds: Values) -> None:
         own, alone = found["auto"], found["no tree"]
         cells = [data, f"{T:g}", str(len(own)), f"{rate(alone, 2):.0f}", str(best), f"{rate(found[best], 2):.0f}"]
         cells += [f"{rate(own, 2):.0f}", gained(found[best], own), gained(alone, own)]
-        print(f"| {' | '.join(cells)} |")
+        out.append(f"| {' | '.join(cells)} |")
+    _print(out, "`no tree`, `auto`, and `default` at every B")
+
+
+def _print(table: Sequence[str], needs: str) -> None:
+    """Print a table, or what it lacks."""
+    print("\n".join(table) if len(table) > 1 else f"\n(no prompt has {needs})")
 
 
 def _rows(values: Values) -> list[tuple[str, float]]:

@@ -67,7 +67,12 @@ def guarded(command: Callable[[], int], stopped: str) -> int:
     """Run a command and return its exit code. What the user can mend costs one line, and so does Ctrl-C: `stopped` says
     what that left behind."""
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output has enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

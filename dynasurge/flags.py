@@ -58,7 +58,7 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
     add(
         "--compile",
         action="store_true",
-        help="on a GPU: let torch.compile fuse small kernels before steps are captured; takes a minute or two at the start",
+        help="on a GPU: let torch.compile fuse small kernels before steps are captured, which takes two to four minutes",
     )
     add("--T", type=float, default=DEFAULTS["T"], metavar="X", help=f"temperature; 0 is greedy {default}")
     add("--P", type=float, default=DEFAULTS["P"], metavar="X", help=f"top-p, in (0, 1]; 1 keeps every token {default}")
