@@ -47,9 +47,9 @@ def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None
     """Print a row a (data, T, B): by method, and the gain of `ours` over the best static tree and over the best of RIVALS,
     of the prompts that all these methods have."""
     names = [name for name in names if any(key[3] == name for key in values)]
-    rivals = [[name for name in names if name in several] for several in (STATIC, RIVALS) if ours in names]
-    rivals = [several for several in rivals if several]
-    gains = [f"`{ours}` over the best static", "over the best other"][-len(rivals) :] if rivals else []
+    heads = {f"`{ours}` over the best static": STATIC, "over the best other": RIVALS} if ours in names else {}
+    there = {head: [name for name in names if name in several] for head, several in heads.items()}
+    gains = {head: several for head, several in there.items() if several}
     print(f"\n| {' | '.join(['prompts', 'T', 'B', 'n', *names, *gains])} |")
     print("|---" * (4 + len(names) + len(gains)) + "|")
     for data, T in _rows(values):
@@ -59,7 +59,7 @@ def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None
                 continue
             cells = [data, f"{T:g}", str(budget), str(len(found[names[0]]))]
             cells += [f"{rate(found[name], 2):{form}}" for name in names]
-            for several in rivals:
+            for several in gains.values():
                 best = max(several, key=lambda name: float(rate(found[name], 2)))
                 cells.append(f"{gained(found[best], found[ours])} ({best})")
             print(f"| {' | '.join(cells)} |")
@@ -68,7 +68,7 @@ def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None
 def _by_kind(rows: Sequence[dict[str, Any]], accepted: Values) -> None:
     """Print a row a (data, kind of prompt, T): what the text's own continuations bring, all B together."""
     kinds = {(row["data"], row["index"]): row["kind"] or "all" for row in rows}
-    out = ["\n| prompts | kind | T | n | steps | learned | copies | gain |\n" + "|---" * 8 + "|"]
+    out = []
     for data, T in sorted({(data, T) for data, _, T, _, _ in accepted}):
         for kind in sorted({name for (d, _), name in kinds.items() if d == data}):
             mine = {key: value for key, value in accepted.items() if kinds[key[:2]] == kind}
@@ -78,16 +78,12 @@ def _by_kind(rows: Sequence[dict[str, Any]], accepted: Values) -> None:
                 a, b = (np.sum([found[name, B] for B in BUDGETS], axis=0) for name in ("learned", "copies"))
                 numbers = f"{a[:, 1].sum():.0f} | {rate(a, 2):.3f} | {rate(b, 2):.3f} | {gained(a, b)}"
                 out.append(f"| {data} | {kind} | {T:g} | {len(a)} | {numbers} |")
-    _print(out, "`learned` and `copies` at every B")
+    _print("| prompts | kind | T | n | steps | learned | copies | gain |", out, "`learned` and `copies` at every B")
 
 
 def _adapted(speeds: Values) -> None:
     """Print a row a (data, T): `auto`, which was told no B, beside the best B."""
-    out = [
-        "\n| prompts | T | n | no tree | best B | its speed | auto | over the best B | over no tree |\n"
-        + "|---" * 9
-        + "|"
-    ]
+    out = []
     for data, T in _rows(speeds):
         fixed: dict[Any, tuple[str, int]] = {budget: ("default", budget) for budget in BUDGETS}
         found = _paired(speeds, data, T, fixed | {"auto": ("auto", 0), "no tree": ("no tree", 0)})
@@ -98,12 +94,14 @@ def _adapted(speeds: Values) -> None:
         cells = [data, f"{T:g}", str(len(own)), f"{rate(alone, 2):.0f}", str(best), f"{rate(found[best], 2):.0f}"]
         cells += [f"{rate(own, 2):.0f}", gained(found[best], own), gained(alone, own)]
         out.append(f"| {' | '.join(cells)} |")
-    _print(out, "`no tree`, `auto`, and `default` at every B")
+    head = "| prompts | T | n | no tree | best B | its speed | auto | over the best B | over no tree |"
+    _print(head, out, "`no tree`, `auto`, and `default` at every B")
 
 
-def _print(table: Sequence[str], needs: str) -> None:
+def _print(head: str, rows: Sequence[str], needs: str) -> None:
     """Print a table, or what it lacks."""
-    print("\n".join(table) if len(table) > 1 else f"\n(no prompt has {needs})")
+    rule = "|---" * (head.count("|") - 1) + "|"
+    print("\n".join(["", head, rule, *rows]) if rows else f"\n(no prompt has {needs})")
 
 
 def _rows(values: Values) -> list[tuple[str, float]]:
