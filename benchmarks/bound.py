@@ -36,7 +36,7 @@ def main() -> None:
     print("| T | k | " + " | ".join(f"{policy}: top-down, bound" for policy in POLICIES) + " | nodes |")
     print("|---|---|" + "---|" * (len(POLICIES) + 1))
     for T in args.T:
-        session = Session(pair, Settings(mode="auto", T=T))
+        session = Session(pair, Settings(mode="auto", T=T, prompt_len=128))
         nodes: list[tuple[torch.Tensor, torch.Tensor]] = []
         for prompt in tqdm(load_prompts(args.data, 0, args.prompts), disable=None):
             result = session.generate(session.encode(prompt.text), index=prompt.index)

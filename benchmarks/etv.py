@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     pair = load_pair(args.draft, args.target)
     plan = shapes(args.growmap, args.policy)
-    common = {"new_tokens": args.new_tokens, "M": 1024, "draft": args.draft, "target": args.target}
+    common = {"new_tokens": args.new_tokens, "prompt_len": 128, "draft": args.draft, "target": args.target}
     settings = {(T, label): Settings(T=T, **common, **own) for T in args.T for label, own in plan.items()}
     engines = make_engines(pair, list(settings.values()))
     shard = Shard(args, ("data", "index", "T", "shape", "rule"))

@@ -116,7 +116,10 @@ def memory(device: torch.device) -> int:
 
 def steps(pair: Pair, compiled: bool, new_tokens: int, T: float) -> None:
     """Where the time of a step goes, on the bundled prompts; medians over steps."""
-    plan = {name: Settings(T=T, M=1024, new_tokens=new_tokens, compile=compiled, **own) for name, own in TREES.items()}
+    plan = {
+        name: Settings(T=T, prompt_len=128, new_tokens=new_tokens, compile=compiled, **own)
+        for name, own in TREES.items()
+    }
     engines = make_engines(pair, list(plan.values()))
     sessions = {name: Session(pair, settings, engines=engines) for name, settings in plan.items()}
     seconds = sum(session.capture_seconds for session in sessions.values())
@@ -142,7 +145,7 @@ def steps(pair: Pair, compiled: bool, new_tokens: int, T: float) -> None:
 
 def growth(pair: Pair, compiled: bool, count: int) -> None:
     """Memory before and after so many steps: a GPU's, else the largest the process ever had."""
-    settings = Settings(T=1.0, M=1024, new_tokens=256, B=32, fill=True, use_bfs=True, compile=compiled)
+    settings = Settings(T=1.0, prompt_len=128, new_tokens=256, B=32, fill=True, use_bfs=True, compile=compiled)
     session = Session(pair, settings)
     ids = session.encode(load_prompts("demo", 0, 1)[0].text)
     session.generate(ids)

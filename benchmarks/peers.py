@@ -197,7 +197,7 @@ def run(args: argparse.Namespace) -> None:
     shard, warm = Shard(args, ("data", "index", "T", "method")), set()
     torch.set_num_threads(args.threads)
     pair = load_wide(args.draft, args.target, args.shape)
-    shared = {"M": 512, "new_tokens": args.new_tokens, "prompt_len": args.prompt_len, "compile": args.compile}
+    shared = {"new_tokens": args.new_tokens, "prompt_len": args.prompt_len, "compile": args.compile}
     settings = {}
     for T in args.T:
         growmap = args.output / f"sequoia-T{T:g}-B{args.B}.pt"

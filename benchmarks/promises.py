@@ -71,7 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--priors", help="judge this file's instead of those that ship")
     args = parser.parse_args(argv)
     pair = load_pair(args.draft, args.target)
-    common: dict[str, Any] = {"draft": args.draft, "target": args.target, "M": 1024, "new_tokens": args.new_tokens}
+    common: dict[str, Any] = {
+        "draft": args.draft,
+        "target": args.target,
+        "prompt_len": 128,
+        "new_tokens": args.new_tokens,
+    }
     for T in args.T:
         grown = Settings(T=T, B=args.B, fill=True, use_bfs=not args.topdown, priors=args.priors, **common)
         alone = Settings(T=T, mode="auto", **common)

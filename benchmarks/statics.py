@@ -66,7 +66,10 @@ def choose(args: argparse.Namespace) -> None:
 
 def acceptance_vector(pair: Pair, prompts: Any, T: float, k: int = 16) -> list[float]:
     """How often the child of each rank is accepted top-down, on text that the target wrote."""
-    session, generator = Session(pair, Settings(mode="auto", T=T, new_tokens=64)), torch.Generator().manual_seed(0)
+    session, generator = (
+        Session(pair, Settings(mode="auto", T=T, prompt_len=128, new_tokens=64)),
+        torch.Generator().manual_seed(0),
+    )
     total, count = torch.zeros(k), 0
     for prompt in prompts:
         ids = session.encode(prompt.text)
@@ -115,6 +118,11 @@ def best_static(chosen: Chosen, budget: int, costs: Costs | None = None) -> Grow
 
 def settings_of(args: argparse.Namespace, T: float, **own: Any) -> Settings:
     """Settings of a run, at T."""
-    shared: dict[str, Any] = {"draft": args.draft, "target": args.target, "M": 1024, "new_tokens": args.new_tokens}
+    shared: dict[str, Any] = {
+        "draft": args.draft,
+        "target": args.target,
+        "prompt_len": 128,
+        "new_tokens": args.new_tokens,
+    }
     shared |= {"use_bfs": True, "compile": getattr(args, "compile", False)}
     return Settings(T=T, **(shared | own))

@@ -44,7 +44,8 @@ def measure(pair: Pair, args: argparse.Namespace, T: float) -> list[dict[str, np
     """By sibling rank: prompt number, acceptance given the refusal of elder ones, the chance of that, and features."""
     generator = torch.Generator().manual_seed(0)
     session = Session(
-        pair, Settings(draft=args.draft, target=args.target, mode="auto", T=T, new_tokens=args.new_tokens)
+        pair,
+        Settings(draft=args.draft, target=args.target, mode="auto", T=T, prompt_len=128, new_tokens=args.new_tokens),
     )
     found: list[dict[str, list[torch.Tensor]]] = [defaultdict(list) for _ in NAMES]
     prompts = [prompt for data in args.data for prompt in load_prompts(data, args.start, args.end)]

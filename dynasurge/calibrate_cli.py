@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from dynasurge.acceptance import load_priors
 from dynasurge.calibration import calibrate, rounds
-from dynasurge.config import DEMO, Settings
+from dynasurge.config import DEMO, STUDY_PROMPT, Settings
 from dynasurge.costs import Costs
 from dynasurge.data import load_prompts
 from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
-from dynasurge.flags import Parser, model_flags
+from dynasurge.flags import Parser, model_flags, pair_options
 from dynasurge.generation import make_engines
 from dynasurge.latency import ROUNDS, cache_file, load_costs, widths_of
 from dynasurge.models import load_pair
@@ -48,8 +48,8 @@ def _latency(arguments: Sequence[str]) -> None:
     )
     model_flags(parser)
     args = parser.parse_args(arguments)
-    pair = load_pair(args.draft, args.target, dtype=args.dtype, device=args.device)
-    engines = make_engines(pair, [Settings()])
+    pair = load_pair(**pair_options(args))
+    engines = make_engines(pair, [Settings(prompt_len=STUDY_PROMPT)])
     assert engines.draft is not None
     path = cache_file(engines.target, engines.draft)
     rounds = 1 if engines.target.captures else ROUNDS  # captured steps are repeated width by width
@@ -93,7 +93,7 @@ def _acceptance(arguments: Sequence[str]) -> None:
     start, prompts = load_priors(args.priors), load_prompts(args.data)
     try:
         with write_whole(args.file) as partial:
-            pair = load_pair(args.draft, args.target, dtype=args.dtype, device=args.device)
+            pair = load_pair(**pair_options(args))
             with tqdm(total=len(rounds()) * len(prompts), unit="prompt", disable=None, dynamic_ncols=True) as bar:
                 curves = calibrate(pair, prompts, start, bar.update)
             partial.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")

@@ -26,7 +26,7 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from dynasurge.acceptance import COUNTED, SAMPLED, TEXTS, Acceptance, Curve, Priors, curves_at
-from dynasurge.config import Policy, Settings
+from dynasurge.config import STUDY_PROMPT, Policy, Settings
 from dynasurge.data import Prompt
 from dynasurge.generation import Session, make_engines
 from dynasurge.models import Pair
@@ -112,7 +112,15 @@ def _curves(
     recorder = Recorder(prior)
     policies: tuple[Policy, ...] = ("topk",) if text == "greedy" else ("sampled", "hybrid")
     plan = [
-        Settings(T=T, B=BUDGET, M=512, fill=True, policy=policy, use_bfs=text == "traversal", new_tokens=64)
+        Settings(
+            T=T,
+            B=BUDGET,
+            fill=True,
+            policy=policy,
+            use_bfs=text == "traversal",
+            prompt_len=STUDY_PROMPT,
+            new_tokens=64,
+        )
         for policy in policies
     ]
     engines = make_engines(pair, plan)

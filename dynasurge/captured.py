@@ -84,7 +84,6 @@ class CapturedDecoder:
             )
         for engine in (target, draft):
             if engine is not None:
-                engine.extend([0])  # allocates its cache
                 engine.reset()
         graphs = Graphs(device)
         self._grow = [graphs.capture(self._root)] if trees is not None else []

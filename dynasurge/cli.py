@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynasurge.config import MODES, Settings
 from dynasurge.errors import UsageError
-from dynasurge.flags import DEFAULTS, Parser, common_flags, growmaps_flag
+from dynasurge.flags import DEFAULTS, Parser, common_flags, growmaps_flag, pair_options
 from dynasurge.grid import AXES, grid
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
 
     for settings in plan:
         shape = make_shape(settings)
-        settings.check_room(shape.max_nodes if shape else 0)
+        settings.check_room(args.prompt_len, shape.max_nodes if shape else 0)
         load_priors(settings.priors)
     if not 1 <= args.min_prompt_len <= args.prompt_len:
         reason = f"outside 1 .. --prompt-len {args.prompt_len}, what prompts are cut to"
@@ -168,7 +168,7 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
     from dynasurge.evaluation import Evaluation
     from dynasurge.models import load_pair
 
-    pair = load_pair(args.draft, args.target, dtype=args.dtype, device=device, device_map=args.device_map)
+    pair = load_pair(**pair_options(args) | {"device": device}, device_map=args.device_map)
     with Evaluation(pair, plan, data, output, min_prompt_len=args.min_prompt_len, processes=processes) as evaluation:
         silent = None if processes.main else True
         if processes.main:
@@ -182,6 +182,8 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
         if not processes.main:
             return 0
         for line in report.skipped(evaluation.skipped, data, args.min_prompt_len):
+            print(line)
+        for line in report.cut(evaluation.cut, data, args.prompt_len):
             print(line)
         written = close(args, evaluation, report.about(pair, ", ".join(datasets), evaluation.skipped))
     if output is not None:

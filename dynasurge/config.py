@@ -1,7 +1,9 @@
-"""Settings: one frozen dataclass shared by the command line, the notebooks and papermill's parameters.
+"""Settings: one frozen dataclass shared by the command line, the notebooks and papermill's
+parameters.
 
-A `Settings` object that exists is valid: every field is checked on construction, and a wrong one raises `UsageError` with
-the flag, the value and the remedy. What can only be checked against files, models or data is checked where those load.
+A `Settings` object that exists is valid: every field is checked on construction, and a wrong one
+raises `UsageError` with the flag, the value and the remedy. What can only be checked against files,
+models or data is checked where those load.
 """
 
 from __future__ import annotations
@@ -26,17 +28,24 @@ ETVS: tuple[str, ...] = get_args(Etv)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEMO = "demo"
 AUTO_NODES, AUTO_DEPTH = 128, 16
+STUDY_PROMPT, STUDY_ROWS = 128, 384  # prompt_len and M of the study, and of the command
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to decode. Field names are the command's flags; see `dynasurge --help` for what each means."""
+    """How to decode. Field names are the command's flags; see `dynasurge --help` for what each
+    means.
+
+    prompt_len: prompts given as text are cut to so many tokens, None reads them whole; M: cache
+    rows, None for as many as prompt, new tokens and tree need. None is the default of both here,
+    not of the command.
+    """
 
     draft: str = DEMO
     target: str = DEMO
     T: float = 0.6
     P: float = 1.0
-    M: int = 384
+    M: int | None = None
     mode: Mode = "dTree"
     growmap: str | None = None
     B: int | Literal["auto"] = "auto"
@@ -50,12 +59,13 @@ class Settings:
     max_depth: int | None = None
     max_children: int = 8
     seed: int = 0
-    prompt_len: int = 128
+    prompt_len: int | None = None
     new_tokens: int = 128
     dtype: str = "auto"
     device: str = "auto"
     device_map: str | None = None
     compile: bool = False
+    trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
         _one_of("--mode", self.mode, MODES)
@@ -67,8 +77,9 @@ class Settings:
         _finite("--T", self.T, self.T == 0 or self.T > 1e-30, "is too small to divide by", "use --T 0 for greedy text")
         object.__setattr__(self, "T", self.T + 0.0)  # -0 is 0, and has its hash
         _finite("--P", self.P, 0 < self.P <= 1, "top-p lies in (0, 1]", "use --P 1.0 to keep every token")
-        for name, example in (("M", 384), ("max_children", 8)):
-            at_least(name, getattr(self, name), 1, example)
+        for name, example in (("M", 384), ("max_children", 8), ("prompt_len", 128), ("new_tokens", 128)):
+            if (value := getattr(self, name)) is not None:
+                at_least(name, value, 1, example)
         if self.B != "auto":
             if not isinstance(self.B, int):
                 raise UsageError("--B", self.B, "neither a whole number nor auto", "try --B 8")
@@ -81,8 +92,6 @@ class Settings:
             raise UsageError("--priors", self.priors, "--values own asks the draft alone", "leave one of the two out")
         if self.max_depth is not None:
             at_least("max_depth", self.max_depth, 1, 4)
-        for name in ("prompt_len", "new_tokens"):
-            at_least(name, getattr(self, name), 1, 128)
         if not 0 <= self.seed < 2**63:
             raise UsageError("--seed", self.seed, "outside 0 .. 2^63-1", "use --seed 0")
         if self.mode == "sTree" and self.growmap is None:
@@ -102,7 +111,8 @@ class Settings:
 
     @property
     def label(self) -> str:
-        """A short name for tables and figures: mode, tree and rule. Settings may differ in other fields and share it."""
+        """A short name for tables and figures: mode, tree and rule. Settings may differ in other
+        fields and share it."""
         label: str = self.mode
         if self.mode == "sTree":
             label += f" {growmap_name(self.growmap or '')}"
@@ -119,7 +129,8 @@ class Settings:
 
     @property
     def lossless(self) -> bool:
-        """Whether the text has the target's own distribution: always, but for the prototype's rule."""
+        """Whether the text has the target's own distribution: always, but for the prototype's
+        rule."""
         return self.rule != "bfs"
 
     @property
@@ -129,25 +140,30 @@ class Settings:
 
     @property
     def budget(self) -> int:
-        """At most so many nodes a dynamic tree; `auto` is what fits in M, and never more than AUTO_NODES."""
-        return self.B if self.B != "auto" else max(1, min(AUTO_NODES, self.M - self.prompt_len - self.new_tokens))
+        """At most so many nodes a dynamic tree; `auto` is what fits in M, and never more than
+        AUTO_NODES."""
+        if self.B != "auto":
+            return self.B
+        left = AUTO_NODES if self.M is None else self.M - (self.prompt_len or 0) - self.new_tokens
+        return max(1, min(AUTO_NODES, left))
 
     @property
     def depth_bound(self) -> int:
         """Levels a dynamic tree may have when no growmap bounds it."""
         return self.max_depth if self.max_depth is not None else AUTO_DEPTH
 
-    def check_room(self, tree_nodes: int) -> None:
-        """Raise UsageError unless a prompt, what is generated after it, and a tree fit in M cache rows together.
+    def check_room(self, prompt: int, tree_nodes: int) -> None:
+        """Raise UsageError unless a prompt of so many tokens, what is generated after it, and a
+        tree fit in M cache rows.
 
         tree_nodes: the drafted nodes of the largest tree; its root is one of the generated tokens.
         """
-        need = self.prompt_len + self.new_tokens + tree_nodes
-        if need > self.M:
+        need = prompt + self.new_tokens + tree_nodes
+        if self.M is not None and need > self.M:
             raise UsageError(
                 "--M",
                 self.M,
-                f"{self.prompt_len} prompt + {self.new_tokens} new tokens + a tree of {tree_nodes} need {need} rows",
+                f"{prompt} prompt + {self.new_tokens} new tokens + a tree of {tree_nodes} need {need} rows",
                 f"use --M {need}, or smaller --prompt-len, --new-tokens or tree",
             )
 

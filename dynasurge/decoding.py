@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from dynasurge import sampling
-from dynasurge.drafting import Draft, Drafter, TreeEngine, bare, read_on
+from dynasurge.drafting import FAR, Draft, Drafter, TreeEngine, bare, read_on
 from dynasurge.faults import no_numbers, shrinking
 from dynasurge.tree import TokenTree
 from dynasurge.verification import Rows, Verdict, reach
@@ -50,7 +50,6 @@ class StepRecord:
         return len(self.path)
 
 
-FAR = 1 << 30  # tokens that a text goes on for
 Verify = Callable[[TokenTree, Rows, Sequence[torch.Tensor], torch.Generator], Verdict]
 
 

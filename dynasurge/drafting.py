@@ -1,22 +1,24 @@
 """Drafting: growing a token tree level by level, static or dynamic.
 
-One draft pass scores a whole level. Its nodes' children are then proposed, and a *shape* decides how many children each
-node may get, which of all the slots proposed so far stay, and whether another level is worth its pass (shapes.py). The
-slots' values come from `Acceptance` (acceptance.py), which this prompt's own steps teach.
+One draft pass scores a whole level. Its nodes' children are then proposed, and a *shape* decides
+how many children each node may get, which of all the slots proposed so far stay, and whether
+another level is worth its pass (shapes.py). The slots' values come from `Acceptance`
+(acceptance.py), which this prompt's own steps teach.
 
-Why a shape may drop slots at all: a slot's value is settled before its token is drawn, and never exceeds its parent's
-or its elder sibling's. So keeping the B best of a wide frontier draws the same law as growing the best slot one at a
-time, in fewer passes; and that a slot stays is decided by values alone, never by the token it turned out to have: the
-tree is properly drawn (docs/verification.md).
+Why a shape may drop slots at all: a slot's value is settled before its token is drawn, and never
+exceeds its parent's or its elder sibling's. So keeping the B best of a wide frontier draws the same
+law as growing the best slot one at a time, in fewer passes; and that a slot stays is decided by
+values alone, never by the token it turned out to have: the tree is properly drawn
+(docs/verification.md).
 
-The draft keeps its cache across steps: rows of accepted nodes are committed, and tokens that the draft has not read yet
-(the bonus, the last level's) are read at the start of the next step.
+The draft keeps its cache across steps: rows of accepted nodes are committed, and tokens that the
+draft has not read yet (the bonus, the last level's) are read at the start of the next step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -29,9 +31,12 @@ from dynasurge.policies import Child, Policy, Wish, copied
 from dynasurge.shapes import NO_DISTRIBUTION, Shape, Slot
 from dynasurge.tree import TokenTree
 
+FAR = 1 << 60  # tokens: a text that does not end
+
 
 class TreeEngine(Protocol):
-    """What decoding needs of an engine (see engine.py); the exactness tests put tables of probabilities behind it."""
+    """What decoding needs of an engine (see engine.py); the exactness tests put tables of
+    probabilities behind it."""
 
     @property
     def device(self) -> torch.device: ...
@@ -44,8 +49,8 @@ class TreeEngine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A drawn tree and the distributions its sampled children were drawn from: q[u] is float [V], empty where there are
-    none.
+    """A drawn tree and the distributions its sampled children were drawn from: q[u] is float [V],
+    empty where there are none.
 
     slots: where each node came from; passes: how often the draft was run.
     """
@@ -57,7 +62,8 @@ class Draft:
 
     @property
     def confidence(self) -> float:
-        """The mean probability that the draft gave the tokens it proposed first at a node; NaN if it proposed none."""
+        """The mean probability that the draft gave the tokens it proposed first at a node; NaN if
+        it proposed none."""
         own = [
             slot.x for slot in self.slots if slot.rank == 0 and slot.kind.startswith(("first", "point")) and slot.depth
         ]
@@ -65,7 +71,8 @@ class Draft:
 
 
 class Drafter:
-    """Grows one tree a step, and keeps the draft model's cache and the estimate of acceptance in step with the text."""
+    """Grows one tree a step, and keeps the draft model's cache and the estimate of acceptance in
+    step with the text."""
 
     def __init__(
         self,
@@ -77,34 +84,44 @@ class Drafter:
         *,
         T: float,
         P: float,
+        readable: Callable[[int], int] = lambda prompt: FAR,
     ) -> None:
+        """readable: how many positions of a text the draft can read, by the tokens of its prompt;
+        behind these, nothing is drafted, only copied."""
+        self._readable, self._limit = readable, FAR
         self._engine, self._shape, self._policy = engine, shape, policy
         self._acceptance, self._lookup = acceptance, lookup
         self._T, self._P = T, P
 
     def start(self, text: Sequence[int]) -> None:
-        """Read what is new of a prompt (all but its last token) ahead of the first tree, forget what the last taught."""
+        """Read what is new of a prompt (all but its last token) ahead of the first tree, forget
+        what the last taught."""
         self._acceptance.reset()
         self._shape.reset()
         if self._lookup is not None:
             self._lookup.reset()
-        read_on(self._engine, text)
+        self._limit = self._readable(len(text) + 1)
+        if len(text) <= self._limit:
+            read_on(self._engine, text)
 
     def grow(self, text: Sequence[int], generator: torch.Generator, max_depth: int) -> Draft:
         """Draft a tree that continues `text`, at most `max_depth` levels of it (at least one)."""
         if self._shape.rests():
             return bare(text[-1])
         pool = [_root(text[-1])]
-        level, kept, passes = [0], [0], 1
-        q = sampling.to_proposal(self._engine.extend(text[self._engine.length :])[None], self._T, self._P)
+        level, kept, passes = [0], [0], 0
         if self._lookup is not None:
             self._lookup.read(text)
         last = min(max_depth, self._shape.max_depth)
-        for depth in range(1, last + 1):
+        drafted = min(last, self._limit - len(text) + 1)  # a level is drafted by reading the one above
+        if drafted > 0:
+            q = sampling.to_proposal(self._engine.extend(text[self._engine.length :])[None], self._T, self._P)
+            passes = 1
+        for depth in range(1, drafted + 1):
             self._propose(pool, level, q, generator)
             kept = self._shape.keep(pool)
             level = self._shape.expand(pool, kept, [index for index in kept if pool[index].depth == depth])
-            if not level or depth == last:
+            if not level or depth == drafted:
                 break
             q = self._score(pool, level)
             passes += 1
@@ -113,8 +130,9 @@ class Drafter:
         return _assemble(pool, kept, passes)
 
     def learn(self, draft: Draft, path: Sequence[int], reach: Sequence[float], *, keep: bool = True) -> None:
-        """Commit the accepted path's cache rows, unless the text goes on otherwise (not `keep`), and observe how every
-        child fared. reach[u]: the probability that the rule had of accepting node u."""
+        """Commit the accepted path's cache rows, unless the text goes on otherwise (not `keep`),
+        and observe how every child fared. reach[u]: the probability that the rule had of accepting
+        node u."""
         rows = [draft.slots[node].row for node in path] if keep else []
         self._engine.commit([row for row in rows if row is not None])  # none where nothing was drafted
         teach(self._acceptance, draft, reach)
@@ -167,7 +185,8 @@ class Drafter:
         return wish if found is None else replace(wish, copy=found[0], match=float(found[1]))
 
     def _copy(self, pool: list[Slot], kept: list[int], max_depth: int) -> list[int]:
-        """Extend leaves by what followed them earlier in the text: levels that need no draft pass."""
+        """Extend leaves by what followed them earlier in the text: levels that need no draft
+        pass."""
         if self._lookup is None:
             return kept
         level = [index for index in kept if not pool[index].q.numel()]

@@ -34,11 +34,14 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from dynasurge.compatibility import check_model
 from dynasurge.config import DEMO, Settings
 from dynasurge.errors import UsageError
 from dynasurge.generation import Engines, Session
-from dynasurge.models import Pair, check_pair, load_model
+from dynasurge.loading import load_model
+from dynasurge.models import Pair, check_pair
 from dynasurge.parts import make_shape
+from dynasurge.self_test import self_test
 
 GENERATES_OWN = {  # what `generate` is told, by the field of Settings it decides
     "T": "temperature=",
@@ -81,14 +84,25 @@ class TreeGenerate:
 
     def __init__(self, draft: str | PreTrainedModel, settings: Settings) -> None:
         self._draft, self._settings = draft, settings
-        shape = make_shape(settings)
-        self._nodes = shape.max_nodes if shape is not None else 0
+        make_shape(settings)  # a bad growmap is refused now
         self._pair: Pair | None = None
         self._engines: Engines | None = None
         self._room = 0  # tokens of text that the engines hold
         self._fits: tuple[Any, ...] = ()  # the target's dtype, device and vocabulary when the pair was made
         self._owner: int | None = None  # the thread that decodes with it
         self._lock = threading.Lock()
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of a call. `generate` asks for it before it builds stopping criteria, and fails there with a line that is
+        no help: stop strings need a tokenizer, which it does not keep for a loop of another's. So they are refused here.
+        """
+        stop_strings = _asked_for_stop_strings()
+        if stop_strings:
+            reason = "generate hands no tokenizer to a custom_generate"
+            remedy = "pass stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)], of transformers"
+            raise UsageError("stop_strings", stop_strings, reason, remedy)
+        return inspect.signature(self.__call__)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has a lock of its own."""
@@ -111,6 +125,7 @@ class TreeGenerate:
         Calls from several threads take turns. Raises UsageError for what it can't honour.
         """
         streamer, assistant = _callers("streamer", "assistant_model")
+        check_model("--target", str(model.name_or_path) or type(model).__name__, model)
         _refuse_inputs(input_ids, model_kwargs, generation_config)
         known = model.config.get_text_config().vocab_size
         if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < known:
@@ -166,28 +181,31 @@ class TreeGenerate:
         if pair is None or pair.target is not model or self._fits != fits:
             pair, self._room, self._fits = self._fit(model), 0, fits
         seed = int(torch.randint(2**63 - 1, ())) if T > 0 else 0
-        own: dict[str, Any] = {"T": T, "P": P, "seed": seed, "prompt_len": prompt, "new_tokens": length - prompt}
-        settings = dataclasses.replace(self._settings, M=length + self._nodes, **own)
+        own: dict[str, Any] = {"T": T, "P": P, "seed": seed, "new_tokens": length - prompt}
+        settings = dataclasses.replace(self._settings, **own)
         engines = self._engines if self._room >= length else None
-        session = Session(pair, settings, engines=engines)
+        session = Session(pair, settings, engines=engines, longest=prompt)
         if engines is None:
             self._pair, self._engines, self._room = pair, session.engines, length
         return session
 
     def _fit(self, model: PreTrainedModel) -> Pair:
         """The draft beside this target, which it must fit. Raises UsageError."""
-        target, name = str(model.name_or_path), self._settings.draft
+        target, name = str(model.name_or_path) or type(model).__name__, self._settings.draft
         draft, tokenizer = (
-            load_model("--draft", name, model.dtype)
+            load_model("--draft", name, model.dtype, trust_remote_code=self._settings.trust_remote_code)
             if isinstance(self._draft, str)
             else (self._draft, _beside(self._draft))
         )
         targets = _beside(model)
         # Where either tokenizer is missing, the sizes of the vocabularies must do.
-        check_pair(name, draft, tokenizer if targets is not None else None, target, model, cast(Any, targets))
+        shared = check_pair(name, draft, tokenizer, target, model, targets)
         torch.nn.Module.to(draft, model.device).eval()
+        self_test("--draft", name, draft)
+        self_test("--target", target, model)
         # Decoding speaks token ids: nobody asks this pair's tokenizer.
-        return Pair(draft=draft, target=model, tokenizer=cast(Any, targets), draft_name=name, target_name=target)
+        tokenizer = cast(PreTrainedTokenizerBase, targets)
+        return Pair(draft=draft, target=model, tokenizer=tokenizer, draft_name=name, target_name=target, shared=shared)
 
 
 def _beside(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
@@ -206,6 +224,20 @@ def _callers(*names: str) -> list[Any]:
         frame = frame.f_back if frame is not None else None
     found = frame.f_locals if frame is not None else {}
     return [found.get(name) for name in names]
+
+
+def _asked_for_stop_strings() -> Any:
+    """What the `generate` that is running, if one is, was asked to stop at."""
+    frame = inspect.currentframe()
+    while frame is not None and not (frame.f_code.co_name == "generate" and "kwargs" in frame.f_locals):
+        frame = frame.f_back
+    if frame is None:
+        return None
+    asked, told = frame.f_locals, frame.f_locals.get("generation_config")
+    model = asked.get("self")
+    configs = [told, getattr(model, "generation_config", None)] if told is None else [told]
+    found = [asked["kwargs"].get("stop_strings"), *(getattr(config, "stop_strings", None) for config in configs)]
+    return next(filter(None, found), None)
 
 
 def _refuse_inputs(input_ids: torch.Tensor, model_kwargs: dict[str, Any], config: GenerationConfig) -> None:
@@ -230,8 +262,11 @@ def _refuse_inputs(input_ids: torch.Tensor, model_kwargs: dict[str, Any], config
         reason = "trees keep a cache of their own"
         raise UsageError("past_key_values", f"of {cache.get_seq_length()} tokens", reason, "leave it out")
     for name, value in model_kwargs.items():
-        if name not in HARMLESS and value is not None:
-            raise UsageError(name, "given", "trees read token ids only", "leave it out")
+        said = value is not None and not (isinstance(value, dict) and not value)  # {}: encoders with nothing to encode
+        if name == "token_type_ids" and said:
+            said = bool(value.any())
+        if name not in HARMLESS and said:
+            raise UsageError(name, "given", "trees continue text only", "leave it out")
 
 
 def _refuse_config(config: GenerationConfig, assistant: object) -> None:

@@ -1,11 +1,12 @@
 """Evaluation: prompts through one setting or several, interleaved, into records.
 
-All settings take the same prompt before any takes the next, so that a machine that is slow for a minute slows them all
-and ratios between them stay honest. Each setting first generates a few tokens that are not timed. Models and their caches
-are shared by all settings.
+All settings take the same prompt before any takes the next, so that a machine that is slow for a
+minute slows them all and ratios between them stay honest. Each setting first generates a few tokens
+that are not timed. Models and their caches are shared by all settings.
 
-Several processes (processes.py) share the prompts. What trees cost here is measured once an output folder and kept in its
-`costs.json`, so that a run that goes on, or that is split differently, grows the very same trees.
+Several processes (processes.py) share the prompts. What trees cost here is measured once an output
+folder and kept in its `costs.json`, so that a run that goes on, or that is split differently, grows
+the very same trees.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dynasurge.config import Settings
 from dynasurge.costs import Costs
 from dynasurge.data import Prompt
 from dynasurge.errors import UsageError
-from dynasurge.generation import Engines, Generation, Session, check_fits, encode, make_engines
+from dynasurge.generation import Engines, Generation, Session, check_positions, make_engines
 from dynasurge.latency import load_costs, read_costs, widths_of
 from dynasurge.models import Pair
 from dynasurge.parts import make_shape
@@ -34,7 +35,8 @@ UNMEASURED = Costs(widths=(1,), target_seconds=(1.0,), draft_seconds=(1.0,))  # 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """One finished (prompt, setting): its row, and the generation itself unless the row was read from disk."""
+    """One finished (prompt, setting): its row, and the generation itself unless the row was read
+    from disk."""
 
     row: Row
     result: Generation | None
@@ -52,8 +54,10 @@ class _Task:
 class Evaluation:
     """A plan of settings over the prompts of datasets, to be used in a `with`.
 
-    Construction checks everything that can be checked before running. `skipped`: by dataset, the indices of prompts that
-    have fewer than `min_prompt_len` tokens; they are left out. `engines`: those of all settings.
+    Construction checks everything that can be checked before running. `skipped`: by dataset, the
+    indices of prompts that have fewer than `min_prompt_len` tokens; they are left out. `cut`: by
+    dataset, how many prompts were longer than `prompt_len` and are cut to it. `engines`: those of
+    all settings.
     """
 
     def __init__(
@@ -66,26 +70,34 @@ class Evaluation:
         min_prompt_len: int = 1,
         processes: Processes = ALONE,
     ) -> None:
-        """plan: settings that differ, of one prompt_len. data: prompts by dataset. output: None keeps no records.
+        """plan: settings that differ, of one prompt_len. data: prompts by dataset. output: None
+        keeps no records.
 
-        Raises UsageError if settings ask too much of the models, if no prompt is long enough, or as `RecordFile` does.
+        Raises UsageError if settings ask too much of the models, if no prompt is long enough, or as
+        `RecordFile` does.
         """
         self._plan, self._processes = plan, processes
         self._about = provenance(pair)
-        self.engines = engines = make_engines(pair, plan)
-        for settings in plan:
-            shape = make_shape(settings)
-            check_fits(pair, settings, shape.max_nodes if shape else 0)
         self.skipped: dict[str, list[int]] = {}
+        self.cut: dict[str, int] = {}
         self._tasks: list[_Task] = []
         for dataset, prompts in data.items():
             self._tasks += self._long_enough(pair, dataset, prompts, min_prompt_len)
+        longest = max(len(task.ids) for task in self._tasks)
+        for settings in plan:
+            shape = make_shape(settings)
+            settings.check_room(settings.prompt_len or longest, shape.max_nodes if shape else 0)
+            for size in {len(task.ids) for task in self._tasks}:
+                check_positions(pair, size, settings.new_tokens)
+        self.engines = engines = make_engines(pair, plan, longest)
         self._runs = {dataset: [run_name(settings, dataset) for settings in plan] for dataset in data}
         self.records = RecordFile(output, {run for runs in self._runs.values() for run in runs}, processes)
         try:
             self._check_texts()
             costs = self._costs(engines)
-            self._sessions = [Session(pair, settings, engines=engines, costs=costs) for settings in plan]
+            self._sessions = [
+                Session(pair, settings, engines=engines, longest=longest, costs=costs) for settings in plan
+            ]
         except BaseException:
             self.records.close()
             raise
@@ -109,9 +121,11 @@ class Evaluation:
         return len(self._plan) * len(self._todo)
 
     def run(self) -> Iterator[Done]:
-        """Do what is not yet on disk, prompt by prompt; yields every (prompt, setting) once, finished ones included.
+        """Do what is not yet on disk, prompt by prompt; yields every (prompt, setting) once,
+        finished ones included.
 
-        Of several processes each yields what was finished before and what it did itself; then all records are merged.
+        Of several processes each yields what was finished before and what it did itself; then all
+        records are merged.
         """
         warm: set[int] = set()
         for task in self._todo:
@@ -131,18 +145,20 @@ class Evaluation:
         self.records.merge()
 
     def _turns(self, index: int) -> list[tuple[int, Settings]]:
-        """The plan, by number, for one prompt: each time another setting begins, so that none is always the first after
-        another, or meets a machine that has cooled down."""
+        """The plan, by number, for one prompt: each time another setting begins, so that none is
+        always the first after another, or meets a machine that has cooled down."""
         turns = list(enumerate(self._plan))
         return turns[index % len(turns) :] + turns[: index % len(turns)]
 
     def rows(self) -> Iterator[Row]:
-        """The rows of the prompts and settings asked for, by dataset, setting and prompt, once `run` has ended."""
+        """The rows of the prompts and settings asked for, by dataset, setting and prompt, once
+        `run` has ended."""
         for dataset, runs in self._runs.items():
             yield from self.records.rows(runs, self._indices(dataset))
 
     def summaries(self) -> list[Summary]:
-        """One summary a setting, in the plan's order, dataset by dataset, over the prompts asked for."""
+        """One summary a setting, in the plan's order, dataset by dataset, over the prompts asked
+        for."""
         return [
             summarise(list(self.records.rows([run], self._indices(dataset))))
             for dataset, runs in self._runs.items()
@@ -162,11 +178,14 @@ class Evaluation:
         return all(self.records.has(run, task.prompt.index) for run in self._runs[task.dataset])
 
     def _long_enough(self, pair: Pair, dataset: str, prompts: Sequence[Prompt], min_prompt_len: int) -> list[_Task]:
+        limit = self._plan[0].prompt_len
+        texts = [_encode(pair, prompt.text) for prompt in prompts]
         encoded = [
-            _Task(dataset=dataset, prompt=prompt, ids=_encode(pair, self._plan[0], prompt.text)) for prompt in prompts
+            _Task(dataset=dataset, prompt=prompt, ids=ids[:limit]) for prompt, ids in zip(prompts, texts, strict=True)
         ]
         tasks = [task for task in encoded if len(task.ids) >= min_prompt_len]
         self.skipped[dataset] = [task.prompt.index for task in encoded if len(task.ids) < min_prompt_len]
+        self.cut[dataset] = sum(len(ids) > len(task.ids) for ids, task in zip(texts, encoded, strict=True))
         if not tasks:
             longest = max(len(task.ids) for task in encoded)
             held = f"no row asked for of --dataset {dataset} has so many tokens"
@@ -175,8 +194,8 @@ class Evaluation:
         return tasks
 
     def _costs(self, engines: Engines) -> Costs:
-        """What trees cost in this folder, measured by the first process that ever asked. Raises UsageError if trees that
-        are there went by a curve that is lost."""
+        """What trees cost in this folder, measured by the first process that ever asked. Raises
+        UsageError if trees that are there went by a curve that is lost."""
         paying = [number for number, settings in enumerate(self._plan) if settings.pays]
         if engines.draft is None or not paying:
             return UNMEASURED
@@ -202,8 +221,7 @@ class Evaluation:
         return agreed
 
 
-def _encode(pair: Pair, settings: Settings, text: str) -> list[int]:
-    try:
-        return encode(pair, settings, text)
-    except UsageError:  # not one token
-        return []
+def _encode(pair: Pair, text: str) -> list[int]:
+    return (
+        pair.encode(text) if pair.tokenizer(text).input_ids else []
+    )  # a text without a token is left out, not refused

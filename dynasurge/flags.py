@@ -7,12 +7,24 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any, NoReturn
 
-from dynasurge.config import AUTO_DEPTH, DTYPES, ETVS, POLICIES, VALUES, Settings
+from dynasurge.config import (
+    AUTO_DEPTH,
+    DTYPES,
+    ETVS,
+    POLICIES,
+    STUDY_PROMPT,
+    STUDY_ROWS,
+    VALUES,
+    Settings,
+)
 from dynasurge.data import DEFAULT_ROWS, HUB_DATASETS
 from dynasurge.errors import UsageError
 
 GROWMAP = "growmaps/4x8-tree.pt"
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)} | {
+    "prompt_len": STUDY_PROMPT,
+    "M": STUDY_ROWS,
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,12 +41,34 @@ class Parser(argparse.ArgumentParser):
 def model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `load_pair`."""
     add, default = parser.add_argument, "(default: %(default)s)"
-    add("--draft", default=DEFAULTS["draft"], metavar="NAME", help=f"draft model: hub name or folder {default}")
+    add(
+        "--draft",
+        default=DEFAULTS["draft"],
+        metavar="NAME",
+        help=f"draft model: hub name (NAME@REVISION) or folder {default}",
+    )
     add("--target", default=DEFAULTS["target"], metavar="NAME", help=f"target model: hub name or folder {default}")
+    add(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the code that lies beside a model's weights, if it needs any",
+    )
+    add(
+        "--self-test",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"ask both models, when they are loaded, whether they read a tree as they read text {default}",
+    )
     dtype = f"auto: bfloat16 where the hardware has it {default}"
     add("--dtype", choices=DTYPES, default=DEFAULTS["dtype"], help=dtype)
     device = "auto (cuda if there is one), cpu, cuda, cuda:1, ..."
     add("--device", default=DEFAULTS["device"], metavar="NAME", help=device)
+
+
+def pair_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `load_pair` is told by parsed `model_flags`; but where a process runs is not the flags' to say alone."""
+    names = ("draft", "target", "dtype", "device", "trust_remote_code", "self_test")
+    return {name: getattr(args, name) for name in names}
 
 
 def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ()) -> None:

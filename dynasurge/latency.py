@@ -43,7 +43,7 @@ def widths_of(target: Engine, draft: Engine) -> tuple[int, ...]:
     """The widths at which both engines can be measured as they will run."""
     widths = CAPTURED_WIDTHS if target.captures else WIDTHS
     limiting = (target,) if target.captures else (target, draft)  # captured draft passes have one price
-    widest = min(min(e.widest, e.max_length - min(TEXT // 2, e.max_length // 4)) for e in limiting)
+    widest = min(min(e.widest, e.reach - min(TEXT // 2, e.reach // 4)) for e in limiting)
     return tuple(w for w in widths if w <= max(1, widest))
 
 
@@ -77,7 +77,7 @@ def _measure(target: Engine, draft: Engine, on_width: Callable[[], object]) -> C
 
     for engine in (target, draft):
         engine.reset()
-        engine.extend([1 + number % 50 for number in range(min(TEXT, engine.max_length - widths[-1]))])
+        engine.extend([1 + number % 50 for number in range(max(1, min(TEXT, engine.reach - widths[-1])))])
     drafted: list[list[float]] = [[] for _ in widths]
     verified: list[list[float]] = [[] for _ in widths]
     for _ in range(ROUNDS):

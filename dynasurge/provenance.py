@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
+import dynasurge
 from dynasurge.models import Pair
 
-PACKAGES = ("dynasurge", "torch", "transformers")
+PACKAGES = ("torch", "transformers")
 
 
 def provenance(pair: Pair) -> dict[str, str | None]:
-    """device, dtype, date, python, the version of each of PACKAGES, and commit (see `git_commit`)."""
+    """device, dtype, date, python, the version of dynasurge and of each of PACKAGES, and commit (see `git_commit`)."""
     device = pair.target.device
     threads = f"{torch.get_num_threads()} threads of {processor()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
@@ -27,6 +28,7 @@ def provenance(pair: Pair) -> dict[str, str | None]:
         "dtype": str(pair.target.dtype).removeprefix("torch."),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "python": platform.python_version(),
+        "dynasurge": dynasurge.__version__,  # a clone need not be installed
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "commit": git_commit(),
     }

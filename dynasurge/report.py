@@ -99,6 +99,15 @@ def skipped(indices: Mapping[str, Sequence[int]], data: Mapping[str, Sequence[Pr
     ]
 
 
+def cut(counts: Mapping[str, int], data: Mapping[str, Sequence[Prompt]], length: int) -> list[str]:
+    """A line for each dataset of which prompts were cut to `length` tokens."""
+    return [
+        f"cut {counts[name]} of {len(prompts)} prompts of {name} to {length} tokens (--prompt-len)"
+        for name, prompts in data.items()
+        if counts[name]
+    ]
+
+
 def write_summary(folder: Path, summaries: Sequence[Summary], about: dict[str, Any]) -> list[Path]:
     """Write `summary.json`, whole or not at all. about: see above. Returns its path, in a list."""
     path = folder / "summary.json"

@@ -198,7 +198,7 @@ class Thrifty(BestFirst):
         self._steps, self._tokens, self._seconds = STEPS, STEPS * tokens, STEPS * seconds
         self._above, self._gained = STEPS, STEPS * GROWTH
         self._nodes = self._passes = self._rest = 0
-        self._pause = 1
+        self._grew, self._pause = False, 1
         self._begin()
 
     @property
@@ -208,6 +208,7 @@ class Thrifty(BestFirst):
 
     def rests(self) -> bool:
         self._nodes = self._passes = 0
+        self._grew = False
         self._rest -= 1
         return self._rest >= 0
 
@@ -227,14 +228,14 @@ class Thrifty(BestFirst):
         return level if level and gain > self.rate * self._costs.draft(len(level)) else []
 
     def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
-        self._nodes, self._passes = len(kept) - 1, passes
+        self._nodes, self._passes, self._grew = len(kept) - 1, passes, True
         for rank, index in enumerate(_by_value(pool, 1)[: self.max_nodes]):
             self._worth[rank] += pool[index].slot_value
 
     def verified(self, emitted: int) -> None:
         self._tokens += emitted
         self._seconds += self._costs.step(self._nodes, self._passes)
-        if self._passes:
+        if self._grew:
             self._steps += 1.0
             self._begin()
             pays = self._cut < 1.0

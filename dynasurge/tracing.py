@@ -28,6 +28,7 @@ from dynasurge.generation import Engines, Session
 from dynasurge.models import Pair
 from dynasurge.parts import make_policy, make_verify
 from dynasurge.policies import Children, Wish
+from dynasurge.prompts import Prompt
 from dynasurge.tree import TokenTree
 from dynasurge.verification import Rows, Verdict, reach
 
@@ -110,16 +111,16 @@ class Trace:
         return strip_svg(self.steps, standalone=True)
 
 
-def trace(pair: Pair, prompt: str, **settings: Any) -> Trace:
-    """Generate once and look on. Keyword arguments are the fields of `Settings`.
+def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:
+    """Generate once and look on. prompt: as in `Session.generate`. Keyword arguments are the fields of `Settings`.
 
     Raises UsageError for a wrong setting, and for a prompt without a token."""
     names = {"draft": pair.draft_name, "target": pair.target_name}
     session = WatchedSession(pair, Settings(**(names | settings)))
     ids = session.encode(prompt)
     steps = list(session.watch(ids))
-    prompt, text = (str(pair.tokenizer.decode(part)) for part in (ids, [t for step in steps for t in step.emitted]))
-    return Trace(prompt=prompt, settings=session.settings, text=text, steps=steps)
+    read, text = (str(pair.tokenizer.decode(part)) for part in (ids, [t for step in steps for t in step.emitted]))
+    return Trace(prompt=read, settings=session.settings, text=text, steps=steps)
 
 
 class WatchedSession(Session):

@@ -192,8 +192,8 @@ def test_mistakes_are_one_line(
 ) -> None:
     file = str(tmp_path / "mine.json")
     good = ["acceptance", file, *pair, "--data", prompts]
-    fails([*pair, "--draft", str(tmp_path / "nowhere")], "nowhere: cannot be loaded", capsys)
-    fails([*good, "--target", str(tmp_path / "nowhere")], "nowhere: cannot be loaded", capsys)
+    fails([*pair, "--draft", str(tmp_path / "nowhere")], "nowhere: there is no such folder", capsys)
+    fails([*good, "--target", str(tmp_path / "nowhere")], "nowhere: there is no such folder", capsys)
     fails([*good, "--device", "toaster"], "--device toaster: not on this machine", capsys)
     fails(["acceptance", str(tmp_path / "no" / "mine.json"), *good[2:]], "mine.json: cannot be written", capsys)
     fails(["acceptance", str(tmp_path), *good[2:]], "cannot be written ([Errno 21] Is a directory", capsys)

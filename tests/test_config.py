@@ -31,8 +31,8 @@ def test_bad_fields_are_named(fields: dict[str, Any], message: str) -> None:
 
 def test_the_budget_of_auto_is_what_fits() -> None:
     assert Settings().budget == AUTO_NODES
-    assert Settings(M=300).budget == 300 - 128 - 128
-    assert Settings(M=100).budget == 1, "and check_room says that nothing fits"
+    assert Settings(M=300, prompt_len=128).budget == 300 - 128 - 128
+    assert Settings(M=100, prompt_len=128).budget == 1, "and check_room says that nothing fits"
     assert Settings(M=5000).budget == AUTO_NODES
     assert Settings(B=7).budget == 7
 

@@ -142,7 +142,7 @@ def test_trees_at_given_places_continue_the_text(pairs: dict[str, Pair], growmap
                 accepted += record.accepted
     assert accepted > 0
     assert all(session.generate(PROMPT).output_ids == plain for session in sessions)
-    with pytest.raises(UsageError, match="text"):
+    with pytest.raises(UsageError, match="new_tokens 80"):
         follow(sessions, PROMPT, plain * 2)
 
 

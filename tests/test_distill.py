@@ -496,7 +496,7 @@ def test_commands_from_end_to_end_and_sampling_resumes(target_folder, tmp_path, 
         (["sample", "--out", "x", "--row", "4"], ("--row",)),
         (["sample", "--out", "x", "--rows", "many"], ("--rows", "many")),
         (["sample", "--out", "x", "--device", "toaster"], ("--device toaster", "not on this machine")),
-        (["sample", "--out", "x", "--target", "./no/where"], ("--target ./no/where", "cannot be loaded")),
+        (["sample", "--out", "x", "--target", "./no/where"], ("--target ./no/where", "there is no such folder")),
         (["sample", "--out", "x", "--seed", "1", "--length", "1"], ("--length 1", "try --length 256")),
     ],
 )

@@ -182,7 +182,7 @@ def test_settings_that_generate_decides_and_unfit_drafts_are_refused(target: Pre
     flexible.set_attn_implementation("flex_attention")
     with pytest.raises(UsageError, match="flex_attention attention takes no tree mask"):
         target.generate(PROMPT, max_new_tokens=4, do_sample=False, custom_generate=custom_generate(flexible))
-    other = tiny_model("llama", layers=1, vocab=50)
+    other = tiny_model("llama", layers=1, vocab=50)  # without a tokenizer, sizes must do
     with pytest.raises(UsageError, match="vocabulary"):
         target.generate(PROMPT, max_new_tokens=4, do_sample=False, custom_generate=custom_generate(other))
 

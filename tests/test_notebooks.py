@@ -13,12 +13,13 @@ import nbformat
 import papermill
 import pytest
 
-from dynasurge import Settings, UsageError
+from dynasurge import UsageError
+from dynasurge.flags import DEFAULTS as FLAGS
 from dynasurge.flags import GROWMAP
 from dynasurge.notebooks import WIDGET, clean, run
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-DEFAULTS = Settings().to_dict() | {
+DEFAULTS = FLAGS | {
     "dataset": "demo",
     "start": 0,
     "end": None,

@@ -15,7 +15,7 @@ from torch import Tensor
 from dynasurge.distill.settings import DistillSettings
 from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
-from dynasurge.models import load_model
+from dynasurge.loading import load_model
 
 __all__ = ["load_draft", "new_draft", "principal_embedding", "save_draft"]
 

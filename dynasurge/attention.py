@@ -1,0 +1,61 @@
+"""What each kind of attention layer may look at, as masks over the rows of a tree cache.
+
+In a layer of full attention a node sees the text, its ancestors and itself. A *sliding* layer sees
+the last W of these only, a *chunked* one those in its own chunk of C positions. Both go by
+positions, not by cache rows: two siblings have one position and two rows. No positions are needed
+to tell, though. The rows that a node sees in full attention are one path, in the order in which
+they were written, so the k-th of them is at position k - 1:
+
+    rows         t0 t1 t2 | root a  b  a1        a1 sees t0 t1 t2 root a a1: positions 0 1 2 3 4 5
+    W = 3                                        ... of which a sliding layer sees          root a a1
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedConfig
+
+FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+KINDS = (FULL, SLIDING, CHUNKED)  # of layers that a mask can serve
+
+
+def layer_kinds(config: PreTrainedConfig) -> dict[str, int | None]:
+    """The kinds of a model's layers (`config.layer_types`; all are alike where it has none), each
+    with the size of its window or chunk, None where it sees everything."""
+    config = config.get_text_config()
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    chunk = getattr(config, "attention_chunk_size", None)
+    sizes = {FULL: None, SLIDING: window, CHUNKED: chunk}
+    alike = SLIDING if window is not None else CHUNKED if chunk is not None else FULL
+    return {kind: sizes.get(kind) for kind in getattr(config, "layer_types", None) or [alike]}
+
+
+def hidden_in(kind: str, size: int | None, hidden: torch.Tensor) -> torch.Tensor:
+    """What nodes may not see in one kind of layer. hidden: bool [n, rows], True where full
+    attention hides a row. Returns the same, with what lies outside the window or chunk of `size`
+    positions hidden, too."""
+    if size is None or hidden.shape[-1] <= size:
+        return hidden
+    place = (~hidden).cumsum(-1)  # of a visible row in its path, from 1; a node is the last of its own
+    own = place[:, -1:]
+    outside = place <= own - size if kind == SLIDING else (place - 1) // size != (own - 1) // size
+    return hidden | outside
+
+
+class Masks:
+    """Additive attention masks for one model: 0 = may attend, finfo.min = may not.
+
+    One tensor [1, 1, n, rows] where all layers are of one kind; else a dict of them by kind, which
+    transformers' models with several kinds of layers take as `attention_mask`."""
+
+    def __init__(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
+        self._kinds, self._dtype = layer_kinds(config), dtype
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
+        """hidden: see `hidden_in`."""
+        masks = {kind: self._additive(hidden_in(kind, size, hidden)) for kind, size in self._kinds.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _additive(self, hidden: torch.Tensor) -> torch.Tensor:
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=hidden.device)
+        return mask.masked_fill_(hidden, torch.finfo(self._dtype).min)[None, None]

@@ -1,0 +1,68 @@
+"""What people pass as a prompt, as token ids: text, ids, a tensor or an array, a tokenizer's
+output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dynasurge.errors import UsageError
+
+Prompt = Any  # str, ids in a list, tensor or array of one or two dimensions, or what a tokenizer returns
+ONE = "give one prompt at a time"
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, vocab: int, prompt: Prompt) -> list[int]:
+    """The tokens of one prompt; none of them may lie outside 0 ... vocab - 1. Raises UsageError for
+    what is no prompt, or more than one."""
+    given = prompt
+    if isinstance(prompt, list | tuple) and len(prompt) == 1 and isinstance(prompt[0], str):
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        assert tokenizer is not None, "text needs a tokenizer"
+        prompt = tokenizer(prompt).input_ids
+    ids = _flat(_unwrapped(prompt))
+    if not ids:
+        raise UsageError("prompt", repr(given)[:60], "shorter than one token", "give at least one word")
+    for token in ids:
+        if not 0 <= token < vocab:
+            raise UsageError("prompt", f"token {token}", f"the model knows ids 0 to {vocab - 1}", "correct the prompt")
+    return ids
+
+
+def _unwrapped(prompt: Prompt) -> Prompt:
+    """The ids of a tokenizer's output."""
+    if not isinstance(prompt, Mapping):
+        return getattr(prompt, "ids", prompt)  # an Encoding of the tokenizers library
+    if "input_ids" not in prompt:
+        raise UsageError("prompt", f"with {', '.join(map(str, prompt))}", "has no input_ids", "give text or token ids")
+    for name, value in prompt.items():
+        if name not in ("input_ids", "attention_mask", "token_type_ids") and value is not None:
+            raise UsageError("prompt", f"with {name}", "trees continue text only", "leave it out")
+    mask = prompt.get("attention_mask")
+    if mask is not None and not all(_flat(mask)):
+        raise UsageError("prompt", "with padding", "zeros in its attention_mask are not read", f"{ONE}, unpadded")
+    return prompt["input_ids"]
+
+
+def _flat(prompt: Prompt) -> list[int]:
+    """A list of numbers from one or two dimensions of them."""
+    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise UsageError(
+            "prompt", type(prompt).__name__, "is neither text nor token ids", "give a text or a list of ids"
+        )
+    if values and (hasattr(values[0], "tolist") or isinstance(values[0], list | tuple | str | Mapping)):
+        if isinstance(values[0], Mapping):
+            remedy = "pass what tokenizer.apply_chat_template makes of them"
+            raise UsageError("prompt", f"of {len(values)} messages", "a chat is not a text yet", remedy)
+        if len(values) > 1 or isinstance(values[0], str):
+            raise UsageError("prompt", f"of {len(values)} texts", "a tree continues one text", ONE)
+        return _flat(values[0])
+    for value in values:
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise UsageError("prompt", f"with {value!r}", "is no token id", "give whole numbers")
+    return [int(value) for value in values]

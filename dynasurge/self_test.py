@@ -1,0 +1,114 @@
+"""A model is asked once, when it is loaded, whether it reads a tree as it reads text.
+
+    text t0 ... t8, then        root ─┬─ a ── c          read in one pass; then the path root, a, c is committed,
+                                      └─ b               and d is read behind it
+
+Every node must get the logits that transformers gives the same tokens read one at a time with a
+cache of its own. That covers masks, positions, siblings that do not see each other, windows (made
+so small for the test that the text goes beyond their edge), the cache's layout and what committing
+a path moves. The model is tested as it was loaded, in its dtype, on its device. Passes of different
+widths round differently; how much, the model itself shows: the same path is read at once and one by
+one. What differs by more is a fault, and nothing decodes. A mixture of experts may round to another
+expert here and there, so a fault must show with three different texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from dynasurge.attention import CHUNKED, SLIDING, layer_kinds
+from dynasurge.engine import Engine
+from dynasurge.errors import UsageError
+
+TEXT, TRIES = 9, 3
+PARENTS = [-1, 0, 0, 1]  # root, a, b, c
+PATH = (0, 1, 3)
+WINDOW = 5
+NAMES = ("the root", "a child", "its younger sibling", "a grandchild", "a token behind a committed path")
+LEAST = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.02}  # relative differences that are rounding anyway
+HALF, NOISE = 0.05, 8.0  # as LEAST, in bfloat16; times what the model's own passes differ by
+REMEDY = "use another model; transformers' own generate may serve this one"
+
+
+def self_test(flag: str, name: str, model: PreTrainedModel) -> None:
+    """Raise UsageError, which says what differed, unless the model reads a tree as it reads
+    text."""
+    worst: tuple[float, str] | None = None
+    for attempt in range(TRIES):
+        worst = _difference(flag, name, model, attempt)
+        if worst is None:
+            return
+    assert worst is not None
+    size, node = worst
+    reason = f"reads a tree otherwise than text: the logits of {node} differ by {size:.0%}"
+    raise UsageError(flag, name, reason, REMEDY)
+
+
+@torch.inference_mode()
+def _difference(flag: str, name: str, model: PreTrainedModel, attempt: int) -> tuple[float, str] | None:
+    """The largest difference, relative to the logits' spread, that is no rounding, and its node's
+    name."""
+    vocab = model.config.get_text_config().vocab_size
+    tokens = [(7 + 101 * attempt + 35 * i + i * i) % vocab for i in range(TEXT + len(PARENTS) + 1)]
+    text, tree, after = tokens[:TEXT], tokens[TEXT:-1], tokens[-1]
+    path = [tree[node] for node in PATH]
+    with _small_windows(model):
+        try:
+            engine = Engine(model, TEXT + len(tokens))
+            engine.extend(text)
+            nodes = engine.forward(tree, PARENTS)
+            engine.commit(PATH)
+            found = torch.cat([nodes, engine.forward([after], [-1])]).float()
+            by_one = _read(model, text, [[token] for token in (*path, after)])
+            at_once = _read(model, text, [path])
+            sibling = _read(model, text, [[tree[0], tree[2]]])[-1:]
+        except torch.OutOfMemoryError:
+            raise
+        except UsageError as error:
+            raise UsageError(flag, name, error.reason, error.remedy) from error
+        except Exception as error:  # a model's own code may raise anything
+            reason = f"cannot read a tree ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
+            raise UsageError(flag, name, reason, REMEDY) from error
+    expected = torch.cat([by_one[:2], sibling, by_one[2:]])
+    noise = _relative(at_once, by_one[: len(path)]).max().item()
+    differences = _relative(found, expected)
+    if differences.max() <= max(LEAST.get(model.dtype, HALF), NOISE * noise):
+        return None
+    node = int(differences.argmax())
+    return float(differences[node]), NAMES[node]
+
+
+def _read(model: PreTrainedModel, text: list[int], parts: list[list[int]]) -> torch.Tensor:
+    """Logits [tokens, V], float32, of the tokens behind a text, as transformers reads them: part by
+    part."""
+    cache, logits = DynamicCache(config=model.config), []
+    for tokens in (text, *parts):
+        ids = torch.tensor([tokens], device=model.device)
+        logits.append(model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0])
+    return torch.cat(logits[1:]).float()
+
+
+def _relative(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """How far each row [V] is from what is expected, as a part of its spread."""
+    expected = expected.to(logits.device)
+    spread = (expected - expected.mean(-1, keepdim=True)).square().mean(-1)
+    return ((logits - expected).square().mean(-1) / spread).sqrt().nan_to_num(torch.inf)
+
+
+@contextmanager
+def _small_windows(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, windows and chunks are so small that the test's text goes beyond their edge."""
+    config = model.config.get_text_config()
+    names = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
+    before = {names[kind]: size for kind, size in layer_kinds(config).items() if size is not None and kind in names}
+    try:
+        for name, size in before.items():
+            setattr(config, name, min(size, WINDOW))
+        yield
+    finally:
+        for name, size in before.items():
+            setattr(config, name, size)
