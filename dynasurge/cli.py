@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,9 @@ def guarded(command: Callable[[], int], stopped: str) -> int:
     """Run a command and return its exit code. What the user can mend costs one line, and so does Ctrl-C: `stopped` says
     what that left behind."""
     try:
-        code = command()
+        with warnings.catch_warnings():
+            warnings.showwarning = _note
+            code = command()
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read the output has enough, as `head` has
@@ -79,6 +82,11 @@ def guarded(command: Callable[[], int], stopped: str) -> int:
     except KeyboardInterrupt:
         print(f"\nstopped; {stopped}", file=sys.stderr)
         return 130
+
+
+def _note(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning costs one line, too."""
+    print(f"note: {message}", file=sys.stderr)
 
 
 def _other(word: str, arguments: list[str]) -> int:

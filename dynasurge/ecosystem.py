@@ -266,7 +266,8 @@ def _refuse_inputs(input_ids: torch.Tensor, model_kwargs: dict[str, Any], config
         if name == "token_type_ids" and said:
             said = bool(value.any())
         if name not in HARMLESS and said:
-            raise UsageError(name, "given", "trees continue text only", "leave it out")
+            named = ", ".join(value) if name == "mm_encoder_outputs" else name  # of pictures, sound, ...
+            raise UsageError(named, "given", "trees continue text only", "leave it out")
 
 
 def _refuse_config(config: GenerationConfig, assistant: object) -> None:

@@ -103,7 +103,7 @@ def make_engines(pair: Pair, plan: Sequence[Settings], prompt: int | None = None
     target_room, draft_room, static_room = map(max, zip(*rooms, strict=True))
     how: dict[str, Any] = {"vocab": pair.vocab, "compiled": any(settings.compile for settings in plan)}
     target = Engine(pair.target, target_room, **how)
-    target.captures = can_capture(pair)
+    target.captures = can_capture(pair) and all(reads_all(pair, settings, prompt) for settings in plan)
     draft = None
     if draft_room:
         draft = Engine(pair.draft, draft_room, static_length=static_room, shared=pair.shared, **how)
@@ -151,6 +151,7 @@ class Session:
         longest = longest if longest is not None else settings.prompt_len
         self._grows = longest is None
         if longest is not None:
+            check_positions(pair, longest, settings.new_tokens)
             self._make(longest)
 
     def _make(self, longest: int) -> None:
@@ -159,7 +160,7 @@ class Session:
         parts, shape, costs, acceptance = self._parts, self._parts.shape, self._parts.costs, self._parts.acceptance
         usual = shape is None and parts.policy is None and parts.verify is None
         known, shape = shape is not None, shape or make_shape(settings)
-        check_fits(pair, settings, longest, shape.max_nodes if shape else 0)
+        settings.check_room(longest, shape.max_nodes if shape else 0)
         self.engines = self._shared if self._shared is not None else make_engines(pair, [settings], longest)
         self._longest = longest
         if settings.pays and not known:
@@ -169,7 +170,10 @@ class Session:
         if shape is not None:
             acceptance = acceptance or make_acceptance(settings.values, settings.rule, settings.T, settings.priors)
         captures = usual and settings.rule in CAPTURED_RULES and self.engines.target.captures
-        captures = captures and reads_all(pair, settings, longest, shape)
+        captures = captures and reads_all(pair, settings, longest)
+        if shape is not None and readable(pair.draft.config, longest) < longest + settings.new_tokens:
+            said = f"reads {readable(pair.draft.config, longest)} positions; behind these nothing is drafted"
+            warnings.warn(f"--draft {pair.draft_name}: {said}", stacklevel=3)
         if captures and (shape is None or can_hold(settings, shape)):
             decoder = self._captured(settings, shape, acceptance, costs)
             if decoder is not None:
@@ -287,12 +291,12 @@ class Session:
         if new_tokens > self.settings.new_tokens or new_tokens < 1:
             reason = f"this session generates 1 to {self.settings.new_tokens} tokens"
             raise UsageError("new_tokens", new_tokens, reason, "make a session with a larger new_tokens")
+        check_positions(self.pair, len(ids), new_tokens)
         if len(ids) > self._longest:
             if not self._grows:
                 reason = f"this session reads 1 to {self._longest} tokens"
                 raise UsageError("prompt", f"of {len(ids)} tokens", reason, "cut it, or set prompt_len")
             self._make(len(ids) if not self._longest else -(-len(ids) // ROOM) * ROOM)
-        check_positions(self.pair, len(ids), new_tokens)
 
     def _steps(self, ids: list[int], index: int, new_tokens: int | None, eos: frozenset[int]) -> Iterator[StepRecord]:
         target = self.engines.target
@@ -338,13 +342,6 @@ def encode(pair: Pair, settings: Settings, prompt: Prompt) -> list[int]:
     return ids[: settings.prompt_len] if isinstance(prompt, str) else ids
 
 
-def check_fits(pair: Pair, settings: Settings, prompt: int, tree_nodes: int) -> None:
-    """Raise UsageError if a prompt of so many tokens, the text after it, and a tree are more than M
-    cache rows or the target can hold."""
-    settings.check_room(prompt, tree_nodes)
-    check_positions(pair, prompt, settings.new_tokens)
-
-
 def check_positions(pair: Pair, prompt: int, new_tokens: int) -> None:
     """Raise UsageError if the target cannot read a text of `prompt` and `new_tokens` tokens."""
     config, need = pair.target.config, prompt + new_tokens
@@ -359,13 +356,11 @@ def check_positions(pair: Pair, prompt: int, new_tokens: int) -> None:
     raise UsageError("--target", pair.target_name, reason, remedy)
 
 
-def reads_all(pair: Pair, settings: Settings, prompt: int, shape: Shape | None) -> bool:
+def reads_all(pair: Pair, settings: Settings, prompt: int) -> bool:
     """Whether both models can read texts of these settings from end to end, drafted levels behind
-    it included, so that steps may be captured. Warns of a draft that cannot."""
-    text = prompt + settings.new_tokens
+    it included, so that steps may be captured."""
+    text, shape = prompt + settings.new_tokens, make_shape(settings)
     if shape is not None and readable(pair.draft.config, prompt) < text:
-        said = f"reads {readable(pair.draft.config, prompt)} positions of {text}: behind these nothing is drafted"
-        warnings.warn(f"--draft {pair.draft_name}: {said}", stacklevel=4)
         return False
     switch, levels = rope_switch(pair.target.config), shape.max_depth if shape is not None else 0
     return switch is None or prompt - 1 > switch or text + levels <= switch

@@ -73,7 +73,8 @@ def _measure(target: Engine, draft: Engine, on_width: Callable[[], object]) -> C
 
     def judge(logits: torch.Tensor) -> None:
         p = sampling.to_probs(logits, 1.0)
-        verify(traversal, _tree(len(p)), p, list(p), generator)
+        even = torch.full_like(p[0], 1 / p.shape[-1])  # a draft of p itself could leave nothing to draw from
+        verify(traversal, _tree(len(p)), p, [even] * len(p), generator)
 
     for engine in (target, draft):
         engine.reset()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from dynasurge.errors import UsageError
@@ -43,19 +44,20 @@ def _unwrapped(prompt: Prompt) -> Prompt:
         if name not in ("input_ids", "attention_mask", "token_type_ids") and value is not None:
             raise UsageError("prompt", f"with {name}", "trees continue text only", "leave it out")
     mask = prompt.get("attention_mask")
-    if mask is not None and not all(_flat(mask)):
+    if mask is not None and not torch.as_tensor(mask).all():
         raise UsageError("prompt", "with padding", "zeros in its attention_mask are not read", f"{ONE}, unpadded")
     return prompt["input_ids"]
 
 
 def _flat(prompt: Prompt) -> list[int]:
     """A list of numbers from one or two dimensions of them."""
-    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    values = _plain(prompt)
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise UsageError(
             "prompt", type(prompt).__name__, "is neither text nor token ids", "give a text or a list of ids"
         )
-    if values and (hasattr(values[0], "tolist") or isinstance(values[0], list | tuple | str | Mapping)):
+    values = [_plain(value) for value in values]
+    if values and isinstance(values[0], list | tuple | str | Mapping):
         if isinstance(values[0], Mapping):
             remedy = "pass what tokenizer.apply_chat_template makes of them"
             raise UsageError("prompt", f"of {len(values)} messages", "a chat is not a text yet", remedy)
@@ -66,3 +68,8 @@ def _flat(prompt: Prompt) -> list[int]:
         if not isinstance(value, Integral) or isinstance(value, bool):
             raise UsageError("prompt", f"with {value!r}", "is no token id", "give whole numbers")
     return [int(value) for value in values]
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and arrays as lists and numbers."""
+    return value.tolist() if hasattr(value, "tolist") else value

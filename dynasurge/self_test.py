@@ -3,13 +3,14 @@
     text t0 ... t8, then        root ─┬─ a ── c          read in one pass; then the path root, a, c is committed,
                                       └─ b               and d is read behind it
 
-Every node must get the logits that transformers gives the same tokens read one at a time with a
-cache of its own. That covers masks, positions, siblings that do not see each other, windows (made
-so small for the test that the text goes beyond their edge), the cache's layout and what committing
-a path moves. The model is tested as it was loaded, in its dtype, on its device. Passes of different
-widths round differently; how much, the model itself shows: the same path is read at once and one by
-one. What differs by more is a fault, and nothing decodes. A mixture of experts may round to another
-expert here and there, so a fault must show with three different texts.
+Every node must get the logits that transformers gives the same tokens read as text: root and a
+one at a time with a cache of its own, and all paths at once without. That covers masks, positions,
+siblings that do not see each other, windows (made so small for the test that the text goes beyond
+their edge), the cache's layout and what committing a path moves. The model is tested as it was
+loaded, in its dtype, on its device. Passes of different widths round differently; how much, the
+model itself shows: the same path is read at once and one by one. What differs by more is a fault,
+and nothing decodes. A mixture of experts may round to another expert here and there, so a fault
+must show with three different texts.
 """
 
 from __future__ import annotations
@@ -63,9 +64,8 @@ def _difference(flag: str, name: str, model: PreTrainedModel, attempt: int) -> t
             nodes = engine.forward(tree, PARENTS)
             engine.commit(PATH)
             found = torch.cat([nodes, engine.forward([after], [-1])]).float()
-            by_one = _read(model, text, [[token] for token in (*path, after)])
-            at_once = _read(model, text, [path])
-            sibling = _read(model, text, [[tree[0], tree[2]]])[-1:]
+            by_one = _read_on(model, [[*text, path[0]], path[1:2]])
+            at_once = _read(model, [[*text, *path, after], [*text, tree[0], tree[2], 0, 0]])
         except torch.OutOfMemoryError:
             raise
         except UsageError as error:
@@ -73,8 +73,9 @@ def _difference(flag: str, name: str, model: PreTrainedModel, attempt: int) -> t
         except Exception as error:  # a model's own code may raise anything
             reason = f"cannot read a tree ({' '.join(f'{type(error).__name__}: {error}'.split())[:200]})"
             raise UsageError(flag, name, reason, REMEDY) from error
-    expected = torch.cat([by_one[:2], sibling, by_one[2:]])
-    noise = _relative(at_once, by_one[: len(path)]).max().item()
+    behind, other = at_once[0, TEXT:], at_once[1, TEXT:]
+    expected = torch.stack([by_one[0], by_one[1], other[1], behind[2], behind[3]])
+    noise = _relative(behind[: len(by_one)], by_one).max().item()
     differences = _relative(found, expected)
     if differences.max() <= max(LEAST.get(model.dtype, HALF), NOISE * noise):
         return None
@@ -82,14 +83,21 @@ def _difference(flag: str, name: str, model: PreTrainedModel, attempt: int) -> t
     return float(differences[node]), NAMES[node]
 
 
-def _read(model: PreTrainedModel, text: list[int], parts: list[list[int]]) -> torch.Tensor:
-    """Logits [tokens, V], float32, of the tokens behind a text, as transformers reads them: part by
-    part."""
+def _read_on(model: PreTrainedModel, parts: list[list[int]]) -> torch.Tensor:
+    """Logits [parts, V], float32, of the last token of each part of one text, as transformers reads
+    it on with a cache of its own."""
     cache, logits = DynamicCache(config=model.config), []
-    for tokens in (text, *parts):
+    for tokens in parts:
         ids = torch.tensor([tokens], device=model.device)
-        logits.append(model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0])
-    return torch.cat(logits[1:]).float()
+        logits.append(model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0, -1])
+    return torch.stack(logits).float()
+
+
+def _read(model: PreTrainedModel, texts: list[list[int]]) -> torch.Tensor:
+    """Logits [texts, tokens, V], float32, of texts of one length, each read in one pass."""
+    ids = torch.tensor(texts, device=model.device)
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float()
 
 
 def _relative(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -437,3 +438,50 @@ def test_an_output_folder_is_tried_before_the_first_prompt(
     monkeypatch.setattr(Session, "generate", never)
     assert main([*pair, *FAST, "--dataset", prompts, "--output", str(tmp_path / "out")]) == 2
     assert "cannot be written (Permission denied)" in capsys.readouterr().err
+
+
+def test_a_run_says_how_many_prompts_it_cut(
+    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*pair, *FAST, "--dataset", prompts, "--end", "2", "--prompt-len", "15"]) == 0
+    assert "cut 2 of 2 prompts of" in (said := capsys.readouterr().out)
+    assert "to 15 tokens (--prompt-len)" in said
+    assert main([*pair, *FAST, "--dataset", prompts, "--end", "2", "--prompt-len", "20"]) == 0
+    assert "cut" not in capsys.readouterr().out
+
+
+def test_short_prompts_reserve_no_more_positions_than_they_have(tmp_path: Path) -> None:
+    """A model of 256 positions, 240 new tokens and a --prompt-len of 128: a prompt of 12 tokens fits."""
+    from conftest import save_model
+
+    folder, texts = save_model(tmp_path / "m", "gpt2"), tmp_path / "p.txt"
+    texts.write_text(" ".join(f"w{i}" for i in range(3, 15)) + "\n")
+    flags = ["--draft", folder, "--target", folder, "--dataset", str(texts), "--new-tokens", "240", "--M", "500"]
+    assert main([*flags, "--prompt-len", "128", "--B", "4", "--fill", "--device", "cpu"]) == 0
+
+
+def test_a_clone_that_is_not_installed_runs(
+    pair: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "dynasurge":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert main([*pair, *FAST, "--dataset", prompts, "--end", "1", "--output", str(tmp_path / "out")]) == 0
+
+
+def test_a_warning_costs_one_line(tmp_path: Path, prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from conftest import save_model, tiny_model
+
+    target, draft = save_model(tmp_path / "t", "llama"), save_model(tmp_path / "d", "llama", layers=1)
+    short = tiny_model("llama", layers=1)
+    short.config.max_position_embeddings = 15
+    short.save_pretrained(draft)
+    capsys.readouterr()
+    assert main(["--draft", draft, "--target", target, *FAST, "--dataset", prompts, "--end", "1"]) == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [f"note: --draft {draft}: reads 15 positions; behind these nothing is drafted"]

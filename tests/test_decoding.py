@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import statistics
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, DEVICES
+from conftest import ARCHITECTURES, DEVICES, tiny_model, tiny_tokenizer
 
 from dynasurge import Pair, Settings, UsageError, build_growmap, generate, generation, load_pair, save_growmap
 from dynasurge.costs import Costs
@@ -352,3 +353,43 @@ def test_seeds_and_prompts_have_streams_of_their_own(pairs: dict[str, Pair]) -> 
         generate(pairs["llama"], PROMPT, T=2.0, seed=seed, **SMALL).output_ids for seed in (0, 1, 2**32, 2**40 + 1)
     ]
     assert len({tuple(text) for text in texts}) == 4
+
+
+@pytest.mark.parametrize("positions", [5, 30, 48])
+def test_a_draft_that_reads_less_than_the_text_drafts_while_it_can(positions: int, growmap: str) -> None:
+    """Behind its last position there are copies of the text only, and the text is what it is without a draft."""
+    target = tiny_model("gpt2")
+    draft = tiny_model("gpt2", layers=1)
+    draft.config.n_positions = positions
+    draft.transformer.wpe = torch.nn.Embedding.from_pretrained(draft.transformer.wpe.weight[:positions].detach())
+    pair = Pair(draft=draft, target=target, tokenizer=tiny_tokenizer(), draft_name="d", target_name="t")
+    common: dict[str, Any] = {"T": 0, "new_tokens": 60}
+    plain = Session(pair, Settings(mode="auto", **common)).generate(PROMPT)
+    for mode in modes(growmap):
+        with contextlib.ExitStack() as stack:
+            if pair.target.device.type == "cuda" and mode.get("mode") != "auto":
+                stack.enter_context(pytest.warns(UserWarning, match="behind these nothing is drafted"))
+            result = Session(pair, Settings(**(common | mode))).generate(PROMPT)
+        assert result.output_ids == plain.output_ids, mode
+        place = len(PROMPT)
+        for step in result.steps:
+            behind = [node for node in range(1, step.tree.size + 1) if step.tree.depths[node] + place > positions + 1]
+            assert not behind or mode.get("mode") == "dTree", "a static tree has no copies"
+            assert step.passes == 0 or place <= positions
+            place += len(step.emitted)
+    assert place > positions
+
+
+def test_steps_of_copies_alone_are_paid_anew_each_time() -> None:
+    """Where the draft can read no more, a tree that grows by cost still gets copies."""
+    target, draft = tiny_model("llama"), tiny_model("llama", layers=1)
+    with torch.no_grad():
+        target.lm_head.weight.zero_()
+        target.lm_head.weight[7] = target.model.norm.weight  # always the same token
+    draft.config.max_position_embeddings = 8
+    pair = Pair(draft=draft, target=target, tokenizer=tiny_tokenizer(), draft_name="d", target_name="t")
+    costs = Costs(widths=(1, 64), target_seconds=(1.0, 1.01), draft_seconds=(0.01, 0.01))
+    settings = Settings(T=0, new_tokens=100, prompt_len=32)
+    steps = Session(pair, settings, costs=costs).generate([7] * 20).steps
+    assert sum(step.passes for step in steps) == 0
+    assert len(steps) < 60 or sum(step.accepted for step in steps) > 20

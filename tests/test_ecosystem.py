@@ -10,12 +10,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import ARCHITECTURES, tiny_model
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     StoppingCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
     TextStreamer,
 )
 from transformers.generation import GenerateDecoderOnlyOutput
@@ -230,3 +237,29 @@ def test_the_demo_pairs_greedy_text_is_generates_own() -> None:
         ids = pair.tokenizer(prompt.text, return_tensors="pt").input_ids[:, :96]
         plain = pair.target.generate(ids, do_sample=False, max_new_tokens=48)
         assert torch.equal(pair.target.generate(ids, do_sample=False, max_new_tokens=48, custom_generate=loop), plain)
+
+
+def test_stop_strings_are_refused_with_what_works_instead(target: PreTrainedModel, draft: str) -> None:
+    loop = custom_generate(draft, B=6, fill=True)
+    words = {"<unk>": 0, "abcdef": 1} | {f"w{i}": i for i in range(2, 96)}  # transformers looks for the second
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")))
+    plain = target.generate(PROMPT, do_sample=False, max_new_tokens=20)
+    word = tokenizer.decode(plain[0, len(PROMPT[0]) + 6])
+    how: dict[str, Any] = {"do_sample": False, "max_new_tokens": 20}
+    line = (
+        r"stop_strings \['w\d+'\]: generate hands no tokenizer to a custom_generate; pass stopping_criteria=\[StopStr"
+    )
+    with pytest.raises(UsageError, match=line):
+        target.generate(PROMPT, stop_strings=[word], tokenizer=tokenizer, custom_generate=loop, **how)
+    with pytest.raises(UsageError, match=line):
+        target.generate(PROMPT, generation_config=GenerationConfig(stop_strings=[word], **how), custom_generate=loop)
+    stopped = target.generate(PROMPT, stop_strings=[word], tokenizer=tokenizer, **how)
+    criteria = StoppingCriteriaList([StopStringCriteria(tokenizer, [word])])
+    assert torch.equal(target.generate(PROMPT, stopping_criteria=criteria, custom_generate=loop, **how), stopped)
+    assert stopped.shape[1] < plain.shape[1]
+
+
+def test_a_model_that_reads_no_tree_is_told_so_before_its_inputs_are_looked_at(draft: str) -> None:
+    config = MambaConfig(vocab_size=96, hidden_size=32, state_size=4, num_hidden_layers=2)
+    with pytest.raises(UsageError, match="--target MambaForCausalLM: keeps a recurrent state"):
+        MambaForCausalLM(config).generate(PROMPT, max_new_tokens=4, custom_generate=custom_generate(draft, B=4))
