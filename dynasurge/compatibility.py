@@ -17,6 +17,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from dynasurge.attention import KINDS, layer_kinds
@@ -26,8 +27,8 @@ MODELS = "use a decoder such as LLaMA, Qwen, Gemma or Mistral"
 NEEDED = {
     "attention_mask": "takes no attention mask",
     "position_ids": "takes no position_ids: it counts positions by cache row, and siblings of a tree share one position",
-    "past_key_values": "takes no cache (past_key_values)",
 }  # arguments of forward, and what to say of one that lacks it
+CACHES = ("past_key_values", "cache")  # what forward calls its cache: until transformers 5.23, from 5.24 on
 NO_LIMIT = 1 << 60
 
 
@@ -56,11 +57,20 @@ def _reason(model: PreTrainedModel) -> str | None:
     for argument, lack in NEEDED.items():
         if argument not in arguments:
             return lack
+    if not cache_arguments(type(model), None):
+        return "takes no cache of keys and values"
     if getattr(config, "alibi", False):
         return "has ALiBi: it biases attention by cache row, and siblings of a tree share one position"
     if "local" in (getattr(config, "attention_layers", None) or []):
         return "has local layers whose window is counted by cache row, not by position"
     return None
+
+
+def cache_arguments(module: type[torch.nn.Module], cache: object) -> dict[str, object]:
+    """How a model or block of this class is handed its cache, by the name that its forward has for
+    it; nothing if it has none."""
+    arguments = inspect.signature(module.forward).parameters
+    return {name: cache for name in CACHES if name in arguments}
 
 
 def readable(config: PreTrainedConfig, prompt: int) -> int:

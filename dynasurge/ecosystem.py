@@ -2,14 +2,16 @@
 
     target.generate(**inputs, max_new_tokens=64, custom_generate=dynasurge.custom_generate("path/of/draft", B=16))
 
-`generate` prepares everything as it always does: prompt, generation config, stopping criteria, streamer. Our loop then
-decodes with a draft's trees instead of token by token, and returns what `generate` returns, drawn from the same law: at the
-config's temperature and top-p, or greedily if `do_sample` is off. Its random numbers come from torch's own generator, so
-`torch.manual_seed` names the text.
+`generate` prepares everything as it always does: prompt, generation config, stopping criteria,
+streamer. Our loop then decodes with a draft's trees instead of token by token, and returns what
+`generate` returns, drawn from the same law: at the config's temperature and top-p, or greedily if
+`do_sample` is off. Its random numbers come from torch's own generator, so `torch.manual_seed` names
+the text.
 
-A tree step emits several tokens at once. They are shown to the stopping criteria and the streamer one at a time, and what
-comes after a stop is dropped, so nobody can tell the difference. Whatever else would change the target's law (top-k, which
-`generate` may bring along by default; penalties; any other logits processor) is refused, not ignored.
+A tree step emits several tokens at once. They are shown to the stopping criteria and the streamer
+one at a time, and what comes after a stop is dropped, so nobody can tell the difference. Whatever
+else would change the target's law (top-k, which `generate` may bring along by default; penalties;
+any other logits processor) is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from dynasurge.compatibility import check_model
+from dynasurge.compatibility import CACHES, check_model
 from dynasurge.config import DEMO, Settings
 from dynasurge.errors import UsageError
 from dynasurge.generation import Engines, Session
@@ -57,7 +59,7 @@ GENERATES_OWN = {  # what `generate` is told, by the field of Settings it decide
 }
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")  # that trees do not have
 HARMLESS = {
-    "past_key_values",
+    *CACHES,
     "position_ids",
     "attention_mask",
     "use_cache",
@@ -68,9 +70,10 @@ HARMLESS = {
 def custom_generate(draft: str | PreTrainedModel = DEMO, **settings: Any) -> TreeGenerate:
     """What to pass to `model.generate(custom_generate=...)`.
 
-    draft: a hub name, a folder or a loaded model that shares the target's vocabulary; `demo` fits the demo target. Keyword
-    arguments are fields of `Settings`: `B` or `growmap`, `mode`, `policy`, `use_bfs`, ... Keep the result: its models and
-    caches serve later calls. Raises UsageError for a wrong setting, and for one that `generate` has a word of its own for.
+    draft: a hub name, a folder or a loaded model that shares the target's vocabulary; `demo` fits
+    the demo target. Keyword arguments are fields of `Settings`: `B` or `growmap`, `mode`, `policy`,
+    `use_bfs`, ... Keep the result: its models and caches serve later calls. Raises UsageError for a
+    wrong setting, and for one that `generate` has a word of its own for.
     """
     for name, word in GENERATES_OWN.items():
         if name in settings:
@@ -94,8 +97,9 @@ class TreeGenerate:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """That of a call. `generate` asks for it before it builds stopping criteria, and fails there with a line that is
-        no help: stop strings need a tokenizer, which it does not keep for a loop of another's. So they are refused here.
+        """That of a call. `generate` asks for it before it builds stopping criteria, and fails
+        there with a line that is no help: stop strings need a tokenizer, which it does not keep for
+        a loop of another's. So they are refused here.
         """
         stop_strings = _asked_for_stop_strings()
         if stop_strings:
@@ -120,7 +124,8 @@ class TreeGenerate:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> torch.Tensor | GenerateDecoderOnlyOutput:
-        """input_ids: int64 [1, n]. Returns int64 [1, n + new], or that in a GenerateDecoderOnlyOutput if the config asks.
+        """input_ids: int64 [1, n]. Returns int64 [1, n + new], or that in a
+        GenerateDecoderOnlyOutput if the config asks.
 
         Calls from several threads take turns. Raises UsageError for what it can't honour.
         """
@@ -217,8 +222,9 @@ def _beside(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
 
 
 def _callers(*names: str) -> list[Any]:
-    """What `generate` was called with. transformers (5.17 to 5.23) gives a callable neither streamer nor assistant, though
-    it has put the prompt into the one by then, so they are looked up in its frame."""
+    """What `generate` was called with. transformers (5.17 to 5.23) gives a callable neither
+    streamer nor assistant, though it has put the prompt into the one by then, so they are looked up
+    in its frame."""
     frame = inspect.currentframe()
     for _ in range(2):  # this function's caller, and the caller of that
         frame = frame.f_back if frame is not None else None
@@ -241,7 +247,8 @@ def _asked_for_stop_strings() -> Any:
 
 
 def _refuse_inputs(input_ids: torch.Tensor, model_kwargs: dict[str, Any], config: GenerationConfig) -> None:
-    """Raise UsageError unless the input is one prompt of token ids, read from its start and without padding."""
+    """Raise UsageError unless the input is one prompt of token ids, read from its start and without
+    padding."""
     one = "generate for one prompt at a time"
     if (config.num_beams or 1) > 1:
         raise UsageError("num_beams", config.num_beams, "trees are verified along one text", "use num_beams=1")
@@ -252,15 +259,17 @@ def _refuse_inputs(input_ids: torch.Tensor, model_kwargs: dict[str, Any], config
         raise UsageError("input_ids", f"of batch size {input_ids.shape[0]}", "a tree continues one text", one)
     if input_ids.shape[1] == 0:
         raise UsageError("input_ids", "of no token", "a tree needs a root", "give at least one token")
-    if model_kwargs.get("attention_mask") is not None:
+    mask = model_kwargs.get("attention_mask")
+    if mask is not None and not torch.as_tensor(mask).all():
         raise UsageError("attention_mask", "with zeros", "padding is not read", f"{one}, without padding")
     positions = model_kwargs.get("position_ids")
     if positions is not None and positions.flatten().tolist() != list(range(input_ids.shape[1])):
         raise UsageError("position_ids", positions.tolist(), "do not count from 0", "leave them out")
-    cache = model_kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
-        reason = "trees keep a cache of their own"
-        raise UsageError("past_key_values", f"of {cache.get_seq_length()} tokens", reason, "leave it out")
+    for name in CACHES:
+        cache = model_kwargs.get(name)
+        if cache is not None and cache.get_seq_length() > 0:
+            reason = "trees keep a cache of their own"
+            raise UsageError(name, f"of {cache.get_seq_length()} tokens", reason, "leave it out")
     for name, value in model_kwargs.items():
         said = value is not None and not (isinstance(value, dict) and not value)  # {}: encoders with nothing to encode
         if name == "token_type_ids" and said:

@@ -27,7 +27,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from dynasurge.attention import Masks
 from dynasurge.cache import TreeCache, states_of
-from dynasurge.compatibility import MODELS, readable
+from dynasurge.compatibility import MODELS, cache_arguments, readable
 from dynasurge.errors import UsageError
 from dynasurge.faults import no_numbers
 from dynasurge.regions import Regions, joined
@@ -234,9 +234,9 @@ class Engine:
         arguments: dict[str, Any] = {
             "attention_mask": self._masks(hidden) if hidden is not None else None,
             "position_ids": positions,
-            "past_key_values": self._cache,
             "use_cache": True,
         }
+        arguments |= cache_arguments(type(self.model), self._cache)
         if self._keeps:
             arguments["logits_to_keep"] = keep
         logits: torch.Tensor = self.model(input_ids=ids, **arguments).logits[0]
@@ -248,9 +248,8 @@ class Engine:
         cache, number = DynamicCache(), torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         mask = self._masks(torch.zeros(1, 1, dtype=torch.bool, device=self.device))
         try:
-            self.model(
-                input_ids=number, attention_mask=mask, position_ids=number, past_key_values=cache, use_cache=True
-            )
+            room = cache_arguments(type(self.model), cache)
+            self.model(input_ids=number, attention_mask=mask, position_ids=number, use_cache=True, **room)
             return states_of(cache)
         except (AttributeError, TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
             reason = f"cannot read a tree ({type(error).__name__}: {' '.join(str(error).split())[:200]})"

@@ -32,6 +32,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from transformers import PreTrainedModel
 
 from dynasurge.cache import TreeCache
+from dynasurge.compatibility import cache_arguments
 
 SMALL = 8  # a model of at most so many blocks is compiled as a whole
 
@@ -92,6 +93,7 @@ class Regions:
     def __init__(self, model: PreTrainedModel, cache: TreeCache, groups: list[list[nn.Linear]]) -> None:
         """groups: see `joined`."""
         self._model, self._cache, self._blocks, self._groups = model, cache, blocks_of(model), groups
+        self._called = next(iter(cache_arguments(type(model), cache)))
         small = len(self._blocks) <= SMALL
         self._whole = torch.compile(type(model).forward, dynamic=False) if small else None
         self._block = None if small else torch.compile(run_block, dynamic=False)
@@ -117,7 +119,7 @@ class Regions:
                         numbered.append((module, module.layer_idx))
                         module.layer_idx = 0  # type: ignore[assignment]
                 if self._block is not None:
-                    vars(block)["forward"] = partial(self._block, block, OneLayer(self._cache, number))
+                    vars(block)["forward"] = partial(self._block, block, self._called, OneLayer(self._cache, number))
             with torch._inductor.config.patch(
                 coordinate_descent_tuning=tokens == 1, post_grad_custom_pre_pass=Once() if tokens > 1 else None
             ):
@@ -201,9 +203,9 @@ def _together(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     return joint
 
 
-def run_block(block: nn.Module, cache: OneLayer, *args: Any, **kwargs: Any) -> Any:
-    """One block on its own layer of the cache: what gets compiled."""
-    return type(block).forward(block, *args, **kwargs | {"past_key_values": cache})
+def run_block(block: nn.Module, name: str, layer: OneLayer, /, *args: Any, **kwargs: Any) -> Any:
+    """One block on its own layer of the cache, which its forward knows by `name`: what gets compiled."""
+    return type(block).forward(block, *args, **kwargs | {name: layer})
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:

@@ -22,6 +22,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from dynasurge.attention import CHUNKED, SLIDING, layer_kinds
+from dynasurge.compatibility import cache_arguments
 from dynasurge.engine import Engine
 from dynasurge.errors import UsageError
 
@@ -89,7 +90,8 @@ def _read_on(model: PreTrainedModel, parts: list[list[int]]) -> torch.Tensor:
     cache, logits = DynamicCache(config=model.config), []
     for tokens in parts:
         ids = torch.tensor([tokens], device=model.device)
-        logits.append(model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0, -1])
+        room = cache_arguments(type(model), cache)
+        logits.append(model(input_ids=ids, use_cache=True, **room).logits[0, -1])
     return torch.stack(logits).float()
 
 

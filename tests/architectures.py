@@ -139,12 +139,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
                       "has ALiBi: it biases attention by cache row"),
     "gpt_neo, local": ("gpt_neo", K(num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=8),
                        "has local layers whose window is counted by cache row"),
-    "openai-gpt": ("openai-gpt", GPT, r"takes no cache \(past_key_values\)"),
+    "openai-gpt": ("openai-gpt", GPT, r"takes no cache of keys and values"),
     "mamba": ("mamba", K(state_size=4), STATE),
     "rwkv": ("rwkv", K(attention_hidden_size=32), STATE),
     "falcon_h1": ("falcon_h1", K(), STATE),
     "lfm2": ("lfm2", K(layer_types=["conv", "full_attention"]), STATE),
-    "deepseek_v32": ("deepseek_v32", MLA | K(qk_head_dim=8), "has indexed_attention layers, for which there is no tree"),
+    "deepseek_v32": ("deepseek_v32", MLA | K(qk_head_dim=8), r"has \w+_attention layers, for which there is no tree mask"),
 }  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 
 from dynasurge import UsageError, custom_generate, load_pair
+from dynasurge.compatibility import cache_arguments
 from dynasurge.data import load_prompts
 from dynasurge.sampling import to_probs
 
@@ -173,9 +174,10 @@ def test_an_assistant_and_a_used_cache_are_refused(target: PreTrainedModel, draf
     loop = custom_generate(draft, B=4)
     with pytest.raises(UsageError, match="assistant_model given"):
         target.generate(PROMPT, assistant_model=tiny_model("llama", layers=1), custom_generate=loop, max_new_tokens=4)
-    cache = target(PROMPT[:, :4], use_cache=True).past_key_values
-    with pytest.raises(UsageError, match="past_key_values of 4 tokens"):
-        target.generate(PROMPT, past_key_values=cache, custom_generate=loop, max_new_tokens=4)
+    (name,) = cache_arguments(type(target), None)
+    cache = target(PROMPT[:, :4], use_cache=True)[name]
+    with pytest.raises(UsageError, match=f"{name} of 4 tokens"):
+        target.generate(PROMPT, **{name: cache}, custom_generate=loop, max_new_tokens=4)
 
 
 def test_settings_that_generate_decides_and_unfit_drafts_are_refused(target: PreTrainedModel, draft: str) -> None:
