@@ -168,5 +168,5 @@ def blurred(model: PreTrainedModel, kind: str, config: dict[str, Any], *, std: f
     draft, draws = build(kind, config), torch.Generator().manual_seed(5)
     with torch.no_grad():
         for mine, its in zip(draft.parameters(), model.parameters(), strict=True):
-            mine.copy_(its + 0.15 * std * torch.randn(its.shape, generator=draws))
+            mine.copy_(its.cpu() + 0.15 * std * torch.randn(its.shape, generator=draws))
     return draft

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import REFUSED, SAME, blurred, build
-from conftest import VOCAB
+from conftest import DEVICES, VOCAB
 from transformers import (
     Gemma3Config,
     Gemma3ForCausalLM,
@@ -29,20 +29,21 @@ MODES: list[dict[str, Any]] = [
 
 
 def text(model: PreTrainedModel, **options: Any) -> list[int]:
-    output = model.generate(PROMPT, do_sample=False, max_new_tokens=NEW, **options)
+    output = model.generate(PROMPT.to(model.device), do_sample=False, max_new_tokens=NEW, **options)
     return output[0, PROMPT.shape[1] :].tolist()  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SAME)
-def test_greedy_text_is_the_models_own(name: str) -> None:
+def test_greedy_text_is_the_models_own(name: str, device: str) -> None:
     kind, config = SAME[name]
     plain: list[int] = []
     for std in (0.4, 0.8, 0.2):  # a text that repeats one token shows nothing
-        target = build(kind, config, std=std)
+        target = build(kind, config, std=std).to(device)
         plain = text(target)
         if len(set(plain)) >= 8:
             break
-    draft = blurred(target, kind, config, std=std)
+    draft = blurred(target, kind, config, std=std).to(device)
     for mode in MODES:
         assert text(target, custom_generate=custom_generate(draft, **mode)) == plain, mode
 
