@@ -61,6 +61,9 @@ def _reason(model: PreTrainedModel) -> str | None:
         return "takes no cache of keys and values"
     if getattr(config, "alibi", False):
         return "has ALiBi: it biases attention by cache row, and siblings of a tree share one position"
+    for kind, size in layer_kinds(config).items():
+        if size is not None and (not isinstance(size, int) or size < 2):
+            return f"has {kind} layers of {size!r} positions"
     if "local" in (getattr(config, "attention_layers", None) or []):
         return "has local layers whose window is counted by cache row, not by position"
     return None

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dynasurge.errors import UsageError, at_least
+from dynasurge.errors import UsageError, at_least, flag_of
 
 Mode = Literal["auto", "sTree", "dTree"]
 Etv = Literal["traversal", "reserved", "bfs"]
@@ -29,6 +29,13 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEMO = "demo"
 AUTO_NODES, AUTO_DEPTH = 128, 16
 STUDY_PROMPT, STUDY_ROWS = 128, 384  # prompt_len and M of the study, and of the command
+
+
+TYPES = {
+    "a whole number": ("M", "max_depth", "max_children", "seed", "prompt_len", "new_tokens"),
+    "a number": ("T", "P"),
+    "a text": ("draft", "target", "growmap", "priors"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +75,9 @@ class Settings:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        for kind, names in TYPES.items():
+            for name in names:
+                _typed(name, getattr(self, name), kind)
         _one_of("--mode", self.mode, MODES)
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--policy", self.policy, POLICIES)
@@ -81,7 +91,7 @@ class Settings:
             if (value := getattr(self, name)) is not None:
                 at_least(name, value, 1, example)
         if self.B != "auto":
-            if not isinstance(self.B, int):
+            if not isinstance(self.B, int) or isinstance(self.B, bool):
                 raise UsageError("--B", self.B, "neither a whole number nor auto", "try --B 8")
             at_least("B", self.B, 1, 8)
             if self.B > 4096:
@@ -179,6 +189,15 @@ class Settings:
 def growmap_name(path: str) -> str:
     """What tables call a growmap: `4x8` for growmaps/4x8-tree.pt."""
     return Path(path).stem.removesuffix("-tree")
+
+
+def _typed(name: str, value: object, kind: str) -> None:
+    """Raise UsageError unless a field's value is of its kind; None is what some fields are when
+    they are left out."""
+    right: dict[str, tuple[type, ...]] = {"a whole number": (int,), "a number": (int, float), "a text": (str,)}
+    optional = value is None and name in ("M", "prompt_len", "max_depth", "growmap", "priors")
+    if not optional and (not isinstance(value, right[kind]) or isinstance(value, bool)):
+        raise UsageError(flag_of(name), repr(value), f"is not {kind}", f"give {kind}")
 
 
 def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:

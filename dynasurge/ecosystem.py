@@ -36,7 +36,8 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from dynasurge.compatibility import CACHES, check_model
+from dynasurge.attention import layer_kinds
+from dynasurge.compatibility import CACHES, check_model, rope_switch
 from dynasurge.config import DEMO, Settings
 from dynasurge.errors import UsageError
 from dynasurge.generation import Engines, Session
@@ -78,7 +79,7 @@ def custom_generate(draft: str | PreTrainedModel = DEMO, **settings: Any) -> Tre
     for name, word in GENERATES_OWN.items():
         if name in settings:
             raise UsageError(name, settings[name], "is generate's to say", f"leave it out here, and use {word}")
-    name = draft if isinstance(draft, str) else str(draft.name_or_path)
+    name = draft if isinstance(draft, str) else str(draft.name_or_path) or type(draft).__name__
     return TreeGenerate(draft, Settings(draft=name, **settings))
 
 
@@ -182,7 +183,8 @@ class TreeGenerate:
     def _session(self, model: PreTrainedModel, prompt: int, length: int, T: float, P: float) -> Session:
         """A session for one call; the draft and the caches are kept for the next."""
         pair = self._pair
-        fits = (model.dtype, model.device, model.config.get_text_config().vocab_size)
+        config = model.config.get_text_config()
+        fits = (model.dtype, model.device, config.vocab_size, layer_kinds(config), rope_switch(config))
         if pair is None or pair.target is not model or self._fits != fits:
             pair, self._room, self._fits = self._fit(model), 0, fits
         seed = int(torch.randint(2**63 - 1, ())) if T > 0 else 0
@@ -263,8 +265,9 @@ def _refuse_inputs(input_ids: torch.Tensor, model_kwargs: dict[str, Any], config
     if mask is not None and not torch.as_tensor(mask).all():
         raise UsageError("attention_mask", "with zeros", "padding is not read", f"{one}, without padding")
     positions = model_kwargs.get("position_ids")
-    if positions is not None and positions.flatten().tolist() != list(range(input_ids.shape[1])):
-        raise UsageError("position_ids", positions.tolist(), "do not count from 0", "leave them out")
+    count = torch.arange(input_ids.shape[1])  # of every axis, where text has the positions of pictures
+    if positions is not None and not bool((positions.cpu() == count).all()):
+        raise UsageError("position_ids", "given", "do not count from 0", "leave them out")
     for name in CACHES:
         cache = model_kwargs.get(name)
         if cache is not None and cache.get_seq_length() > 0:

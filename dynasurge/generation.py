@@ -280,7 +280,7 @@ class Session:
         yield from self._steps(ids, index, new_tokens, self.pair.eos if eos is None else eos)
 
     def _prefill(self, ids: list[int], new_tokens: int | None) -> None:
-        self._check(ids, new_tokens or self.settings.new_tokens)
+        self._check(ids, self.settings.new_tokens if new_tokens is None else new_tokens)
         self.engines.reset()
         self._decoder.prefill(ids)
         if self.pair.target.device.type == "cuda":
@@ -288,7 +288,7 @@ class Session:
 
     def _check(self, ids: list[int], new_tokens: int) -> None:
         """Make room for a prompt and so many new tokens. Raises UsageError if that can't be."""
-        if new_tokens > self.settings.new_tokens or new_tokens < 1:
+        if not isinstance(new_tokens, int) or not 0 < new_tokens <= self.settings.new_tokens:
             reason = f"this session generates 1 to {self.settings.new_tokens} tokens"
             raise UsageError("new_tokens", new_tokens, reason, "make a session with a larger new_tokens")
         check_positions(self.pair, len(ids), new_tokens)

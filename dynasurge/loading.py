@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.utils
 import torch
 import transformers
 from transformers import (
@@ -50,7 +51,7 @@ class Source:
     @property
     def folder(self) -> Path | None:
         """The folder it is; None for a hub name."""
-        return Path(self.path) if Path(self.path).is_dir() else None
+        return Path(self.path) if os.path.isdir(self.path) else None
 
     def wrong(self, reason: str, remedy: str) -> UsageError:
         """A mistake in this name."""
@@ -77,6 +78,7 @@ def load_model(
                 dtype=dtype,
                 device_map=device_map,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # and named below
                 **source.options,
             )
         except torch.OutOfMemoryError:
@@ -95,16 +97,18 @@ def find_source(flag: str, name: str, trust_remote_code: bool = False) -> Source
     options: dict[str, Any] = {
         "trust_remote_code": trust_remote_code
     }  # left out, transformers would ask on the terminal
+    if not isinstance(name, str) or not name.strip():
+        raise UsageError(flag, repr(name), "is no name of a model", "give a hub name or a folder")
     path = os.path.expanduser(name)
     source = Source(flag=flag, name=name, path=path, options=options)
-    if Path(path).is_dir():
+    if os.path.isdir(path):
         return source
-    if Path(path).exists():
+    if os.path.exists(path):
         raise source.wrong("is a file", "give the folder that it lies in")
     where, _, revision = path.rpartition("@")
-    if where and Path(where).is_dir():
+    if where and os.path.isdir(where):
         raise source.wrong("a folder has no revisions", f"use {where}")
-    if path.startswith((".", os.sep)) or path.count("/") > 1 or "\\" in path or not path.strip():
+    if path.startswith((".", os.sep)) or path.count("/") > 1 or "\\" in path:
         raise source.wrong("there is no such folder", "check the path")
     if where:
         return Source(flag=flag, name=name, path=where, options=options | {"revision": revision})
@@ -121,12 +125,14 @@ def _demo_source(flag: str) -> Source:
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         missing = isinstance(error, ImportError)
         remedy = "run: pip install gguf accelerate" if missing else "set DYNASURGE_CACHE to a folder with 0.6 GB free"
-        raise source.wrong(f"cannot be unpacked ({_first_line(error)})", remedy) from error
+        raise source.wrong(f"cannot be unpacked ({_said(error)})", remedy) from error
 
 
 def _load_config(source: Source) -> PreTrainedConfig:
     """The model's config. Raises UsageError unless it is a causal language model's."""
     if source.folder is not None and not (source.folder / "config.json").is_file():
+        if (source.folder / "adapter_config.json").is_file():
+            raise source.wrong("is an adapter, not a model", "merge it into its base model, save that")
         raise source.wrong("has no config.json", "give the folder that save_pretrained wrote")
     _check_pointers(source)
     try:
@@ -164,8 +170,8 @@ def _check_report(source: Source, report: dict[str, Any]) -> None:
         reason = f"its checkpoint lacks {', '.join(missing[:3])}{more}"
         raise source.wrong(reason, "fetch it again, or give a checkpoint of the class that its config names")
     if report["mismatched_keys"]:
-        name = str(sorted(map(str, report["mismatched_keys"]))[0])
-        raise source.wrong(f"its checkpoint has another shape than its config says of {name}", "fetch it again")
+        name = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"])[0]
+        raise source.wrong(f"its {name} has another shape than its config says", "fetch config and weights together")
     unused = sorted(report["unexpected_keys"])
     if unused:
         said = f"{len(unused)} tensors of its checkpoint are not used, the first is {unused[0]}"
@@ -181,21 +187,23 @@ def _unloadable(source: Source, error: Exception) -> UsageError:
     if "trust_remote_code" in said:
         return source.wrong("needs code that lies beside its weights", "read that code, then add --trust-remote-code")
     if type(error).__name__ == "SafetensorError":
-        return source.wrong(f"its weights are damaged or cut short ({_first_line(error)})", "fetch the file again")
+        return source.wrong(f"its weights are damaged or cut short ({_said(error)})", "fetch the file again")
     if "model type" in said and "does not recognize" in said:
         reason = f"its architecture is not known to transformers {transformers.__version__}"
         return source.wrong(reason, "a newer transformers may know it")
+    if isinstance(error, ImportError):
+        return source.wrong(f"cannot be loaded ({_said(error)})", "install that, or give a copy that needs none")
     if source.folder is not None:
-        return source.wrong(f"cannot be loaded ({_first_line(error)})", "check the files in that folder")
+        return source.wrong(f"cannot be loaded ({_said(error)})", "check the files in that folder")
     if isinstance(error, OSError):
-        reason = f"is no folder here, and the model hub does not give it ({_first_line(error)})"
+        reason = f"is no folder here, and the model hub does not give it ({_said(error)})"
         return source.wrong(reason, "check the name and the network")
-    return source.wrong(f"cannot be loaded ({_first_line(error)})", "try a newer transformers, or another model")
+    return source.wrong(f"cannot be loaded ({_said(error)})", "try a newer transformers, or another model")
 
 
-def _first_line(error: Exception) -> str:
-    said = str(error).strip()
-    return said.splitlines()[0] if said else type(error).__name__
+def _said(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return said[:240] or type(error).__name__
 
 
 class _Quiet:
@@ -205,9 +213,12 @@ class _Quiet:
         log = transformers.utils.logging
         self._verbosity, self._bars = log.get_verbosity(), log.is_progress_bar_enabled()
         log.set_verbosity_error()
+        self._hub = huggingface_hub.utils.logging.get_verbosity()
+        huggingface_hub.utils.logging.set_verbosity(40)  # logging.ERROR
         log.disable_progress_bar()
 
     def __exit__(self, *_: object) -> None:
         transformers.utils.logging.set_verbosity(self._verbosity)
+        huggingface_hub.utils.logging.set_verbosity(self._hub)
         if self._bars:
             transformers.utils.logging.enable_progress_bar()

@@ -23,6 +23,8 @@ from dynasurge.prompts import Prompt, prompt_ids
 from dynasurge.self_test import self_test as test_model
 from dynasurge.vocabulary import shared_tokens
 
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # that transformers knows, besides devices
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
@@ -52,7 +54,11 @@ class Pair:
         """The tokens that end a text, as `target.generate` would read them."""
         config = self.target.generation_config
         ids = config.eos_token_id if config is not None else None
-        return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+        ends = [] if ids is None else [ids] if isinstance(ids, int) else ids
+        if not isinstance(ends, list | tuple) or not all(isinstance(end, int) for end in ends):
+            reason = "eos_token_id of its generation config is no token id"
+            raise UsageError("--target", self.target_name, reason, "correct generation_config.json")
+        return frozenset(ends)
 
 
 def load_pair(
@@ -74,8 +80,10 @@ def load_pair(
     whether both models are asked to read a tree (self_test.py). Raises UsageError if either model
     cannot be loaded or cannot read a tree, or the two do not fit.
     """
+    if device_map is not None and device_map not in DEVICE_MAPS:
+        resolve_device(device_map, "--device-map")
     where = resolve_device(device)
-    if where.index is not None:
+    if where.type == "cuda" and where.index is not None:
         torch.cuda.set_device(where)  # kernels of our own and events go where the models are
     number = resolve_dtype(dtype, where)
     target_model, tokenizer = load_target(target, number, device_map, trust_remote_code=trust_remote_code)
@@ -96,7 +104,7 @@ def load_pair(
             pack(model)
             if self_test:
                 test_model(flag, name, model)
-    return Pair(
+    pair = Pair(
         draft=draft_model,
         target=target_model,
         tokenizer=tokenizer,
@@ -104,6 +112,8 @@ def load_pair(
         target_name=target,
         shared=shared,
     )
+    assert pair.eos is not None  # a bad one is refused now
+    return pair
 
 
 def load_target(
@@ -139,15 +149,15 @@ def places(model: PreTrainedModel) -> set[int | str | torch.device]:
     return set(getattr(model, "hf_device_map", {}).values())
 
 
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str, flag: str = "--device") -> torch.device:
     """`auto` is cuda if there is one. Raises UsageError for a device this machine lacks."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
         torch.zeros(1, device=where).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError("--device", device, "not on this machine", "use --device cpu, or leave it out") from error
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise UsageError(flag, device, "not on this machine", f"use {flag} cpu, or leave it out") from error
     return where
 
 

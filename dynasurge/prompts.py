@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from dynasurge.errors import UsageError
@@ -24,6 +23,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, vocab: int, prompt: Pr
         prompt = prompt[0]
     if isinstance(prompt, str):
         assert tokenizer is not None, "text needs a tokenizer"
+        if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise UsageError("prompt", repr(prompt)[:60], "holds half a surrogate pair", "correct the text")
         prompt = tokenizer(prompt).input_ids
     ids = _flat(_unwrapped(prompt))
     if not ids:
@@ -43,30 +44,30 @@ def _unwrapped(prompt: Prompt) -> Prompt:
     for name, value in prompt.items():
         if name not in ("input_ids", "attention_mask", "token_type_ids") and value is not None:
             raise UsageError("prompt", f"with {name}", "trees continue text only", "leave it out")
-    mask = prompt.get("attention_mask")
-    if mask is not None and not torch.as_tensor(mask).all():
-        raise UsageError("prompt", "with padding", "zeros in its attention_mask are not read", f"{ONE}, unpadded")
-    return prompt["input_ids"]
+    ids, mask = _flat(prompt["input_ids"]), prompt.get("attention_mask")
+    if mask is not None and (len(seen := _flat(mask, "attention_mask")) != len(ids) or not all(seen)):
+        reason = "zeros in its attention_mask are not read"
+        raise UsageError("prompt", "with padding", reason, f"{ONE}, unpadded")
+    return ids
 
 
-def _flat(prompt: Prompt) -> list[int]:
+def _flat(prompt: Prompt, field: str = "prompt") -> list[int]:
     """A list of numbers from one or two dimensions of them."""
     values = _plain(prompt)
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise UsageError(
-            "prompt", type(prompt).__name__, "is neither text nor token ids", "give a text or a list of ids"
-        )
+        raise UsageError(field, type(prompt).__name__, "is neither text nor token ids", "give a text or a list of ids")
     values = [_plain(value) for value in values]
     if values and isinstance(values[0], list | tuple | str | Mapping):
         if isinstance(values[0], Mapping):
             remedy = "pass what tokenizer.apply_chat_template makes of them"
-            raise UsageError("prompt", f"of {len(values)} messages", "a chat is not a text yet", remedy)
+            raise UsageError(field, f"of {len(values)} messages", "a chat is not a text yet", remedy)
         if len(values) > 1 or isinstance(values[0], str):
-            raise UsageError("prompt", f"of {len(values)} texts", "a tree continues one text", ONE)
-        return _flat(values[0])
+            raise UsageError(field, f"of {len(values)} texts", "a tree continues one text", ONE)
+        values = [_plain(value) for value in values[0]]
     for value in values:
-        if not isinstance(value, Integral) or isinstance(value, bool):
-            raise UsageError("prompt", f"with {value!r}", "is no token id", "give whole numbers")
+        whole = isinstance(value, Integral) or (field != "prompt" and value in (0.0, 1.0))
+        if not whole or (isinstance(value, bool) and field == "prompt"):
+            raise UsageError(field, f"with {str(value)[:40]!r}", "is no token id", "give whole numbers")
     return [int(value) for value in values]
 
 

@@ -20,6 +20,11 @@ from dynasurge.errors import UsageError
         ({"B": 0}, "--B 0: must be at least 1"),
         ({"values": "best"}, "--values best: unknown; choose one of learned, fixed, own"),
         ({"values": "own", "priors": "mine.json"}, "--priors mine.json: --values own asks the draft alone"),
+        ({"new_tokens": 2.5}, "--new-tokens 2.5: is not a whole number; give a whole number"),
+        ({"T": "a"}, "--T 'a': is not a number"),
+        ({"growmap": 5}, "--growmap 5: is not a text"),
+        ({"B": True}, "--B True: neither a whole number nor auto"),
+        ({"seed": None}, "--seed None: is not a whole number"),
         ({"prompt_len": 0}, "--prompt-len 0: must be at least 1; try --prompt-len 128"),
     ],
 )

@@ -277,6 +277,8 @@ def test_no_more_is_generated_than_there_is_room_for(pairs: dict[str, Pair]) -> 
     session = Session(pairs["llama"], Settings(T=0.9, **SMALL))
     with pytest.raises(UsageError, match="new_tokens 41: this session generates 1 to 40 tokens"):
         session.generate(PROMPT, new_tokens=41)
+    with pytest.raises(UsageError, match="new_tokens 0: this session generates 1 to 40"):
+        session.generate(PROMPT, new_tokens=0)
     with pytest.raises(UsageError, match="this session reads 1 to 16 tokens"):
         list(session.stream(PROMPT * 2))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import SAME, build
 from conftest import ARCHITECTURES, tiny_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -265,3 +266,12 @@ def test_a_model_that_reads_no_tree_is_told_so_before_its_inputs_are_looked_at(d
     config = MambaConfig(vocab_size=96, hidden_size=32, state_size=4, num_hidden_layers=2)
     with pytest.raises(UsageError, match="--target MambaForCausalLM: keeps a recurrent state"):
         MambaForCausalLM(config).generate(PROMPT, max_new_tokens=4, custom_generate=custom_generate(draft, B=4))
+
+
+def test_a_target_whose_config_changed_gets_masks_that_fit() -> None:
+    kind, config = SAME["mistral, window 30"]
+    model = build(kind, config)
+    loop, how = custom_generate(build(kind, config, seed=1), B=6, fill=True), {"do_sample": False, "max_new_tokens": 30}
+    for window in (30, 8, 16):
+        model.config.sliding_window = window
+        assert torch.equal(model.generate(PROMPT, custom_generate=loop, **how), model.generate(PROMPT, **how)), window

@@ -63,7 +63,31 @@ def test_a_folder_of_another_class_is_refused(folder: Path) -> None:
 
 def test_tensors_of_another_shape_are_one_line(folder: Path) -> None:
     change(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(5)}))
-    refused(folder, r"cannot be loaded|has another shape")
+    refused(
+        folder, r"its model\.norm\.weight has another shape than its config says; fetch config and weights together"
+    )
+
+
+def test_an_adapter_is_no_model(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    refused(folder, "is an adapter, not a model; merge it into its base model")
+
+
+def test_a_config_that_says_nonsense_is_one_line(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for change, message in (
+        ({"num_attention_heads": 5}, "Class validation error .* heads"),
+        ({"model_type": "mistral", "sliding_window": 1}, "has sliding_attention layers of 1 positions"),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(UsageError, match=message) as error:
+            load_pair(str(folder), str(folder), device="cpu")
+        assert "\n" not in str(error.value)
+    (folder / "config.json").write_text(json.dumps(config))
+    ends = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(ends | {"eos_token_id": [[2]]}))
+    with pytest.raises(UsageError, match="eos_token_id of its generation config is no token id"):
+        load_pair(str(folder), str(folder), device="cpu")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
@@ -91,12 +115,30 @@ def test_paths_that_lead_nowhere_are_no_matter_of_the_network(
     monkeypatch.chdir(tmp_path)
     for name in (f"{folder}x", "./model2", "../x", "~/nothing here", "a/b/c"):
         refused(name, "there is no such folder; check the path")
+    refused("x" * 300, "is no folder here")
     refused(folder / "config.json", "is a file; give the folder")
     refused(f"{folder}@main", "a folder has no revisions")
     refused(tmp_path, "has no config.json")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert find_source("--target", "~/model").path == str(folder)
     assert load_pair("~/model", "model", dtype=torch.float32, device="cpu").target_name == "model"
+
+
+@pytest.mark.parametrize("name", ["", " ", None, 5, b"x"])
+def test_what_is_no_name_is_refused(name: Any) -> None:
+    with pytest.raises(UsageError, match=r"--target .*: is no name of a model; give a hub name or a folder"):
+        load_model("--target", name, torch.float32)
+
+
+def test_devices_that_are_not_there_are_one_line(folder: Path) -> None:
+    assert load_pair(str(folder), str(folder), device="cpu:7").target.device.type == "cpu"
+    for options, flag in (
+        ({"device": "tpu:1"}, "--device"),
+        ({"device": None}, "--device"),
+        ({"device_map": "x"}, "--device-map"),
+    ):
+        with pytest.raises(UsageError, match=f"^{flag} .*: not on this machine; use {flag} cpu"):
+            load_pair(str(folder), str(folder), **options)
 
 
 def test_a_revision_is_handed_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +150,8 @@ def test_a_revision_is_handed_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(dynasurge.loading.AutoConfig, "from_pretrained", from_pretrained)
     refused(
-        "org/model@v1.0", "is no folder here, and the model hub does not give it .We couldn't connect.; check the name"
+        "org/model@v1.0",
+        "is no folder here, and the model hub does not give it .We couldn't connect to the hub.; check the name",
     )
     refused("org/model", "is no folder here")
     options = {"trust_remote_code": False}

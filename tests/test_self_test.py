@@ -76,6 +76,27 @@ def test_rows_that_a_commit_loses_are_noticed(monkeypatch: pytest.MonkeyPatch) -
         self_test("--target", "x", tiny_model("llama"))
 
 
+UNSTEADY: dict[str, tuple[str, dict[str, Any]]] = {
+    "looks ahead": ("bert", {}),
+    "a window that its class ignores": ("llama", {"sliding_window": 8}),
+    "a chunk that its class ignores": ("llama", {"attention_chunk_size": 8}),
+}
+
+
+@pytest.mark.parametrize("name", UNSTEADY)
+def test_a_model_that_reads_text_in_two_ways_is_refused(name: str) -> None:
+    kind, config = UNSTEADY[name]
+    with pytest.raises(
+        UsageError, match=r"reads (text in more than one way|a tree otherwise than text): the logits of"
+    ):
+        self_test("--target", "x", build(kind, config))
+
+
+def test_a_model_of_few_positions_is_refused() -> None:
+    with pytest.raises(UsageError, match="reads 8 positions only"):
+        self_test("--target", "x", build("gpt2", {"max_position_embeddings": 8}))
+
+
 def test_what_a_model_raises_is_one_line() -> None:
     model = tiny_model("llama")
 
