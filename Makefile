@@ -26,12 +26,12 @@ demo: install
 	$(BIN)/python main.py compare --end 7 --B 4 --growmap growmaps/4x8-tree.pt growmaps/2x2.pt --output runs/demo
 
 notebooks: install
-	$(BIN)/python -m dynasurge.notebooks notebooks/*.ipynb
+	$(BIN)/python -m dynasurge.plots.notebooks notebooks/*.ipynb
 
 RECORDS ?= figures/data
 OUTPUT ?= figures
 figures: install
-	$(BIN)/python -m dynasurge.figures $(RECORDS) --output $(OUTPUT)
+	$(BIN)/python -m dynasurge.cli.figures $(RECORDS) --output $(OUTPUT)
 
 # Twice: trees that stop where nodes no longer pay, without and with ETV, and trees that spend their budget whole.
 STUDY ?= --dataset demo --end 7 --new-tokens 64
@@ -43,7 +43,7 @@ RUNS ?= runs/figures
 records: install
 	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --use_bfs --B $(BUDGETS) auto --growmap $(GROWMAPS) --output $(RUNS)
 	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --mode dTree --fill --B 2 $(BUDGETS) --output $(RUNS)-filled
-	$(BIN)/python -m dynasurge.evidence $(RUNS) $(RUNS)-filled --output $(RECORDS) $(if $(MACHINE),--machine "$(MACHINE)")
+	$(BIN)/python -m dynasurge.experiments.published_records $(RUNS) $(RUNS)-filled --output $(RECORDS) $(if $(MACHINE),--machine "$(MACHINE)")
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 import sys
 
-from dynasurge.cli import main
+from dynasurge.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,7 +3,7 @@
     python benchmarks/bias.py --data cnn_dailymail.jsonl --contexts 10 --samples 1000
 
 At each context (the first 128 tokens of a prompt) one step is taken `samples` times and the first emitted token is counted;
-dynasurge/bias.py says how. Counting noise makes a distance positive even for a lossless rule, so what counts is how much
+dynasurge/experiments/rule_bias.py says how. Counting noise makes a distance positive even for a lossless rule, so what counts is how much
 a rule is above topdown.
 """
 
@@ -14,8 +14,8 @@ import argparse
 from tqdm import tqdm
 
 from dynasurge import load_pair
-from dynasurge.bias import first_token_bias
-from dynasurge.data import load_prompts
+from dynasurge.experiments.rule_bias import first_token_bias
+from dynasurge.experiments.datasets import load_prompts
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python benchmarks/bound.py --data cnn_dailymail.jsonl --prompts 12
 
 Nodes are positions of text that the target wrote itself. At each, k children are proposed by every policy; top-down
-acceptance is exact given the children, the bound is exact given the node (dynasurge/bound.py). At one node traversal and
+acceptance is exact given the children, the bound is exact given the node (dynasurge/verification/single_node_bound.py). At one node traversal and
 reserved do as top-down does: what they gain, they gain on paths.
 """
 
@@ -15,11 +15,11 @@ import torch
 from tqdm import tqdm
 
 from dynasurge import Settings, load_pair
-from dynasurge.analysis import rank_acceptance, text_distributions
-from dynasurge.bound import acceptance_bound
-from dynasurge.config import POLICIES
-from dynasurge.data import load_prompts
-from dynasurge.generation import Session
+from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
+from dynasurge.verification.single_node_bound import acceptance_bound
+from dynasurge.settings import POLICIES
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.decoding.session import Session
 
 EVERY = 8  # positions between nodes, so that they differ
 DRAWS = 32  # sets of children drawn at each node

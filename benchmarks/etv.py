@@ -23,10 +23,10 @@ import torch
 from shards import Shard, gained, read_rows, run_command, run_flags
 
 from dynasurge import Settings, load_pair
-from dynasurge.analysis import mean_depth
-from dynasurge.data import load_prompts
-from dynasurge.generation import Session, make_engines
-from dynasurge.verification import RULES, Verdict, draw_verdict
+from dynasurge.experiments.text_distributions import mean_depth
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.decoding.session import Session, make_engines
+from dynasurge.verification.rules import RULES, Verdict, draw_verdict
 
 STATIC = {"4x8": "growmaps/4x8-tree.pt", "8x8": "growmaps/8x8-tree.pt"}
 BUDGETS = (16, 32, 64)

@@ -25,13 +25,13 @@ from shards import guard
 from widen import SHAPES, load_wide
 
 from dynasurge import Settings
-from dynasurge.data import load_prompts
-from dynasurge.engine import Engine
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.models.engine import Engine
 from dynasurge.errors import UsageError
-from dynasurge.generation import Session, make_engines
-from dynasurge.graphs import Captured, Graphs
-from dynasurge.latency import WIDTHS
-from dynasurge.models import Pair
+from dynasurge.decoding.session import Session, make_engines
+from dynasurge.models.cuda_graphs import Captured, Graphs
+from dynasurge.decoding.latency import WIDTHS
+from dynasurge.models.pair import Pair
 
 TEXT = 256  # tokens in the cache
 ROOM = TEXT + max(WIDTHS)

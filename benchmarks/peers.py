@@ -52,12 +52,12 @@ from transformers.generation.streamers import BaseStreamer
 from widen import SHAPES, load_wide
 
 from dynasurge import Settings
-from dynasurge.data import load_prompts
-from dynasurge.generation import Session, make_engines
-from dynasurge.growmap import save_growmap
-from dynasurge.latency import load_costs
-from dynasurge.models import Pair
-from dynasurge.optimal import optimal_growmap
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.decoding.session import Session, make_engines
+from dynasurge.trees.growmap import save_growmap
+from dynasurge.decoding.latency import load_costs
+from dynasurge.models.pair import Pair
+from dynasurge.trees.optimal_growmap import optimal_growmap
 
 TEMPERATURES = (0.0, 0.6, 1.0)
 CHAINS = (3, 5, 8)

@@ -2,7 +2,7 @@
 
     python benchmarks/policies.py --data cnn_dailymail.jsonl --prompts 12 --output runs/policies
 
-All policies take the same prompt before any takes the next (see evaluation.py). Prints tokens per step and the speed-up
+All policies take the same prompt before any takes the next (see experiments/runner.py). Prints tokens per step and the speed-up
 over `auto`, by temperature and tree; a killed run goes on where it stopped.
 """
 
@@ -15,12 +15,12 @@ import torch
 from tqdm import tqdm
 
 from dynasurge import load_pair
-from dynasurge.config import POLICIES
-from dynasurge.data import load_prompts
-from dynasurge.flags import budget
-from dynasurge.grid import grid
-from dynasurge.study import results
-from dynasurge.sweep import sweep
+from dynasurge.settings import POLICIES
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.cli.flags import budget
+from dynasurge.experiments.grid import grid
+from dynasurge.experiments.results_frame import results
+from dynasurge.experiments.sweep import sweep
 
 
 def main() -> None:

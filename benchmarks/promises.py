@@ -2,7 +2,7 @@
 
     python benchmarks/promises.py --data cnn_dailymail.jsonl c4_en.jsonl spec_bench.jsonl --start 210 --end 220 --T 0.6 0.9
 
-A tree grown best-first is as good as its slot values (acceptance.py): if those of deep nodes are too low, trees are too
+A tree grown best-first is as good as its slot values (drafting/acceptance_estimates.py): if those of deep nodes are too low, trees are too
 bushy, if they are too high, too thin. Filled trees of B nodes are grown at every few tokens of a text that the target
 wrote, and verification knows exactly how likely the path was to go through each node (ETV; top-down with `--topdown`). By
 depth, and by what was promised, the table has the sums of both over all nodes: where `accepted / promised` is 1, growth by
@@ -22,10 +22,10 @@ from shards import guard
 from tqdm.auto import tqdm
 
 from dynasurge import Settings, load_pair
-from dynasurge.data import load_prompts
-from dynasurge.generation import Session, follow, make_engines
-from dynasurge.tree import TokenTree
-from dynasurge.verification import RULES, Verdict, draw_verdict, reach
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.decoding.session import Session, follow, make_engines
+from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.rules import RULES, Verdict, draw_verdict, reach
 
 DEEP = 12  # this and deeper levels are one row
 WORTH = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)  # edges of what is promised

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from dynasurge import Session, Settings, load_pair
-from dynasurge.data import load_prompts
+from dynasurge.experiments.datasets import load_prompts
 
 MODES = {
     "auto": {"mode": "auto"},

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dynasurge.cli import guarded
+from dynasurge.cli.main import guarded
 from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
-from dynasurge.provenance import git_commit, processor
+from dynasurge.experiments.provenance import git_commit, processor
 
 RESAMPLES = 4000
 

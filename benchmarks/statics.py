@@ -1,7 +1,7 @@
 """Static trees as good as they get: what trees of many shapes accept on the bundled prompts, and which one is best.
 
 `trees.py choose` decodes with each shape: some `k x d`, and the optimal trees of several sizes and depths for the
-acceptance that is measured first (optimal.py). Of those of at most B nodes the best is the one that accepts most, or, where
+acceptance that is measured first (trees/optimal_growmap.py). Of those of at most B nodes the best is the one that accepts most, or, where
 speed counts, the one that emits most tokens in the time of its passes on this machine: what a dynamic tree has to beat.
 """
 
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from dynasurge import Settings, load_pair
-from dynasurge.analysis import rank_acceptance, text_distributions
-from dynasurge.costs import Costs
-from dynasurge.data import load_prompts
+from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.experiments.datasets import load_prompts
 from dynasurge.errors import UsageError
-from dynasurge.generation import Session, make_engines
-from dynasurge.growmap import Growmap, build_growmap, save_growmap
-from dynasurge.models import Pair
-from dynasurge.optimal import optimal_growmap
+from dynasurge.decoding.session import Session, make_engines
+from dynasurge.trees.growmap import Growmap, build_growmap, save_growmap
+from dynasurge.models.pair import Pair
+from dynasurge.trees.optimal_growmap import optimal_growmap
 
 TEMPERATURES = (0.0, 0.6, 0.9)
 NAMED = ("2x8", "4x4", "4x8", "8x4", "8x8", "4x16")

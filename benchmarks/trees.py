@@ -14,7 +14,7 @@ the trees differ:
 - `static`: of the `k x d` trees and the optimal trees of at most B nodes, whichever accepts most on the bundled prompts
   (`choose`, which takes half an hour on two CPU cores);
 - `fast static`: of the same trees the one that is fastest, by what it accepts and by this machine's latency curves;
-- `prototype`: 2 to 4 sampled children a node by budget, left to right (prototype.py);
+- `prototype`: 2 to 4 sampled children a node by budget, left to right (verification/prototype.py);
 - `DySpec` (arXiv 2410.11744): sampled children, best-first by the draft's own probabilities;
 - `OPT-Tree` (arXiv 2406.17276): the likeliest tokens, best-first by the draft's own probabilities;
 - `fixed`, `learned`: best-first by the calibrated slot values, without and with learning from the prompt;
@@ -51,14 +51,14 @@ from treetables import BUDGETS, NAMES, table
 from widen import SHAPES, load_wide
 
 from dynasurge import Settings
-from dynasurge.data import load_prompts
+from dynasurge.experiments.datasets import load_prompts
 from dynasurge.errors import at_least
-from dynasurge.generation import Session, follow, make_engines
-from dynasurge.growmap import Growmap, save_growmap
-from dynasurge.latency import load_costs
-from dynasurge.prototype import prototype_growmap
-from dynasurge.tree import TokenTree
-from dynasurge.verification import RULES, Verdict, draw_verdict, reach
+from dynasurge.decoding.session import Session, follow, make_engines
+from dynasurge.trees.growmap import Growmap, save_growmap
+from dynasurge.decoding.latency import load_costs
+from dynasurge.verification.prototype import prototype_growmap
+from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.rules import RULES, Verdict, draw_verdict, reach
 
 LARGE = 256  # nodes, of which `hindsight` chooses
 METHODS: dict[str, dict[str, Any]] = {

@@ -31,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynasurge import load_pair
 from dynasurge.errors import UsageError
-from dynasurge.models import Pair, load_target
+from dynasurge.models.pair import Pair, load_target
 
 SHAPES: dict[str, dict[str, int]] = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},

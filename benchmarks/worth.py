@@ -21,11 +21,11 @@ from shards import guard
 from tqdm.auto import tqdm
 
 from dynasurge import Settings, load_pair
-from dynasurge.acceptance import SAMPLED
-from dynasurge.analysis import rank_acceptance, text_distributions
-from dynasurge.data import load_prompts
-from dynasurge.generation import Session
-from dynasurge.models import Pair
+from dynasurge.drafting.acceptance_estimates import SAMPLED
+from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.decoding.session import Session
+from dynasurge.models.pair import Pair
 
 NAMES = SAMPLED[:3]
 DRAWS, CELLS = 8, 12

@@ -16,15 +16,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dynasurge.config import Settings
-    from dynasurge.ecosystem import custom_generate
+    from dynasurge.settings import Settings
+    from dynasurge.decoding.transformers_adapter import custom_generate
     from dynasurge.errors import UsageError
-    from dynasurge.generation import Generation, Session, generate
-    from dynasurge.growmap import Growmap, build_growmap, load_growmap, save_growmap
-    from dynasurge.models import Pair, load_pair
-    from dynasurge.optimal import SizedGrowmap, best_size, expected_accepted, optimal_growmap
-    from dynasurge.tracing import Trace, trace
-    from dynasurge.tree import TokenTree
+    from dynasurge.decoding.session import Generation, Session, generate
+    from dynasurge.trees.growmap import Growmap, build_growmap, load_growmap, save_growmap
+    from dynasurge.models.pair import Pair, load_pair
+    from dynasurge.trees.optimal_growmap import SizedGrowmap, best_size, expected_accepted, optimal_growmap
+    from dynasurge.decoding.trace import Trace, trace
+    from dynasurge.trees.token_tree import TokenTree
 
 __version__ = "0.1.0"
 

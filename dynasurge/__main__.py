@@ -2,6 +2,6 @@
 
 import sys
 
-from dynasurge.cli import main
+from dynasurge.cli.main import main
 
 sys.exit(main())

@@ -1,7 +1,7 @@
 """Models small enough to enumerate: tables of probabilities behind the engine's interface, and scripted chance.
 
 `enumerate_runs` runs a function once for every sequence of random outcomes it can meet and yields each result with its
-exact probability. Chance enters the library through a few functions of `dynasurge.sampling`; `scripted` replaces them by
+exact probability. Chance enters the library through a few functions of `dynasurge.probabilities`; `scripted` replaces them by
 versions that ask a `Script` which outcome to take.
 """
 
@@ -14,9 +14,13 @@ from typing import Any
 
 import torch
 
-from dynasurge import policies, proposing, sampling
-from dynasurge.tree import TokenTree
-from dynasurge.verification import Rule, path_to
+from dynasurge.drafting import proposals
+
+from dynasurge.drafting import captured_proposals
+
+from dynasurge import probabilities
+from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.rules import Rule, path_to
 
 VOCAB = 3
 Table = Callable[[tuple[int, ...]], list[float]]
@@ -116,16 +120,16 @@ def _scripted_distinct(probs: torch.Tensor, k: int, script: Script) -> torch.Ten
 
 def scripted(monkeypatch: Any) -> None:
     """Let a Script decide every draw of the library."""
-    monkeypatch.setattr(sampling, "draw_distinct", _scripted_distinct)
-    monkeypatch.setattr(sampling, "uniforms", lambda k, probs, script: (k, script))
-    monkeypatch.setattr(sampling, "draw_by", lambda probs, chance: _scripted_distinct(probs, *chance))
-    monkeypatch.setattr(sampling, "draw", lambda probs, script: script.choose(probs.tolist()))
+    monkeypatch.setattr(probabilities, "draw_distinct", _scripted_distinct)
+    monkeypatch.setattr(probabilities, "uniforms", lambda k, probs, script: (k, script))
+    monkeypatch.setattr(probabilities, "draw_by", lambda probs, chance: _scripted_distinct(probs, *chance))
+    monkeypatch.setattr(probabilities, "draw", lambda probs, script: script.choose(probs.tolist()))
 
 
 def copy_anything(monkeypatch: Any) -> None:
     """Where children are sampled, only what the draft hardly thinks of is copied, after a long match: lower both bars."""
-    monkeypatch.setattr(policies, "LONG", 2)
-    for module in (policies, proposing):
+    monkeypatch.setattr(proposals, "LONG", 2)
+    for module in (proposals, captured_proposals):
         monkeypatch.setattr(module, "AGREES", 2.0)
 
 

@@ -1,4 +1,4 @@
-// The page's side of the tree: pan, zoom, hover and keys. What is drawn comes from Python (dynasurge/svg.py), as SVG and HTML
+// The page's side of the tree: pan, zoom, hover and keys. What is drawn comes from Python (dynasurge/plots/tree_svg.py), as SVG and HTML
 // text whose tokens are escaped there; nothing is fetched. The host element takes the keyboard once it is clicked.
 
 const READABLE = 0.75; // the smallest scale at which a tree is shown unasked: letters of 9 pixels

@@ -1,0 +1,102 @@
+"""The `dynasurge calibrate` commands: measure what dynamic trees go by.
+
+dynasurge calibrate                   this machine's latency curves, anew (decoding/latency.py)
+dynasurge calibrate acceptance FILE   a pair's acceptance curves, for --priors (experiments/calibration.py)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from dynasurge.drafting.acceptance_estimates import load_priors
+from dynasurge.experiments.calibration import calibrate, rounds
+from dynasurge.settings import DEMO, STUDY_PROMPT, Settings
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.errors import UsageError
+from dynasurge.files import write_whole
+from dynasurge.cli.flags import Parser, model_flags, pair_options
+from dynasurge.decoding.session import make_engines
+from dynasurge.decoding.latency import ROUNDS, cache_file, load_costs, widths_of
+from dynasurge.models.pair import load_pair
+from dynasurge.experiments.summary import columns
+
+EPILOG = """\
+other form (it has its own --help):
+  dynasurge calibrate acceptance FILE   measure how often a pair's children are accepted, for --priors
+"""
+
+
+def calibrate_command(arguments: Sequence[str]) -> int:
+    """Run `dynasurge calibrate` with the arguments after that word; returns the exit code."""
+    if arguments[:1] == ["acceptance"]:
+        _acceptance(arguments[1:])
+    else:
+        _latency(arguments)
+    return 0
+
+
+def _latency(arguments: Sequence[str]) -> None:
+    parser = Parser(
+        prog="dynasurge calibrate",
+        description="Measure anew how long this machine's passes take, by their width. Dynamic trees grow while a node\n"
+        "pays for its time by these curves, unless --fill. They are otherwise measured once, before the first tree.",
+        epilog=EPILOG,
+    )
+    model_flags(parser)
+    args = parser.parse_args(arguments)
+    pair = load_pair(**pair_options(args))
+    engines = make_engines(pair, [Settings(prompt_len=STUDY_PROMPT)])
+    assert engines.draft is not None
+    path = cache_file(engines.target, engines.draft)
+    rounds = 1 if engines.target.captures else ROUNDS  # captured steps are repeated width by width
+    total = rounds * len(widths_of(engines.target, engines.draft))
+    with tqdm(total=total, unit="width", disable=None, leave=False, dynamic_ncols=True) as bar:
+        try:
+            costs = load_costs(engines.target, engines.draft, anew=True, on_width=bar.update)
+        except OSError as error:
+            raise UsageError(
+                "DYNASURGE_CACHE", path, f"cannot be written ({error})", "set it to another folder"
+            ) from error
+    print(f"{_table(costs)}\nwritten: {path}")
+
+
+def _table(costs: Costs) -> str:
+    """Passes by width as measured, and what each node of the last stretch adds to a target pass, as growth reckons."""
+    rows = [("width", "target ms", "draft ms", "ms a node")]
+    before = (0, 0.0)
+    for width, target, draft in zip(costs.widths, costs.target_seconds, costs.draft_seconds, strict=True):
+        now = (width, costs.target(width - 1))
+        price = f"{1e3 * (now[1] - before[1]) / (now[0] - before[0]):.3f}" if width > 1 else "-"
+        rows.append((str(width), f"{1e3 * target:.2f}", f"{1e3 * draft:.2f}", price))
+        before = now
+    return columns(rows)
+
+
+def _acceptance(arguments: Sequence[str]) -> None:
+    parser = Parser(
+        prog="dynasurge calibrate acceptance",
+        description="Decode prompts with large trees and write how often each kind of child was accepted, as a prior for\n"
+        "dynasurge --priors FILE. Every prompt is decoded nine times, 64 tokens each.",
+        epilog="example:\n  dynasurge calibrate acceptance mine.json --draft DRAFT --target TARGET --data prompts.jsonl",
+    )
+    parser.add_argument("file", metavar="FILE", help="the .json file to write")
+    model_flags(parser)
+    parser.add_argument("--data", default=DEMO, metavar="NAME", help="prompts, as for --dataset (default: %(default)s)")
+    parser.add_argument(
+        "--priors", metavar="FILE", help="what the trees are grown by; a second round from the first's FILE settles it"
+    )
+    args = parser.parse_args(arguments)
+    start, prompts = load_priors(args.priors), load_prompts(args.data)
+    try:
+        with write_whole(args.file) as partial:
+            pair = load_pair(**pair_options(args))
+            with tqdm(total=len(rounds()) * len(prompts), unit="prompt", disable=None, dynamic_ncols=True) as bar:
+                curves = calibrate(pair, prompts, start, bar.update)
+            partial.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError("FILE", args.file, f"cannot be written ({error})", "name a writable path") from error
+    print(f"written: {args.file}")

@@ -1,0 +1,179 @@
+"""Flags that several commands share. Their names are the fields of `Settings`; a mistake in one costs one line."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Collection
+from typing import Any, NoReturn
+
+from dynasurge.settings import (
+    AUTO_DEPTH,
+    DTYPES,
+    ETVS,
+    POLICIES,
+    STUDY_PROMPT,
+    STUDY_ROWS,
+    VALUES,
+    Settings,
+)
+from dynasurge.experiments.datasets import DEFAULT_ROWS, HUB_DATASETS
+from dynasurge.errors import UsageError
+
+GROWMAP = "growmaps/4x8-tree.pt"
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)} | {
+    "prompt_len": STUDY_PROMPT,
+    "M": STUDY_ROWS,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake costs one line and flags are never abbreviated."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        field, _, reason = message.partition(": ")
+        raise UsageError(self.prog, field, reason or "cannot be understood", f"see {self.prog} --help")
+
+
+def model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `load_pair`."""
+    add, default = parser.add_argument, "(default: %(default)s)"
+    add(
+        "--draft",
+        default=DEFAULTS["draft"],
+        metavar="NAME",
+        help=f"draft model: hub name (NAME@REVISION) or folder {default}",
+    )
+    add("--target", default=DEFAULTS["target"], metavar="NAME", help=f"target model: hub name or folder {default}")
+    add(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the code that lies beside a model's weights, if it needs any",
+    )
+    add(
+        "--self-test",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help=f"ask both models, when they are loaded, whether they read a tree as they read text {default}",
+    )
+    dtype = f"auto: bfloat16 where the hardware has it {default}"
+    add("--dtype", choices=DTYPES, default=DEFAULTS["dtype"], help=dtype)
+    device = "auto (cuda if there is one), cpu, cuda, cuda:1, ..."
+    add("--device", default=DEFAULTS["device"], metavar="NAME", help=device)
+
+
+def pair_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `load_pair` is told by parsed `model_flags`; but where a process runs is not the flags' to say alone."""
+    names = ("draft", "target", "dtype", "device", "trust_remote_code", "self_test")
+    return {name: getattr(args, name) for name in names}
+
+
+def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ()) -> None:
+    """The flags of every command that decodes; those named in `several` take several values, and give a list."""
+
+    def add(flag: str, **options: Any) -> None:
+        if flag.removeprefix("--") in several:
+            first = options["default"]
+            many = options["help"].replace("%(default)s", str(first)).replace(" (default", "; one or more (default")
+            options |= {"default": [first], "nargs": "+", "help": many}
+        parser.add_argument(flag, **options)
+
+    number: dict[str, Any] = {"type": int, "metavar": "N"}
+    default = "(default: %(default)s)"
+    model_flags(parser)
+    add(
+        "--device-map",
+        metavar="HOW",
+        help="auto, balanced or sequential: spread a target that is too large for one GPU over those of this machine",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="on a GPU: let torch.compile fuse small kernels before steps are captured, which takes two to four minutes",
+    )
+    add("--T", type=float, default=DEFAULTS["T"], metavar="X", help=f"temperature; 0 is greedy {default}")
+    add("--P", type=float, default=DEFAULTS["P"], metavar="X", help=f"top-p, in (0, 1]; 1 keeps every token {default}")
+    add(
+        "--dataset",
+        default="demo",
+        metavar="NAME",
+        help=f"demo (bundled), {', '.join(HUB_DATASETS)} (streamed from the hub), or a .txt (one prompt a line), .jsonl, "
+        f".csv or .parquet file {default}",
+    )
+    add("--start", default=0, help=f"first prompt, counted from 0 {default}", **number)
+    add("--end", default=None, help=f"one past the last prompt (default: at most {DEFAULT_ROWS} prompts)", **number)
+    add("--prompt-len", default=DEFAULTS["prompt_len"], help=f"prompts are cut to N tokens {default}", **number)
+    short = f"prompts of fewer than N tokens are left out, and counted {default}"
+    add("--min-prompt-len", default=1, help=short, **number)
+    add("--new-tokens", default=DEFAULTS["new_tokens"], help=f"generate up to N tokens {default}", **number)
+    add("--M", default=DEFAULTS["M"], help=f"cache length: prompt + new tokens + tree must fit {default}", **number)
+    add(
+        "--B",
+        type=budget,
+        metavar="N",
+        default=DEFAULTS["B"],
+        help="dTree: at most N drafted nodes a tree, root not counted; auto: as many as pay for their time here "
+        f"{default}",
+    )
+    add("--fill", action="store_true", help="dTree: spend the whole budget, whether or not a node pays for its time")
+    add(
+        "--values",
+        choices=VALUES,
+        default=DEFAULTS["values"],
+        help="dTree: what slots are thought worth: learned: from this prompt's own steps; fixed: the prior they start "
+        f"from; own: the draft's probabilities {default}",
+    )
+    add(
+        "--priors",
+        metavar="FILE",
+        help="dTree: the prior of --values, from `dynasurge calibrate acceptance`; it pays for pairs other than the demo's "
+        "(default: the demo pair's)",
+    )
+    add(
+        "--lookup",
+        action=argparse.BooleanOptionalAction,
+        default=DEFAULTS["lookup"],
+        help=f"dTree: also propose what followed the last tokens earlier in the text {default}",
+    )
+    add("--max-depth", default=None, help=f"dTree: at most N levels (default: {AUTO_DEPTH})", **number)
+    add(
+        "--max-children", default=DEFAULTS["max_children"], help=f"dTree: at most N children a node {default}", **number
+    )
+    add(
+        "--policy",
+        choices=POLICIES,
+        default=DEFAULTS["policy"],
+        help="how a node's children are proposed: sampled: drawn from the draft without replacement; topk: its likeliest "
+        f"tokens; hybrid: one sampled, then the likeliest; at T = 0 always topk {default}",
+    )
+    add(
+        "--use_bfs",
+        action="store_true",
+        help="verify with Enhanced Tree Verification (see --etv) instead of top-down",
+    )
+    add(
+        "--etv",
+        choices=ETVS,
+        default=DEFAULTS["etv"],
+        help="the rule of --use_bfs: traversal; reserved: never shorter than top-down, sampled static trees only; bfs: the "
+        f"original prototype's, which changes the text's distribution (lossy) {default}",
+    )
+    add("--seed", default=DEFAULTS["seed"], help=f"the same seed gives the same text {default}", **number)
+    add("--output", metavar="DIR", help="write records.jsonl and what it comes to there; run again to resume")
+    add("--verbose", action="store_true", help="print each prompt's text and acceptance as it is done")
+
+
+def growmaps_flag(parser: argparse.ArgumentParser) -> None:
+    """`--growmap` of the commands that run several static trees."""
+    shapes = f"sTree's tree shapes, one or more (default: {GROWMAP})"
+    parser.add_argument("--growmap", metavar="FILE", nargs="+", default=[GROWMAP], help=shapes)
+
+
+def budget(text: str) -> int | str:
+    """Read a --B: a whole number, or auto."""
+    if text != "auto" and not text.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a whole number nor auto")
+    return text if text == "auto" else int(text)

@@ -1,0 +1,84 @@
+"""The `dynasurge sweep` command: a grid of settings over datasets, and what it comes to.
+
+The folder of `--output` gets `records.jsonl` (as it goes), and once all is done `records.parquet`, `results.md` and a
+figure a dataset. `eval.sh` is the study of the original prototype, made of one such command.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynasurge.cli.main import evaluate, plain_name, plan_of
+from dynasurge.settings import MODES
+from dynasurge.errors import UsageError
+from dynasurge.cli.flags import Parser, common_flags, growmaps_flag
+
+if TYPE_CHECKING:
+    from dynasurge.experiments.runner import Evaluation
+
+SEVERAL = ("T", "B", "policy", "seed", "dataset")
+DESCRIPTION = """\
+Every combination of --mode, --growmap, --B, --policy, --T, --seed and --dataset, and with --use_bfs every tree without and
+with ETV. All take the same prompt before any takes the next. A stopped sweep goes on when the same command is given again.
+"""
+EPILOG = """\
+on several GPUs or machines, with the same flags (see README):
+  accelerate launch --num_processes 2 -m dynasurge sweep ...
+
+example:
+  dynasurge sweep --T 0 0.6 --B 4 8 --growmap growmaps/2x2.pt --use_bfs --end 7 --output runs/sweep
+"""
+
+
+def sweep_command(arguments: Sequence[str]) -> int:
+    """Run `dynasurge sweep` with the arguments after that word; returns the exit code."""
+    args = sweep_parser().parse_args(arguments)
+    if not args.output:
+        raise UsageError("--output", None, "a sweep is a folder of records", "try --output runs/sweep")
+    datasets = list(dict.fromkeys(map(plain_name, args.dataset)))
+    names = [Path(dataset).stem for dataset in datasets]
+    for dataset, name in zip(datasets, names, strict=True):
+        if names.count(name) > 1:
+            raise UsageError("--dataset", dataset, "two files of one name make one table", "rename one of them")
+    return evaluate(args, plan_of(args), datasets, _results)
+
+
+def sweep_parser() -> Parser:
+    """The flags of `dynasurge sweep`."""
+    parser = Parser(prog="dynasurge sweep", description=DESCRIPTION, epilog=EPILOG)
+    common_flags(parser, several=SEVERAL)
+    growmaps_flag(parser)
+    modes = "auto, sTree, dTree; one or more (default: all)"
+    parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES), help=modes)
+    return parser
+
+
+def _results(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, Any]) -> list[Path]:
+    """Print the results table, and write it, the parquet and the figures."""
+    from dynasurge.experiments import summary
+    from dynasurge.plots.figures import save_figure, study_figure
+    from dynasurge.experiments.records import write_output
+    from dynasurge.experiments.results_frame import results, results_table
+    from dynasurge.experiments.sweep import write_frame
+
+    output = Path(args.output)
+    frame = write_frame(evaluation, output)
+    table = results_table(frame)
+    print(table)
+    made = summary.made_with(about)
+    short = [f"{name}: rows {', '.join(map(str, rows))}" for name, rows in about["skipped"].items() if rows]
+    left_out = f"Left out, fewer than {args.min_prompt_len} tokens: {'; '.join(short)}.\n\n" if short else ""
+    mixed = summary.origins(frame)
+    print(mixed, end="")
+    body = f"{table}\n{left_out}{mixed}{made}, commit {about['commit']}:\n\n    {about['command']}\n"
+    with write_output(output / "results.md") as partial:
+        partial.write_text(body, encoding="utf-8")
+    written = [output / "records.parquet", output / "results.md"]
+    for dataset, group in results(frame).groupby("dataset", sort=False):
+        name = Path(str(dataset)).stem
+        caption = f"{made}, prompts: {name}, n = {group['prompts'].max()}"
+        written += save_figure(study_figure(group, caption), output, f"study-{name}")
+    return written

@@ -1,0 +1,70 @@
+"""What captured steps cost: steps of a decoder like those that will run, on some text, timed by the device.
+
+Part of decoding/latency.py, for engines on a GPU. A target pass is measured for each number of nodes that captured passes have room
+for, with verification behind it. A draft pass always has room for FRONTIER nodes, with all that chooses them and proposes
+their children, so it has one price.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+
+from dynasurge.drafting.acceptance_estimates import make_acceptance
+from dynasurge.decoding.captured_loop import CapturedDecoder
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.models.engine import Engine
+from dynasurge.decoding.captured_exchange import Trees
+from dynasurge.drafting.captured_tree import FRONTIER, Layout
+from dynasurge.drafting.captured_budget import Pace, Size
+
+WIDTHS = (1, 17, 33, 65, 129)  # a root and as many nodes as captured passes have room for
+REPEATS = 9
+TEXT = 160  # tokens in the cache while measuring
+LEVELS, CHILDREN = 4, 8
+LOOKED_AT = 1e-300  # by this levels are looked at while drafting, and none is found wanting
+
+
+def captured_costs(
+    target: Engine, draft: Engine, widths: Sequence[int], on_width: Callable[[], object] = lambda: None
+) -> Costs:
+    """Measure them. on_width is called after each width. Engines are reset before and after. Raises RuntimeError if
+    something cannot be captured."""
+    levels = max(1, min(LEVELS, (draft.static_length - 3) // FRONTIER))
+    layout = Layout(depth=levels, width=FRONTIER, children=CHILDREN)
+    room = min(target.static_length - widths[-1], draft.static_length - layout.row_count)
+    text = [1 + number % 50 for number in range(max(2, min(TEXT, room)))]
+    sizes = [width - 1 for width in widths if width > 1] or [1]
+    trees = Trees(
+        layout=layout,
+        budget=sizes[-1],
+        policy="sampled",
+        pace=Pace(sizes=sizes, budget=sizes[-1], max_depth=levels),
+        acceptance=make_acceptance("fixed", "traversal", 1.0),
+        copies=True,
+    )
+    plain = CapturedDecoder(target, None, None, rule="topdown", T=1.0, P=1.0)
+    growing = CapturedDecoder(target, draft, trees, rule="traversal", T=1.0, P=1.0)
+    scored, drafted, rest = [], [], []
+    for width in widths:
+        decoder = growing if width > 1 else plain
+        size = Size(nodes=width - 1, depth=levels if width > 1 else 0, least=LOOKED_AT)
+        for engine in (target, draft):
+            engine.reset()
+        decoder.prefill(text)
+        generator = torch.Generator().manual_seed(0)
+        steps = [decoder.rehearse(len(text), size, generator) for _ in range(REPEATS + 1)][1:]
+        scored.append(statistics.median(step["target_seconds"] + step["verify_seconds"] for step in steps))
+        drafted.append(statistics.median(step["draft_seconds"] for step in steps) / levels)
+        rest.append(statistics.median(step["other_seconds"] for step in steps))
+        on_width()
+    for engine in (target, draft):
+        engine.reset()
+    return Costs(
+        widths=tuple(widths),
+        target_seconds=tuple(scored),
+        draft_seconds=(max(drafted[-1], 1e-6),) * len(widths),  # those of no tree are none
+        step_seconds=statistics.median(rest),
+    )

@@ -1,0 +1,316 @@
+"""Decoding on a GPU: a step is a few captured CUDA graphs, replayed one after the other, and one read at its end.
+
+Launched kernel by kernel from Python, a step over small models takes longer to start than to run. So everything a step does
+is written in tensors of fixed shape (drafting/captured_tree.py, drafting/captured_proposals.py, verification/captured_rules.py) and captured once:
+
+    root       read the last two tokens with the draft, propose the first level
+    level l    choose the nodes that are worth reading, read them, propose level l
+    target n   keep the n best nodes, score them all in one pass
+    verify n   apply the rule, draw path and bonus token, move the path's cache rows to the front, append to the text
+
+How many nodes stay is settled before a step, how many levels are drafted while it goes on (drafting/captured_budget.py): the host looks at what
+the best slot of a level is worth while the next level is being drafted, so the device does not wait for it. Random numbers
+and estimates go to the device in one copy, the tree and what became of it come back in one. The next step begins before
+that is read, as it needs nothing of it, unless the text may be complete by then; an end-of-text token makes it a beginning
+for nothing. While the target is at work, the host turns the last step into a record and learns from it: trees go by what
+was known two steps before.
+
+The text, its length and the caches live on the device. Draws are those of probabilities.py, from the same explicit generator.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dynasurge import probabilities
+from dynasurge.decoding.loop import StepRecord, cut
+from dynasurge.drafting.growth import bare, read_on, teach
+from dynasurge.models.engine import Engine
+from dynasurge.decoding.captured_exchange import COLUMNS, HEAD, Inputs, Outcome, Trees, closing, pinned
+from dynasurge.models.failures import no_numbers, shrinking
+from dynasurge.drafting.captured_tree import CONTEXT, Forest, Nodes, assemble, read_level, read_nodes
+from dynasurge.models.cuda_graphs import Captured, Graphs, Signal, Stopwatch, fused
+from dynasurge.verification.captured_rules import judge, law
+from dynasurge.drafting.captured_budget import LAG, Size
+from dynasurge.drafting.captured_frontier import Proposer
+from dynasurge.verification.rules import path_to, reach
+
+MARKS = 4  # of a stopwatch in a step
+
+
+@dataclass(kw_only=True)
+class Flying:
+    """A step under way: how large it may be, the levels launched so far, and where its result will be. away: seconds
+    before it that somebody else took."""
+
+    size: Size
+    away: float = 0.0
+    depth: int = 0
+    result: torch.Tensor | None = None
+
+
+class CapturedDecoder:
+    """A target engine, perhaps a draft's and trees: yields the steps of a generation, as `decoding.Decoder` does."""
+
+    def __init__(
+        self, target: Engine, draft: Engine | None, trees: Trees | None, *, rule: str, T: float, P: float
+    ) -> None:
+        """Captures everything. Raises RuntimeError if something cannot be captured."""
+        self._target, self._draft, self._trees = target, draft, trees
+        self._rule, self._T, self._P = rule, T, P
+        self._device = device = target.device
+        self._compiled = target.compiled
+        self._levels = trees.layout.depth if trees is not None else 0
+        self._sizes = trees.pace.sizes if trees is not None else (0,)
+        self._text = torch.full((CONTEXT + target.static_length + self._levels + 2,), -1, device=device)
+        self._length = torch.zeros(1, dtype=torch.int64, device=device)  # committed tokens: the root's place
+        self._p = torch.zeros(max(self._sizes) + 2, target.vocab, dtype=torch.float32, device=device)
+        self._inputs = Inputs(trees, device)
+        if trees is not None:
+            table = None if trees.own or trees.growmap is not None else self._inputs.table
+            self._forest = Forest.empty(trees.layout, target.vocab, device)
+            self._proposer = Proposer(
+                policy=trees.policy,
+                table=table,
+                growmap=trees.growmap,
+                copies=trees.copies,
+                cut=self._inputs.cut,
+                most=trees.most,
+                compiled=self._compiled,
+            )
+        for engine in (target, draft):
+            if engine is not None:
+                engine.reset()
+        graphs = Graphs(device)
+        self._grow = [graphs.capture(self._root)] if trees is not None else []
+        for level in range(2, self._levels + 1):
+            self._grow.append(graphs.capture(lambda level=level: self._level(level)))  # type: ignore[misc]
+        self._score: dict[int, Captured[Nodes | None]] = {}
+        self._verify: dict[int, Captured[torch.Tensor]] = {}
+        for n in sorted(self._sizes, reverse=True):  # the largest first, so that the others find its memory
+            self._score[n] = graphs.capture(lambda n=n: self._pass(n))  # type: ignore[misc]
+            self._verify[n] = graphs.capture(lambda n=n: self._judge(n), self._length.zero_)  # type: ignore[misc]
+        self.capture_seconds = graphs.seconds
+        self._watch, self._back = Stopwatch(device), [pinned(self._packed(max(self._sizes)), device) for _ in range(2)]
+        self._best, self._seen = pinned(self._levels, device), [Signal(device) for _ in range(self._levels)]
+
+    def prefill(self, prompt: Sequence[int]) -> None:
+        """As `Decoder.prefill`."""
+        self._read_on(prompt)
+        if self._trees is not None:
+            self._trees.acceptance.reset()
+            self._trees.pace.reset()
+
+    def _read_on(self, text: Sequence[int]) -> None:
+        """Read what is new of a text that begins with what was read so, and stand behind it."""
+        with shrinking("prompt"):
+            for engine in (self._target, self._draft):
+                if engine is not None:
+                    read_on(engine, text[:-1])
+        self._text[CONTEXT : CONTEXT + len(text)] = torch.tensor(text).to(self._device)
+        self._length.fill_(len(text) - 1)
+
+    def rehearse(self, length: int, size: Size, generator: torch.Generator) -> dict[str, float]:
+        """Make a step behind the first `length` tokens of the text, for the sake of the time it takes: the seconds of its
+        phases, as a StepRecord has them."""
+        self._length.fill_(length - 1)
+        numbers = self._inputs.fill(generator, self._trees)
+        self._watch.restart()
+        self._read(self._finish(self._begin(size, numbers)), length)
+        return self._phases()
+
+    def steps(
+        self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
+    ) -> Iterator[StepRecord]:
+        """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of `eos`."""
+        left, root, away = new_tokens, prompt[-1], 0.0
+        self._watch.restart()
+        flying = self._finish(self._begin(*self._prepare(generator)))
+        while True:
+            ready, following = self._prepare(generator), None
+            if left > flying.depth + 1:  # whatever is accepted, there will be a next step
+                following = self._begin(*ready, away)
+            back = self._read(flying, len(prompt) + new_tokens - left)
+            phases = self._phases(flying.away)
+            room = left - 1  # for drafted tokens: the last one always counts as the bonus
+            emitted = cut([*back.emitted[: back.depth], back.bonus], left, eos)
+            left -= len(emitted)
+            last = left == 0 or emitted[-1] in eos
+            if not last:
+                following = self._finish(following or self._begin(*ready, away))
+            record = self._learn(flying, back, root, emitted, room, phases)
+            left_at = time.perf_counter()
+            yield record
+            away = time.perf_counter() - left_at  # whoever looks at records takes time of their own
+            if following is None or last:
+                return
+            root, flying = emitted[-1], following
+
+    def follow(self, text: Sequence[int], places: Sequence[int], generator: torch.Generator) -> Iterator[StepRecord]:
+        """As `Decoder.follow`."""
+        for place in places:
+            self._read_on(text[:place])
+            self._watch.restart()
+            step = self._finish(self._begin(*self._prepare(generator)))
+            back = self._read(step, place)
+            emitted = [*back.emitted[: back.depth], back.bonus]
+            yield self._learn(step, back, text[place - 1], emitted, self._levels, self._phases())
+
+    # --- what is captured ------------------------------------------------------------------------------------------
+
+    def _root(self) -> torch.Tensor:
+        """Read the last two tokens with the draft (it may not have read the first of them), propose the first level.
+        Returns what its best slot is worth [1]."""
+        assert self._draft is not None
+        steps = torch.arange(CONTEXT, device=self._device)
+        self._forest.start(self._text[self._length + 1 + steps])
+        positions = (self._length - 1 + steps[:2]).clamp(min=0)
+        hidden = torch.arange(self._draft.static_length, device=self._device) > positions[:, None]
+        logits = self._draft.score_at(self._text[CONTEXT + positions], positions, positions, hidden)
+        return self._fill(1, logits[1:])
+
+    def _level(self, level: int) -> torch.Tensor:
+        """Read the most valuable nodes of the level above with the draft, propose their children. Returns what the best
+        slot of these is worth [1]."""
+        assert self._draft is not None
+        forest, length = self._forest, self._length
+        rows = forest.advance(level - 1, self._proposer.frontier(forest), compiled=self._compiled)
+        numbers = torch.arange(rows.start, rows.stop, device=self._device)
+        depth = torch.full((1,), level - 1, device=self._device)
+        own = (forest.token, forest.row_slot[rows], forest.chain[rows], numbers)
+        reading = fused(read_level, self._compiled)
+        read = reading(*own, length, depth, forest.layout.row_count, self._draft.static_length)
+        return self._fill(level, self._draft.score_at(*read))
+
+    def _fill(self, level: int, logits: torch.Tensor) -> torch.Tensor:
+        q = fused(probabilities.to_proposal, self._compiled)(logits, self._T, self._P)
+        rows = self._forest.layout.rows(level)
+        self._proposer.fill(self._forest, level, q, self._inputs.uniforms[rows], self._text, self._length + 1)
+        return self._forest.best(level)
+
+    def _pass(self, n: int) -> Nodes | None:
+        """Score the root and the n best nodes in one pass of the target."""
+        nodes = None
+        if self._trees is None:
+            tokens, positions, rows = self._text[CONTEXT + self._length], self._length, self._length
+            hidden = (torch.arange(self._target.static_length, device=self._device) > self._length)[None]
+        else:
+            nodes = assemble(self._forest, n, self._trees.budget, compiled=self._compiled)
+            own = (self._forest.token, nodes.slot, nodes.depth, nodes.path)
+            reading = fused(read_nodes, self._compiled)
+            tokens, positions, rows, hidden = reading(*own, self._length, self._target.static_length)
+        logits = self._target.score_at(tokens, positions, rows, hidden)
+        self._p[: n + 1].copy_(probabilities.to_probs(logits, self._T, self._P))
+        return nodes
+
+    def _judge(self, n: int) -> torch.Tensor:
+        """Apply the rule, move the accepted path to the front of the caches, append it and the bonus token to the text.
+        Returns all that the host wants to know."""
+        length, nodes = self._length, self._score[n].result
+        if nodes is None:
+            bonus = probabilities.draw_by(self._p[:1], self._inputs.last[1:, None])[0]
+            self._text.index_copy_(0, CONTEXT + 1 + length, bonus.clamp(min=0))  # none: the next step may be on its way
+            length += 1
+            return torch.cat([bonus.clamp(max=0), torch.zeros_like(bonus), bonus]).double()
+        forest = self._forest
+        found = law(forest, nodes, self._p[: n + 2], self._rule, compiled=self._compiled)
+        judged = judge(found, self._inputs.last, compiled=self._compiled)
+        of_nodes = (nodes.slot, nodes.depth, nodes.path, nodes.parent, nodes.exists)
+        of_slots = (forest.token, forest.proposal, forest.kind, forest.x, forest.slot_value)
+        told, emitted, to, of_target, of_draft, longer = fused(closing, self._compiled)(
+            judged.end, judged.bonus, judged.stop, length, forest.chain, forest.layout.children, of_nodes, of_slots
+        )
+        assert self._draft is not None
+        self._text.index_copy_(0, CONTEXT + 1 + to, emitted.clamp(min=0))  # as above
+        self._target.move(of_target, to)
+        self._draft.move(of_draft, to)
+        length.copy_(longer)
+        return told
+
+    # --- the host's side -------------------------------------------------------------------------------------------
+
+    def _prepare(self, generator: torch.Generator) -> tuple[Size, torch.Tensor]:
+        """Settle how large the next tree may be, and all that its step will be told."""
+        size = self._trees.pace.choose() if self._trees is not None else Size(nodes=0, depth=0)
+        return size, self._inputs.fill(generator, self._trees)
+
+    def _begin(self, size: Size, numbers: torch.Tensor, away: float = 0.0) -> Flying:
+        """Start a step, as far as that goes without asking; nothing waits. away: see `Flying`."""
+        self._watch.mark()
+        self._inputs.send(numbers)
+        step = Flying(size=size, away=away)
+        while step.depth < (size.depth if size.least <= 0 else min(LAG, size.depth)):
+            self._deepen(step)
+        return step if size.least > 0 else self._finish(step)
+
+    def _deepen(self, step: Flying) -> None:
+        """Draft one more level."""
+        level, step.depth = step.depth, step.depth + 1
+        self._grow[level].replay()
+        if step.size.least > 0:
+            self._best[level : level + 1].copy_(self._grow[level].result, non_blocking=True)
+            self._seen[level].set()
+
+    def _finish(self, step: Flying) -> Flying:
+        """Draft as many levels as pay, then launch the rest, unless that is done."""
+        if step.result is not None:
+            return step
+        while step.depth < step.size.depth:
+            looked_at = step.depth - LAG
+            self._seen[looked_at].wait()
+            if not step.size.goes_on(float(self._best[looked_at])):
+                break
+            self._deepen(step)
+        n = step.size.nodes
+        self._watch.mark()
+        self._score[n].replay()
+        self._watch.mark()
+        self._verify[n].replay()
+        self._back.reverse()  # the other one is of the step before, which may not have been read
+        step.result = self._back[0][: self._packed(n)]
+        step.result.copy_(self._verify[n].result, non_blocking=True)
+        self._watch.mark()
+        return step
+
+    def _read(self, step: Flying, length: int) -> Outcome:
+        """Wait for the earliest step that was not read yet. length: of the text before it, should it go wrong."""
+        assert step.result is not None
+        self._watch.wait(MARKS)
+        back = Outcome(step.result.numpy(), self._levels)
+        if back.end < 0 or back.bonus < 0:
+            raise no_numbers("--target", f"after {length} tokens")
+        return back
+
+    def _packed(self, n: int) -> int:
+        return HEAD if self._trees is None else HEAD + self._levels + 1 + COLUMNS * (n + 1)
+
+    def _phases(self, away: float = 0.0) -> dict[str, float]:
+        """Of the step that was read. away: see `Flying`."""
+        idle, draft, target, verify = self._watch.laps(MARKS)
+        rest = max(0.0, idle - away)
+        return {"draft_seconds": draft, "target_seconds": target, "verify_seconds": verify, "other_seconds": rest}
+
+    def _learn(
+        self, step: Flying, back: Outcome, root: int, emitted: list[int], room: int, phases: dict[str, float]
+    ) -> StepRecord:
+        """The record of a step, after which the next trees go. room: for drafted tokens in the text."""
+        trees, draft = self._trees, bare(root)
+        if trees is not None:
+            draft = back.draft(step.depth, static=trees.growmap is not None)
+        stop = back.stop[: draft.tree.size + 1].tolist()
+        if trees is not None and trees.growmap is None:
+            teach(trees.acceptance, draft, reach(draft.tree, stop))
+            trees.pace.learn(step.size, draft.tree.value[1:], draft.tree.depths[1:], draft.passes)
+        return StepRecord(
+            tree=draft.tree,
+            path=path_to(draft.tree, back.end)[: min(len(emitted), room)],
+            emitted=tuple(emitted),
+            expected=sum(chance * min(depth, room) for chance, depth in zip(stop, draft.tree.depths, strict=True)),
+            confidence=draft.confidence,
+            passes=draft.passes,
+            **phases,
+        )

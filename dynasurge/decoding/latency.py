@@ -1,0 +1,161 @@
+"""What a tree costs on this machine: seconds of a target pass by its width, and of a draft pass by its width, each with
+the work that follows it in a step: verification of a tree of that size, drawing of a level's children.
+
+The curves are measured once per machine, pair, dtype and thread count, in a few seconds. As in decoding, passes of both
+models take turns. Every round takes all widths once, so that what slows the machine for a while does not bend a curve; the
+least time over the rounds counts, the one least disturbed. They are kept in the user's cache folder (`$DYNASURGE_CACHE`,
+else `~/.cache/dynasurge`); `dynasurge calibrate` measures them anew. A wider pass is never cheaper; where it seems so, that
+is noise, and the narrower one counts as the wider. Otherwise curves are taken as they are, with their steps and bends: four
+nodes may cost half as much as thirty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from dynasurge import probabilities
+from dynasurge.decoding.captured_latency import TEXT, captured_costs
+from dynasurge.decoding.captured_latency import WIDTHS as CAPTURED_WIDTHS
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.models.engine import Engine
+from dynasurge.models.failures import shrinking
+from dynasurge.files import cache_folder, write_whole
+from dynasurge.drafting.proposals import Wish, sampled
+from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.rules import traversal, verify
+
+WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+ROUNDS = 8
+CHILDREN = 4  # drawn at every node of a level
+METHOD = 3  # of measuring; curves of another are measured anew
+
+
+def widths_of(target: Engine, draft: Engine) -> tuple[int, ...]:
+    """The widths at which both engines can be measured as they will run."""
+    widths = CAPTURED_WIDTHS if target.captures else WIDTHS
+    limiting = (target,) if target.captures else (target, draft)  # captured draft passes have one price
+    widest = min(min(e.widest, e.reach - min(TEXT // 2, e.reach // 4)) for e in limiting)
+    return tuple(w for w in widths if w <= max(1, widest))
+
+
+def measure(target: Engine, draft: Engine, on_width: Callable[[], object] = lambda: None) -> Costs:
+    """Time both engines at every width that fits. Engines are reset before and after.
+
+    on_width is called after each width of each round.
+    """
+    with shrinking("tree"), torch.inference_mode():
+        return _measure(target, draft, on_width)
+
+
+def _measure(target: Engine, draft: Engine, on_width: Callable[[], object]) -> Costs:
+    widths = widths_of(target, draft)
+    if target.captures:
+        try:
+            return captured_costs(target, draft, widths, on_width)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            target.captures = False  # what cannot be captured is measured as it runs without
+            return _measure(target, draft, on_width)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(logits: torch.Tensor) -> None:
+        sampled(probabilities.to_probs(logits, 1.0), [Wish(k=CHILDREN)] * len(logits), generator)
+
+    def judge(logits: torch.Tensor) -> None:
+        p = probabilities.to_probs(logits, 1.0)
+        even = torch.full_like(p[0], 1 / p.shape[-1])  # a draft of p itself could leave nothing to draw from
+        verify(traversal, _tree(len(p)), p, [even] * len(p), generator)
+
+    for engine in (target, draft):
+        engine.reset()
+        engine.extend([1 + number % 50 for number in range(max(1, min(TEXT, engine.reach - widths[-1])))])
+    drafted: list[list[float]] = [[] for _ in widths]
+    verified: list[list[float]] = [[] for _ in widths]
+    for _ in range(ROUNDS):
+        for at, width in reversed(
+            list(enumerate(widths))
+        ):  # so that no narrow pass follows the widest, which frees much memory
+            drafted[at].append(_seconds(draft, width, draw))
+            verified[at].append(_seconds(target, width, judge))
+            on_width()
+    target.reset()
+    draft.reset()
+    return Costs(
+        widths=widths,
+        target_seconds=tuple(min(times) for times in verified),
+        draft_seconds=tuple(min(times) for times in drafted),
+    )
+
+
+def _tree(size: int) -> TokenTree:
+    """So many nodes, the root among them, each with up to two sampled children."""
+    chances = (1.0, *[0.5] * (size - 1))
+    return TokenTree(
+        tokens=tuple(node % 2 for node in range(size)),  # siblings differ
+        parents=tuple((node - 1) // 2 if node else -1 for node in range(size)),
+        proposal=chances,
+        point=(True, *[False] * (size - 1)),
+    )
+
+
+def _seconds(engine: Engine, width: int, work: Callable[[torch.Tensor], None]) -> float:
+    """A pass over `width` tokens behind the text there is, and the `work` that follows it, which ends by waiting for the
+    device."""
+    start = time.perf_counter()
+    work(engine.forward([1 + number % 50 for number in range(width)], [-1] + [0] * (width - 1)))
+    seconds = time.perf_counter() - start
+    engine.commit([])
+    return seconds
+
+
+def cache_file(target: Engine, draft: Engine) -> Path:
+    """Where the curves of this machine and pair live."""
+    device = target.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    configs = [engine.model.config.to_json_string() for engine in (target, draft)]
+    key = [name, os.cpu_count(), torch.get_num_threads(), torch.__version__, str(target.model.dtype), *configs]
+    kind = [target.captures, target.compiled, METHOD]
+    digest = hashlib.sha256(json.dumps([*key, *kind]).encode()).hexdigest()[:16]
+    return cache_folder() / "latency" / f"{digest}.json"
+
+
+def load_costs(
+    target: Engine, draft: Engine, *, anew: bool = False, on_width: Callable[[], object] = lambda: None
+) -> Costs:
+    """This machine's curves for the pair behind these engines. They are measured, and kept, if there are none, if those
+    there cannot be read or stop short of what these engines run, or if `anew`; then a cache that cannot be written raises
+    OSError, else it costs the next session a measurement."""
+    path = cache_file(target, draft)
+    kept = None if anew else read_costs(path)
+    if kept is not None and kept.widths[-1] >= widths_of(target, draft)[-1]:
+        return kept
+    costs = measure(target, draft, on_width)
+    path = cache_file(target, draft)  # of the way that it could be measured
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with write_whole(path) as partial:
+            partial.write_text(json.dumps(asdict(costs)))
+    except OSError:
+        if anew:
+            raise
+    return costs
+
+
+def read_costs(path: Path) -> Costs | None:
+    """The curves of a file; None if it is not there, or damaged."""
+    try:
+        data = json.loads(path.read_text())
+        step_seconds = data.pop("step_seconds")
+        return Costs(step_seconds=step_seconds, **{name: tuple(numbers) for name, numbers in data.items()})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None

@@ -1,0 +1,196 @@
+"""Decoding: grow, score, verify, commit, record - one loop for all three modes.
+
+Each step drafts a tree that continues the text, scores its root and all its nodes in one target pass, lets the rule
+accept a path, and appends that path and the bonus token to the text. `auto` is the same loop with a bare root for a tree:
+every pass then emits just the bonus token, which is ordinary autoregressive decoding on the same engine.
+
+Invariant at the top of the loop: the target's cache holds the whole text but its last token, the root. Emitted tokens
+have the target's own distribution at temperature T and top-p P, whatever the draft and the tree (see verification/rules.py).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dynasurge import probabilities
+from dynasurge.drafting.growth import FAR, Draft, Drafter, TreeEngine, bare, read_on
+from dynasurge.models.failures import no_numbers, shrinking
+from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.rules import Rows, Verdict, reach
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What one target pass did.
+
+    tree: the drafted tree; path: its accepted nodes, () if none; emitted: the tokens appended to the text, path then
+    bonus, both cut at the end of the generation; expected: how many of the tree's tokens the rule accepts on average;
+    confidence: the draft's, see `Draft`; passes: of the draft; *_seconds: wall time by phase (`other`: the loop, caches,
+    bookkeeping).
+    """
+
+    tree: TokenTree
+    path: tuple[int, ...]
+    emitted: tuple[int, ...]
+    expected: float
+    confidence: float
+    passes: int
+    draft_seconds: float
+    target_seconds: float
+    verify_seconds: float
+    other_seconds: float
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens the target accepted."""
+        return len(self.path)
+
+
+Verify = Callable[[TokenTree, Rows, Sequence[torch.Tensor], torch.Generator], Verdict]
+
+
+class Decoder:
+    """A target engine, perhaps a drafter, and a way to verify: yields the steps of a generation."""
+
+    def __init__(self, target: TreeEngine, drafter: Drafter | None, verify: Verify, *, T: float, P: float) -> None:
+        self._target, self._drafter, self._verify = target, drafter, verify
+        self._T, self._P = T, P
+
+    def prefill(self, prompt: Sequence[int]) -> None:
+        """Read a prompt of at least one token into engines that are empty, or have read some of it: all but its last token,
+        which is the first root."""
+        with shrinking("prompt"):
+            read_on(self._target, prompt[:-1])
+            if self._drafter is not None:
+                self._drafter.start(prompt[:-1])
+
+    def steps(
+        self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
+    ) -> Iterator[StepRecord]:
+        """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of `eos`.
+
+        Yields one record a target pass; their `emitted` tokens, joined, are the output. Raises UsageError if the target's
+        logits are no numbers, or if memory runs out.
+        """
+        text = list(prompt)
+        end = len(prompt) + new_tokens
+        clock = _Clock(self._target.device)
+        while len(text) < end:
+            draft, verdict = self._step(text, generator, end - len(text) - 1, clock)
+            emitted = cut([draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], end - len(text), eos)
+            text += emitted
+            clock.mark("other")
+            yield _record(draft, verdict, emitted, clock)
+            if emitted[-1] in eos:
+                return
+
+    def follow(self, text: Sequence[int], places: Sequence[int], generator: torch.Generator) -> Iterator[StepRecord]:
+        """After `prefill` of a part of it, the step behind each of the first `places` (rising) tokens of a text that goes
+        on as it is, whatever steps emit: so that trees can be compared at the same places."""
+        clock = _Clock(self._target.device)
+        for place in places:
+            with shrinking("prompt"):
+                read_on(self._target, text[: place - 1])
+            draft, verdict = self._step(list(text[:place]), generator, FAR, clock, keep=False)
+            clock.mark("other")
+            yield _record(draft, verdict, [draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], clock)
+
+    def _step(
+        self, text: list[int], generator: torch.Generator, room: int, clock: _Clock, *, keep: bool = True
+    ) -> tuple[Draft, Verdict]:
+        """Draft, score, verify; keep: and commit the path."""
+        clock.start()
+        with shrinking("tree"), torch.inference_mode():
+            draft = self._grow(text, generator, room)
+            clock.mark("draft")
+            logits = self._target.forward(draft.tree.tokens, draft.tree.parents)
+            clock.mark("target")
+            verdict = self._judge(draft, logits, generator, len(text))
+            clock.mark("verify")
+            self._target.commit((0, *verdict.path) if keep else ())
+            if self._drafter is not None:
+                self._drafter.learn(draft, verdict.path, reach(draft.tree, verdict.stop), keep=keep)
+        return draft, verdict
+
+    def _grow(self, text: list[int], generator: torch.Generator, max_depth: int) -> Draft:
+        if self._drafter is None or max_depth == 0:
+            return bare(text[-1])
+        return self._drafter.grow(text, generator, max_depth)
+
+    def _judge(self, draft: Draft, logits: torch.Tensor, generator: torch.Generator, length: int) -> Verdict:
+        """Verify a tree behind a text of `length` tokens."""
+        try:
+            return self._verify(draft.tree, self._probs(logits), draft.q, generator)
+        except probabilities.NoMassError as error:  # which verification notices without waiting once more
+            raise no_numbers("--target", f"after {length} tokens") from error
+
+    def _probs(self, logits: torch.Tensor) -> Rows:
+        # A GPU takes less time for all rows at once than for starting one kernel more.
+        lazy = logits.device.type == "cpu"
+        return _LazyProbs(logits, self._T, self._P) if lazy else probabilities.to_probs(logits, self._T, self._P)
+
+
+def _record(draft: Draft, verdict: Verdict, emitted: list[int], clock: _Clock) -> StepRecord:
+    return StepRecord(
+        tree=draft.tree,
+        path=verdict.path[: len(emitted)],
+        emitted=tuple(emitted),
+        expected=sum(chance * depth for chance, depth in zip(verdict.stop, draft.tree.depths, strict=True)),
+        confidence=draft.confidence,
+        passes=draft.passes,
+        **clock.lap(),
+    )
+
+
+class _LazyProbs:
+    """Target distributions by node, computed when a rule looks: it never looks at most leaves."""
+
+    def __init__(self, logits: torch.Tensor, T: float, P: float) -> None:
+        self._logits, self._T, self._P = logits, T, P
+        self.device = logits.device
+
+    def __getitem__(self, nodes: torch.Tensor) -> torch.Tensor:
+        return probabilities.to_probs(self._logits.index_select(0, nodes), self._T, self._P)
+
+
+def cut(tokens: list[int], room: int, eos: frozenset[int]) -> list[int]:
+    """The tokens up to the first end-of-text token, at most `room`."""
+    for position, token in enumerate(tokens):
+        if token in eos:
+            return tokens[: min(position + 1, room)]
+    return tokens[:room]
+
+
+class _Clock:
+    """Wall time by phase. Drafting and verification end by reading from the device, so the host's clock is right for them;
+    where the target's pass ends in between, on a GPU, only the device knows."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._phases: dict[str, float] = {}
+        self._events: list[torch.cuda.Event] = []
+        self._last = 0.0
+
+    def start(self) -> None:
+        self._last = time.perf_counter()
+        self._events = []
+
+    def mark(self, phase: str) -> None:
+        now = time.perf_counter()
+        self._phases[f"{phase}_seconds"] = now - self._last
+        self._last = now
+        if self._on_gpu and phase in ("draft", "target"):
+            self._events.append(torch.cuda.Event(enable_timing=True))
+            self._events[-1].record()
+
+    def lap(self) -> dict[str, float]:
+        phases, self._phases = self._phases, {}
+        if self._events:
+            both = phases["target_seconds"] + phases["verify_seconds"]
+            phases["target_seconds"] = min(both, self._events[0].elapsed_time(self._events[1]) / 1e3)
+            phases["verify_seconds"] = both - phases["target_seconds"]
+        return phases

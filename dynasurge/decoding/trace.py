@@ -1,0 +1,208 @@
+"""A generation with everything that a picture of it shows: the tree of every step, and what both models thought of it.
+
+    trace = dynasurge.trace(pair, "The harbour council met on Tuesday", mode="dTree", B=16, T=0.6)
+    trace.steps[3]              # in a notebook: the tree of step 3
+
+Decoding is that of `generate`, draw for draw. Two lookers-on stand beside it: one wraps the child policy and notes what the
+draft gave each token it proposed, one wraps verification and notes what the target gave the same tokens. Neither draws a
+random number, so the text is the one that the same settings and seed give without them.
+
+What became of a drafted node (its *fate*) depends on the rule. Top-down verification asks siblings in drawing order and
+goes on below the first that it accepts: what is below a refused node, or behind an accepted one, is never looked at. ETV
+works bottom up, so everything in front of the node where it stops has been refused, whole subtrees at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from dynasurge.settings import Settings
+from dynasurge.decoding.loop import StepRecord
+from dynasurge.decoding.session import Engines, Session
+from dynasurge.models.pair import Pair
+from dynasurge.decoding.assembly import make_policy, make_verify
+from dynasurge.drafting.proposals import Children, Wish
+from dynasurge.models.prompts import Prompt
+from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.rules import Rows, Verdict, reach
+
+LETTER = 8  # tokens at most in one letter of any script
+Fate = Literal["root", "accepted", "cut", "rejected", "untried"]
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StepView:
+    """One step, ready to be drawn. Where not said otherwise one entry a node, root included.
+
+    number: the step's, from 0; rule: its name; bottom_up: whether verification went from the leaves up;
+    path, emitted: as in StepRecord; beyond: nodes that were accepted, too, behind the end of the text; texts: the tokens
+    as text; bonus: the bonus token's, None if the end cut it off; written: what each emitted token adds to the running
+    text, nothing while a letter of several tokens is not complete;
+    p, q: what target and draft gave the node's token at its parent, None where not asked (q at T = 0 is the draft's at
+    T = 1); reach: the probability that verification had of accepting the node.
+    """
+
+    number: int
+    rule: str
+    bottom_up: bool
+    tree: TokenTree
+    path: tuple[int, ...]
+    beyond: tuple[int, ...]
+    emitted: tuple[int, ...]
+    texts: tuple[str, ...]
+    bonus: str | None
+    written: tuple[str, ...]
+    p: tuple[float | None, ...]
+    q: tuple[float | None, ...]
+    reach: tuple[float, ...]
+
+    @property
+    def stop(self) -> int:
+        """The node where verification stopped: the last accepted one, 0 (the root) if none was."""
+        return (0, *self.path, *self.beyond)[-1]
+
+    @cached_property
+    def fates(self) -> tuple[Fate, ...]:
+        """What became of each node."""
+        fates: list[Fate] = ["untried" if node else "root" for node in range(self.tree.size + 1)]
+        path = (*self.path, *self.beyond)
+        on_path = (0, *path)
+        for node in path:
+            fates[node] = "accepted" if node in self.path else "cut"
+        for node, parent in enumerate(self.tree.parents[1:], start=1):
+            if node in path:
+                continue
+            below_refused = self.bottom_up and fates[parent] == "rejected"
+            successor = next((n for n in path if self.tree.parents[n] == parent), self.tree.size + 1)
+            if below_refused or (parent in on_path and node < successor) or self.rule == "bfs":
+                fates[node] = "rejected"
+        return tuple(fates)
+
+    def __repr__(self) -> str:
+        return f"<step {self.number}: {self.tree.size} drafted, {len(self.path)} accepted>"
+
+    def _repr_svg_(self) -> str:
+        from dynasurge.plots.tree_svg import step_svg
+
+        return step_svg(self)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Trace:
+    """A prompt, as the models read it, the text that was generated after it, and the steps."""
+
+    prompt: str
+    settings: Settings
+    text: str
+    steps: list[StepView] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"<{len(self.steps)} steps, {sum(len(step.emitted) for step in self.steps)} tokens>"
+
+    def _repr_svg_(self) -> str:
+        from dynasurge.plots.tree_svg import strip_svg
+
+        return strip_svg(self.steps, standalone=True)
+
+
+def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:
+    """Generate once and look on. prompt: as in `Session.generate`. Keyword arguments are the fields of `Settings`.
+
+    Raises UsageError for a wrong setting, and for a prompt without a token."""
+    names = {"draft": pair.draft_name, "target": pair.target_name}
+    session = WatchedSession(pair, Settings(**(names | settings)))
+    ids = session.encode(prompt)
+    steps = list(session.watch(ids))
+    read, text = (str(pair.tokenizer.decode(part)) for part in (ids, [t for step in steps for t in step.emitted]))
+    return Trace(prompt=read, settings=session.settings, text=text, steps=steps)
+
+
+class WatchedSession(Session):
+    """A Session that yields StepViews."""
+
+    def __init__(self, pair: Pair, settings: Settings, *, engines: Engines | None = None) -> None:
+        self._seen: dict[int, dict[int, float]] = {}  # by the distribution that children were drawn from: q by token
+        self._policy, self._rule = make_policy(settings), make_verify(settings)
+        self._p: tuple[float | None, ...] = ()
+        self._q: tuple[float | None, ...] = ()
+        self._reach: tuple[float, ...] = ()
+        self._accepted: tuple[int, ...] = ()
+        self._partial: list[int] = []  # the tokens of a letter that is not complete
+        super().__init__(pair, settings, engines=engines, policy=self._propose, verify=self._judge)
+
+    def watch(self, ids: list[int], *, index: int = 0) -> Iterator[StepView]:
+        """Decode after a prompt, each step when it is asked for."""
+        self._partial = []
+        for number, record in enumerate(self.stream(ids, index=index)):
+            yield self._view(number, record)
+
+    def _propose(self, q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
+        families = self._policy(q, wishes, generator)
+        for row, children in zip(q, families, strict=True):
+            self._seen[id(children.base)] = dict(zip(children.tokens, row[children.tokens].tolist(), strict=True))
+        return families
+
+    def _judge(self, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator) -> Verdict:
+        verdict = self._rule(tree, p, q, generator)
+        self._p = _at_parents(tree, p)
+        mine = [self._seen.get(id(base), {}) for base in q]
+        self._q = (None, *(mine[u].get(t) for u, t in zip(tree.parents[1:], tree.tokens[1:], strict=True)))
+        self._reach, self._accepted = tuple(reach(tree, verdict.stop)), verdict.path
+        self._seen.clear()
+        return verdict
+
+    def _view(self, number: int, record: StepRecord) -> StepView:
+        tokenizer, tree = self.pair.tokenizer, record.tree
+        bonus = record.emitted[len(record.path) :]
+        return StepView(
+            number=number,
+            rule=self.settings.rule,
+            bottom_up=self.settings.T > 0 and self.settings.rule in ("traversal", "reserved"),
+            tree=tree,
+            path=record.path,
+            beyond=self._accepted[len(record.path) :],
+            emitted=record.emitted,
+            texts=tuple(token_text(tokenizer, token) for token in tree.tokens),
+            bonus=token_text(tokenizer, bonus[0]) if bonus else None,
+            written=tuple(self._write(token) for token in record.emitted),
+            p=self._p,
+            q=self._q,
+            reach=self._reach,
+        )
+
+    def _write(self, token: int) -> str:
+        """What a token adds to the running text."""
+        self._partial.append(token)
+        text = str(self.pair.tokenizer.decode(self._partial))
+        if "\ufffd" in text and len(self._partial) < LETTER:
+            return ""
+        text = text if len(self._partial) > 1 else token_text(self.pair.tokenizer, token)
+        self._partial = []
+        return text
+
+
+def _at_parents(tree: TokenTree, p: Rows) -> tuple[float | None, ...]:
+    """The target's probability of every drafted token, at its parent."""
+    if not tree.size:
+        return (None,)
+    inner = sorted(set(tree.parents[1:]))
+    row = {node: number for number, node in enumerate(inner)}
+    rows = p[torch.tensor(inner, device=p.device)]
+    picked = rows[[row[parent] for parent in tree.parents[1:]], list(tree.tokens[1:])]
+    return (None, *picked.tolist())
+
+
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """One token as text, with the blank that may begin it; `<id>` where it is only a part of a letter."""
+    piece = tokenizer.convert_ids_to_tokens(token)
+    text = str(tokenizer.decode([token]))
+    if "�" in text:
+        return f"<{token}>"
+    begins_word = isinstance(piece, str) and piece.startswith("▁") and not text.startswith(" ")
+    return " " + text if begins_word else text

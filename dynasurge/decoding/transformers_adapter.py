@@ -1,0 +1,314 @@
+"""Trees inside `model.generate`: a loop for transformers' `custom_generate`.
+
+    target.generate(**inputs, max_new_tokens=64, custom_generate=dynasurge.custom_generate("path/of/draft", B=16))
+
+`generate` prepares everything as it always does: prompt, generation config, stopping criteria,
+streamer. Our loop then decodes with a draft's trees instead of token by token, and returns what
+`generate` returns, drawn from the same law: at the config's temperature and top-p, or greedily if
+`do_sample` is off. Its random numbers come from torch's own generator, so `torch.manual_seed` names
+the text.
+
+A tree step emits several tokens at once. They are shown to the stopping criteria and the streamer
+one at a time, and what comes after a stop is dropped, so nobody can tell the difference. Whatever
+else would change the target's law (top-k, which `generate` may bring along by default; penalties;
+any other logits processor) is refused, not ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import threading
+from typing import Any, cast
+
+import torch
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from dynasurge.models.attention_masks import layer_kinds
+from dynasurge.models.compatibility import CACHES, check_model, rope_switch
+from dynasurge.settings import DEMO, Settings
+from dynasurge.errors import UsageError
+from dynasurge.decoding.session import Engines, Session
+from dynasurge.models.loading import load_model
+from dynasurge.models.pair import Pair, check_pair
+from dynasurge.decoding.assembly import make_shape
+from dynasurge.models.self_test import self_test
+
+GENERATES_OWN = {  # what `generate` is told, by the field of Settings it decides
+    "T": "temperature=",
+    "P": "top_p=",
+    "new_tokens": "max_new_tokens=",
+    "prompt_len": "the prompt itself",
+    "seed": "torch.manual_seed",
+    "M": "max_new_tokens=",
+    "target": "the model whose generate it is",
+    "dtype": "from_pretrained",
+    "device": "model.to",
+    "device_map": "from_pretrained",
+}
+OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")  # that trees do not have
+HARMLESS = {
+    *CACHES,
+    "position_ids",
+    "attention_mask",
+    "use_cache",
+    "logits_to_keep",
+}  # but see `_refuse_inputs`
+
+
+def custom_generate(draft: str | PreTrainedModel = DEMO, **settings: Any) -> TreeGenerate:
+    """What to pass to `model.generate(custom_generate=...)`.
+
+    draft: a hub name, a folder or a loaded model that shares the target's vocabulary; `demo` fits
+    the demo target. Keyword arguments are fields of `Settings`: `B` or `growmap`, `mode`, `policy`,
+    `use_bfs`, ... Keep the result: its models and caches serve later calls. Raises UsageError for a
+    wrong setting, and for one that `generate` has a word of its own for.
+    """
+    for name, word in GENERATES_OWN.items():
+        if name in settings:
+            raise UsageError(name, settings[name], "is generate's to say", f"leave it out here, and use {word}")
+    name = draft if isinstance(draft, str) else str(draft.name_or_path) or type(draft).__name__
+    return TreeGenerate(draft, Settings(draft=name, **settings))
+
+
+class TreeGenerate:
+    """The loop, as `generate` calls it; made by `custom_generate`."""
+
+    def __init__(self, draft: str | PreTrainedModel, settings: Settings) -> None:
+        self._draft, self._settings = draft, settings
+        make_shape(settings)  # a bad growmap is refused now
+        self._pair: Pair | None = None
+        self._engines: Engines | None = None
+        self._room = 0  # tokens of text that the engines hold
+        self._fits: tuple[Any, ...] = ()  # the target's dtype, device and vocabulary when the pair was made
+        self._owner: int | None = None  # the thread that decodes with it
+        self._lock = threading.Lock()
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of a call. `generate` asks for it before it builds stopping criteria, and fails
+        there with a line that is no help: stop strings need a tokenizer, which it does not keep for
+        a loop of another's. So they are refused here.
+        """
+        stop_strings = _asked_for_stop_strings()
+        if stop_strings:
+            reason = "generate hands no tokenizer to a custom_generate"
+            remedy = "pass stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)], of transformers"
+            raise UsageError("stop_strings", stop_strings, reason, remedy)
+        return inspect.signature(self.__call__)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has a lock of its own."""
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_owner")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock(), _owner=None)
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> torch.Tensor | GenerateDecoderOnlyOutput:
+        """input_ids: int64 [1, n]. Returns int64 [1, n + new], or that in a
+        GenerateDecoderOnlyOutput if the config asks.
+
+        Calls from several threads take turns. Raises UsageError for what it can't honour.
+        """
+        streamer, assistant = _callers("streamer", "assistant_model")
+        check_model("--target", str(model.name_or_path) or type(model).__name__, model)
+        _refuse_inputs(input_ids, model_kwargs, generation_config)
+        known = model.config.get_text_config().vocab_size
+        if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < known:
+            raise UsageError(
+                "input_ids", int(input_ids.max()), f"the model knows ids 0 to {known - 1}", "mend the prompt"
+            )
+        _refuse_config(generation_config, assistant)
+        T, P = _law(generation_config, logits_processor)
+        if self._owner == threading.get_ident():
+            raise UsageError(
+                "custom_generate", "in use", "a text is being decoded with it", "make another for this one"
+            )
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                return self._decode(model, input_ids, stopping_criteria, generation_config, streamer, T, P)
+            finally:
+                self._owner = None
+
+    def _decode(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        streamer: Any,
+        T: float,
+        P: float,
+    ) -> torch.Tensor | GenerateDecoderOnlyOutput:
+        session = self._session(model, input_ids.shape[1], generation_config.max_length, T, P)
+        text = input_ids
+        for token in (
+            token for step in session.stream(input_ids[0].tolist(), eos=frozenset()) for token in step.emitted
+        ):
+            new = torch.tensor([token], device=input_ids.device)
+            text = torch.cat([text, new[None]], dim=1)
+            if streamer is not None:
+                streamer.put(new.cpu())
+            if bool(stopping_criteria(text, None).all()):
+                break
+        if streamer is not None:
+            streamer.end()
+        return (
+            GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, text))
+            if generation_config.return_dict_in_generate
+            else text
+        )
+
+    def _session(self, model: PreTrainedModel, prompt: int, length: int, T: float, P: float) -> Session:
+        """A session for one call; the draft and the caches are kept for the next."""
+        pair = self._pair
+        config = model.config.get_text_config()
+        fits = (model.dtype, model.device, config.vocab_size, layer_kinds(config), rope_switch(config))
+        if pair is None or pair.target is not model or self._fits != fits:
+            pair, self._room, self._fits = self._fit(model), 0, fits
+        seed = int(torch.randint(2**63 - 1, ())) if T > 0 else 0
+        own: dict[str, Any] = {"T": T, "P": P, "seed": seed, "new_tokens": length - prompt}
+        settings = dataclasses.replace(self._settings, **own)
+        engines = self._engines if self._room >= length else None
+        session = Session(pair, settings, engines=engines, longest=prompt)
+        if engines is None:
+            self._pair, self._engines, self._room = pair, session.engines, length
+        return session
+
+    def _fit(self, model: PreTrainedModel) -> Pair:
+        """The draft beside this target, which it must fit. Raises UsageError."""
+        target, name = str(model.name_or_path) or type(model).__name__, self._settings.draft
+        draft, tokenizer = (
+            load_model("--draft", name, model.dtype, trust_remote_code=self._settings.trust_remote_code)
+            if isinstance(self._draft, str)
+            else (self._draft, _beside(self._draft))
+        )
+        targets = _beside(model)
+        # Where either tokenizer is missing, the sizes of the vocabularies must do.
+        shared = check_pair(name, draft, tokenizer, target, model, targets)
+        torch.nn.Module.to(draft, model.device).eval()
+        self_test("--draft", name, draft)
+        self_test("--target", target, model)
+        # Decoding speaks token ids: nobody asks this pair's tokenizer.
+        tokenizer = cast(PreTrainedTokenizerBase, targets)
+        return Pair(draft=draft, target=model, tokenizer=tokenizer, draft_name=name, target_name=target, shared=shared)
+
+
+def _beside(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that lies where the model came from."""
+    try:
+        return AutoTokenizer.from_pretrained(model.name_or_path) if model.name_or_path else None
+    except (OSError, ValueError):
+        return None
+
+
+def _callers(*names: str) -> list[Any]:
+    """What `generate` was called with. transformers (5.17 to 5.23) gives a callable neither
+    streamer nor assistant, though it has put the prompt into the one by then, so they are looked up
+    in its frame."""
+    frame = inspect.currentframe()
+    for _ in range(2):  # this function's caller, and the caller of that
+        frame = frame.f_back if frame is not None else None
+    found = frame.f_locals if frame is not None else {}
+    return [found.get(name) for name in names]
+
+
+def _asked_for_stop_strings() -> Any:
+    """What the `generate` that is running, if one is, was asked to stop at."""
+    frame = inspect.currentframe()
+    while frame is not None and not (frame.f_code.co_name == "generate" and "kwargs" in frame.f_locals):
+        frame = frame.f_back
+    if frame is None:
+        return None
+    asked, told = frame.f_locals, frame.f_locals.get("generation_config")
+    model = asked.get("self")
+    configs = [told, getattr(model, "generation_config", None)] if told is None else [told]
+    found = [asked["kwargs"].get("stop_strings"), *(getattr(config, "stop_strings", None) for config in configs)]
+    return next(filter(None, found), None)
+
+
+def _refuse_inputs(input_ids: torch.Tensor, model_kwargs: dict[str, Any], config: GenerationConfig) -> None:
+    """Raise UsageError unless the input is one prompt of token ids, read from its start and without
+    padding."""
+    one = "generate for one prompt at a time"
+    if (config.num_beams or 1) > 1:
+        raise UsageError("num_beams", config.num_beams, "trees are verified along one text", "use num_beams=1")
+    if (config.num_return_sequences or 1) > 1:
+        count = config.num_return_sequences
+        raise UsageError("num_return_sequences", count, "a tree continues one text", "call generate once for each")
+    if input_ids.shape[0] != 1:
+        raise UsageError("input_ids", f"of batch size {input_ids.shape[0]}", "a tree continues one text", one)
+    if input_ids.shape[1] == 0:
+        raise UsageError("input_ids", "of no token", "a tree needs a root", "give at least one token")
+    mask = model_kwargs.get("attention_mask")
+    if mask is not None and not torch.as_tensor(mask).all():
+        raise UsageError("attention_mask", "with zeros", "padding is not read", f"{one}, without padding")
+    positions = model_kwargs.get("position_ids")
+    count = torch.arange(input_ids.shape[1])  # of every axis, where text has the positions of pictures
+    if positions is not None and not bool((positions.cpu() == count).all()):
+        raise UsageError("position_ids", "given", "do not count from 0", "leave them out")
+    for name in CACHES:
+        cache = model_kwargs.get(name)
+        if cache is not None and cache.get_seq_length() > 0:
+            reason = "trees keep a cache of their own"
+            raise UsageError(name, f"of {cache.get_seq_length()} tokens", reason, "leave it out")
+    for name, value in model_kwargs.items():
+        said = value is not None and not (isinstance(value, dict) and not value)  # {}: encoders with nothing to encode
+        if name == "token_type_ids" and said:
+            said = bool(value.any())
+        if name not in HARMLESS and said:
+            named = ", ".join(value) if name == "mm_encoder_outputs" else name  # of pictures, sound, ...
+            raise UsageError(named, "given", "trees continue text only", "leave it out")
+
+
+def _refuse_config(config: GenerationConfig, assistant: object) -> None:
+    """Raise UsageError for outputs and ways of decoding that trees do not have."""
+    for name in OUTPUTS:
+        if getattr(config, name, None):
+            raise UsageError(name, True, "trees do not keep it", f"use {name}=False")
+    if assistant is not None or config.prompt_lookup_num_tokens:
+        name = "assistant_model" if assistant is not None else "prompt_lookup_num_tokens"
+        raise UsageError(name, "given", "the tree's draft does its work", "leave it out")
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise UsageError("generation mode", mode.value, "trees decode greedily or sample", "leave out what asks for it")
+
+
+def _law(config: GenerationConfig, processors: LogitsProcessorList) -> tuple[float, float]:
+    """Temperature (0: greedy) and top-p. Raises UsageError if anything else shapes the law."""
+    T, P = (1.0, 1.0) if config.do_sample else (0.0, 1.0)
+    for processor in processors:
+        if isinstance(processor, TopKLogitsWarper):
+            reason = "trees sample at a temperature and a top-p only"
+            raise UsageError("top_k", processor.top_k, reason, "use top_k=0 (50 is generate's own default)")
+        if isinstance(processor, TemperatureLogitsWarper):
+            T *= processor.temperature
+        elif isinstance(processor, TopPLogitsWarper):
+            P = processor.top_p
+        else:
+            name = type(processor).__name__
+            raise UsageError(
+                "logits processor", name, "would change what the target says", "leave out what asks for it"
+            )
+    return T, P

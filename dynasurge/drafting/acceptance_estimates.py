@@ -1,0 +1,234 @@
+"""How likely is a proposed child to be accepted? Slot values for dynamic trees, learned while decoding.
+
+Growth under a budget ranks slots by the probability that the accepted path goes through them: the parent's value times an
+estimate for the child, given that the path reaches the parent. Each estimate is a *prior* curve over one feature, measured
+once on a calibration run, times a *correction* that this prompt teaches:
+
+    estimate(kind, x) = prior_kind(x) * (s + accepted) / (s + predicted)
+
+`accepted` sums what was really accepted of this kind and bin of x so far in this prompt, `predicted` what the prior said,
+and s (STRENGTH) is how many acceptances the prior is worth. After every step all children are observed, each weighted by
+the probability that the path reached its parent: verification knows these probabilities exactly, so one step teaches more
+than its one outcome. Using past steps never costs losslessness.
+
+Kinds of children, and the feature x their acceptance depends on:
+
+    point     chosen outright; x: the draft's probability of its token
+    tail      sampled outside its sibling points; x: the draft's mass outside them
+    first     sampled; x: the probability its token had (before the draw: the mean over the draw)
+    second    sampled without the first, which was refused; x: the same, among what is left
+    third     the same behind two
+    later     the same behind three or more
+    echo      copied from earlier text, and the draft agrees; x: how many tokens before it match
+    lookup    the same where the draft disagrees
+    blind     the same where the draft was not asked
+
+each apart at the first level, the next two (`first+`) and below (`first++`): text that was accepted so far is easy text,
+and bottom-up verification makes up for unlucky tokens above. For the second reason there is a prior for every rule. And
+there is one for more than one temperature, between which curves are interpolated: sharpened distributions agree less where
+the draft is unsure.
+
+The draft's own probability is a poor estimate: unlikely tokens are accepted far more often than the draft draws them,
+likely ones less often. (`own` keeps that estimate, as DySpec, arXiv 2410.11744, and OPT-Tree, arXiv 2406.17276, use it;
+`fixed` is the prior without learning.)
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import json
+import math
+import os
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynasurge.errors import UsageError
+
+PRIORS = Path(__file__).parent / "assets" / "acceptance.json"
+STRENGTH = 8.0
+UNKNOWN = 0.1
+BIN_EDGES = {
+    "point": (0.1, 0.4, 0.8),
+    "tail": (0.2, 0.5),
+    "first": (0.2, 0.6),
+    "second": (0.2, 0.6),
+    "third": (0.2,),
+    "later": (0.2,),
+    "echo": (2.5, 4.5),
+    "lookup": (2.5, 4.5),
+    "blind": (2.5, 4.5),
+}
+SAMPLED = ("first", "second", "third", "later")  # siblings, each tried where the elder ones were refused
+KINDS = (*SAMPLED, "tail", "point", "echo", "lookup")  # in tables; a `blind` copy is never in one
+COUNTED = ("echo", "lookup", "blind")  # x counts tokens; of the others it is a probability
+CELLS = 256  # of a table
+DEPTHS = ("", "+", "++")  # behind a kind's name: the class of depth that its child is in,
+LEVELS = (2, 4)  # the first level of each but the first
+CLASSES = tuple(kind + depth for kind in BIN_EDGES for depth in DEPTHS)
+TEXTS = ("topdown", "traversal", "greedy")  # sampled text by rule, and T = 0, where all rules are one
+Curve = tuple[tuple[float, ...], tuple[float, ...]]  # knots x, rising, and the acceptance at each
+Curves = dict[str, Curve]  # by kind
+Priors = dict[str, dict[float, Curves]]  # by text, then by temperature
+
+
+def load_priors(path: str | os.PathLike[str] | None = None) -> Priors:
+    """The curves of a file that `dynasurge calibrate acceptance` wrote; None: those that ship. Raises UsageError."""
+    return _shipped() if path is None else _read(path)
+
+
+@functools.cache
+def _shipped() -> Priors:
+    return _read(PRIORS)
+
+
+def _read(path: str | os.PathLike[str]) -> Priors:
+    remedy = "make one with: dynasurge calibrate acceptance FILE"
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError("--priors", path, f"cannot be read ({error})", remedy) from error
+    if not isinstance(data, dict) or data.keys() != set(TEXTS):
+        raise UsageError("--priors", path, f"its entries are not {', '.join(TEXTS)}", remedy)
+    try:
+        return {text: _by_temperature(text, data[text]) for text in TEXTS}
+    except (AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
+        raise UsageError("--priors", path, f"is no calibration ({error})", remedy) from error
+
+
+def _by_temperature(text: str, entries: Any) -> dict[float, Curves]:
+    out = {float(T): {kind: _curve(text, kind, knots) for kind, knots in entries[T].items()} for T in entries}
+    if not out or not all(math.isfinite(T) for T in out):
+        raise ValueError(f"{text}: is of no temperature")
+    return out
+
+
+def _curve(text: str, kind: str, knots: Any) -> Curve:
+    xs, ys = (tuple(map(float, knots[name])) for name in ("x", "acceptance"))
+    if kind not in CLASSES:
+        raise ValueError(f"{text}: {kind!r} is no kind of child")
+    rising = all(map(math.isfinite, xs)) and all(a <= b for a, b in pairwise(xs))
+    if not xs or len(xs) != len(ys) or not rising or not all(0 <= y <= 1 for y in ys):
+        raise ValueError(f"{text}, {kind}: not rising knots and a probability at each")
+    if kind.rstrip("+") not in COUNTED and not 0 <= xs[0] <= xs[-1] <= 1:
+        raise ValueError(f"{text}, {kind}: its knots are no probabilities")
+    return xs, ys
+
+
+def interpolate(curve: Curve, x: float) -> float:
+    """Piecewise linear between the knots, constant outside them."""
+    xs, ys = curve
+    at = bisect.bisect_right(xs, x)
+    if at == 0 or at == len(xs):
+        return ys[0 if at == 0 else -1]
+    share = (x - xs[at - 1]) / (xs[at] - xs[at - 1])
+    return ys[at - 1] + share * (ys[at] - ys[at - 1])
+
+
+def curves_at(priors: Mapping[float, Curves], T: float) -> Curves:
+    """The curves of a temperature: linear between those that there are, constant outside them."""
+    below = max((t for t in priors if t <= T), default=min(priors))
+    above = min((t for t in priors if t >= T), default=max(priors))
+    first, second = priors[below], priors[above]
+    share = (T - below) / (above - below) if above > below else 0.0
+    return {kind: _between(first.get(kind), second.get(kind), share) for kind in first.keys() | second.keys()}
+
+
+def _between(a: Curve | None, b: Curve | None, share: float) -> Curve:
+    """(1 - share) a + share b; a kind that one of them never met is as in the other."""
+    known = a or b
+    assert known is not None
+    a, b = a or known, b or known
+    xs = tuple(sorted({*a[0], *b[0]}))
+    return xs, tuple((1 - share) * interpolate(a, x) + share * interpolate(b, x) for x in xs)
+
+
+def _bin(kind: str, x: float) -> int:
+    return bisect.bisect(BIN_EDGES[kind.rstrip("+")], x)
+
+
+def depth_class(level: int) -> int:
+    """Which of DEPTHS the nodes of a level (the root's children: 1) are in."""
+    return bisect.bisect(LEVELS, level)
+
+
+def cells(kind: str) -> list[float]:
+    """The feature at each cell of a table: counts as they are, probabilities closer together near 0."""
+    counted = kind in COUNTED
+    return [float(cell) if counted else min(1.0, ((cell + 0.5) / (CELLS - 1)) ** 2) for cell in range(CELLS)]
+
+
+class Acceptance:
+    """The running estimate of one prompt."""
+
+    def __init__(self, curves: Mapping[str, Curve], *, learn: bool = True) -> None:
+        self._curves, self._learn = dict(curves), learn
+        for kind in CLASSES:  # what was not met so deep is as further up
+            if kind not in curves and kind.endswith("+") and kind[:-1] in self._curves:
+                self._curves[kind] = self._curves[kind[:-1]]
+        self._grid: tuple[torch.Tensor, torch.Tensor] | None = None  # prior and bin of each cell of `table`
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what the last prompt taught."""
+        bins = {kind: len(BIN_EDGES[kind.rstrip("+")]) + 1 for kind in CLASSES}
+        self._accepted = {kind: [STRENGTH] * bins[kind] for kind in CLASSES}
+        self._predicted = {kind: [STRENGTH] * bins[kind] for kind in CLASSES}
+
+    def estimate(self, kind: str, x: float, own: float) -> float:
+        """The probability that a child of this kind is accepted, given that the path reaches its parent (for SAMPLED: and
+        that its elder siblings are refused). own: what the draft itself would say."""
+        bin_ = _bin(kind, x)
+        learned = self._accepted[kind][bin_] / self._predicted[kind][bin_]
+        return min(1.0, self._prior(kind, x) * learned)
+
+    def table(self) -> torch.Tensor:
+        """Every estimate, for drafting/captured_frontier.py: float64 [depth classes, kinds, CELLS]."""
+        kinds = [kind + depth for depth in DEPTHS for kind in KINDS]
+        most = max(len(self._accepted[kind]) for kind in kinds)
+        if self._grid is None:
+            features = {kind: cells(kind.rstrip("+")) for kind in kinds}
+            prior = [[self._prior(kind, x) for x in features[kind]] for kind in kinds]
+            bins = [[most * number + _bin(kind, x) for x in features[kind]] for number, kind in enumerate(kinds)]
+            self._grid = torch.tensor(prior, dtype=torch.float64), torch.tensor(bins)
+        prior_, bins_ = self._grid
+        learned = torch.ones(len(kinds) * most, dtype=torch.float64)
+        for number, kind in enumerate(kinds):
+            for bin_, (accepted, predicted) in enumerate(
+                zip(self._accepted[kind], self._predicted[kind], strict=True), start=number * most
+            ):
+                learned[bin_] = accepted / predicted
+        return (prior_ * learned[bins_]).clamp_(max=1.0).view(len(DEPTHS), len(KINDS), CELLS)
+
+    def observe(self, kind: str, x: float, tried: float, accepted: float) -> None:
+        """A child was verified with probability `tried` and accepted with probability `accepted`."""
+        if self._learn:
+            bin_ = _bin(kind, x)
+            self._accepted[kind][bin_] += accepted
+            self._predicted[kind][bin_] += tried * self._prior(kind, x)
+
+    def _prior(self, kind: str, x: float) -> float:
+        """The curve's height; UNKNOWN for a kind that the calibration run never met."""
+        return interpolate(self._curves[kind], x) if kind in self._curves else UNKNOWN
+
+
+class OwnProbability(Acceptance):
+    """The draft's own probability as the estimate: what DySpec and OPT-Tree use."""
+
+    def __init__(self) -> None:
+        super().__init__({}, learn=False)
+
+    def estimate(self, kind: str, x: float, own: float) -> float:
+        return own
+
+
+def make_acceptance(values: str, rule: str, T: float, priors: str | None = None) -> Acceptance:
+    """values: `learned`, `fixed` (the prior without learning) or `own` (the draft's probabilities); priors: a file."""
+    if values == "own":
+        return OwnProbability()
+    name = "greedy" if T == 0 else "traversal" if rule == "traversal" else "topdown"
+    return Acceptance(curves_at(load_priors(priors)[name], T), learn=values == "learned")

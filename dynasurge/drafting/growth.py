@@ -1,0 +1,264 @@
+"""Drafting: growing a token tree level by level, static or dynamic.
+
+One draft pass scores a whole level. Its nodes' children are then proposed, and a *shape* decides
+how many children each node may get, which of all the slots proposed so far stay, and whether
+another level is worth its pass (drafting/tree_budget.py). The slots' values come from `Acceptance`
+(drafting/acceptance_estimates.py), which this prompt's own steps teach.
+
+Why a shape may drop slots at all: a slot's value is settled before its token is drawn, and never
+exceeds its parent's or its elder sibling's. So keeping the B best of a wide frontier draws the same
+law as growing the best slot one at a time, in fewer passes; and that a slot stays is decided by
+values alone, never by the token it turned out to have: the tree is properly drawn
+(docs/verification.md).
+
+The draft keeps its cache across steps: rows of accepted nodes are committed, and tokens that the
+draft has not read yet (the bonus, the last level's) are read at the start of the next step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+
+from dynasurge import probabilities
+from dynasurge.drafting.acceptance_estimates import DEPTHS, SAMPLED, Acceptance, depth_class
+from dynasurge.drafting.prompt_lookup import Lookup
+from dynasurge.drafting.proposals import Child, Policy, Wish, copied
+from dynasurge.drafting.tree_budget import NO_DISTRIBUTION, Shape, Slot
+from dynasurge.trees.token_tree import TokenTree
+
+FAR = 1 << 60  # tokens: a text that does not end
+
+
+class TreeEngine(Protocol):
+    """What decoding needs of an engine (see models/engine.py); the exactness tests put tables of
+    probabilities behind it."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def length(self) -> int: ...
+    def extend(self, tokens: Sequence[int]) -> torch.Tensor: ...
+    def forward(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor: ...
+    def commit(self, nodes: Sequence[int]) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A drawn tree and the distributions its sampled children were drawn from: q[u] is float [V],
+    empty where there are none.
+
+    slots: where each node came from; passes: how often the draft was run.
+    """
+
+    tree: TokenTree
+    q: list[torch.Tensor]
+    slots: list[Slot] = field(default_factory=list)
+    passes: int = 0
+
+    @property
+    def confidence(self) -> float:
+        """The mean probability that the draft gave the tokens it proposed first at a node; NaN if
+        it proposed none."""
+        own = [
+            slot.x for slot in self.slots if slot.rank == 0 and slot.kind.startswith(("first", "point")) and slot.depth
+        ]
+        return sum(own) / len(own) if own else math.nan
+
+
+class Drafter:
+    """Grows one tree a step, and keeps the draft model's cache and the estimate of acceptance in
+    step with the text."""
+
+    def __init__(
+        self,
+        engine: TreeEngine,
+        shape: Shape,
+        policy: Policy,
+        acceptance: Acceptance,
+        lookup: Lookup | None = None,
+        *,
+        T: float,
+        P: float,
+        readable: Callable[[int], int] = lambda prompt: FAR,
+    ) -> None:
+        """readable: how many positions of a text the draft can read, by the tokens of its prompt;
+        behind these, nothing is drafted, only copied."""
+        self._readable, self._limit = readable, FAR
+        self._engine, self._shape, self._policy = engine, shape, policy
+        self._acceptance, self._lookup = acceptance, lookup
+        self._T, self._P = T, P
+
+    def start(self, text: Sequence[int]) -> None:
+        """Read what is new of a prompt (all but its last token) ahead of the first tree, forget
+        what the last taught."""
+        self._acceptance.reset()
+        self._shape.reset()
+        if self._lookup is not None:
+            self._lookup.reset()
+        self._limit = self._readable(len(text) + 1)
+        if len(text) <= self._limit:
+            read_on(self._engine, text)
+
+    def grow(self, text: Sequence[int], generator: torch.Generator, max_depth: int) -> Draft:
+        """Draft a tree that continues `text`, at most `max_depth` levels of it (at least one)."""
+        if self._shape.rests():
+            return bare(text[-1])
+        pool = [_root(text[-1])]
+        level, kept, passes = [0], [0], 0
+        if self._lookup is not None:
+            self._lookup.read(text)
+        last = min(max_depth, self._shape.max_depth)
+        drafted = min(last, self._limit - len(text) + 1)  # a level is drafted by reading the one above
+        if drafted > 0:
+            q = probabilities.to_proposal(self._engine.extend(text[self._engine.length :])[None], self._T, self._P)
+            passes = 1
+        for depth in range(1, drafted + 1):
+            self._propose(pool, level, q, generator)
+            kept = self._shape.keep(pool)
+            level = self._shape.expand(pool, kept, [index for index in kept if pool[index].depth == depth])
+            if not level or depth == drafted:
+                break
+            q = self._score(pool, level)
+            passes += 1
+        kept = self._copy(pool, kept, last)
+        self._shape.grown(pool, kept, passes)
+        return _assemble(pool, kept, passes)
+
+    def learn(self, draft: Draft, path: Sequence[int], reach: Sequence[float], *, keep: bool = True) -> None:
+        """Commit the accepted path's cache rows, unless the text goes on otherwise (not `keep`),
+        and observe how every child fared. reach[u]: the probability that the rule had of accepting
+        node u."""
+        rows = [draft.slots[node].row for node in path] if keep else []
+        self._engine.commit([row for row in rows if row is not None])  # none where nothing was drafted
+        teach(self._acceptance, draft, reach)
+        self._shape.verified(len(path) + 1)
+
+    def _propose(self, pool: list[Slot], level: Sequence[int], q: torch.Tensor, generator: torch.Generator) -> None:
+        """Append every node's children to the pool, in drawing order, each with its values."""
+        wishes = [self._wish(pool, index) for index in level]
+        for index, children in zip(level, self._policy(q, wishes, generator), strict=True):
+            pool[index].q = children.base
+            self._append(pool, index, children.members)
+
+    def _append(self, pool: list[Slot], index: int, children: Sequence[Child]) -> None:
+        parent, estimate = pool[index], self._acceptance.estimate
+        below = DEPTHS[depth_class(parent.depth + 1)]
+        worth = [(child, estimate(child.kind + below, child.x, child.own)) for child in children]
+        sampled = [entry for entry in worth if not entry[0].point]
+        points = sorted((entry for entry in worth if entry[0].point), key=lambda entry: entry[1], reverse=True)
+        best_point = points[0][1] if points else 0.0
+        cap, refused = parent.slot_value, 1.0
+        for rank, (child, after) in enumerate([*sampled, *points]):
+            before = after  # but for the kinds whose own token tells something
+            if child.kind in SAMPLED:
+                before = refused * estimate(child.kind + below, child.x_before, child.own_before)
+                after *= refused
+                refused -= after
+            elif child.kind == "tail":
+                if not self._shape.pays(parent.node_value * before):
+                    continue  # settled by the draft's mass alone, not by the token
+                before = max(before, best_point)  # verified before the points, so it takes its place before them
+            cap = min(cap, parent.node_value * before)  # never above parent or elder sibling
+            pool.append(
+                Slot(
+                    token=child.token,
+                    parent=index,
+                    depth=parent.depth + 1,
+                    rank=rank,
+                    proposal=child.proposal,
+                    kind=child.kind + below,
+                    x=child.x,
+                    slot_value=cap,
+                    node_value=parent.node_value * after,
+                )
+            )
+
+    def _wish(self, pool: Sequence[Slot], index: int) -> Wish:
+        """What the shape allows here, and what followed here earlier in the text."""
+        wish = self._shape.wish(pool, index)
+        found = self._lookup.find(_path(pool, index)) if self._lookup is not None else None
+        return wish if found is None else replace(wish, copy=found[0], match=float(found[1]))
+
+    def _copy(self, pool: list[Slot], kept: list[int], max_depth: int) -> list[int]:
+        """Extend leaves by what followed them earlier in the text: levels that need no draft
+        pass."""
+        if self._lookup is None:
+            return kept
+        level = [index for index in kept if not pool[index].q.numel()]
+        while level:
+            before = len(pool)
+            for index in level:
+                found = self._lookup.find(_path(pool, index)) if pool[index].depth < max_depth else None
+                if found is not None:
+                    self._append(pool, index, [copied(found[0], float(found[1]), None)])
+            kept = self._shape.keep(pool)
+            level = [index for index in kept if index >= before]
+        return kept
+
+    def _score(self, pool: list[Slot], level: Sequence[int]) -> torch.Tensor:
+        """Read a level with the draft. Returns its distributions [m, V]."""
+        rows_read = sum(slot.row is not None for slot in pool)
+        parents = []
+        for offset, index in enumerate(level):
+            slot = pool[index]
+            slot.row = rows_read + offset
+            row = pool[slot.parent].row
+            parents.append(-1 if row is None else row)  # the root is part of the text
+        logits = self._engine.forward([pool[index].token for index in level], parents)
+        return probabilities.to_proposal(logits, self._T, self._P)
+
+
+def teach(acceptance: Acceptance, draft: Draft, reach: Sequence[float]) -> None:
+    """Let the estimate observe how every child of a verified tree fared."""
+    for children in draft.tree.children:
+        refused = 1.0
+        for child in children:
+            slot, tried = draft.slots[child], reach[draft.tree.parents[child]]
+            if slot.kind.startswith(SAMPLED):  # their estimates are given the refusal of elder siblings
+                tried, refused = tried * refused, refused - (reach[child] / tried if tried > 0 else 0.0)
+            acceptance.observe(slot.kind, slot.x, max(0.0, tried), reach[child])
+
+
+def read_on(engine: TreeEngine, text: Sequence[int]) -> None:
+    """Read what is new of a text that begins with what was read so far."""
+    if len(text) > engine.length:
+        engine.extend(text[engine.length :])
+
+
+def bare(token: int) -> Draft:
+    """Nothing drafted."""
+    return Draft(tree=TokenTree.root(token), q=[NO_DISTRIBUTION])
+
+
+def _root(token: int) -> Slot:
+    return Slot(
+        token=token, parent=-1, depth=0, rank=0, proposal=1.0, kind="point", x=1.0, slot_value=1.0, node_value=1.0
+    )
+
+
+def _path(pool: Sequence[Slot], index: int) -> list[int]:
+    """The drafted tokens that lead to a slot, its own included."""
+    path: list[int] = []
+    while index > 0:
+        path.append(pool[index].token)
+        index = pool[index].parent
+    return path[::-1]
+
+
+def _assemble(pool: Sequence[Slot], kept: Sequence[int], passes: int) -> Draft:
+    """Number the kept slots in drawing order."""
+    number = {index: node for node, index in enumerate(kept)} | {-1: -1}
+    slots = [pool[index] for index in kept]
+    tree = TokenTree(
+        tokens=tuple(s.token for s in slots),
+        parents=tuple(number[s.parent] for s in slots),
+        proposal=tuple(s.proposal for s in slots),
+        point=tuple(s.point for s in slots),
+        value=tuple(s.slot_value for s in slots),
+    )
+    return Draft(tree=tree, q=[s.q for s in slots], slots=slots, passes=passes)

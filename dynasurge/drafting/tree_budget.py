@@ -1,0 +1,260 @@
+"""Shapes: how wide and how deep a tree grows, and when it stops.
+
+- `StaticShape`: the growmap says how many children each node gets; everything drawn stays.
+- `BestFirst`: a dynamic tree. Of all slots proposed so far the most valuable stay, `budget` of them.
+- `Thrifty`: a dynamic tree for which the budget is only a maximum. An accepted token is worth the time that decoding takes
+  for one. So before every step it chooses, from the slot values of this prompt's last trees, the size n of the average
+  tree that makes the most of its time,
+
+      max over n of (sum of the n best slot values) - (tokens per second so far) * (seconds of a target pass over n nodes),
+
+  and keeps every slot that is worth more than the n-th: confident steps get larger trees than others. A level is drafted
+  only if what it can be expected to add is worth its draft pass. Seconds are those of the latency curve (decoding/latency.py), not
+  of a clock, so the same seed gives the same text.
+
+What keeps dynamic trees properly drawn: no slot's place may depend on its own token, not even by way of what is drawn after
+it. BestFirst may let later levels push slots out, since whatever is drawn below a slot is worth less than the slot. Thrifty
+decides about draft passes by the tokens of a whole level, so there every level that was kept is final.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.trees.growmap import Growmap
+from dynasurge.drafting.proposals import POINTS, Wish
+
+NO_DISTRIBUTION = torch.empty(0)  # of a node that the draft has not read
+SLACK = 0.5  # how far below the last step's cut slots are still proposed
+TYPICAL = 0.6  # before a prompt teaches better: the r-th best slot of a tree is worth TYPICAL / r,
+GROWTH = 0.35  # and a level gains so much, beyond the price of its nodes, for all that the nodes above it are worth
+STEPS = 2.0  # how many steps these guesses are worth
+LONGEST_REST = 16  # steps without a look at the draft
+LATER_CHILD = 0.5  # of a sampled child, about; the j-th likeliest token has at most 1 / j
+
+
+@dataclass(slots=True, kw_only=True)
+class Slot:
+    """One proposed node while the tree grows. `parent` is an index into the pool; `row` its number in the draft's
+    passes."""
+
+    token: int
+    parent: int
+    depth: int
+    rank: int
+    proposal: float
+    kind: str
+    x: float
+    slot_value: float
+    node_value: float
+    row: int | None = None
+    q: torch.Tensor = field(default=NO_DISTRIBUTION, repr=False)
+
+    @property
+    def point(self) -> bool:
+        """Whether the token was chosen outright."""
+        return self.kind.startswith(POINTS)
+
+
+class Shape(Protocol):
+    """`max_nodes` and `max_depth` bound every tree it allows; `max_read` is how many nodes the draft reads for one at
+    most, those included that lose their place to better ones deeper down."""
+
+    max_nodes: int
+    max_depth: int
+    max_read: int
+
+    def reset(self) -> None:
+        """A new prompt begins."""
+
+    def rests(self) -> bool:
+        """Asked at the start of a step: whether to draft nothing in it."""
+        return False
+
+    def wish(self, pool: Sequence[Slot], index: int) -> Wish:
+        """How many children this slot may get."""
+        ...
+
+    def pays(self, value: float) -> bool:
+        """Whether a slot of this value is worth proposing."""
+        ...
+
+    def keep(self, pool: Sequence[Slot]) -> list[int]:
+        """Which slots of the pool stay, in drawing order; the root (0) always does."""
+        ...
+
+    def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
+        """Which slots of the newest level to draft below; none ends the growth."""
+        ...
+
+    def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
+        """The tree is complete."""
+
+    def verified(self, emitted: int) -> None:
+        """The tree led to so many tokens, the bonus included."""
+
+
+class StaticShape:
+    """The shape of a growmap. A node whose distribution runs out of tokens gets fewer children."""
+
+    def __init__(self, growmap: Growmap) -> None:
+        self._growmap = growmap
+        self.max_nodes = self.max_read = growmap.size - 1
+        self.max_depth = growmap.depth
+
+    def reset(self) -> None: ...
+
+    def rests(self) -> bool:
+        return False
+
+    def wish(self, pool: Sequence[Slot], index: int) -> Wish:
+        return Wish(k=len(self._growmap.children[self._number(pool, index)]))
+
+    def pays(self, value: float) -> bool:
+        return True
+
+    def keep(self, pool: Sequence[Slot]) -> list[int]:
+        return list(range(len(pool)))
+
+    def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
+        return [index for index in level if self.wish(pool, index).k > 0]
+
+    def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None: ...
+
+    def verified(self, emitted: int) -> None: ...
+
+    def _number(self, pool: Sequence[Slot], index: int) -> int:
+        """The growmap's number of a slot: the path of ranks that leads to it."""
+        slot = pool[index]
+        return self._growmap.children[self._number(pool, slot.parent)][slot.rank] if slot.parent >= 0 else 0
+
+
+class BestFirst:
+    """The `budget` slots of highest value; ties go to the slot proposed first."""
+
+    def __init__(self, *, budget: int, max_depth: int, max_children: int, later_child: float = LATER_CHILD) -> None:
+        """later_child: the j-th child of a node is hardly accepted more than this / j of the time; fewer are proposed."""
+        self._later_child = later_child
+        self.max_nodes, self.max_depth = budget, min(max_depth, budget)
+        self.max_read = budget * (self.max_depth - 1)
+        self._max_children = min(max_children, budget)
+        self.reset()
+
+    def reset(self) -> None:
+        self._cut = 0.0  # the value below which slots were not kept in the last step
+
+    def rests(self) -> bool:
+        return False
+
+    def wish(self, pool: Sequence[Slot], index: int) -> Wish:
+        value, cut = pool[index].node_value, SLACK * self._cut
+        if cut <= 0 or value <= 0:
+            return Wish(k=self._max_children if value > 0 else 0)
+        return Wish(k=min(self._max_children, 1 + int(self._later_child * value / cut)), floor=cut / value)
+
+    def pays(self, value: float) -> bool:
+        return value >= SLACK * self._cut
+
+    def keep(self, pool: Sequence[Slot]) -> list[int]:
+        return [0, *sorted(_by_value(pool, 1)[: self.max_nodes])]
+
+    def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
+        # A full tree loses its least valuable slots to new ones; what could not be among those need not be drafted.
+        price = min(pool[index].slot_value for index in kept) if len(kept) > self.max_nodes else 0.0
+        return [index for index in level if pool[index].node_value > price]
+
+    def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
+        lowest = min((pool[index].slot_value for index in kept[1:]), default=0.0)
+        # A tree that was not filled must be offered more next time.
+        self._cut = lowest if len(kept) > self.max_nodes else SLACK * min(self._cut, lowest)
+
+    def verified(self, emitted: int) -> None: ...
+
+
+class Thrifty(BestFirst):
+    """At most `budget` nodes, and only those that pay for their time; a level, once kept, is final."""
+
+    def __init__(
+        self, *, budget: int, max_depth: int, max_children: int, costs: Costs, later_child: float = LATER_CHILD
+    ) -> None:
+        self._costs = costs
+        self._target = [costs.target(nodes) for nodes in range(budget + 1)]
+        self._final, self._seen = [0], 1  # what stays so far, and how much of the pool that was chosen from
+        self._expanded = 1.0  # what the nodes above the newest level are worth
+        super().__init__(budget=budget, max_depth=max_depth, max_children=max_children, later_child=later_child)
+
+    def reset(self) -> None:
+        super().reset()
+        self._worth = [STEPS * TYPICAL / rank for rank in range(1, self.max_nodes + 1)]  # sums over steps, by rank
+        guesses = [
+            (1.0 + sum(self._worth[:n]) / STEPS, self._costs.step(n, n.bit_length())) for n in range(len(self._worth))
+        ]
+        tokens, seconds = max(guesses, key=lambda guess: guess[0] / guess[1])
+        self._steps, self._tokens, self._seconds = STEPS, STEPS * tokens, STEPS * seconds
+        self._above, self._gained = STEPS, STEPS * GROWTH
+        self._nodes = self._passes = self._rest = 0
+        self._grew, self._pause = False, 1
+        self._begin()
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second so far by the latency curve."""
+        return self._tokens / self._seconds
+
+    def rests(self) -> bool:
+        self._nodes = self._passes = 0
+        self._grew = False
+        self._rest -= 1
+        return self._rest >= 0
+
+    def keep(self, pool: Sequence[Slot]) -> list[int]:
+        new = [index for index in _by_value(pool, self._seen) if pool[index].slot_value > self._cut]
+        self._final += new[: self.max_nodes + 1 - len(self._final)]
+        self._seen = len(pool)
+        return sorted(self._final)
+
+    def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
+        if self._expanded:
+            self._above += self._expanded
+            self._gained += sum(pool[index].slot_value - self._cut for index in level)
+        level = [index for index in level if pool[index].node_value > self._cut] if len(kept) <= self.max_nodes else []
+        self._expanded = sum(pool[index].node_value for index in level)
+        gain = self._expanded * self._gained / self._above
+        return level if level and gain > self.rate * self._costs.draft(len(level)) else []
+
+    def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
+        self._nodes, self._passes, self._grew = len(kept) - 1, passes, True
+        for rank, index in enumerate(_by_value(pool, 1)[: self.max_nodes]):
+            self._worth[rank] += pool[index].slot_value
+
+    def verified(self, emitted: int) -> None:
+        self._tokens += emitted
+        self._seconds += self._costs.step(self._nodes, self._passes)
+        if self._grew:
+            self._steps += 1.0
+            self._begin()
+            pays = self._cut < 1.0
+            self._rest, self._pause = (0, 1) if pays else (self._pause, min(2 * self._pause, LONGEST_REST))
+
+    def _begin(self) -> None:
+        """Settle, before a step, what a slot must be worth in it."""
+        self._final, self._seen, self._expanded = [0], 1, 1.0
+        net, best, size = 0.0, 0.0, 0
+        for n, worth in enumerate(self._worth, start=1):
+            net += worth / self._steps - self.rate * (self._target[n] - self._target[n - 1])
+            best, size = max((best, size), (net, n))
+        beyond = self._worth[size] if size < self.max_nodes else 0.0
+        self._cut = (self._worth[size - 1] + beyond) / 2 / self._steps if size else 1.0
+
+
+def _by_value(pool: Sequence[Slot], start: int) -> list[int]:
+    """Slots from number `start` on that are worth anything, best first."""
+    # sort() is stable: equal values keep drawing order, so a parent or an earlier sibling always goes first
+    return sorted(
+        (index for index in range(start, len(pool)) if pool[index].slot_value > 0), key=lambda i: -pool[i].slot_value
+    )

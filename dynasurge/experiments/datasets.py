@@ -1,0 +1,145 @@
+"""Prompts: the bundled demo set, a local file, or a dataset of the model hub.
+
+Hub datasets are streamed: only the rows asked for are fetched, never the whole set, and of one commit, which is recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynasurge.settings import DEMO
+from dynasurge.errors import UsageError
+
+DEMO_PROMPTS = Path(__file__).parent / "assets" / "demo_prompts.jsonl"
+FILE_TYPES = (".txt", ".jsonl", ".csv", ".parquet")
+TEXT_FIELDS = ("text", "article", "prompt", "content")
+DEFAULT_ROWS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubDataset:
+    """Where a named dataset lives on the hub, and which field holds the text."""
+
+    path: str
+    config: str | None
+    split: str
+    field: str
+
+
+HUB_DATASETS = {
+    "cnn": HubDataset(path="abisee/cnn_dailymail", config="3.0.0", split="validation", field="article"),
+    "c4": HubDataset(path="allenai/c4", config="en", split="validation", field="text"),
+    "wiki": HubDataset(path="wikimedia/wikipedia", config="20231101.en", split="train", field="text"),
+    "openwebtext": HubDataset(path="Skylion007/openwebtext", config=None, split="train", field="text"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """index: its row in the dataset, which also names its random stream; kind: a label, '' if the data has none;
+    revision: the dataset's commit on the hub, or of a file the start of its content's `sha256:`."""
+
+    index: int
+    id: str
+    kind: str
+    text: str
+    revision: str = ""
+
+
+def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) -> list[Prompt]:
+    """Rows [start, end) of a dataset: `demo`, a hub name of `HUB_DATASETS`, or a path to a file of `FILE_TYPES`.
+
+    end = None means at most DEFAULT_ROWS rows. Raises UsageError for an unknown or unreadable dataset, an empty range,
+    and an `end` past the data.
+    """
+    if start < 0:
+        raise UsageError("--start", start, "rows are counted from 0", "use --start 0")
+    if end is not None and end < 1:
+        raise UsageError("--end", end, "is one past the last row", "use --end 1 or more")
+    if end is not None and start >= end:
+        raise UsageError("--start", start, f"not below --end {end}", f"use --start 0 or --end {start + 1}")
+    stop = min(start + DEFAULT_ROWS if end is None else end, sys.maxsize)
+    if dataset in HUB_DATASETS:
+        revision, rows = _hub_rows(dataset, start, stop)
+    else:
+        path = DEMO_PROMPTS if dataset == DEMO else Path(dataset)
+        if dataset != DEMO and path.suffix not in FILE_TYPES:
+            known = ", ".join((DEMO, *HUB_DATASETS))
+            raise UsageError("--dataset", dataset, "unknown", f"choose {known}, or a {'/'.join(FILE_TYPES)} file")
+        rows = list(itertools.islice(_file_rows(path), min(start, stop), stop))
+        revision = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    if not rows or (end is not None and len(rows) < end - start):
+        available = start + len(rows)
+        flag, value = ("--end", end) if end is not None and rows else ("--start", start)
+        if not rows and start == 0:
+            raise UsageError("--dataset", dataset, "holds no prompt", "give one with at least one row of text")
+        held = f"--dataset {dataset} has {available} rows" if rows else f"--dataset {dataset} has no row there"
+        raise UsageError(flag, value, held, f"use --end {available}" if rows else "use a smaller --start")
+    return [_prompt(start + i, row, revision) for i, row in enumerate(rows)]
+
+
+def _prompt(index: int, row: dict[str, Any], revision: str) -> Prompt:
+    name = _said(row.get("id")) or str(index)
+    kind = _said(row.get("kind", row.get("category")))  # a category is what Spec-Bench calls it
+    return Prompt(index=index, id=name, kind=kind, text=row["text"], revision=revision)
+
+
+def _said(value: Any) -> str:
+    """A field as text; nothing for one that is missing, which a table's reader gives as NaN."""
+    missing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "" if missing else str(value).encode(errors="replace").decode()  # half a surrogate pair cannot be written
+
+
+def _hub_rows(name: str, start: int, stop: int) -> tuple[str, list[dict[str, Any]]]:
+    """The commit that the dataset's name means today, and rows of that commit."""
+    from datasets import load_dataset  # slow to import, and not needed for local prompts
+    from huggingface_hub import HfApi
+
+    source = HUB_DATASETS[name]
+    try:
+        revision = HfApi().dataset_info(source.path).sha or "main"
+        stream = load_dataset(source.path, source.config, split=source.split, revision=revision, streaming=True)
+        rows = list(itertools.islice(stream.skip(start), stop - start))  # take() would open one file more
+    except Exception as error:  # the hub's client raises many unrelated types when there is no network
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        remedy = "check the network, or use --dataset demo or a local file"
+        raise UsageError("--dataset", name, f"cannot be fetched from the hub ({reason})", remedy) from error
+    return revision, [{"id": row.get("id", start + i), "text": row[source.field]} for i, row in enumerate(rows)]
+
+
+def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
+    """Rows of a local file, each with a `text`. A .txt file has one prompt a line; blank lines are left out."""
+    try:
+        if path.suffix in (".txt", ".jsonl"):
+            lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+            rows = [{"text": line} if path.suffix == ".txt" else json.loads(line) for line in lines]
+            return _with_text(path, rows)
+        import pandas as pd  # slow to import
+
+        cells = {"keep_default_na": False, "na_values": [""]}  # a text may well be "null"
+        frame = pd.read_csv(path, **cells) if path.suffix == ".csv" else pd.read_parquet(path)
+        return _with_text(path, frame.to_dict(orient="records"))
+    except UsageError:
+        raise
+    except (OSError, ValueError, ImportError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UsageError("--dataset", path, f"cannot be read ({reason})", "check the path and the format") from error
+
+
+def _with_text(path: Path, rows: list[Any]) -> list[dict[str, Any]]:
+    for number, row in enumerate(rows):
+        field = next((f for f in TEXT_FIELDS if isinstance(row, dict) and isinstance(row.get(f), str)), None)
+        if field is None:
+            remedy = f"name the text field one of {', '.join(TEXT_FIELDS)}"
+            raise UsageError("--dataset", path, f"row {number} has no text field", remedy)
+        row[field].encode()  # half a surrogate pair is no text; this raises ValueError
+        row["text"] = row[field]
+    return rows

@@ -1,0 +1,62 @@
+"""Grids: every combination of modes, trees, rules, policies, temperatures and seeds, as a list of settings.
+
+Combinations that say the same thing twice are left out: `auto` has no tree, so neither budget nor rule; static trees have
+no budget; greedy text is the same whatever the rule and the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+from dynasurge.settings import MODES, Etv, Policy, Settings, growmap_name
+from dynasurge.errors import UsageError
+
+GREEDY: Policy = "topk"  # what every policy is at T = 0
+AXES = ("mode", "growmap", "B", "use_bfs", "policy", "T", "seed")
+
+
+def grid(
+    *,
+    mode: Sequence[str] = MODES,
+    growmap: Sequence[str] = (),
+    B: Sequence[int | str] = ("auto",),
+    use_bfs: Sequence[bool] = (False,),
+    etv: Etv = "traversal",
+    policy: Sequence[str] = ("sampled",),
+    T: Sequence[float] = (0.6,),
+    seed: Sequence[int] = (0,),
+    **shared: Any,
+) -> list[Settings]:
+    """Settings that differ, `auto` first at each temperature and seed. shared: further fields, the same for all.
+
+    etv: the rule where use_bfs. Raises UsageError for a combination that `Settings` refuses, and for two growmaps of one
+    name.
+    """
+    names = [growmap_name(path) for path in growmap]
+    for path, name in zip(growmap, names, strict=True):
+        if names.count(name) > 1:
+            raise UsageError("--growmap", path, "two files of one name make one column", "rename one, or give it once")
+        if " +" in name:
+            raise UsageError("--growmap", path, "its name reads like a rule's", "rename it without ' +'")
+    plan = []
+    for t, s, m in product(T, seed, mode):
+        for tree in _trees(m, growmap, B):
+            choices = [("sampled", False)] if m == "auto" else [(GREEDY, False)] if t == 0 else product(policy, use_bfs)
+            for p, with_etv in choices:
+                own = tree | ({"use_bfs": True, "etv": etv} if with_etv else {})
+                plan.append(Settings(**(shared | own | {"mode": m, "T": t, "seed": s, "policy": p})))
+    return list(dict.fromkeys(plan))
+
+
+def _trees(mode: str, growmaps: Sequence[str], budgets: Sequence[int | str]) -> Iterator[dict[str, Any]]:
+    """What tells a mode's trees apart. Only dynamic trees have a budget to fill."""
+    if mode == "dTree":
+        yield from ({"B": budget} for budget in budgets)
+    elif mode == "sTree":
+        yield from ({"growmap": path, "fill": False} for path in growmaps)
+        if not growmaps:
+            yield {}  # for Settings to say what is missing
+    else:
+        yield {"fill": False}

@@ -1,0 +1,61 @@
+"""Where numbers come from: the versions, the machine and the commit that made a row, so that it can be repeated or
+distrusted."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+import dynasurge
+from dynasurge.models.pair import Pair
+
+PACKAGES = ("torch", "transformers")
+
+
+def provenance(pair: Pair) -> dict[str, str | None]:
+    """device, dtype, date, python, the version of dynasurge and of each of PACKAGES, and commit (see `git_commit`)."""
+    device = pair.target.device
+    threads = f"{torch.get_num_threads()} threads of {processor()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
+    return {
+        "device": name,
+        "dtype": str(pair.target.dtype).removeprefix("torch."),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "python": platform.python_version(),
+        "dynasurge": dynasurge.__version__,  # a clone need not be installed
+        **{package: importlib.metadata.version(package) for package in PACKAGES},
+        "commit": git_commit(),
+    }
+
+
+@functools.cache
+def processor() -> str:
+    """This machine's processor, by name where it tells one."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, named), platform.processor() or platform.machine())
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of the clone that this package runs from, `-dirty` behind it if files differ; None without a clone."""
+    try:
+        _git("ls-files", "--error-unmatch", __file__)  # an installed package may lie in a clone of something else
+        return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parent
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,251 @@
+"""Records: an output folder's rows, one JSON object a (settings, prompt), each written whole or not at all.
+
+`records.jsonl` only ever grows by whole lines, so a killed run loses at most the prompt it was in: opening the folder
+again cuts off a torn last line, and finished prompts are skipped. Of several processes the first writes there and every
+other to `records.N.jsonl`, whichever way prompts are dealt out next time; a finished run puts all into `records.jsonl`.
+A row that stands in two files, because a kill came between copying and deleting, counts once.
+
+Rows stay on disk; what is kept in memory is where each one is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import filelock
+
+from dynasurge.experiments.datasets import Prompt
+from dynasurge.errors import UsageError
+from dynasurge.files import write_whole
+from dynasurge.experiments.workers import ALONE, Processes
+from dynasurge.experiments.schema import FORMAT, PHASES, Row
+
+Key = tuple[str, int]  # run name, prompt's index
+
+
+class RecordFile:
+    """The rows of an output folder. Close it, or use it in a `with`: until then no other run may have the folder.
+
+    With several processes, every method but `find`, `rows` and `append` must be called by all of them.
+    """
+
+    def __init__(self, folder: Path | None, runs: Collection[str], processes: Processes = ALONE) -> None:
+        """folder: None is one that is thrown away. runs: the run names it may hold.
+
+        Raises UsageError if the folder holds others, or rows that this version cannot read, if another run is using it,
+        or if it cannot be written.
+        """
+        self._processes, self._open = processes, ExitStack()
+        self._where: dict[Key, tuple[Path, int]] = {}
+        with ExitStack() as failing:
+            failing.callback(self.close)
+            self.folder = Path(self._open.enter_context(tempfile.TemporaryDirectory())) if folder is None else folder
+            self._main_path = self.folder / "records.jsonl"
+            self._path = self._main_path if processes.main else self.folder / f"records.{processes.rank}.jsonl"
+            try:
+                self._prepare()
+            except (OSError, ValueError) as error:
+                if isinstance(error, UsageError):
+                    raise
+                raise _unwritable(self.folder, error) from error
+            for (run, _), where in self._where.items():
+                if run not in runs:
+                    raise _stranger(self.folder, _row_at(*where), runs)
+            failing.pop_all()
+
+    def __enter__(self) -> RecordFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self._open.close()
+
+    def find(self, run: str, prompt: Prompt, prompt_ids: Sequence[int]) -> Row | None:
+        """This prompt's row, if it is already there. Raises UsageError if that row is of another text."""
+        where = self._where.get((run, prompt.index))
+        if where is None:
+            return None
+        row = _row_at(*where)
+        if row["prompt_ids"] != list(prompt_ids):
+            reason = f"holds row {prompt.index} of another text"
+            raise UsageError("--output", self.folder, reason, "the dataset has changed: name another folder")
+        return row
+
+    def has(self, run: str, index: int) -> bool:
+        """Whether this prompt's row is already there."""
+        return (run, index) in self._where
+
+    def rows(self, runs: Iterable[str], indices: Iterable[int]) -> Iterator[Row]:
+        """The rows that are there of these runs and prompts, by run, then by prompt."""
+        for run in runs:
+            for index in indices:
+                if (where := self._where.get((run, index))) is not None:
+                    yield _row_at(*where)
+
+    def append(self, row: Row) -> None:
+        """Add a row, whole, and see it to the disk. Raises UsageError, the file as before, if it cannot be written."""
+        try:
+            start = _append(self._path, json.dumps(row).encode() + b"\n")
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        self._where[row["run"], row["index"]] = self._path, start
+
+    def merge(self) -> None:
+        """Wait for all processes, then put everything into `records.jsonl`."""
+        self._processes.wait()
+        if self._processes.main:
+            try:
+                self._merge()
+            except OSError as error:
+                raise _unwritable(self.folder, error) from error
+        self._processes.wait()
+        self._where.clear()
+        self._scan()
+
+    def _merge(self) -> None:
+        self._scan()
+        for path in self._paths()[1:]:
+            for start, line, row in _lines(path):
+                if self._where[row["run"], row["index"]] == (path, start):
+                    self._where[row["run"], row["index"]] = self._main_path, _append(self._main_path, line)
+            path.unlink()
+
+    def _prepare(self) -> None:
+        if self._processes.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._open.enter_context(self._locked(self._main_path))
+            for path in self._paths():
+                if path != self._main_path:
+                    with self._locked(path):  # a killed launch may have left a process behind that still writes
+                        pass
+                _mend(path)
+        self._processes.wait()
+        if not self._processes.main:
+            self._open.enter_context(self._locked(self._path))
+        self._path.touch()  # find out now, not after the first prompt
+        self._scan()
+        self._processes.wait()  # nobody appends before all have seen the same rows, or shares would overlap
+
+    @contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        """Hold a file of rows for oneself, as long as the process lives."""
+        try:
+            with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
+                yield
+        except filelock.Timeout as error:
+            reason, remedy = "is in use by another run", "wait for that run, or name another folder"
+            raise UsageError("--output", self.folder, reason, remedy) from error
+
+    def _paths(self) -> list[Path]:
+        return record_files(self.folder)
+
+    def _scan(self) -> None:
+        for path in self._paths():
+            for start, _, row in _lines(path):
+                self._where.setdefault((row["run"], row["index"]), (path, start))
+
+
+def record_files(folder: Path) -> list[Path]:
+    """Every file of an output folder that may hold rows, `records.jsonl` (which may not exist yet) first; any other file is
+    the user's own."""
+    ranks = (path for path in folder.glob("records.*.jsonl") if path.name.split(".")[1].isdecimal())
+    return [folder / "records.jsonl", *sorted(ranks)]
+
+
+@contextmanager
+def write_output(path: Path) -> Iterator[Path]:
+    """`write_whole` for a file of an output folder. Raises UsageError if it cannot be written."""
+    try:
+        with write_whole(path) as partial:
+            yield partial
+    except OSError as error:
+        raise _unwritable(path.parent, error) from error
+
+
+def _stranger(folder: Path, row: Row, runs: Collection[str]) -> UsageError:
+    """A run's name is its settings' hash, its files' hash and its dataset."""
+    if any(run.startswith(f"{row.get('hash')}-") and run.endswith(f"-{row.get('dataset')}") for run in runs):
+        reason = f"holds records of {row['label']} with a growmap or priors file that has changed since"
+        return UsageError("--output", folder, reason, "name another folder")
+    about = f"{row['label']}, T = {row['settings'].get('T')}, seed {row['settings'].get('seed')}, {row.get('dataset')}"
+    return UsageError("--output", folder, f"holds records of other settings ({about})", "name another folder")
+
+
+def _unwritable(folder: Path, error: OSError | ValueError) -> UsageError:
+    reason = f"cannot be written ({error.strerror if isinstance(error, OSError) else error})"
+    return UsageError("--output", folder, reason, "make room there, or name another folder")
+
+
+def _append(path: Path, line: bytes) -> int:
+    """Add a line and return where it starts; a line that cannot be written whole is taken back."""
+    start = path.stat().st_size
+    try:
+        with path.open("ab") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            os.truncate(path, start)
+        raise
+    return start
+
+
+def _mend(path: Path) -> None:
+    """Cut off a last line that a kill tore."""
+    if path.exists():
+        data = path.read_bytes()
+        if not data.endswith(b"\n"):
+            os.truncate(path, data.rfind(b"\n") + 1)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes, Row]]:
+    """Where each line of a records file starts, the line, and its row. Raises UsageError for one that is no row."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        start = 0
+        for number, line in enumerate(file, start=1):
+            yield start, line, _row(path, number, line)
+            start += len(line)
+
+
+def _row(path: Path, number: int, line: bytes) -> Row:
+    try:
+        row: Row = json.loads(line)
+        version = row.get("format", 1)
+        hash((row["run"], row["index"]))
+        if version == FORMAT:
+            _check(row)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError("--output", path, f"line {number} is no record", "mend it, or name another folder") from error
+    if version != FORMAT:
+        reason = f"line {number} was written by another version of dynasurge (format {version}, this one's is {FORMAT})"
+        raise UsageError("--output", path, reason, "go on with that version, or name another folder")
+    return row
+
+
+def _check(row: Row) -> None:
+    """Raises KeyError, TypeError or ValueError unless everything is there that makes up results."""
+    for name in ("prompt_ids", "output_ids", "accepted", "tree_size"):
+        len(row[name])
+    for name in ("seconds", "prefill_seconds", *(f"{phase}_seconds" for phase in PHASES)):
+        if not 0 <= row[name] < math.inf:
+            raise ValueError(f"{name} is {row[name]}")
+    row["label"], row["settings"]["T"], row["about"]["device"], row["about"]["dtype"]
+
+
+def _row_at(path: Path, start: int) -> Row:
+    with path.open("rb") as file:
+        file.seek(start)
+        row: Row = json.loads(file.readline())
+    return row

@@ -1,0 +1,275 @@
+"""What a sweep found, as functions on a DataFrame with one row a (settings, prompt).
+
+    frame = load_frame("runs/study")
+    print(results_table(frame))
+    paired(frame, "dTree B=32", "dTree B=32 +ETV", "accepted_per_step", rng=numpy.random.default_rng(0))
+
+Settings are compared on the same prompts. Intervals are percentile bootstraps over *prompts*, the unit that differs from
+text to text: all seeds of a prompt are drawn together, and what is drawn are the prompt's sums, so a ratio is that of
+pooled tokens to pooled seconds, as a reader of the table would compute it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dynasurge.errors import UsageError
+from dynasurge.experiments.records import record_files
+from dynasurge.experiments.schema import PHASES, Row
+from dynasurge.experiments.per_step import COLUMN as LINE
+from dynasurge.experiments.per_step import acceptance_by_confidence as acceptance_by_confidence
+from dynasurge.experiments.per_step import acceptance_by_depth as acceptance_by_depth
+from dynasurge.experiments.per_step import acceptance_by_position as acceptance_by_position
+from dynasurge.experiments.per_step import acceptance_by_rank as acceptance_by_rank
+from dynasurge.experiments.per_step import complexity_along as complexity_along
+from dynasurge.experiments.per_step import complexity_by_kind as complexity_by_kind
+
+PAIRING = ["dataset", "T", "P", "index", "seed"]  # what two rows share when they may be compared
+COLUMN = list(LINE)
+RESAMPLES = 2000
+ENOUGH = 5  # prompts, for an interval that means something
+# A measure is the ratio of two sums over rows.
+MEASURES = {
+    "tokens_per_second": ("tokens", "decode_seconds"),
+    "tokens_per_step": ("tokens_of_steps", "steps"),
+    "accepted_per_step": ("accepted_tokens", "steps"),
+    "latency_per_token_s": ("decode_seconds", "tokens"),
+    "latency_per_request_s": ("seconds", "requests"),
+}
+
+
+def to_frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """Rows as columns: `settings` and `about` are spread out, B is text ("auto", "16"), and sums that measures need are
+    added: tokens, steps, accepted_tokens, tokens_of_steps (accepted and bonus), decode_seconds (prefill excluded)."""
+    frame = pd.DataFrame([_flat(row) for row in rows])
+    if frame.empty:
+        raise UsageError("records", "no rows", "nothing is finished yet", "wait for the first prompt")
+    frame["B"] = frame["B"].astype(str)
+    return frame
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    nested = ("settings", "about")
+    flat = {name: value for name, value in row.items() if name not in nested}
+    for name in nested:
+        flat |= {key: value for key, value in row[name].items() if key not in flat}
+    accepted = sum(row["accepted"])
+    return flat | {
+        "requested_device": row["settings"]["device"],
+        "requested_dtype": row["settings"]["dtype"],
+        "device": row["about"]["device"],
+        "dtype": row["about"]["dtype"],
+        "requests": 1,
+        "tokens": len(row["output_ids"]),
+        "steps": len(row["accepted"]),
+        "accepted_tokens": accepted,
+        "tokens_of_steps": accepted + len(row["accepted"]),
+        "decode_seconds": sum(row[f"{phase}_seconds"] for phase in PHASES),
+    }
+
+
+def load_frame(path: str | Path) -> pd.DataFrame:
+    """The parquet of a finished sweep, or what an unfinished one has written to its folder so far. Raises UsageError."""
+    path = Path(path)
+    try:
+        if path.is_file():
+            return pd.read_parquet(path) if path.suffix == ".parquet" else to_frame(_rows([path]))
+        finished, files = path / "records.parquet", [file for file in record_files(path) if file.exists()]
+        if finished.exists() and all(finished.stat().st_mtime >= file.stat().st_mtime for file in files):
+            return pd.read_parquet(finished)
+        return to_frame(_rows(files or [path / "records.jsonl"]))
+    except UsageError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"cannot be read ({str(error).splitlines()[0]})"
+        raise UsageError("records", path, reason, "name a folder that `dynasurge sweep` wrote") from error
+
+
+def _rows(files: Iterable[Path]) -> Iterator[Row]:
+    """Each row once, without a last line that is still being written."""
+    seen: set[tuple[str, int]] = set()
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):
+                row: Row = json.loads(line)
+                if (key := (row["run"], row["index"])) not in seen:
+                    seen.add(key)
+                    yield row
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """A measure of two settings on the same prompts. ratio: that of `b` over that of `a`; low, high: its 95% interval, NaN
+    with fewer than ENOUGH prompts."""
+
+    a: float
+    b: float
+    ratio: float
+    low: float
+    high: float
+    prompts: int
+
+
+def paired(frame: pd.DataFrame, a: str, b: str, measure: str, *, rng: np.random.Generator) -> Paired:
+    """Compare the settings labelled `a` and `b` by a name of MEASURES, on the prompts (and T, P, seeds) both have.
+
+    A frame with several policies should be narrowed to one first. Raises UsageError if the two share no prompt, or if a
+    label names several settings.
+    """
+    over, under = MEASURES[measure]
+    sides = [frame[frame["label"] == label].set_index(PAIRING)[[over, under]] for label in (a, b)]
+    for label, side in zip((a, b), sides, strict=True):
+        if side.index.has_duplicates:
+            raise UsageError("label", label, "names several settings", "narrow the frame, to one policy for instance")
+    both = sides[0].join(sides[1], lsuffix="_a", rsuffix="_b", how="inner")
+    if both.empty:
+        raise UsageError("labels", f"{a}, {b}", "share no prompt", f"choose from {', '.join(frame['label'].unique())}")
+    sums = both.groupby(["dataset", "index"]).sum().to_numpy()  # [prompts, 4]: over and under of a, then of b
+    n = len(sums)
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ sums
+    low, high = np.nanpercentile(_ratio(drawn), (2.5, 97.5)) if n >= ENOUGH else (np.nan, np.nan)
+    total = sums.sum(0)
+    return Paired(
+        a=total[0] / total[1],
+        b=total[2] / total[3],
+        ratio=float(_ratio(total[None])[0]),
+        low=float(low),
+        high=float(high),
+        prompts=n,
+    )
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    """b over a of sums [m, 4]; NaN where a is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio: np.ndarray = (sums[:, 2] / sums[:, 3]) / (sums[:, 0] / sums[:, 1])
+    return np.where(np.isfinite(ratio), ratio, np.nan)
+
+
+def speedup_by_prompt(frame: pd.DataFrame, measure: str = "tokens_per_second") -> pd.DataFrame:
+    """Every tree's row with `speedup`: its measure over that of `auto` on the same prompt, temperature and seed. Rows whose
+    `auto` is missing are left out. Raises UsageError if a prompt has several rows of `auto`."""
+    over, under = MEASURES[measure]
+    value = frame[over] / frame[under]
+    base = frame.assign(base=value)[frame["label"] == "auto"][[*PAIRING, "base"]]
+    if base.duplicated(PAIRING).any():
+        raise UsageError("label", "auto", "has several rows a prompt", "narrow the frame, to one sweep for instance")
+    trees = frame.assign(value=value)[frame["label"] != "auto"].merge(base, on=PAIRING)
+    return trees.assign(speedup=trees["value"] / trees["base"]).drop(columns=["value", "base"])
+
+
+def time_breakdown(frame: pd.DataFrame, by: Sequence[str] = tuple(COLUMN)) -> pd.DataFrame:
+    """Milliseconds a step by phase (draft, target, verify, other) of every group."""
+    sums = frame.groupby(list(by), sort=False)[[*(f"{phase}_seconds" for phase in PHASES), "steps"]].sum()
+    out = pd.DataFrame({phase: 1e3 * sums[f"{phase}_seconds"] / sums["steps"] for phase in PHASES})
+    return out.reset_index()
+
+
+def results(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every measure by dataset, temperature, policy and label, in the order of the rows, with the number of prompts.
+
+    Tokens are pooled. Times are medians over prompts, which one stalled run does not move; that of a request is what the
+    `new_tokens` asked for would have taken, so that texts which ended early compare. `speedup`: tokens per second over
+    those of `auto` on the same prompt, the median, with its 95% interval `speedup_low`, `speedup_high` (NaN without `auto`,
+    or with fewer than ENOUGH prompts). draft, target, verify, other: as `time_breakdown`, pooled.
+    """
+    again = frame[frame.duplicated([*COLUMN, "index", "seed"])]
+    if len(again):
+        label = again["label"].iloc[0]
+        raise UsageError(
+            "label", label, "has several rows a prompt", "narrow the frame, to one sweep and P for instance"
+        )
+    sums = frame.groupby(COLUMN, sort=False)[sorted({name for pair in MEASURES.values() for name in pair})].sum()
+    out = pd.DataFrame({name: sums[over] / sums[under] for name, (over, under) in MEASURES.items()})
+    rates = _times(frame).groupby(level=COLUMN, sort=False).median()
+    out[rates.columns] = rates
+    out["prompts"] = frame.groupby(COLUMN, sort=False)["index"].nunique()
+    out["lossless"] = frame.groupby(COLUMN, sort=False)["lossless"].first()
+    by_prompt = speedup_by_prompt(frame).groupby([*COLUMN, "index"])["speedup"].mean()  # of its seeds
+    medians = {key: _median(values) for key, values in by_prompt.groupby(level=COLUMN)}
+    for place, name in enumerate(("speedup", "speedup_low", "speedup_high")):
+        out[name] = [medians.get(key, (np.nan,) * 3)[place] for key in out.index]
+    out.loc[out.index.get_level_values("label") == "auto", "speedup"] = 1.0
+    return out.reset_index().merge(time_breakdown(frame), on=COLUMN)
+
+
+def _times(frame: pd.DataFrame) -> pd.DataFrame:
+    """The three measures of time by COLUMN and prompt, the seeds of a prompt together."""
+    names = ["tokens", "decode_seconds", "prefill_seconds", "new_tokens", "requests"]
+    sums = frame.groupby([*COLUMN, "index"], sort=False)[names].sum()
+    token = sums["decode_seconds"] / sums["tokens"]
+    request = (sums["prefill_seconds"] + token * sums["new_tokens"]) / sums["requests"]
+    return pd.DataFrame(
+        {"tokens_per_second": 1 / token, "latency_per_token_s": token, "latency_per_request_s": request}
+    )
+
+
+def _median(values: pd.Series) -> tuple[float, float, float]:
+    """The median of a value a prompt, and its 95% interval."""
+    if len(values) < ENOUGH:
+        return float(values.median()), np.nan, np.nan
+    drawn = np.random.default_rng(0).choice(values.to_numpy(), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
+    return float(values.median()), float(low), float(high)
+
+
+def trees(frame: pd.DataFrame) -> pd.DataFrame:
+    """`results` with what kind of tree each line is: mode, `tree` (the label without its rule), rule ("top-down", "ETV",
+    ...), B, fill, and `nodes`, the mean number of nodes a step drafted."""
+    groups = frame.assign(drafted=frame["tree_size"].map(sum)).groupby(COLUMN, sort=False)
+    kind = groups[["mode", "B", "fill"]].first()
+    sums = groups[["drafted", "steps"]].sum()
+    out = results(frame).merge(kind.assign(nodes=sums["drafted"] / sums["steps"]).reset_index(), on=COLUMN)
+    named = out["label"].str.partition(" +")
+    return out.assign(tree=named[0], rule=named[2].where(named[2] != "", "top-down"))
+
+
+def contrast(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one static and one dynamic tree, those that draft the most without ETV: enough to see what differs."""
+    plain = frame[~frame["use_bfs"] & (frame["mode"] != "auto")]
+    size = plain["tree_size"].map(sum) / plain["steps"]
+    labels = size.groupby([plain["mode"], plain["label"]]).mean().groupby(level=0).idxmax()
+    return frame[frame["label"].isin([label for _, label in labels])]
+
+
+def results_table(frame: pd.DataFrame) -> str:
+    """`results` in Markdown, one table a dataset, for a README."""
+    head = "| T | policy | tree | tokens per step | accepted per step | tokens/s | over `auto` | ms a request "
+    head += "| ms a step: " + " / ".join(PHASES) + " |"
+    lines: list[str] = []
+    for dataset, group in results(frame).groupby("dataset", sort=False):
+        prompts = sorted(group["prompts"].unique())
+        lines += [f"**{Path(str(dataset)).stem}** (n = {', '.join(map(str, prompts))})", "", head, "|---" * 9 + "|"]
+        lines += [_line(row) for row in group.to_dict(orient="records")] + [""]
+    return "\n".join(lines)
+
+
+def _line(row: dict[str, Any]) -> str:
+    phases = " / ".join(f"{row[phase]:.1f}" for phase in PHASES)
+    policy = "" if row["label"] == "auto" else "topk" if row["T"] == 0 else row["policy"]
+    cells = [
+        f"{row['T']:g}",
+        policy,
+        row["label"],
+        f"{row['tokens_per_step']:.2f}",
+        f"{row['accepted_per_step']:.2f}",
+        f"{row['tokens_per_second']:.1f}",
+        _speedup(row),
+        f"{1e3 * row['latency_per_request_s']:.0f}",
+        phases,
+    ]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _speedup(row: dict[str, Any]) -> str:
+    if row["speedup"] != row["speedup"]:
+        return ""
+    known = row["speedup_low"] == row["speedup_low"]
+    return f"{row['speedup']:.2f}x" + (f" [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" if known else "")

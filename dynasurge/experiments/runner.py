@@ -1,0 +1,227 @@
+"""Evaluation: prompts through one setting or several, interleaved, into records.
+
+All settings take the same prompt before any takes the next, so that a machine that is slow for a
+minute slows them all and ratios between them stay honest. Each setting first generates a few tokens
+that are not timed. Models and their caches are shared by all settings.
+
+Several processes (experiments/workers.py) share the prompts. What trees cost here is measured once an output
+folder and kept in its `costs.json`, so that a run that goes on, or that is split differently, grows
+the very same trees.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dynasurge.settings import Settings
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.experiments.datasets import Prompt
+from dynasurge.errors import UsageError
+from dynasurge.decoding.session import Engines, Generation, Session, check_positions, make_engines
+from dynasurge.decoding.latency import load_costs, read_costs, widths_of
+from dynasurge.models.pair import Pair
+from dynasurge.decoding.assembly import make_shape
+from dynasurge.experiments.workers import ALONE, Processes
+from dynasurge.experiments.provenance import provenance
+from dynasurge.experiments.records import RecordFile, write_output
+from dynasurge.experiments.schema import Row, Summary, make_row, run_name, summarise
+
+WARM_UP_TOKENS = 12
+UNMEASURED = Costs(widths=(1,), target_seconds=(1.0,), draft_seconds=(1.0,))  # where no tree goes by costs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """One finished (prompt, setting): its row, and the generation itself unless the row was read
+    from disk."""
+
+    row: Row
+    result: Generation | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """A prompt to take through every setting. ids: its tokens, already cut."""
+
+    dataset: str
+    prompt: Prompt
+    ids: list[int]
+
+
+class Evaluation:
+    """A plan of settings over the prompts of datasets, to be used in a `with`.
+
+    Construction checks everything that can be checked before running. `skipped`: by dataset, the
+    indices of prompts that have fewer than `min_prompt_len` tokens; they are left out. `cut`: by
+    dataset, how many prompts were longer than `prompt_len` and are cut to it. `engines`: those of
+    all settings.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        plan: Sequence[Settings],
+        data: Mapping[str, Sequence[Prompt]],
+        output: Path | None,
+        *,
+        min_prompt_len: int = 1,
+        processes: Processes = ALONE,
+    ) -> None:
+        """plan: settings that differ, of one prompt_len. data: prompts by dataset. output: None
+        keeps no records.
+
+        Raises UsageError if settings ask too much of the models, if no prompt is long enough, or as
+        `RecordFile` does.
+        """
+        self._plan, self._processes = plan, processes
+        self._about = provenance(pair)
+        self.skipped: dict[str, list[int]] = {}
+        self.cut: dict[str, int] = {}
+        self._tasks: list[_Task] = []
+        for dataset, prompts in data.items():
+            self._tasks += self._long_enough(pair, dataset, prompts, min_prompt_len)
+        longest = max(len(task.ids) for task in self._tasks)
+        for settings in plan:
+            shape = make_shape(settings)
+            settings.check_room(settings.prompt_len or longest, shape.max_nodes if shape else 0)
+            for size in {len(task.ids) for task in self._tasks}:
+                check_positions(pair, size, settings.new_tokens)
+        self.engines = engines = make_engines(pair, plan, longest)
+        self._runs = {dataset: [run_name(settings, dataset) for settings in plan] for dataset in data}
+        self.records = RecordFile(output, {run for runs in self._runs.values() for run in runs}, processes)
+        try:
+            self._check_texts()
+            costs = self._costs(engines)
+            self._sessions = [
+                Session(pair, settings, engines=engines, longest=longest, costs=costs) for settings in plan
+            ]
+        except BaseException:
+            self.records.close()
+            raise
+        left = [task for task in self._tasks if not self._finished(task)]
+        mine = {id(task) for task in processes.share(left)}
+        self._todo = [task for task in self._tasks if self._finished(task) or id(task) in mine]
+
+    @property
+    def capture_seconds(self) -> float:
+        """What it took to capture the steps of all settings, on a GPU."""
+        return sum(session.capture_seconds for session in self._sessions)
+
+    def __enter__(self) -> Evaluation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.records.close()
+
+    def __len__(self) -> int:
+        """What `run` yields in this process."""
+        return len(self._plan) * len(self._todo)
+
+    def run(self) -> Iterator[Done]:
+        """Do what is not yet on disk, prompt by prompt; yields every (prompt, setting) once,
+        finished ones included.
+
+        Of several processes each yields what was finished before and what it did itself; then all
+        records are merged.
+        """
+        warm: set[int] = set()
+        for task in self._todo:
+            for number, settings in self._turns(task.prompt.index):
+                run = self._runs[task.dataset][number]
+                if (row := self.records.find(run, task.prompt, task.ids)) is not None:
+                    yield Done(row=row, result=None)
+                    continue
+                session = self._sessions[number]
+                if number not in warm:
+                    session.generate(task.ids, new_tokens=min(WARM_UP_TOKENS, settings.new_tokens))
+                    warm.add(number)
+                result = session.generate(task.ids, index=task.prompt.index)
+                row = make_row(run, settings, task.dataset, task.prompt, result, self._about)
+                self.records.append(row)
+                yield Done(row=row, result=result)
+        self.records.merge()
+
+    def _turns(self, index: int) -> list[tuple[int, Settings]]:
+        """The plan, by number, for one prompt: each time another setting begins, so that none is
+        always the first after another, or meets a machine that has cooled down."""
+        turns = list(enumerate(self._plan))
+        return turns[index % len(turns) :] + turns[: index % len(turns)]
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of the prompts and settings asked for, by dataset, setting and prompt, once
+        `run` has ended."""
+        for dataset, runs in self._runs.items():
+            yield from self.records.rows(runs, self._indices(dataset))
+
+    def summaries(self) -> list[Summary]:
+        """One summary a setting, in the plan's order, dataset by dataset, over the prompts asked
+        for."""
+        return [
+            summarise(list(self.records.rows([run], self._indices(dataset))))
+            for dataset, runs in self._runs.items()
+            for run in runs
+        ]
+
+    def _indices(self, dataset: str) -> list[int]:
+        return [task.prompt.index for task in self._tasks if task.dataset == dataset]
+
+    def _check_texts(self) -> None:
+        """Raises UsageError if a finished row is of another text than the dataset has there now."""
+        for task in self._tasks:
+            for run in self._runs[task.dataset]:
+                self.records.find(run, task.prompt, task.ids)
+
+    def _finished(self, task: _Task) -> bool:
+        return all(self.records.has(run, task.prompt.index) for run in self._runs[task.dataset])
+
+    def _long_enough(self, pair: Pair, dataset: str, prompts: Sequence[Prompt], min_prompt_len: int) -> list[_Task]:
+        limit = self._plan[0].prompt_len
+        texts = [_encode(pair, prompt.text) for prompt in prompts]
+        encoded = [
+            _Task(dataset=dataset, prompt=prompt, ids=ids[:limit]) for prompt, ids in zip(prompts, texts, strict=True)
+        ]
+        tasks = [task for task in encoded if len(task.ids) >= min_prompt_len]
+        self.skipped[dataset] = [task.prompt.index for task in encoded if len(task.ids) < min_prompt_len]
+        self.cut[dataset] = sum(len(ids) > len(task.ids) for ids, task in zip(texts, encoded, strict=True))
+        if not tasks:
+            longest = max(len(task.ids) for task in encoded)
+            held = f"no row asked for of --dataset {dataset} has so many tokens"
+            remedy = f"use --min-prompt-len {longest}, or other rows" if longest else "choose other rows"
+            raise UsageError("--min-prompt-len", min_prompt_len, held, remedy)
+        return tasks
+
+    def _costs(self, engines: Engines) -> Costs:
+        """What trees cost in this folder, measured by the first process that ever asked. Raises
+        UsageError if trees that are there went by a curve that is lost."""
+        paying = [number for number, settings in enumerate(self._plan) if settings.pays]
+        if engines.draft is None or not paying:
+            return UNMEASURED
+        path = self.records.folder / "costs.json"
+        kept = read_costs(path)
+        lost = kept is None or len(kept.widths) == 1
+        if lost and any(
+            self.records.has(self._runs[task.dataset][number], task.prompt.index)
+            for task in self._tasks
+            for number in paying
+        ):
+            reason = "is missing, damaged or too short, and rows here went by it"
+            raise UsageError("--output", path, reason, "put it back, or name another folder")
+        if self._processes.main and (kept is None or kept.widths[-1] < widths_of(engines.target, engines.draft)[-1]):
+            costs = load_costs(engines.target, engines.draft)
+            if kept is not None:  # a wider grid: what trees went by so far stays as it is
+                costs = kept.extended(costs)
+            with write_output(path) as partial:
+                partial.write_text(json.dumps(asdict(costs)) + "\n")
+        self._processes.wait()
+        agreed = read_costs(path)
+        assert agreed is not None, "written above"
+        return agreed
+
+
+def _encode(pair: Pair, text: str) -> list[int]:
+    return (
+        pair.encode(text) if pair.tokenizer(text).input_ids else []
+    )  # a text without a token is left out, not refused

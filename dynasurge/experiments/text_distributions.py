@@ -1,0 +1,77 @@
+"""Analysis: what a pair, a policy and a rule come to, computed exactly wherever chance can be integrated out.
+
+Two kinds of numbers live here. `mean_accepted` is the mean accepted length of a rule on one drawn tree, exact over the
+rule's coins: comparing rules on the same trees needs no luck. `rank_acceptance` stands at nodes whose distributions are
+given and asks how often children of each sibling rank are accepted there: the acceptance vectors that static trees are
+optimised for, and the prior that dynamic trees start from. `text_distributions` provides such nodes from text that the
+target wrote itself, which is what an accepted path looks like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dynasurge import probabilities
+from dynasurge.models.engine import Engine
+from dynasurge.models.pair import Pair
+from dynasurge.drafting.proposals import POLICIES, Wish
+from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.rules import Rows, Rule, StopLaw, share_out
+
+
+def mean_accepted(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> float:
+    """Mean accepted drafted tokens of a rule, given the tree; arguments as in verification/rules.py."""
+    return mean_depth(rule(tree, p, q), tree)
+
+
+def mean_depth(law: StopLaw, tree: TokenTree) -> float:
+    """Mean depth at which a path ends."""
+    depths = torch.tensor(tree.depths, dtype=law.stop.dtype).to(law.stop.device, non_blocking=True)
+    return float(law.stop @ depths)
+
+
+def rank_acceptance(
+    p: torch.Tensor, q: torch.Tensor, policy: str, k: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """At m nodes, draw up to k children each and verify them top-down.
+
+    p, q: float [m, V]. Returns (accepted, proposal), both float [m, k]: the probability that child j is the one accepted,
+    exact given the drawn children, and the probability its token was drawn with (1 for points); 0 where there is no child.
+    """
+    drawn = POLICIES[policy](q, [Wish(k=k)] * len(q), generator)
+    accepted, proposal = p.new_zeros(len(p), k), p.new_zeros(len(p), k)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, children in enumerate(drawn):
+        if children.tokens:
+            groups.setdefault((len(children.tokens), sum(children.point)), []).append(row)
+    for (count, points), rows in groups.items():
+        tokens = torch.tensor([drawn[row].tokens for row in rows], device=p.device)
+        weights, _, _ = share_out(
+            p.new_ones(len(rows), 1),
+            p[rows],
+            torch.stack([drawn[row].base for row in rows]),
+            tokens,
+            torch.ones_like(tokens, dtype=torch.bool),
+            count - points,
+        )
+        passed = (1.0 - weights).cumprod(-1)
+        accepted[rows, :count] = weights
+        accepted[rows, 1:count] *= passed[:, :-1]
+        proposal[rows, :count] = torch.tensor([drawn[row].proposal for row in rows], dtype=p.dtype, device=p.device)
+    return accepted, proposal
+
+
+@torch.inference_mode()
+def text_distributions(
+    pair: Pair, prompt: Sequence[int], output: Sequence[int], *, T: float, P: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(p, q), float32 [len(output), V] each: what the target says and what the draft proposes from, ahead of every token of
+    `output`."""
+    text, vocab = [*prompt, *output[:-1]], pair.target.config.get_text_config().vocab_size
+    logits = []
+    for model in (pair.target, pair.draft):
+        engine = Engine(model, len(text), vocab=vocab)
+        logits.append(engine.forward(text, range(-1, len(text) - 1), keep=len(output)))
+    return probabilities.to_probs(logits[0], T, P), probabilities.to_proposal(logits[1], T, P)

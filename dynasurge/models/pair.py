@@ -1,0 +1,178 @@
+"""Pairs: a draft and the target it drafts for, loaded, tested and found to fit together.
+
+The demo pair needs no model hub (see models/demo_pair.py). Any other pair is given by hub name or folder: two
+causal language models that can read a tree (models/compatibility.py, models/self_test.py) and whose vocabularies
+agree where they overlap (models/vocabulary.py).
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dynasurge.models.compatibility import check_model
+from dynasurge.settings import DEMO, DTYPES
+from dynasurge.errors import UsageError
+from dynasurge.models.failures import shrinking
+from dynasurge.models.loading import load_model
+from dynasurge.models.packed_weights import pack
+from dynasurge.models.prompts import Prompt, prompt_ids
+from dynasurge.models.self_test import self_test as test_model
+from dynasurge.models.vocabulary import shared_tokens
+
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # that transformers knows, besides devices
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A draft, the target it drafts for, and the target's tokenizer, in one dtype and in eval mode.
+    The draft is on the target's device, the first one if the target is spread over several. shared:
+    bool [V], the target's tokens that the draft may propose; None for all."""
+
+    draft: PreTrainedModel
+    target: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    draft_name: str
+    target_name: str
+    shared: torch.Tensor | None = None
+
+    @property
+    def vocab(self) -> int:
+        """How many token ids the target knows."""
+        return int(self.target.config.get_text_config().vocab_size)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids of one prompt: text, ids, or what a tokenizer returns. Raises
+        UsageError."""
+        return prompt_ids(self.tokenizer, self.vocab, prompt)
+
+    @property
+    def eos(self) -> frozenset[int]:
+        """The tokens that end a text, as `target.generate` would read them."""
+        config = self.target.generation_config
+        ids = config.eos_token_id if config is not None else None
+        ends = [] if ids is None else [ids] if isinstance(ids, int) else ids
+        if not isinstance(ends, list | tuple) or not all(isinstance(end, int) for end in ends):
+            reason = "eos_token_id of its generation config is no token id"
+            raise UsageError("--target", self.target_name, reason, "correct generation_config.json")
+        return frozenset(ends)
+
+
+def load_pair(
+    draft: str = DEMO,
+    target: str = DEMO,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+    self_test: bool = True,
+) -> Pair:
+    """Load a pair by hub name (`name@revision`, too) or folder; `demo` names the pair that ships.
+
+    dtype: auto, float32, bfloat16 or float16, or torch's own; auto is bfloat16 where the hardware
+    has it, else float32. device: auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ...
+    device_map: how transformers spreads a target that is too large for one GPU: auto, balanced,
+    sequential. trust_remote_code: whether code that lies beside the weights may run. self_test:
+    whether both models are asked to read a tree (models/self_test.py). Raises UsageError if either model
+    cannot be loaded or cannot read a tree, or the two do not fit.
+    """
+    if device_map is not None and device_map not in DEVICE_MAPS:
+        resolve_device(device_map, "--device-map")
+    where = resolve_device(device)
+    if where.type == "cuda" and where.index is not None:
+        torch.cuda.set_device(where)  # kernels of our own and events go where the models are
+    number = resolve_dtype(dtype, where)
+    target_model, tokenizer = load_target(target, number, device_map, trust_remote_code=trust_remote_code)
+    draft_model, draft_tokenizer = load_model("--draft", draft, number, trust_remote_code=trust_remote_code)
+    shared = check_pair(draft, draft_model, draft_tokenizer, target, target_model, tokenizer)
+    with shrinking("model"):
+        if device_map is None:
+            torch.nn.Module.to(target_model, where)
+        elif len(places(target_model)) > 1 and {"cpu", "disk"} & places(target_model):
+            reason = f"{target} does not fit on the GPUs together"
+            raise UsageError("--device-map", device_map, reason, "use more or larger GPUs, or --dtype bfloat16")
+        torch.nn.Module.to(draft_model, target_model.device)
+        for flag, name, model in (
+            ("--draft", draft, draft_model),
+            ("--target", target, target_model),
+        ):
+            model.train(False)
+            pack(model)
+            if self_test:
+                test_model(flag, name, model)
+    pair = Pair(
+        draft=draft_model,
+        target=target_model,
+        tokenizer=tokenizer,
+        draft_name=draft,
+        target_name=target,
+        shared=shared,
+    )
+    assert pair.eos is not None  # a bad one is refused now
+    return pair
+
+
+def load_target(
+    name: str, dtype: torch.dtype, device_map: str | None = None, *, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a target and its tokenizer, which it must have. Arguments: as in `load_pair`. Raises
+    UsageError."""
+    model, tokenizer = load_model("--target", name, dtype, device_map, trust_remote_code=trust_remote_code)
+    if tokenizer is None:
+        raise UsageError("--target", name, "has no tokenizer", "use a folder or hub name with tokenizer files")
+    return model, tokenizer
+
+
+def check_pair(
+    draft: str,
+    draft_model: PreTrainedModel,
+    draft_tokenizer: PreTrainedTokenizerBase | None,
+    target: str,
+    target_model: PreTrainedModel,
+    target_tokenizer: PreTrainedTokenizerBase | None,
+) -> torch.Tensor | None:
+    """The tokens that the draft may propose, bool [V]; None for all (see models/vocabulary.py). Raises
+    UsageError unless both models can read trees and their vocabularies agree. Embedding tables of
+    different sizes are fine (models/engine.py)."""
+    check_model("--draft", draft, draft_model)
+    check_model("--target", target, target_model)
+    sizes = [model.config.get_text_config().vocab_size for model in (draft_model, target_model)]
+    return shared_tokens(draft, draft_tokenizer, sizes[0], target, target_tokenizer, sizes[1])
+
+
+def places(model: PreTrainedModel) -> set[int | str | torch.device]:
+    """Where a device map put the parts of a model; empty without one."""
+    return set(getattr(model, "hf_device_map", {}).values())
+
+
+def resolve_device(device: str, flag: str = "--device") -> torch.device:
+    """`auto` is cuda if there is one. Raises UsageError for a device this machine lacks."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.zeros(1, device=where).item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise UsageError(flag, device, "not on this machine", f"use {flag} cpu, or leave it out") from error
+    return where
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware computes in it, else float32. Raises UsageError for an
+    unknown one."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UsageError("--dtype", name, "unknown", f"choose one of {', '.join(DTYPES)}")
+    if name != "auto":
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    # oneDNN claims bfloat16 on any x86 processor with AVX-512, but without these it emulates, three times slower.
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    native |= platform.machine() not in ("x86_64", "AMD64")
+    return torch.bfloat16 if native and torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32

@@ -1,0 +1,131 @@
+"""A model is asked once, when it is loaded, whether it reads a tree as it reads text.
+
+    text t0 ... t8, then        root ─┬─ a ── c          read in one pass; then the path root, a, c is committed,
+                                      └─ b               and d is read behind it
+
+Every node must get the logits that transformers gives the same tokens read as text: root and a
+one at a time with a cache of its own, and all paths at once without. That covers masks, positions,
+siblings that do not see each other, windows (made so small for the test that the text goes beyond
+their edge), the cache's layout and what committing a path moves. The model is tested as it was
+loaded, in its dtype, on its device. Passes of different widths round differently; how much, the
+model itself shows: the same path is read at once and one by one. What differs by more is a fault,
+and nothing decodes. A mixture of experts may round to another expert here and there, so a fault
+must show with three different texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from dynasurge.models.attention_masks import CHUNKED, SLIDING, layer_kinds
+from dynasurge.models.compatibility import cache_arguments, readable
+from dynasurge.models.engine import Engine
+from dynasurge.errors import UsageError
+
+TEXT, TRIES = 9, 3
+PARENTS = [-1, 0, 0, 1]  # root, a, b, c
+PATH = (0, 1, 3)
+WINDOW = 5
+NAMES = ("the root", "a child", "its younger sibling", "a grandchild", "a token behind a committed path")
+LEAST = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.02}  # relative differences that are rounding anyway
+UNSTEADY = 0.15  # a model whose own passes differ by so much looks ahead, or does not do what its config says
+HALF, NOISE = 0.05, 8.0  # as LEAST, in bfloat16; times what the model's own passes differ by
+REMEDY = "use another model; transformers' own generate may serve this one"
+
+
+def self_test(flag: str, name: str, model: PreTrainedModel) -> None:
+    """Raise UsageError, which says what differed, unless the model reads a tree as it reads
+    text."""
+    worst: tuple[float, str] | None = None
+    for attempt in range(TRIES):
+        worst = _difference(flag, name, model, attempt)
+        if worst is None:
+            return
+    assert worst is not None
+    size, node = worst
+    reason = f"reads a tree otherwise than text: the logits of {node} differ by {size:.0%}"
+    if node not in NAMES:
+        reason = f"reads text in more than one way: the logits of {node} differ by {size:.0%}"
+    raise UsageError(flag, name, reason, REMEDY)
+
+
+@torch.inference_mode()
+def _difference(flag: str, name: str, model: PreTrainedModel, attempt: int) -> tuple[float, str] | None:
+    """The largest difference, relative to the logits' spread, that is no rounding, and its node's
+    name."""
+    vocab, positions = model.config.get_text_config().vocab_size, readable(model.config, TEXT)
+    if positions < TEXT + len(PARENTS) + 1:
+        raise UsageError(flag, name, f"reads {positions} positions only", REMEDY)
+    tokens = [(7 + 101 * attempt + 35 * i + i * i) % vocab for i in range(TEXT + len(PARENTS) + 1)]
+    text, tree, after = tokens[:TEXT], tokens[TEXT:-1], tokens[-1]
+    path = [tree[node] for node in PATH]
+    with _small_windows(model):
+        try:
+            engine = Engine(model, TEXT + len(tokens))
+            engine.extend(text)
+            nodes = engine.forward(tree, PARENTS)
+            engine.commit(PATH)
+            found = torch.cat([nodes, engine.forward([after], [-1])]).float()
+            by_one = _read_on(model, [[*text, path[0]], path[1:2]])
+            at_once = _read(model, [[*text, *path, after], [*text, tree[0], tree[2], 0, 0]])
+        except torch.OutOfMemoryError:
+            raise
+        except UsageError as error:
+            raise UsageError(flag, name, error.reason, error.remedy) from error
+        except Exception as error:  # a model's own code may raise anything
+            reason = f"cannot read a tree ({' '.join(f'{type(error).__name__}: {error}'.split())[:200].rstrip(': ')})"
+            raise UsageError(flag, name, reason, REMEDY) from error
+    behind, other = at_once[0, TEXT:], at_once[1, TEXT:]
+    expected = torch.stack([by_one[0], by_one[1], other[1], behind[2], behind[3]])
+    noise = _relative(behind[: len(by_one)], by_one).max().item()
+    if noise > UNSTEADY:
+        return noise, "transformers' own passes, token by token and at once,"
+    differences = _relative(found, expected)
+    if differences.max() <= max(LEAST.get(model.dtype, HALF), NOISE * noise):
+        return None
+    node = int(differences.argmax())
+    return float(differences[node]), NAMES[node]
+
+
+def _read_on(model: PreTrainedModel, parts: list[list[int]]) -> torch.Tensor:
+    """Logits [parts, V], float32, of the last token of each part of one text, as transformers reads
+    it on with a cache of its own."""
+    cache, logits = DynamicCache(config=model.config), []
+    for tokens in parts:
+        ids = torch.tensor([tokens], device=model.device)
+        room = cache_arguments(type(model), cache)
+        logits.append(model(input_ids=ids, use_cache=True, **room).logits[0, -1])
+    return torch.stack(logits).float()
+
+
+def _read(model: PreTrainedModel, texts: list[list[int]]) -> torch.Tensor:
+    """Logits [texts, tokens, V], float32, of texts of one length, each read in one pass."""
+    ids = torch.tensor(texts, device=model.device)
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float()
+
+
+def _relative(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """How far each row [V] is from what is expected, as a part of its spread."""
+    expected = expected.to(logits.device)
+    spread = (expected - expected.mean(-1, keepdim=True)).square().mean(-1)
+    return ((logits - expected).square().mean(-1) / spread).sqrt().nan_to_num(torch.inf)
+
+
+@contextmanager
+def _small_windows(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, windows and chunks are so small that the test's text goes beyond their edge."""
+    config = model.config.get_text_config()
+    names = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
+    before = {names[kind]: size for kind, size in layer_kinds(config).items() if size is not None and kind in names}
+    try:
+        for name, size in before.items():
+            setattr(config, name, min(size, WINDOW))
+        yield
+    finally:
+        for name, size in before.items():
+            setattr(config, name, size)

@@ -1,0 +1,105 @@
+"""Decoding behind the reader's back: one thread, one prompt at a time, and every step to be seen as soon as it is there.
+
+A `Run` is one generation on its way. It is cancelled between two steps, so a reader who keeps changing settings never waits
+for more than the step that is being decoded. Runs that wait take turns in the order in which they were started: they share
+the models and their caches.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from dynasurge.settings import Settings
+from dynasurge.errors import UsageError
+from dynasurge.decoding.session import Engines, make_engines
+from dynasurge.models.pair import Pair
+from dynasurge.decoding.trace import StepView, WatchedSession
+
+
+@dataclass(kw_only=True, eq=False)
+class Run:
+    """prompt: the text as the models read it; note: what a reader should know of it; steps: those decoded so far; error:
+    why there are no more, one line. A run that was cancelled is finished, too."""
+
+    prompt: str = ""
+    note: str = ""
+    steps: list[StepView] = field(default_factory=list)
+    finished: bool = False
+    cancelled: bool = False
+    error: str = ""
+
+
+class Background:
+    """The thread, and the engines that all its runs share.
+
+    roomiest: settings whose engines are large enough for every run. on_change is called by the thread, with `changed` held,
+    whenever a run that is not cancelled has got further.
+    """
+
+    def __init__(self, pair: Pair, roomiest: Settings, on_change: Callable[[], None]) -> None:
+        self._pair, self._roomiest, self._on_change = pair, roomiest, on_change
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dynasurge")
+        self.changed = threading.Condition()  # hold it to look at a run
+        self._closed = False
+
+    def start(self, prompt: str, settings: Settings) -> Run:
+        """Decode after a prompt."""
+        run = Run()
+        if self._closed:
+            return Run(finished=True, error="closed")
+        self._worker.submit(self._decode, run, prompt, settings)
+        return run
+
+    def wait(self, runs: Sequence[Run], step: int, timeout: float | None) -> bool:
+        """Block until every run has this step or has ended, or until `close`; False if `timeout` seconds pass first."""
+        with self.changed:
+            return self.changed.wait_for(
+                lambda: self._closed or all(run.finished or len(run.steps) > step for run in runs), timeout
+            )
+
+    def close(self) -> None:
+        """Start nothing more."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+        with self.changed:
+            self._closed = True
+            self.changed.notify_all()
+
+    @cached_property
+    def _engines(self) -> Engines:
+        return make_engines(self._pair, [self._roomiest])
+
+    def _decode(self, run: Run, prompt: str, settings: Settings) -> None:
+        error = ""
+        try:
+            if not run.cancelled:
+                session = WatchedSession(self._pair, settings, engines=self._engines)
+                ids = session.encode(prompt)
+                run.prompt = str(self._pair.tokenizer.decode(ids))
+                if len(self._pair.tokenizer(prompt).input_ids) > len(ids):
+                    run.note = f"prompt cut to its first {len(ids)} tokens"
+                for step in session.watch(ids):
+                    if run.cancelled:
+                        break
+                    with self.changed:
+                        run.steps.append(step)
+                        self._tell(run)
+        except UsageError as mistake:
+            error = str(mistake)
+        except Exception as fault:  # nobody waits for this thread: what goes wrong in it must be shown
+            error = f"{type(fault).__name__}: {fault}"
+        with self.changed:
+            run.finished, run.error = True, error
+            self._tell(run)
+
+    def _tell(self, run: Run) -> None:
+        if not run.cancelled:
+            try:
+                self._on_change()
+            finally:
+                self.changed.notify_all()
+        else:
+            self.changed.notify_all()

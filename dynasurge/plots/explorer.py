@@ -1,0 +1,282 @@
+"""The tree explorer: watch one prompt's trees grow, step by step, under any settings, in JupyterLab.
+
+    from dynasurge.plots.explorer import Explorer
+    Explorer(pair, mode="dTree", B=16, T=0.6)                       # one setting
+    Explorer(pair, mode="dTree", B=16, compare={"T": 1.0})          # two, on the same prompt and seed
+
+Nothing is decoded on the page's behalf while it waits: one background thread decodes ahead, one prompt at a time, and every
+step is shown as soon as it is there. A setting that changes starts its side anew and drops what was being decoded for it.
+
+The controls are ipywidgets; `TreeView`, an anywidget, shows text, tree and bars of one setting (assets/tree.js has what
+happens on the page). Where widgets can't run, the explorer is a picture of the steps it last showed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynasurge.plots.background import Background, Run
+from dynasurge.settings import AUTO_NODES, ETVS, MODES, POLICIES, Settings
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.errors import UsageError
+from dynasurge.models.pair import Pair, load_pair
+from dynasurge.decoding.assembly import make_shape
+from dynasurge.plots.tree_svg import STYLE, above_one_another, headline, palette_rules, step_svg, strip_svg, text_html
+from dynasurge.decoding.trace import StepView
+
+try:
+    import anywidget
+    import ipywidgets as ipw
+    import traitlets
+except ImportError as error:
+    raise ImportError(f"dynasurge.plots.explorer needs {error.name}; pip install 'dynasurge[notebooks]'") from error
+
+BUDGETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, AUTO_NODES)
+GROWMAP = "4x8"  # the shape that sTree begins with
+USED = {
+    "growmap": ("sTree",),
+    "B": ("dTree",),
+    "fill": ("dTree",),
+    "policy": ("sTree", "dTree"),
+    "rule": ("sTree", "dTree"),
+}  # by which modes
+LARGEST_SEED = 2**53 - 1  # that a page can count to
+BUTTONS = {"first": "fast-backward", "previous": "step-backward", "next": "step-forward", "last": "fast-forward"}
+
+
+class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
+    """One step of one setting on the page, from text that is ready to be shown (plots/tree_svg.py).
+
+    A message {"step": "next" | "previous" | "first" | "last" | number} comes back when the reader asks for another.
+    """
+
+    _esm = STYLE.with_name("tree.js")
+    _css = palette_rules() + STYLE.read_text("utf-8") + STYLE.with_name("widget.css").read_text("utf-8")
+    status = traitlets.Unicode().tag(sync=True)
+    text = traitlets.Unicode().tag(sync=True)
+    tree = traitlets.Unicode().tag(sync=True)
+    strip = traitlets.Unicode().tag(sync=True)
+    _painted: tuple[Run, int] | None = None  # the run and the step whose tree and text are on the page
+
+    def paint(self, run: Run, number: int) -> None:
+        """Show step `number` of a run, or its last so far."""
+        last = len(run.steps) - 1
+        with self.hold_sync():
+            if last < 0:
+                self.status, self.text, self.tree, self.strip = run.error or "decoding…", "", "", ""
+                self._painted = None
+                return
+            step = run.steps[min(number, last)]
+            ended = f", the text ended at step {last}" if run.finished and number > last else ""
+            said = [f"{headline(step)}{ended}", run.note, "" if run.finished else "decoding…"]
+            self.status = run.error or " · ".join(filter(None, said))
+            if self._painted != (run, step.number):
+                self.text = text_html(run.prompt, run.steps, step.number)
+                self.tree = step_svg(step, standalone=False)
+                self._painted = run, step.number
+            self.strip = strip_svg(run.steps, step.number)
+
+
+@dataclass(kw_only=True, eq=False)
+class Side:
+    """One setting: where it started, its controls by the name of what they set, its view, and its present run."""
+
+    settings: Settings
+    controls: dict[str, Any]
+    view: TreeView = field(default_factory=TreeView)
+    run: Run = field(default_factory=lambda: Run(finished=True))
+
+    def chosen(self, seed: int) -> Settings:
+        """What the controls say. Raises UsageError."""
+        values = {name: control.value for name, control in self.controls.items()}
+        rule, growmap = values.pop("rule"), values.pop("growmap")
+        etv = values["mode"] != "auto" and rule != "topdown"
+        values |= {"use_bfs": etv, "etv": rule if etv else "traversal", "seed": seed}
+        static, dynamic = values["mode"] == "sTree", values["mode"] == "dTree"
+        values["fill"] = values["fill"] and dynamic and values["B"] != "auto"
+        # A dynamic tree may have a growmap, too, that bounds its depth, but only from where the side started.
+        values["growmap"] = growmap if static else self.settings.growmap if dynamic and self.bounded else None
+        settings = dataclasses.replace(self.settings, **values)
+        shape = make_shape(settings)
+        if shape is not None and shape.max_nodes > AUTO_NODES:
+            flag, value = ("--growmap", growmap) if static else ("--B", settings.B)
+            raise UsageError(flag, value, f"has {shape.max_nodes} nodes", f"use at most {AUTO_NODES}")
+        return settings
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the side started with a dynamic tree whose depth a growmap bounds."""
+        return self.settings.mode == "dTree" and self.settings.growmap is not None
+
+
+def make_side(settings: Settings, on_choice: Callable[[Side], None]) -> Side:
+    """A side whose controls begin with these settings and call `on_choice` when one is changed."""
+
+    def style(width: str) -> dict[str, Any]:
+        return {"layout": {"width": width}, "style": {"description_width": "initial"}}
+
+    budgets = sorted({*BUDGETS, settings.budget} if settings.B != "auto" else BUDGETS)
+    own = settings.growmap or GROWMAP
+    controls = {
+        "mode": ipw.Dropdown(options=MODES, value=settings.mode, description="mode", **style("auto")),
+        "growmap": ipw.Text(own, description="growmap", continuous_update=False, **style("140px")),
+        "B": ipw.Dropdown(options=["auto", *budgets], value=settings.B, description="B", **style("auto")),
+        "fill": ipw.Checkbox(settings.fill, description="fill", indent=False, layout={"width": "60px"}),
+        "T": ipw.BoundedFloatText(settings.T, min=0, max=100, step=0.1, description="T", **style("90px")),
+        "policy": ipw.Dropdown(options=POLICIES, value=settings.policy, description="policy", **style("auto")),
+        "rule": ipw.Dropdown(options=["topdown", *ETVS], value=settings.rule, description="rule", **style("auto")),
+    }
+    side = Side(settings=settings, controls=controls)
+    for control in controls.values():
+        control.observe(lambda _: on_choice(side), "value")
+    return side
+
+
+class Explorer:
+    """Controls, and one or two views of the same prompt and seed. `box` is the widget, for a page of one's own.
+
+    pair: the demo pair if None. prompt: text; the first demo prompt if None. compare: what a second setting has else than
+    the first; None for a single view, to which the page can add the other. Further keyword arguments are fields of
+    `Settings`. Trees have at most 128 nodes. Raises UsageError for a wrong setting; one that is chosen on the page is said
+    there instead.
+    """
+
+    def __init__(
+        self,
+        pair: Pair | None = None,
+        *,
+        prompt: str | None = None,
+        compare: Mapping[str, Any] | None = None,
+        prompt_len: int = 128,
+        new_tokens: int = 64,
+        **settings: Any,
+    ) -> None:
+        room: dict[str, Any] = {
+            "prompt_len": prompt_len,
+            "new_tokens": new_tokens,
+            "M": prompt_len + new_tokens + AUTO_NODES,
+        }
+        first = Settings(**(room | settings))
+        for name in (*room, "seed", "draft", "target", "dtype", "device"):
+            if name in (compare or {}):
+                raise UsageError("compare", name, "is the same on both sides", "give it to Explorer itself")
+        second = dataclasses.replace(first, **(compare or {}))
+        self._sides = [make_side(chosen, lambda side: self._start([side])) for chosen in (first, second)]
+        models = pair or load_pair(first.draft, first.target, dtype=first.dtype, device=first.device)
+        roomiest = Settings(**room, mode="dTree", B=AUTO_NODES)
+        self._background = Background(models, roomiest, self._show)
+        wide, demo = {"width": "100%"}, load_prompts()
+        bundled = [(f"{p.kind}: {p.text[:70]}…".replace("\n", " "), p.text) for p in demo]
+        chosen = demo[0].text if prompt is None else ""
+        self._bundled = ipw.Dropdown(options=[("your own prompt", ""), *bundled], value=chosen, layout=wide)
+        self._prompt = ipw.Textarea(prompt or chosen, continuous_update=False, rows=3, layout=wide)
+        self._seed = ipw.BoundedIntText(first.seed, max=LARGEST_SEED, description="seed", layout={"width": "170px"})
+        self._both = ipw.Checkbox(compare is not None, description="compare two settings", indent=False)
+        self._step = ipw.IntSlider(0, max=0, description="step", layout={"width": "340px"})
+        self._views = ipw.HBox(layout={"width": "100%", "grid_gap": "16px"})
+        row = ipw.HBox([*map(self._button, BUTTONS), self._step, self._seed, self._both])
+        self.box = ipw.VBox([self._bundled, self._prompt, row, self._views])
+        self._arrange()
+        self._listen()
+
+    @property
+    def steps(self) -> list[list[StepView]]:
+        """What was decoded so far, for each setting that is shown."""
+        with self._background.changed:
+            return [list(side.run.steps) for side in self._shown]
+
+    @property
+    def step(self) -> int:
+        """The step that is shown, counted from 0."""
+        return int(self._step.value)
+
+    @step.setter
+    def step(self, number: int) -> None:
+        self._step.value = number
+
+    def wait(self, step: int = 0, timeout: float | None = None) -> bool:
+        """Block until every setting has decoded this step, or all its steps; False if `timeout` seconds were not enough."""
+        return self._background.wait([side.run for side in self._shown], step, timeout)
+
+    def close(self) -> None:
+        """Stop decoding and take the widget off its pages."""
+        for side in self._sides:
+            side.run.cancelled = True
+        self._background.close()
+        self.box.close()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        pictures = [step_svg(steps[min(self.step, len(steps) - 1)]) for steps in self.steps if steps]
+        widget: dict[str, Any] = self.box._repr_mimebundle_(**kwargs)
+        return widget | ({"image/svg+xml": above_one_another(pictures)} if pictures else {})
+
+    @property
+    def _shown(self) -> list[Side]:
+        return self._sides if self._both.value else self._sides[:1]
+
+    def _listen(self) -> None:
+        self._bundled.observe(self._take, "value")
+        self._prompt.observe(self._typed, "value")
+        self._seed.observe(lambda _: self._start(self._shown), "value")
+        self._both.observe(lambda _: self._arrange(), "value")
+        self._step.observe(lambda _: self._show(), "value")
+        for side in self._sides:
+            side.view.on_msg(lambda _, message, __: self._go(message["step"]))
+
+    def _button(self, where: str) -> Any:
+        button = ipw.Button(icon=BUTTONS[where], tooltip=f"{where} step", layout={"width": "38px"})
+        button.on_click(lambda _: self._go(where))
+        return button
+
+    def _take(self, change: Any) -> None:
+        """A bundled prompt was chosen."""
+        if change.new:
+            self._prompt.value = change.new
+
+    def _typed(self, change: Any) -> None:
+        """The prompt changed: it is a bundled one, or the reader's own."""
+        texts = [text for _, text in self._bundled.options]
+        self._bundled.value = change.new if change.new in texts else ""
+        self._start(self._shown)
+
+    def _go(self, where: str | int) -> None:
+        goals = {"next": self.step + 1, "previous": self.step - 1, "first": 0, "last": self._step.max}
+        self._step.value = goals[where] if isinstance(where, str) else where  # the slider keeps to its range
+
+    def _arrange(self) -> None:
+        """Put one or two sides on the page, and decode for those that have nothing to show."""
+        layout = {"flex": "1 1 0", "min_width": "0", "overflow": "visible"}
+        wrap = {"flex_flow": "row wrap"}
+        self._views.children = [
+            ipw.VBox([ipw.HBox(list(side.controls.values()), layout=wrap), side.view], layout=layout)
+            for side in self._shown
+        ]
+        self._start([side for side in self._sides if side not in self._shown or not side.run.steps])
+
+    def _start(self, sides: Iterable[Side]) -> None:
+        """Decode anew for these, as far as they are shown."""
+        for side in sides:
+            with self._background.changed:
+                side.run.cancelled = True
+                side.run = Run(finished=True)
+                for name, modes in USED.items():
+                    side.controls[name].disabled = side.controls["mode"].value not in modes
+                if side in self._shown:
+                    try:
+                        side.run = self._background.start(self._prompt.value, side.chosen(self._seed.value))
+                    except UsageError as mistake:
+                        side.run.error = str(mistake)
+        self._show()
+
+    def _show(self) -> None:
+        """Bring what is shown up to date."""
+        with self._background.changed:
+            runs = [side.run for side in self._shown]
+            last = max(len(run.steps) for run in runs) - 1
+            # While a run is young the slider stays where it is: the same step is what a reader compares.
+            self._step.max = max(last, 0 if all(run.finished for run in runs) else self._step.max)
+            for side in self._shown:
+                side.view.paint(side.run, self.step)

@@ -1,0 +1,243 @@
+"""Figures of a run, a study and a tree, in the one style of plots/style.py, and how a figure becomes a file.
+
+Those of the notebooks' questions (acceptance, budgets, rules) are in plots/study_figures.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
+from matplotlib.path import Path as MplPath
+from matplotlib.ticker import MaxNLocator
+
+from dynasurge.errors import UsageError
+from dynasurge.files import write_whole
+from dynasurge.plots.tree_layout import BOX, FONT, MARGIN, PAD, Layout, tree_positions
+from dynasurge.experiments.schema import Summary
+from dynasurge.plots.style import ETV, FAINT, INK, LENGTH, LOSSY, PLAIN, RC, SPEED, line_style, new_figure, quiet, say, styled
+from dynasurge.plots.tree_svg import CAPTION, LETTER, LIGHT, headline, step_layout
+from dynasurge.decoding.trace import StepView
+from dynasurge.trees.token_tree import children_of, depths_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAGE = 30.0  # inches: the largest figure that is still looked at
+PIXELS = 96.0  # an inch: a layout's pixels are those of a page
+NODE_STYLES = {  # by fate: box, border and its dashes, as assets/tree.css has them
+    "root": (LIGHT["root"], LIGHT["faint"], "-"),
+    "accepted": (LIGHT["accepted"], LIGHT["accepted"], "-"),
+    "cut": (LIGHT["paper"], LIGHT["accepted"], ":"),
+    "rejected": (LIGHT["paper"], LIGHT["rejected"], "-"),
+    "untried": (LIGHT["paper"], LIGHT["line"], ":"),
+    "bonus": (LIGHT["bonus"], LIGHT["bonus"], "-"),
+}
+
+
+@styled
+def compare_figure(summaries: Sequence[Summary], caption: str) -> Figure:
+    """Decoding speed, with its ratio to the first, beside tokens per target pass; one bar a mode, lossy ones hatched."""
+    figure = new_figure(4.0 + 1.2 * len(summaries), 3.8)
+    base = summaries[0].tokens_per_second
+    left, right = figure.subplots(1, 2)
+    speeds = [s.tokens_per_second for s in summaries]
+    _bars(left, summaries, speeds, [f"{v:.1f}\n{v / base:.2f}x" for v in speeds], SPEED)
+    left.set_ylabel("decoding speed (tokens / s)")
+    lengths = [s.tokens_per_step for s in summaries]
+    _bars(right, summaries, lengths, [f"{v:.2f}" for v in lengths], LENGTH)
+    right.set_ylabel("tokens per target pass")
+    say(figure, caption)
+    return figure
+
+
+def _bars(axes: Axes, summaries: Sequence[Summary], values: list[float], labels: list[str], colour: str) -> None:
+    bars = axes.bar(range(len(values)), values, color=colour, edgecolor=INK, width=0.6)
+    axes.bar_label(bars, labels, padding=2, color=INK, fontsize=9)
+    for bar, summary in zip(bars, summaries, strict=True):
+        bar.set_hatch("" if summary.lossless else LOSSY)
+    names = [s.label.replace(" ", "\n", 1) for s in summaries]
+    axes.set_xticks(range(len(values)), names, fontsize=9)
+    axes.margins(y=0.2)
+    axes.grid(visible=True, axis="y")
+
+
+@styled
+def study_figure(table: pd.DataFrame, caption: str) -> Figure:
+    """Latency of a token as bars, accepted tokens a step as a line, by tree, a panel a temperature; lighter without ETV,
+    lossy ones hatched, `auto` a dashed line.
+
+    table: lines of one dataset of `study.results`.
+    """
+    panels = list(table.groupby("T", sort=True))
+    widest = max(len(panel) for _, panel in panels)
+    figure = new_figure(1.6 + 0.55 * widest, 2.9 * len(panels) + 0.3)
+    for axes, (T, panel) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+        trees = panel[panel["label"] != "auto"].reset_index(drop=True)
+        with_etv = trees["label"].str.contains(" +", regex=False)
+        colours = [PLAIN if plain else ETV for plain in ~with_etv]
+        bars = axes.bar(trees.index, 1e3 * trees["latency_per_token_s"], color=colours, edgecolor=INK, width=0.7)
+        keys = [
+            Patch(facecolor=PLAIN, edgecolor=INK, label="top-down"),
+            Patch(facecolor=ETV, edgecolor=INK, label="ETV"),
+        ]
+        for bar, lossless in zip(bars, trees["lossless"], strict=True):
+            bar.set_hatch("" if lossless else LOSSY)
+        for latency in panel.loc[panel["label"] == "auto", "latency_per_token_s"]:
+            keys.append(axes.axhline(1e3 * latency, color=INK, linestyle="--", linewidth=0.8, label="auto (no tree)"))
+        names = trees["label"] if trees["policy"].nunique() < 2 else trees["label"] + " " + trees["policy"]
+        axes.set_xticks(trees.index, [name.replace(" ", "\n") for name in names], fontsize=7)
+        axes.set_ylabel("ms a token", fontsize=8)
+        axes.set_title(f"T = {T:g}", fontsize=9, loc="left")
+        right = axes.twinx()
+        style = {"color": INK, "marker": "o", "markersize": 3, "linewidth": 0.8, "label": "accepted (right)"}
+        keys += right.plot(trees.index, trees["accepted_per_step"], **style)
+        right.set_ylabel("accepted (tokens / step)", fontsize=8)
+        quiet(right)
+        right.grid(visible=False)
+        right.spines["right"].set_visible(True)
+    figure.legend(handles=keys, loc="outside upper center", ncols=len(keys), fontsize=7)
+    say(figure, caption)
+    return figure
+
+
+@styled
+def complexity_figure(tables: Mapping[str, pd.DataFrame], caption: str) -> Figure:
+    """How hard texts are as they go on: draft confidence, tree size, depth and acceptance, a panel each and a line a text.
+
+    tables: lines of one label of `study.complexity_along`, by name of the text.
+    """
+    titles = {
+        "confidence": "draft confidence (probability)",
+        "size": "tree size (nodes)",
+        "depth": "tree depth (levels)",
+        "accepted_per_step": "accepted (tokens / step)",
+    }
+    figure = new_figure(7.2, 4.6)
+    panels = figure.subplots(2, 2, sharex=True)
+    for axes, (name, title) in zip(panels.flat, titles.items(), strict=True):
+        for number, (text, table) in enumerate(tables.items()):
+            axes.plot(table["position"], table[name], label=text, **line_style(number))
+        axes.set_ylabel(title)
+        quiet(axes)
+    for axes in panels[1]:
+        axes.set_xlabel("position in the output (tokens)")
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    say(figure, caption)
+    return figure
+
+
+@styled
+def tree_figure(parents: Sequence[int], *, labels: Sequence[str] | None = None, caption: str = "") -> Figure:
+    """A tree with its root on top and siblings from left to right in drawing order.
+
+    parents: -1 for the root, parents[u] < u, as in a Growmap or a TokenTree. labels: one a node, its number if None (a tree
+    too wide to be read on one page is drawn as dots).
+    """
+    depths, xs = depths_of(parents), tree_positions(parents)
+    names = [str(u) for u in range(len(parents))] if labels is None else labels
+    left, width, levels = min(xs), max(xs) - min(xs) + 1, max(depths) + 1
+    wanted = 0.12 + 0.075 * max(len(name) for name in names)  # inches: a label of 7 points and its box
+    across, down = min(wanted, PAGE / width), min(0.45, PAGE / levels)
+    inches = max(across * width + 0.6, 0.065 * len(caption) + 0.3)
+    figure = new_figure(inches, down * levels + 0.6)
+    axes = figure.subplots()
+    # A stem, a bar and a drop a child: straight edges to the last of many siblings would run through the boxes of others.
+    edges = [[(x, depth - 0.5), (x, depth)] for x, depth in zip(xs, depths, strict=True) if depth]
+    for u, family in enumerate(children_of(parents)):
+        if family:
+            edges += [[(xs[u], depths[u]), (xs[u], depths[u] + 0.5)]]
+            edges += [[(xs[family[0]], depths[u] + 0.5), (xs[family[-1]], depths[u] + 0.5)]]
+    axes.add_collection(
+        LineCollection(edges, colors=INK, linewidths=0.7, capstyle="projecting", zorder=1), autolim=False
+    )
+    if across < wanted or down < 0.3:
+        axes.scatter(xs, depths, s=(50 * min(across, down)) ** 2, color=SPEED, edgecolors=INK, linewidths=0.3, zorder=2)
+    else:
+        box = {"boxstyle": "round,pad=0.25", "edgecolor": INK, "linewidth": 0.6}
+        for u, name in enumerate(names):
+            style = {**box, "facecolor": SPEED if u else LENGTH}
+            axes.text(xs[u], depths[u], name, fontsize=7, ha="center", va="center", bbox=style, parse_math=False)
+    axes.set_xlim(left - 0.6, left + width - 0.4)
+    axes.set_ylim(levels - 0.5, -0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=min(levels, 40), integer=True))
+    axes.set_ylabel("level", fontsize=8, color=INK)
+    axes.set_xticks([])
+    axes.grid(axis="y", color=FAINT)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize=8, labelcolor=INK)
+    figure.supxlabel(caption, fontsize=8, color=INK, parse_math=False)
+    return figure
+
+
+@styled
+def step_figure(step: StepView, *, caption: str | None = None) -> Figure:
+    """The tree of one step as the explorer draws it (plots/tree_layout.py): the root on the left, siblings from top to bottom in
+    drawing order, the accepted path dark, the bonus token below the ringed node where verification stopped.
+
+    caption: a line of its own below the tree; None for one that says the step's number and counts.
+    """
+    caption = headline(step) if caption is None else caption
+    layout, kinds = step_layout(step), [*step.fates, "bonus"]
+    width, height = max(layout.width, LETTER * len(caption) + 2 * MARGIN), layout.height + (CAPTION if caption else 0.0)
+    figure = Figure(figsize=(width / PIXELS, height / PIXELS))
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.axis("off")
+    curve = [MplPath.MOVETO, MplPath.LINETO, *[MplPath.CURVE4] * 3]
+    for node, kind in enumerate(kinds[: len(layout.parents)]):
+        _box(axes, step, layout, node)
+        if node:
+            _, border, dashes = NODE_STYLES[kind]
+            strong = kind in ("accepted", "bonus")
+            style: dict[str, Any] = {"edgecolor": border, "linestyle": dashes, "linewidth": 2.0 if strong else 0.9}
+            axes.add_patch(PathPatch(MplPath(layout.edge(node), curve), fill=False, zorder=1 + strong, **style))
+    axes.text(MARGIN, height - 8, caption, fontsize=8, color=LIGHT["faint"], parse_math=False)
+    return figure
+
+
+def _box(axes: Axes, step: StepView, layout: Layout, node: int) -> None:
+    """A node: round if it was sampled, ringed if verification stopped there."""
+    kind = [*step.fates, "bonus"][node]
+    face, border, dashes = NODE_STYLES[kind]
+    sampled = node <= step.tree.size and not step.tree.point[node]
+    ring = [(3.0, "none", INK, "-")] if node == step.stop and step.tree.size else []
+    for out, inside, colour, line in [(0.0, face, border, dashes), *ring]:
+        rounding = f"round,pad=0,rounding_size={BOX / 2 + out if sampled else 3 + out}"
+        place = (layout.left[node] - out, layout.y[node] - BOX / 2 - out)
+        style: dict[str, Any] = {"facecolor": inside, "edgecolor": colour, "linestyle": line, "zorder": 3}
+        axes.add_patch(FancyBboxPatch(place, layout.widths[node] + 2 * out, BOX + 2 * out, rounding, **style))
+    ink = {"accepted": LIGHT["on_accepted"], "untried": LIGHT["faint"]}.get(kind, INK)
+    letters: dict[str, Any] = {"fontsize": FONT * 72 / PIXELS, "family": "monospace", "color": ink, "zorder": 4}
+    x = layout.left[node] + PAD
+    axes.text(x, layout.y[node], layout.labels[node], va="center_baseline", parse_math=False, **letters)
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write NAME.png and NAME.svg. Returns their paths."""
+    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
+    for path in paths:
+        write_figure(figure, path)
+    return paths
+
+
+def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write one .png or .svg file, whole or not at all; the same figure is the same file. Raises UsageError if it cannot be
+    written, or is neither."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".png", ".svg"):
+        raise UsageError("--output", path, "not a .png or .svg file", "use --output tree.png")
+    try:
+        with write_whole(path) as partial, matplotlib.rc_context(RC):
+            dateless = {"Date": None} if suffix == ".svg" else {"Software": None}
+            figure.savefig(partial, format=suffix[1:], dpi=200, metadata=dateless)
+    except OSError as error:
+        raise UsageError("--output", path, f"cannot be written ({error})", "name a writable path") from error

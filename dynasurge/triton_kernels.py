@@ -1,0 +1,246 @@
+"""Two Triton kernels for what a GPU would else do in hundreds of small launches.
+
+`draw` draws k tokens without replacement from each row of a table of probabilities: a program a row, two inverse-CDF steps
+a draw (a block by its mass, then a token inside it), exactly as `sampling.draw_by`. `share` handles one level of a token
+tree as `judge.share_level` does: a program a row, one pass over the vocabulary for each sampled child. Both read float32
+tables and add up in float64 where sums decide. Without Triton, or on a CPU, `usable` says so and torch code does the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from dynasurge.verification.rules import LEAST
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # pragma: no cover - a build of torch without it
+    triton = None
+
+INTERPRETED = False  # set by tests, where Triton interprets kernels on a CPU
+MOST = 1e37  # a larger t takes all there is, and must not overflow
+CHUNK = 16  # blocks whose mass one program adds up
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares:
+    """What a rule knows and finds out, over R rows of k children and n nodes (n itself: none).
+
+    p float [n + 1, V] and q float [R + 1, V] without the drawn tokens; node int64 [R]; child int64, point bool, drawn and
+    from_q float (what p and q gave the children's tokens) [R, k]. Found: accept float64 [n + 1], first the weight that a
+    node is entered with, bottom up then what is left of it after its children; t float64 [R + 1], kept [R + 1, k].
+    """
+
+    p: torch.Tensor
+    q: torch.Tensor
+    node: torch.Tensor
+    child: torch.Tensor
+    point: torch.Tensor
+    drawn: torch.Tensor
+    from_q: torch.Tensor
+    accept: torch.Tensor
+    t: torch.Tensor
+    kept: torch.Tensor
+
+
+def usable(table: torch.Tensor) -> bool:
+    """Whether the kernels can work on this table."""
+    return triton is not None and (table.is_cuda or INTERPRETED) and table.dtype == torch.float32
+
+
+def draw(q: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`proposing.draw` on a GPU: q float32 [w, V], uniforms float64 [w, k, 2]. Returns tokens int64 and masses [w, k], sums
+    and sums of squares [w], float64."""
+    rows, vocab = q.shape
+    k = uniforms.shape[1]
+    width = triton.next_power_of_2(math.ceil(math.sqrt(vocab)))
+    blocks = max(CHUNK, triton.next_power_of_2(triton.cdiv(vocab, width)))
+    mass = torch.empty(rows, blocks, dtype=torch.float64, device=q.device)
+    squares = torch.empty_like(mass)
+    tokens = torch.empty(rows, k, dtype=torch.int64, device=q.device)
+    masses = torch.empty(rows, k, dtype=torch.float64, device=q.device)
+    totals = torch.empty(rows, dtype=torch.float64, device=q.device)
+    q, uniforms = q.contiguous(), uniforms.contiguous()
+    _masses[(rows, blocks // CHUNK)](q, mass, squares, vocab, blocks, CHUNK=CHUNK, WIDTH=width)
+    _draw[(rows,)](
+        q, uniforms, mass, tokens, masses, totals, vocab, k, BLOCKS=blocks, WIDTH=width, K=triton.next_power_of_2(k)
+    )
+    return tokens, masses, totals, squares.sum(-1)
+
+
+def share(shares: Shares, rows: slice, *, bottom_up: bool) -> None:
+    """`judge.share_level` on a GPU."""
+    k = shares.child.shape[1]
+    _share[(rows.stop - rows.start,)](
+        shares.p,
+        shares.q,
+        shares.node,
+        shares.child,
+        shares.point,
+        shares.drawn,
+        shares.from_q,
+        shares.accept,
+        shares.t,
+        shares.kept,
+        shares.p.shape[1],
+        rows.start,
+        len(shares.accept) - 1,
+        k,
+        K=max(2, triton.next_power_of_2(k)),
+        CHUNK=min(8192, triton.next_power_of_2(shares.p.shape[1])),
+        BOTTOM_UP=bottom_up,
+        TINY=torch.finfo(torch.float32).tiny,
+        LEAST=LEAST,
+        MOST=MOST,
+        num_warps=16,
+    )
+
+
+if triton is not None:
+
+    @triton.jit
+    def _masses(q, mass, squares, vocab, blocks, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
+        """Each block's sum, and sum of squares."""
+        row = tl.program_id(0).to(tl.int64)
+        block = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+        at = block[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+        weights = tl.load(q + row * vocab + at, mask=at < vocab, other=0.0).to(tl.float64)
+        tl.store(mass + row * blocks + block, tl.sum(weights, 1))
+        tl.store(squares + row * blocks + block, tl.sum(weights * weights, 1))
+
+    @triton.jit
+    def _invert(weights, uniform, places, SIZE: tl.constexpr):
+        """The first column of positive weight whose cumulative weight exceeds uniform * total; SIZE if there is none."""
+        running = tl.cumsum(weights, 0)
+        threshold = uniform * tl.max(running, 0)
+        positive = weights > 0
+        first = tl.min(tl.where((running > threshold) & positive, places, SIZE), 0)
+        last = tl.max(tl.where(positive, places, -1), 0)  # if rounding leaves none above the threshold
+        return tl.where(first < SIZE, first, tl.where(last >= 0, last, SIZE))
+
+    @triton.jit
+    def _draw(
+        q,
+        uniforms,
+        mass,
+        tokens,
+        masses,
+        totals,
+        vocab,
+        k,
+        BLOCKS: tl.constexpr,
+        WIDTH: tl.constexpr,
+        K: tl.constexpr,
+    ):
+        row = tl.program_id(0).to(tl.int64)
+        blocks, inside, ranks = tl.arange(0, BLOCKS), tl.arange(0, WIDTH), tl.arange(0, K)
+        left = tl.load(mass + row * BLOCKS + blocks)
+        tl.store(totals + row, tl.sum(left, 0))
+        drawn = tl.full((K,), -1, tl.int64)
+        for j in range(k):
+            first = tl.load(uniforms + (row * k + j) * 2)
+            second = tl.load(uniforms + (row * k + j) * 2 + 1)
+            block = _invert(left, first, blocks, BLOCKS)
+            found = block < BLOCKS
+            block = tl.minimum(block, BLOCKS - 1)
+            at = (block * WIDTH + inside).to(tl.int64)
+            weights = tl.load(q + row * vocab + at, mask=at < vocab, other=0.0).to(tl.float64)
+            taken = tl.sum((at[:, None] == drawn[None, :]).to(tl.int32), 1) > 0
+            weights = tl.where(taken, 0.0, weights)
+            column = _invert(weights, second, inside, WIDTH)
+            found = found & (column < WIDTH)
+            token = tl.where(found, block * WIDTH + column, -1).to(tl.int64)
+            chosen = inside == column
+            tl.store(tokens + row * k + j, token)
+            tl.store(masses + row * k + j, tl.sum(tl.where(chosen, weights, 0.0), 0))
+            drawn = tl.where(ranks == j, token, drawn)
+            left = tl.where(blocks == block, tl.sum(tl.where(chosen, 0.0, weights), 0), left)
+
+    @triton.jit
+    def _share(
+        p,
+        q,
+        nodes,
+        child,
+        point,
+        drawn,
+        from_q,
+        accept,
+        t_out,
+        kept_out,
+        vocab,
+        start,
+        none,
+        k,
+        K: tl.constexpr,
+        CHUNK: tl.constexpr,
+        BOTTOM_UP: tl.constexpr,
+        TINY: tl.constexpr,
+        LEAST: tl.constexpr,
+        MOST: tl.constexpr,
+    ):
+        row = (start + tl.program_id(0)).to(tl.int64)
+        ranks, places = tl.arange(0, K), tl.arange(0, CHUNK)
+        node = tl.load(nodes + row)
+        mine = row * k + ranks
+        kids = tl.load(child + mine, mask=ranks < k, other=none)
+        exists = kids < none
+        if tl.sum(exists.to(tl.int32), 0) > 0:
+            points = tl.load(point + mine, mask=ranks < k, other=1).to(tl.int1)
+            sampled, points = exists & (points == 0), exists & (points != 0)
+            from_p = tl.load(drawn + mine, mask=ranks < k, other=0.0).to(tl.float64)
+            of_q = tl.load(from_q + mine, mask=ranks < k, other=0.0).to(tl.float64)
+            a = tl.load(accept + node)
+            if not BOTTOM_UP:
+                a = a * 0.0 + 1.0
+            scale, t = a, a * 0.0
+            free = a * 0.0
+            if tl.sum(sampled.to(tl.int32), 0) > 0:
+                total = tl.zeros((CHUNK,), tl.float32)
+                for begin in range(0, vocab, CHUNK):
+                    at = begin + places
+                    total += tl.load(q + row * vocab + at, mask=at < vocab, other=0.0)
+                free = tl.sum(total.to(tl.float64), 0)
+            weights = tl.zeros((K,), tl.float64)
+            kept = tl.zeros((K,), tl.float64)
+            waits = exists
+            for rank in range(k):
+                here = ranks == rank
+                if tl.sum((here & sampled).to(tl.int32), 0) > 0:
+                    total_q = tl.maximum(free + tl.sum(tl.where(waits & sampled, of_q, 0.0), 0), TINY)
+                    own_p = tl.sum(tl.where(here, from_p, 0.0), 0)
+                    own_q = tl.sum(tl.where(here, of_q, 0.0), 0)
+                    left = tl.maximum(own_p - t * own_q, 0.0)
+                    weight = tl.minimum(scale * left / tl.maximum(own_q / total_q, TINY), 1.0)
+                    weights = tl.where(here, weight, weights)
+                    t = tl.minimum(t + 1.0 / (total_q * tl.maximum(scale, LEAST)), MOST)
+                    kept = tl.where(here, tl.maximum(own_p - t * own_q, 0.0), kept)
+                    waits = waits & (ranks != rank)
+                    rest = tl.zeros((CHUNK,), tl.float32)
+                    t32 = t.to(tl.float32)
+                    for begin in range(0, vocab, CHUNK):
+                        at = begin + places
+                        here_p = tl.load(p + node * vocab + at, mask=at < vocab, other=0.0)
+                        here_q = tl.load(q + row * vocab + at, mask=at < vocab, other=0.0)
+                        rest += tl.maximum(here_p - t32 * here_q, 0.0)
+                    mass = tl.sum(rest.to(tl.float64), 0)
+                    mass += tl.sum(tl.where(waits, tl.maximum(from_p - t * of_q, 0.0), 0.0), 0)
+                    mass = scale * (mass + tl.sum(kept, 0))
+                    refused = tl.maximum(1.0 - a + mass, TINY)
+                    a = tl.minimum(mass / refused, 1.0)
+                    scale = scale / refused
+                    scale = tl.where(scale < 1.0 / LEAST, scale, 0.0)
+            taken = tl.where(points, scale * tl.maximum(from_p - t * of_q, 0.0), 0.0)
+            chance = tl.minimum(taken / tl.maximum(1.0 - tl.cumsum(taken, 0) + taken, TINY), 1.0)
+            weights = tl.where(points, chance, weights)
+            gone = tl.sum(taken, 0)
+            a = tl.minimum(tl.maximum((a - gone) / tl.maximum(1.0 - gone, TINY), 0.0), 1.0)
+            tl.store(accept + kids, weights, mask=exists)
+            if BOTTOM_UP:
+                tl.store(accept + node, tl.where(node == 0, 1.0, a))
+            tl.store(t_out + row, t)
+            tl.store(kept_out + mine, kept, mask=ranks < k)

@@ -1,0 +1,216 @@
+"""Verification in tensors of fixed shape: the rules of verification/rules.py for a tree that only the device knows.
+
+The tree is a `Forest` and the `Nodes` of it that stay (drafting/captured_tree.py). A level's rows are handled together, one after the
+other because a node's weight depends on its parent's; within a level, each child takes its share of what the node still
+has to emit. With p and q the node's distributions and everything drawn there left out of both, what is left of R is
+
+    scale * relu(p - t * q)
+
+with one `scale` and one `t` a node; the few tokens that were drawn are kept apart as numbers. So a child costs one sum over
+the vocabulary. On a GPU triton_kernels.py does a level in one launch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from dynasurge import triton_kernels
+
+from dynasurge import probabilities
+from dynasurge.drafting.captured_tree import POINT, Forest, Nodes
+from dynasurge.models.cuda_graphs import fused
+from dynasurge.drafting.captured_proposals import draw
+from dynasurge.verification.rules import LEAST
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """stop: float64 [n + 1], see verification.StopLaw; end, bonus: int64 [1], the node where the path ends and the
+    token behind it, -1 if there is none."""
+
+    stop: torch.Tensor
+    end: torch.Tensor
+    bonus: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """Where the path may end and what follows: stop [n + 1]; t [R + 1] and kept [R + 1, k], what rows leave of R (see
+    above; sampled children only), p and q without the drawn tokens, and the p [R + 1, k] of those."""
+
+    stop: torch.Tensor
+    row_of: torch.Tensor
+    t: torch.Tensor
+    kept: torch.Tensor
+    drawn: torch.Tensor
+    p: torch.Tensor
+    q: torch.Tensor
+    tokens: torch.Tensor
+
+    def bonus(self, node: torch.Tensor, *, compiled: bool = False) -> torch.Tensor:
+        """The law [m, V] of the token behind nodes [m]: what their children left, or, if that is nothing, the target's."""
+        own = (self.q, self.tokens, self.t, self.kept, self.drawn)
+        return fused(_bonus, compiled)(self.row_of[node], self.p[node], *own)
+
+
+def law(forest: Forest, nodes: Nodes, p: torch.Tensor, rule: str, *, compiled: bool = False) -> Law:
+    """Apply a rule: `topdown` or `traversal`. p: float [n + 2, V], the target's distributions by node and one row to spare;
+    p and the forest's base are overwritten where tokens were drawn. compiled: whether torch.compile makes the small kernels
+    few."""
+    layout, none = forest.layout, nodes.none
+    rows, k = layout.row_count, layout.children
+    tensors = (nodes.number, forest.row_slot, forest.token, forest.kind, p, forest.base)
+    node, child, point, tokens, drawn, from_q, of_p, of_q, row_of = fused(_families, compiled)(*tensors, none, k)
+    zero = p.new_zeros(())
+    p.index_put_((of_p, tokens[:-1]), zero)
+    forest.base.index_put_((of_q, tokens[:-1]), zero)
+    accept = torch.zeros(none + 1, dtype=torch.float64, device=p.device)
+    accept[:1].fill_(1.0)
+    t = torch.zeros(rows + 1, dtype=torch.float64, device=p.device)
+    kept = torch.zeros(rows + 1, k, dtype=torch.float64, device=p.device)
+    shares = triton_kernels.Shares(
+        p=p,
+        q=forest.base,
+        node=node,
+        child=child,
+        point=point,
+        drawn=drawn[:-1],
+        from_q=from_q,
+        accept=accept,
+        t=t,
+        kept=kept,
+    )
+    share = triton_kernels.share if triton_kernels.usable(p) else share_level
+    for level in range(1, layout.depth + 1):
+        share(shares, layout.rows(level), bottom_up=rule == "traversal")
+    stops = fused(_bottom_up if rule == "traversal" else _top_down, compiled)
+    return Law(
+        stop=stops(accept, nodes.parent, nodes.exists, nodes.seen),
+        row_of=row_of,
+        t=t,
+        kept=kept,
+        drawn=drawn,
+        p=p,
+        q=forest.base,
+        tokens=tokens,
+    )
+
+
+def judge(law: Law, uniforms: torch.Tensor, *, compiled: bool = False) -> Judged:
+    """Draw where the path ends, then the bonus token. uniforms: float64 [2, 2]."""
+    end = fused(_ends, compiled)(law.stop, uniforms)
+    bonus = law.bonus(end.clamp(min=0), compiled=compiled)
+    return Judged(stop=law.stop, end=end, bonus=draw(bonus, uniforms[1:, None])[0][:, 0])
+
+
+def _families(
+    number: torch.Tensor,
+    row_slot: torch.Tensor,
+    token: torch.Tensor,
+    kind: torch.Tensor,
+    p: torch.Tensor,
+    base: torch.Tensor,
+    none: int,
+    k: int,
+) -> tuple[torch.Tensor, ...]:
+    """Of the R rows of a forest: node [R]; child, point [R, k], see `triton_kernels.Shares`; tokens and what p gave them
+    [R + 1, k], what q gave them, and where to forget them in p and q [R, k]; the row of each node [n + 1]."""
+    rows, pad = len(row_slot) - 1, torch.nn.functional.pad
+    node = number[row_slot[:-1]]
+    child = torch.where(node[:, None] < none, number[1:-1].view(rows, k), none)
+    exists = child < none
+    tokens = token[1:-1].view(rows, k)
+    point = kind[1:-1].view(rows, k) >= POINT
+    drawn = torch.where(exists, p[node[:, None], tokens], 0.0)
+    from_q = torch.where(exists & ~point, base[:-1].gather(1, tokens), 0.0)
+    every = torch.arange(rows, device=p.device)
+    of_p, of_q = torch.where(exists, node[:, None], none), torch.where(exists, every[:, None], rows)
+    row_of = torch.full((none + 1,), rows, dtype=torch.int64, device=p.device).scatter(0, node, every)
+    return node, child, point, pad(tokens, (0, 0, 0, 1)), pad(drawn, (0, 0, 0, 1)), from_q, of_p, of_q, row_of
+
+
+def _ends(stop: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    node, none = probabilities.invert(stop[None], uniforms[:1, 0])
+    return torch.where(none, -1, node)
+
+
+def _bonus(
+    row: torch.Tensor,
+    p: torch.Tensor,
+    q: torch.Tensor,
+    tokens: torch.Tensor,
+    t: torch.Tensor,
+    kept: torch.Tensor,
+    drawn: torch.Tensor,
+) -> torch.Tensor:
+    tokens = tokens[row]
+    left = (p - t[row][:, None].to(p.dtype) * q[row]).relu()
+    left = left.scatter_add(1, tokens, kept[row].to(p.dtype))
+    mass = left.sum(-1, keepdim=True)
+    whole = p.scatter_add(1, tokens, drawn[row])
+    return torch.where(mass > 0, left, whole)
+
+
+def _bottom_up(accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """A node gets its turn after everything below it, and below its elder siblings and its ancestors', was refused."""
+    accept, sees = accept[:-1], seen.float()
+    places = torch.arange(len(accept), device=accept.device)
+    elder = (parent[:, None] == parent) & (places < places[:, None]) & (parent >= 0)[:, None]
+    before = ((sees @ elder.float() @ sees.T) > 0) | (seen.T & (places != places[:, None]))
+    turn = torch.where(before & exists, 1.0 - accept, 1.0).prod(-1)
+    return torch.where(exists, accept * turn, 0.0)
+
+
+def _top_down(accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """A child is tried if its parent was accepted and its elder siblings were refused."""
+    accept = accept[:-1]
+    places = torch.arange(len(accept), device=accept.device)
+    siblings = (parent[:, None] == parent) & (parent >= 0)[:, None] & exists
+    elder, child = siblings & (places < places[:, None]), parent == places[:, None]
+    refused = torch.where(elder, 1.0 - accept, 1.0).prod(-1)
+    enters = torch.where(seen, accept * refused, 1.0).prod(-1)
+    stays = torch.where(child & exists, 1.0 - accept, 1.0).prod(-1)
+    return torch.where(exists, enters * stays, 0.0)
+
+
+def share_level(shares: triton_kernels.Shares, rows: slice, *, bottom_up: bool) -> None:
+    """What `triton_kernels.share` does, for any float type: each child of a level's rows takes min(R, q) of what is left."""
+    node, child = shares.node[rows], shares.child[rows]
+    none = len(shares.accept) - 1
+    exists, point = child < none, shares.point[rows]
+    p, q = shares.p[node.clamp(max=none)], shares.q[rows]
+    drawn, from_q = shares.drawn[rows].double(), shares.from_q[rows].double()
+    a = shares.accept[node][:, None] if bottom_up else torch.ones(len(p), 1, dtype=torch.float64, device=p.device)
+    tiny, free = torch.finfo(p.dtype).tiny, q.sum(-1, keepdim=True, dtype=torch.float64)
+    scale, t = a, torch.zeros_like(a)
+    weights, kept, waits = torch.zeros_like(drawn), torch.zeros_like(drawn), exists.clone()
+    for rank in range(child.shape[1]):
+        here = slice(rank, rank + 1)
+        tried = exists[:, here] & ~point[:, here]
+        total = free + torch.where(waits & ~point, from_q, 0.0).sum(-1, keepdim=True)
+        left = (drawn[:, here] - t * from_q[:, here]).relu()
+        weight = (scale * left / (from_q[:, here] / total.clamp(min=tiny)).clamp(min=tiny)).clamp(max=1.0)
+        weights[:, here] = torch.where(tried, weight, weights[:, here])
+        more = t + 1.0 / (total.clamp(min=tiny) * scale.clamp(min=LEAST))
+        t = torch.where(tried, more.clamp(max=triton_kernels.MOST), t)
+        kept[:, here] = torch.where(tried, (drawn[:, here] - t * from_q[:, here]).relu(), 0.0)
+        waits[:, here] &= ~tried
+        rest = torch.addcmul(p, t.to(p.dtype), q, value=-1.0).relu_().sum(-1, keepdim=True, dtype=torch.float64)
+        rest = rest + torch.where(waits, (drawn - t * from_q).relu(), 0.0).sum(-1, keepdim=True)
+        mass = scale * (rest + kept.sum(-1, keepdim=True))
+        refused = (1.0 - a + mass).clamp(min=tiny)
+        a = torch.where(tried, (mass / refused).clamp(max=1.0), a)
+        scale = torch.where(tried, torch.where(scale / refused < 1.0 / LEAST, scale / refused, 0.0), scale)
+    taken = torch.where(exists & point, scale * (drawn - t * from_q).relu(), 0.0)
+    chance = (taken / (1.0 - taken.cumsum(-1) + taken).clamp(min=tiny)).clamp(max=1.0)
+    weights = torch.where(exists & point, chance, weights)
+    mass = taken.sum(-1, keepdim=True)
+    a = ((a - mass) / (1.0 - mass).clamp(min=tiny)).clamp(0.0, 1.0)
+    shares.accept.scatter_(0, child.flatten(), weights.flatten())
+    if bottom_up:
+        shares.accept.scatter_(0, node, a[:, 0])
+    shares.accept[:1].fill_(1.0)
+    shares.t[rows].copy_(t[:, 0])
+    shares.kept[rows].copy_(kept)

@@ -1,0 +1,92 @@
+"""The original prototype's rules, kept so that its figure can be reproduced: verification, and the dynamic tree's shape.
+
+Its verification is NOT lossless.
+
+Every child that passes its own test min(1, p/q) is kept, breadth first, and the longest kept path is emitted. Two mistakes
+change the distribution of the text: among several kept children the one with the longest continuation is chosen, which
+favours tokens that the draft finds easy to continue; and the bonus token is drawn from what the *last dead end visited*
+left over, whichever node the emitted path ends at. Results made with it are labelled `lossy` wherever they appear.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from dynasurge import probabilities
+from dynasurge.trees.growmap import Growmap
+from dynasurge.drafting.proposals import Wish
+from dynasurge.drafting.tree_budget import Slot, StaticShape
+from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.rules import Rows, Verdict, path_to
+
+
+def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator) -> Verdict:
+    """Keep every passing child, take the longest path. Lossy; see above. Arguments as in verification/rules.py."""
+    rows = p[torch.arange(tree.size + 1, device=p.device)]
+    queue, longest, bonus = deque([0]), 0, rows[0]
+    while queue:
+        node = queue.popleft()
+        longest = node if tree.depths[node] > tree.depths[longest] else longest
+        target, kept = rows[node], False
+        for child, proposal in proposals(tree, q[node] if q[node].numel() else torch.zeros_like(target), node):
+            token = tree.tokens[child]
+            passes = min(1.0, float(target[token] / proposal[token]))
+            if probabilities.draw(torch.tensor([1.0 - passes, passes], dtype=torch.float64), generator):
+                queue.append(child)
+                kept = True
+            else:
+                leftover = torch.relu(target - proposal)
+                mass = leftover.sum()
+                target = leftover / mass if mass > 0 else target
+        if not kept:
+            bonus = target
+    # What it would have done on average is not known: only what it did.
+    stop = tuple(float(node == longest) for node in range(tree.size + 1))
+    return Verdict(path=path_to(tree, longest), bonus=probabilities.draw(bonus, generator), stop=stop)
+
+
+def proposals(tree: TokenTree, base: torch.Tensor, node: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """The children of a node in drawing order, each with the distribution [V] its token was really drawn from.
+
+    A sampled child's is `base`, the draft's, without its earlier siblings, renormalised; a point child's is all on its
+    token.
+    """
+    remaining = base.clone()
+    for child in tree.children[node]:
+        token = tree.tokens[child]
+        if tree.point[child]:
+            proposal = torch.zeros_like(remaining)
+            proposal[token] = 1.0
+        else:
+            proposal = remaining / remaining.sum()
+            remaining[token] = 0.0
+        yield child, proposal
+
+
+def prototype_growmap(budget: int) -> Growmap:
+    """Its tree as a growmap: there is nothing dynamic about it, unless a distribution runs out of tokens (below, a node's
+    share then goes to the next)."""
+    return Growmap(parents=(-1, *(node // _children(budget) for node in range(budget))))
+
+
+def _children(budget: int) -> int:
+    return 2 if budget <= 16 else 3 if budget <= 32 else 4
+
+
+class PrototypeShape(StaticShape):
+    """The prototype's dynamic tree: every node gets 2 to 4 children, by budget, left to right until the budget is spent."""
+
+    def __init__(self, budget: int) -> None:
+        self.max_nodes, self.max_read = budget, budget
+        self._children = _children(budget)
+        self.max_depth = budget.bit_length()
+
+    def wish(self, pool: Sequence[Slot], index: int) -> Wish:
+        """Children while there is budget, counting those that the level's elder nodes will get."""
+        depth = pool[index].depth
+        drawn = sum(slot.depth <= depth for slot in pool) - 1
+        elders = sum(slot.depth == depth for slot in pool[:index])
+        return Wish(k=max(0, min(self._children, self.max_nodes - drawn - elders * self._children)))

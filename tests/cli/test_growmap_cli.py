@@ -1,0 +1,169 @@
+"""`dynasurge growmap` as a user runs it: optimise, show, draw, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_one_line
+
+from dynasurge import Growmap, build_growmap, expected_accepted, load_growmap, optimal_growmap, save_growmap
+from dynasurge.cli.main import main
+from dynasurge.cli.growmap import sketch
+
+VECTOR = [0.6, 0.2, 0.1]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> str:
+    path = tmp_path / "2x2-tree.pt"
+    save_growmap(build_growmap("2x2"), path)
+    return str(path)
+
+
+def test_optimise_writes_the_best_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "best.pt"
+    command = ["growmap", "optimise", "--acceptance", "0.6,0.2,0.1", "--nodes", "63", "--depth", "5", str(out)]
+    assert main(command) == 0
+    growmap = load_growmap(out)
+    assert growmap == optimal_growmap(VECTOR, 63, 5)
+    expected = f"{expected_accepted(growmap, VECTOR):.4f}"
+    assert capsys.readouterr().out == f"{out}: 64 nodes with the root, depth 5, expected accepted per step {expected}\n"
+
+
+@pytest.mark.parametrize("content", [VECTOR, {"acceptance": VECTOR}, [VECTOR, VECTOR], {"acceptance": [VECTOR]}])
+def test_acceptance_may_be_a_file(content: object, tmp_path: Path) -> None:
+    path, out = tmp_path / "measured.json", tmp_path / "best.pt"
+    path.write_text(json.dumps(content))
+    assert main(["growmap", "optimise", "--acceptance", str(path), "--nodes", "9", "--depth", "3", str(out)]) == 0
+    assert load_growmap(out) == optimal_growmap(VECTOR, 9, 3)
+
+
+def test_show_prints_sizes_levels_and_the_tree(tree: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["growmap", "show", tree, "--acceptance", "0.5,0.25"]) == 0
+    head, levels, drawing, legend = capsys.readouterr().out.split("\n\n")
+    assert head == f"{tree}: 5 nodes with the root, depth 2, width 2\nexpected accepted per step 1.1250"
+    assert [line.split() for line in levels.splitlines()[1:]] == [
+        ["0", "1", "2"],
+        ["1", "2", "1", "1"],
+        ["2", "2", "0", "0"],
+    ]
+    assert drawing == "0\n`-- 1..2 alike: 1 - 3"
+    assert "alike" in legend
+    assert main(["growmap", "show", tree]) == 0
+    assert "expected" not in capsys.readouterr().out
+
+
+def test_a_drawing_branches_folds_and_shortens() -> None:
+    assert sketch(build_growmap("4x8")) == "0\n`-- 1..4 alike: 1 - 5 - 9 - 13 - 17 - 21 - 25 - 29"
+    assert sketch(build_growmap("chain40")) == "0 - 1 - 2 - ... - 40 (41 nodes)"
+    assert sketch(build_growmap("2ary2")) == "0\n`-- 1..2 alike: 1\n    `-- 3..4"
+    lopsided = Growmap(parents=(-1, 0, 0, 0, 0, 1, 1, 2, 5))
+    assert sketch(lopsided).splitlines() == [
+        "0",
+        "|-- 1",
+        "|   |-- 5 - 8",
+        "|   `-- 6",
+        "|-- 2 - 7",
+        "`-- 3..4",
+    ]
+
+
+def test_large_and_deep_trees_can_be_drawn() -> None:
+    growmap = optimal_growmap([0.5 * 0.5**rank for rank in range(12)], 127, 10)
+    lines = sketch(growmap).splitlines()
+    assert len(lines) < 100, "fewer than nodes"
+    assert max(map(len, lines)) < 100
+    assert sketch(Growmap(parents=(-1, *(n // 2 * 2 for n in range(6000))))).count("\n") > 2000, (
+        "deep, and no recursion"
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "SVG"])
+def test_draw_writes_a_picture(suffix: str, tree: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree = str(Path(tree).rename(tmp_path / "no $\\formula$.pt"))
+    out = tmp_path / "pictures" / f"tree.{suffix}"
+    out.parent.mkdir()
+    assert main(["growmap", "draw", tree, "--output", str(out)]) == 0
+    assert capsys.readouterr().out == f"written: {out}\n"
+    assert out.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+    assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.parametrize("form", ["", "optimise", "show", "draw"])
+def test_each_form_explains_itself(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["growmap", *form.split(), "--help"])
+    assert done.value.code == 0
+    assert f"dynasurge growmap {form}".strip() in capsys.readouterr().out
+
+
+# --- mistakes: exit code 2, one line that names the flag, the value and the remedy, nothing written ------------------
+
+BAD_OPTIMISE = [
+    (["--acceptance", "0.6;0.2"], "--acceptance 0.6;0.2: not numbers with commas between; write 0.6,0.2,0.1"),
+    (["--acceptance", ""], "not numbers with commas between"),
+    (["--acceptance", "0.6,"], "not numbers with commas between"),
+    (["--acceptance", "0.9,0.9"], "--acceptance [0.9, 0.9]: sums to 1.8, but the path goes on to one child at most"),
+    (["--acceptance", "nan"], "--acceptance [nan]: has an entry outside [0, 1]"),
+    (["--acceptance", "0,0"], "nothing is ever accepted; no tree helps"),
+    (["--acceptance", "none.json"], "--acceptance none.json: cannot be read"),
+    (["--nodes", "0"], "--nodes 0: must lie in 1..1024; use --nodes 1"),
+    (["--nodes", "5000"], "--nodes 5000: must lie in 1..1024; use --nodes 1024"),
+    (["--nodes", "x"], "argument --nodes: invalid int value: 'x'"),
+    (["--depth", "-1"], "--depth -1: must lie in 1..64; use --depth 1"),
+    (["--dept", "3"], "unrecognized arguments: --dept 3"),
+]
+
+
+def fails(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["growmap", *arguments]) == 2
+    assert_one_line(message, capsys)
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD_OPTIMISE, ids=[" ".join(flags) for flags, _ in BAD_OPTIMISE])
+def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = ["optimise", str(tmp_path / "best.pt"), "--acceptance", "0.6,0.2", "--nodes", "7", "--depth", "3"]
+    fails([*good, *flags], message, capsys)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{broken", "cannot be read"),
+        (b"\xff\xff", "cannot be read"),
+        (b"[" * 100_000, "cannot be read"),
+        (b"{}", "holds no list"),
+        (b'{"acceptance": 0.5}', "holds no list"),
+        (b"[]", "is not a list of numbers"),
+        (b'[0.5, "a"]', "is not a list of numbers"),
+        (b"[[0.5], [0.9, 0.9]]", "vector 2 of 2 sums to 1.8"),
+        (b"[[0.5], null]", "vector 2 of 2 is not a list of numbers"),
+    ],
+)
+def test_bad_acceptance_files(content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "measured.json", tmp_path / "best.pt"
+    path.write_bytes(content)
+    fails(["optimise", "--acceptance", str(path), "--nodes", "7", "--depth", "3", str(out)], message, capsys)
+    assert not out.exists()
+
+
+def test_bad_paths(tree: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = ["optimise", "--acceptance", "0.6,0.2", "--nodes", "7", "--depth", "3"]
+    fails([*good, str(tmp_path / "no" / "best.pt")], "cannot be written", capsys)
+    fails(["show", "none.pt"], "none.pt: no such file", capsys)
+    fails(["draw", "none.pt", "--output", "tree.png"], "none.pt: no such file", capsys)
+    fails(["draw", tree], "the following arguments are required: --output", capsys)
+    fails(["draw", tree, "--output", "tree.pdf"], "--output tree.pdf: not a .png or .svg file; use --output", capsys)
+    fails(["draw", tree, "--output", str(tmp_path / "no" / "tree.png")], "tree.png: cannot be written", capsys)
+    (tmp_path / "folder.png").mkdir()
+    fails(["draw", tree, "--output", str(tmp_path / "folder.png")], "folder.png: cannot be written", capsys)
+    fails(["show", tree, "--acceptance", "0.9,0.9"], "sums to 1.8", capsys)
+    fails(["optimize", "best.pt"], "growmap optimize: not the name of a shape", capsys)
+    data = build_growmap("2x2").to_dict() | {"size": 7}
+    torch.save(data, tmp_path / "bad.pt")
+    fails(["show", str(tmp_path / "bad.pt")], "field 'size' contradicts", capsys)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2x2-tree.pt", "bad.pt", "folder.png"]

@@ -1,0 +1,126 @@
+"""Looking on: the text stays what it was, and every number shown is the models' own."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+from dynasurge import Pair, Settings, TokenTree, generate, load_pair, trace
+from dynasurge.probabilities import to_probs
+from dynasurge.decoding.trace import StepView, WatchedSession, token_text
+
+PROMPT = "w5 w17 w8 w40 w33 w9 w21 w60 w61 w8 w40"
+COMMON: dict[str, Any] = {"M": 128, "new_tokens": 20, "prompt_len": 16, "B": 9, "fill": True}
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_folders: dict[str, tuple[str, str]]) -> Pair:
+    return load_pair(*tiny_folders["llama"], dtype="float32", device="cpu")
+
+
+def view(
+    path: tuple[int, ...], *, bottom_up: bool = False, rule: str = "topdown", beyond: tuple[int, ...] = ()
+) -> StepView:
+    """0 -> 1 -> (3 -> 6, 4 -> 7, 5)
+    0 -> 2 -> 8"""
+    n = 9
+    tree = TokenTree(
+        tokens=tuple(range(n)),
+        parents=(-1, 0, 0, 1, 1, 1, 3, 4, 2),
+        proposal=(1.0, *[0.25] * (n - 1)),
+        point=(True, *[False] * (n - 1)),
+        value=(1.0, *[0.5] * (n - 1)),
+    )
+    return StepView(
+        number=3,
+        rule=rule,
+        bottom_up=bottom_up,
+        tree=tree,
+        path=path,
+        beyond=beyond,
+        emitted=(*path, 50),
+        texts=tuple(f" t{node}" for node in range(n)),
+        bonus="\n<b>",
+        written=(*(f" t{node}" for node in path), "\n<b>"),
+        p=(None, *[0.125] * (n - 1)),
+        q=(None, *[0.25] * (n - 2), None),
+        reach=(1.0, *[0.0625] * (n - 1)),
+    )
+
+
+@pytest.mark.parametrize("policy", ["sampled", "topk", "hybrid"])
+@pytest.mark.parametrize("T", [0.0, 0.8])
+def test_p_and_q_are_what_the_models_say_and_the_text_is_generates(pair: Pair, policy: str, T: float) -> None:
+    settings = COMMON | {"policy": policy, "T": T, "P": 0.9}
+    plain, seen = generate(pair, PROMPT, **settings), trace(pair, PROMPT, **settings)
+    assert [step.emitted for step in seen.steps] == [step.emitted for step in plain.steps]
+    assert [step.tree for step in seen.steps] == [step.tree for step in plain.steps]
+    text, asked = list(plain.prompt_ids), 0
+    for step in seen.steps:
+        paths = [text]
+        for node in range(1, step.tree.size + 1):
+            before, token = paths[step.tree.parents[node]], step.tree.tokens[node]
+            paths.append([*before, token])
+            p, q = (
+                float(to_probs(model(torch.tensor([before])).logits[0, -1].detach(), *law)[token])
+                for model, law in ((pair.target, (T, 0.9)), (pair.draft, (T or 1.0, 0.9 if T else 1.0)))
+            )
+            assert step.p[node] == pytest.approx(p, abs=1e-4)
+            if step.q[node] is not None:  # a copy whose parent the draft never read
+                assert step.q[node] == pytest.approx(q, abs=1e-4)
+                asked += 1
+        assert 0 <= min(step.reach) <= max(step.reach) <= 1 + 1e-6
+        text += step.emitted
+    assert asked > sum(step.tree.size for step in seen.steps) / 2
+    assert seen.text == plain.text
+
+
+def test_fates_follow_the_rule() -> None:
+    accepted, rejected, untried = "accepted", "rejected", "untried"
+    assert view((1, 4)).fates == (
+        "root", accepted, untried, rejected, accepted, untried, untried, rejected, untried
+    )  # fmt: skip
+    assert view((1, 4), bottom_up=True).fates == (
+        "root", accepted, untried, rejected, accepted, untried, rejected, rejected, untried
+    )  # fmt: skip
+    assert view(()).fates == ("root", rejected, rejected, *[untried] * 6)
+    assert view((), bottom_up=True).fates == ("root", *[rejected] * 8)
+    assert view((1,), rule="bfs").fates == ("root", accepted, *[rejected] * 7)
+    assert view((1,), beyond=(4, 7)).fates == (
+        "root", accepted, untried, rejected, "cut", untried, untried, "cut", untried
+    )  # fmt: skip
+    assert view((1,), beyond=(4, 7)).stop == 7
+    assert view((1, 4)).stop == 4
+    assert view(()).stop == 0
+
+
+class Tokenizer:
+    """Tokens as byte-level and as sentencepiece vocabularies have them."""
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return ["Ġthe", "▁the", "Ã"][token]
+
+    def decode(self, tokens: list[int]) -> str:
+        return [" the", "the", "�"][tokens[0]]
+
+
+def test_tokens_keep_the_blank_that_begins_a_word_and_parts_of_letters_their_number() -> None:
+    assert [token_text(Tokenizer(), token) for token in range(3)] == [" the", " the", "<2>"]  # type: ignore[arg-type]
+
+
+def test_a_letter_of_several_tokens_is_written_once_it_is_complete(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    letters = {(1,): "\ufffd", (1, 2): "\ufffd", (1, 2, 3): "\U0001f600", (4,): " a"}
+
+    class Letters:
+        def convert_ids_to_tokens(self, token: int) -> str:
+            return "x"
+
+        def decode(self, tokens: list[int]) -> str:
+            return letters[tuple(tokens)]
+
+    session = WatchedSession(pair, Settings(mode="auto", M=64, prompt_len=8, new_tokens=8))
+    monkeypatch.setattr(session, "pair", dataclasses.replace(pair, tokenizer=Letters()))
+    assert [session._write(token) for token in (1, 2, 3, 4)] == ["", "", "\U0001f600", " a"]

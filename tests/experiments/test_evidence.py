@@ -1,0 +1,129 @@
+"""Evidence: probes agree with the models, what is published holds numbers only, and figures come from it alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from dynasurge import UsageError, load_pair
+
+from dynasurge import probabilities
+from dynasurge.experiments.rule_bias import first_token_bias
+from dynasurge.cli.main import main
+from dynasurge.experiments.published_records import PROBES, TEXT, Evidence, publish
+from dynasurge.cli.figures import figures_command
+from dynasurge.models.pair import Pair
+
+SIZES = ["--nodes", "2", "--contexts", "2", "--samples", "20"]
+
+
+@pytest.fixture
+def swept(pair: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("sys.argv", ["dynasurge", "sweep", "--dataset", "prompts.jsonl"])
+    flags = [
+        "--dataset",
+        prompts,
+        "--end",
+        "2",
+        "--new-tokens",
+        "6",
+        "--B",
+        "2",
+        "--growmap",
+        "2x2",
+        "--dtype",
+        "float32",
+    ]
+    assert main(["sweep", *pair, *flags, "--T", "1.0", "--use_bfs", "--output", str(tmp_path / "run")]) == 0
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def models(pair: list[str]) -> Pair:
+    return load_pair(pair[1], pair[3], dtype="float32", device="cpu")
+
+
+def test_what_is_published_is_numbers_with_their_origin(swept: Path, tmp_path: Path) -> None:
+    output = tmp_path / "data"
+    assert publish([str(swept), "--output", str(output), "--machine", "two cores", *SIZES]) == 0
+    assert sorted(path.name for path in output.iterdir()) == sorted(
+        ["README.md", "costs.json", "records.parquet", *(f"{name}.parquet" for name in PROBES)]
+    )
+    evidence = Evidence.read(output)
+    assert not set(TEXT) & set(evidence.frame)
+    assert evidence.about["machine"] == "two cores"
+    assert evidence.about["commands"].startswith(
+        "dynasurge sweep --dataset prompts.jsonl; python -m dynasurge.experiments.published_records"
+    )
+    assert all(pd.read_parquet(output / f"{name}.parquet").attrs == evidence.about for name in PROBES)
+    assert "two cores" in evidence.caption()
+    assert "dynasurge sweep" in (output / "README.md").read_text()
+    original = Evidence.read(swept)
+    assert evidence.curve() == original.curve()
+    pd.testing.assert_frame_equal(evidence.frame, original.frame.drop(columns=TEXT), check_like=True)
+
+
+def test_positions_are_the_models_own_distributions(swept: Path, models: Pair) -> None:
+    frame = Evidence.read(swept).frame
+    table = PROBES["positions"](models, frame)
+    auto = frame[frame["mode"] == "auto"].set_index("index")
+    assert table.groupby("index").size().to_dict() == auto["tokens"].to_dict()
+    row = auto.loc[0]
+    text = torch.tensor([[*row["prompt_ids"], *row["output_ids"][:-1]]])
+    with torch.inference_mode():
+        p, q = (probabilities.to_probs(model(text).logits[0], 1.0) for model in (models.target, models.draft))
+    overlap = torch.minimum(p, q).sum(-1)[-len(row["output_ids"]) :]
+    assert table.loc[table["index"] == 0, "overlap"].tolist() == pytest.approx(overlap.tolist(), abs=1e-5)
+
+
+def test_rules_agree_at_one_node_and_stay_below_the_bound(swept: Path, models: Pair) -> None:
+    table = PROBES["bounds"](models, Evidence.read(swept).frame, nodes=3, draws=4)
+    assert set(table["policy"]) == {"sampled", "topk", "hybrid"}
+    assert (table["nodes"] == 3).all()
+    spread = table.groupby(["policy", "k"])["accepted"].agg(lambda column: column.max() - column.min())
+    assert (spread < 1e-6).all()
+    topk = table[table["policy"] == "topk"]
+    assert topk["accepted"].tolist() == pytest.approx(topk["bound"].tolist(), abs=1e-5)
+
+
+def test_the_prototypes_rule_is_biased_and_the_others_are_not(models: Pair) -> None:
+    table = first_token_bias(models, {0: [5, 6, 7], 1: [8, 9]}, T=1.0, samples=600)
+    means = table.groupby("rule")["total_variation"].mean()
+    assert means["bfs (lossy)"] > max(means["topdown"], means["traversal"])
+    assert abs(means["topdown"] - means["traversal"]) < 0.05
+    with pytest.raises(ValueError, match="4x8 has 8 levels"):
+        first_token_bias(models, {0: [5]}, shape="4x8")
+
+
+def test_mistakes_cost_one_line(swept: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="own folder"):
+        publish([str(swept), "--output", str(swept)])
+    with pytest.raises(UsageError, match="--samples"):
+        publish([str(swept), "--output", str(tmp_path / "data"), "--samples", "0"])
+    with pytest.raises(UsageError, match="positions: was not measured there; make such a folder with"):
+        figures_command([str(swept), "--output", str(tmp_path / "figures")])
+    published = tmp_path / "published"
+    Evidence.read(swept).write(published)
+    with pytest.raises(UsageError, match="holds no texts"):
+        publish([str(published), "--output", str(tmp_path / "data")])
+
+
+@pytest.mark.slow
+def test_figures_come_from_the_records_alone(swept: Path, tmp_path: Path) -> None:
+    """Once published, neither the models nor the sweep is needed; the same records give the same files."""
+    data, drawn = tmp_path / "data", [tmp_path / "once", tmp_path / "again"]
+    publish([str(swept), "--output", str(data), *SIZES])
+    shutil.rmtree(swept)
+    books = tmp_path / "notebooks"
+    books.mkdir()
+    for path in (Path(__file__).parent.parent / "notebooks").glob("0[234]*.ipynb"):
+        shutil.copy(path, books)
+    for output in drawn:
+        assert figures_command([str(data), "--output", str(output), "--notebooks", str(books)]) == 0
+    names = sorted(path.name for path in drawn[0].iterdir())
+    assert {"comparison.png", "comparison.svg", "02-acceptance.svg", "03-budget.svg", "04-bound.png"} <= set(names)
+    assert all((drawn[0] / name).read_bytes() == (drawn[1] / name).read_bytes() for name in names)

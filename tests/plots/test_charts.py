@@ -1,0 +1,155 @@
+"""Figures of tables: they draw what the tables say, in one style, the same file each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+from test_study import AUTO, ETV, TREE, row
+
+from dynasurge import Settings, UsageError
+
+from dynasurge.experiments import results_frame
+from dynasurge.plots.study_figures import acceptance_figure, budget_figure, costs_figure, keep, overlap_figure
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.experiments.published_records import Evidence
+from dynasurge.plots.figures import save_figure
+from dynasurge.plots.rule_figures import RULES, bias_figure, bound_figure, comparison_figure
+from dynasurge.plots.style import ETV as DARK
+from dynasurge.plots.style import LINES, PLAIN
+
+STATIC = Settings(mode="sTree", growmap="4x8")
+LOSSY = Settings(B=4, use_bfs=True, etv="bfs")
+CAPTION = "demo pair, a machine, float32; prompts: d, n = 2; T = 0.6"
+
+
+@pytest.fixture
+def frame() -> pd.DataFrame:
+    steps = {
+        AUTO: [[]] * 6,
+        STATIC: [[0, 0, 0], [0]],
+        TREE: [[0, 1], [0], []],
+        ETV: [[0, 1, 0], [0, 0]],
+        LOSSY: [[0] * 5],
+    }
+    rows = [row(settings, index, ranks, kind="news") for settings, ranks in steps.items() for index in (0, 1)]
+    return results_frame.to_frame([r | {"lossless": "lossy" not in r["label"]} for r in rows])
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.findobj(matplotlib.text.Text)]
+
+
+def grey(colour: str) -> float:
+    return float(np.dot(matplotlib.colors.to_rgb(colour), (0.299, 0.587, 0.114)))
+
+
+def test_the_comparison_draws_every_tree_once_a_rule(frame: pd.DataFrame) -> None:
+    table = results_frame.trees(frame)
+    figure = comparison_figure(table, CAPTION)
+    per_token, per_request, accepted = figure.axes
+    expected = table[table["mode"] != "auto"]
+    heights = sorted(bar.get_height() for bar in per_token.patches if bar.get_height() > 0)
+    assert heights == pytest.approx(sorted(1e3 * expected["latency_per_token_s"]))
+    hatched = [bar for bar in per_token.patches if bar.get_hatch()]
+    assert {bar.get_facecolor() for bar in hatched} == {matplotlib.colors.to_rgba(RULES["bfs (lossy)"])}
+    points = [y for line in accepted.lines if line.get_marker() not in ("", "None") for y in line.get_ydata()]
+    drawn = sorted(y for y in points if y == y)
+    assert drawn == pytest.approx(sorted(expected["accepted_per_step"]))
+    assert [a.get_ylabel().split("\n")[-1] for a in (per_token, per_request, accepted)] == [
+        "latency (ms / token)",
+        "latency (s / full request)",
+        "accepted (tokens / step)",
+    ]
+    assert {"4x8", "B=4", "static", "dynamic", "auto (no tree)", "ETV", CAPTION} <= set(texts(figure))
+
+
+def test_lightness_alone_tells_rules_and_lines_apart() -> None:
+    assert abs(grey(PLAIN) - grey(DARK)) > 0.3
+    assert len(set(LINES)) == len(LINES)
+
+
+def test_acceptance_has_four_panels_with_units(frame: pd.DataFrame) -> None:
+    figure = acceptance_figure(results_frame.contrast(frame), CAPTION)
+    assert len(figure.axes) == 4
+    assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
+    rank = results_frame.acceptance_by_rank(results_frame.contrast(frame))
+    lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[3].lines}
+    for label, group in rank.groupby("label"):
+        assert set(lines[label]) <= set(group["accepted"])
+    assert CAPTION in texts(figure)
+
+
+def test_contrast_is_one_static_and_one_dynamic_tree_without_etv(frame: pd.DataFrame) -> None:
+    assert set(results_frame.contrast(frame)["label"]) == {"sTree 4x8", "dTree B=4"}
+
+
+def test_acceptance_by_confidence_is_a_mean_of_steps(frame: pd.DataFrame) -> None:
+    table = results_frame.acceptance_by_confidence(frame[frame["label"] == "dTree B=4"], bins=5)
+    # Steps of a row: confidence 0.5 accepted 2, 0.6 accepted 1, none accepted 0 (left out).
+    assert table[["confidence", "steps", "accepted_per_step"]].to_numpy().tolist() == [[0.5, 2, 2.0], [0.7, 2, 1.0]]
+
+
+def test_overlap_costs_and_budget_say_what_they_show(frame: pd.DataFrame) -> None:
+    positions = pd.DataFrame(
+        {"kind": ["a", "a", "b", "b"], "overlap": [0.1, 0.3, 0.7, 0.9], "confidence": [0.1, 0.2, 0.8, 1]}
+    )
+    left, _ = overlap_figure(positions, CAPTION).axes
+    assert [line.get_label() for line in left.lines] == ["a (0.20)", "b (0.80)"]
+    assert list(left.lines[0].get_ydata()) == [0.5, 1.0]
+    costs = Costs(widths=(1, 4), target_seconds=(0.01, 0.02), draft_seconds=(0.001, 0.002))
+    curve, sizes = costs_figure(costs, [0, 2, 2, 3], CAPTION).axes
+    assert list(curve.lines[0].get_ydata()) == [10.0, 20.0]
+    assert [bar.get_height() for bar in sizes.patches] == [1, 0, 2, 1]
+    assert "ms" in curve.get_ylabel()
+    speed = budget_figure(results_frame.trees(frame), CAPTION).axes[1]
+    assert speed.get_ylabel() == "tokens / s"
+    assert {"4x8", "B=4"} <= {text.get_text() for text in speed.texts}
+
+
+def test_bias_and_bound_mark_what_is_lossy_and_what_cannot_be() -> None:
+    bias = pd.DataFrame({"rule": ["topdown", "bfs (lossy)"] * 2, "total_variation": [0.02, 0.05, 0.04, 0.07]})
+    bars = bias_figure(bias, CAPTION).axes[0].patches
+    assert [bar.get_height() for bar in bars] == pytest.approx([0.03, 0.06])
+    assert [bool(bar.get_hatch()) for bar in bars] == [False, True]
+    bounds = pd.DataFrame(
+        {
+            "policy": "sampled",
+            "k": [1, 2, 1, 2],
+            "rule": ["topdown"] * 2 + ["traversal"] * 2,
+            "accepted": 0.5,
+            "bound": 0.6,
+        }
+    )
+    (axes,) = bound_figure(bounds, CAPTION).axes
+    assert [line.get_label() for line in axes.lines] == ["upper bound", "topdown", "traversal"]
+
+
+def test_the_same_figure_is_the_same_file_and_leaves_matplotlib_alone(frame: pd.DataFrame, tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    for name in ("a", "b"):
+        figure = comparison_figure(results_frame.trees(frame), CAPTION)
+        assert keep(figure, str(tmp_path), name) is figure
+    assert dict(matplotlib.rcParams) == before
+    for suffix in ("png", "svg"):
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+    assert keep(figure, None, "c") is figure
+    assert len(list(tmp_path.iterdir())) == 4
+    assert len(save_figure(figure, tmp_path, "d")) == 2
+
+
+def test_filled_trees_have_a_name_of_their_own(frame: pd.DataFrame, tmp_path: Path) -> None:
+    filled = Settings(B=4, fill=True, use_bfs=True)
+    rows = results_frame.to_frame([row(filled, 0, [[0]])])
+    rows.to_parquet(tmp_path / "records.parquet")
+    evidence = Evidence.read(tmp_path)
+    assert list(evidence.frame["label"]) == ["dTree B=4 filled +ETV"]
+    assert list(results_frame.trees(evidence.frame)["tree"]) == ["dTree B=4 filled"]
+    assert "1 CPU threads, float32; prompts: d, n = 1; T = 0.6" in evidence.caption()
+    for missing in (lambda: evidence.probe("bias"), evidence.curve):
+        with pytest.raises(UsageError, match="was not measured there"):
+            missing()

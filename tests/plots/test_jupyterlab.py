@@ -1,0 +1,118 @@
+"""The explorer in a real JupyterLab, driven in headless Chromium as a reader would: steps, hovers, changes B, compares.
+
+Needs a Chromium on the PATH and `pip install -e '.[browser]'`; skipped without. DYNASURGE_SCREENSHOTS=FOLDER keeps pictures
+of what was seen, in the light theme and in the dark one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[browser]'")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")]
+QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+CELL = """import dynasurge
+from dynasurge.plots.explorer import Explorer
+Explorer(dynasurge.load_pair({draft!r}, {target!r}, device="cpu"), prompt="w5 w17 w8 w40", prompt_len=32, B=8, fill=True)"""
+
+
+@pytest.fixture(params=["light", "dark"])
+def lab(request: Any, tmp_path: Path, tiny_folders: dict[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """(theme, address) of a JupyterLab that serves one notebook."""
+    draft, target = tiny_folders["llama"]
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(CELL.format(draft=draft, target=target))],
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+    )
+    nbformat.write(notebook, tmp_path / "explore.ipynb")
+    themes = tmp_path / "settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
+    themes.parent.mkdir(parents=True)
+    themes.write_text(json.dumps({"theme": f"JupyterLab {request.param.title()}"}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
+    options = ["--IdentityProvider.token=", "--LabApp.news_url=None", "--ServerApp.port_retries=0"]
+    environment = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")}
+    server = subprocess.Popen(
+        [*command, *options], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield request.param, f"{address}/lab/tree/explore.ipynb"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_a_reader_explores_a_generation(lab: tuple[str, str], tmp_path: Path) -> None:
+    theme, address = lab
+    shots = Path(os.environ.get("DYNASURGE_SCREENSHOTS", tmp_path))
+    errors: list[str] = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport={"width": 1400, "height": 1100})
+        page.goto(address)
+        page.click(".jp-Cell .cm-content", timeout=90_000)
+        page.get_by_text("| Idle").wait_for(timeout=90_000)  # a cell that is run before its kernel is there is lost
+        # From here on what goes wrong is ours; a lab that has just started misses some resources of its own.
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.keyboard.press("Control+Enter")
+        status = page.locator(".dynasurge .status")
+
+        def settled(text: str) -> None:
+            """Every view says this, and has decoded to its end."""
+            for number in range(status.count()):
+                sync_api.expect(status.nth(number)).to_contain_text(text, timeout=60_000)
+                sync_api.expect(status.nth(number)).not_to_contain_text("decoding", timeout=60_000)
+
+        page.wait_for_selector(".dynasurge .stage svg", timeout=90_000)
+        settled("step 0 ·")
+        page.locator(".jp-OutputArea select").first.select_option(index=2)  # a bundled prompt
+        page.wait_for_timeout(300)
+        settled("step 0 · 8 drafted")
+        page.click(".dynasurge .stage", position={"x": 300, "y": 300})
+        for number in range(1, 6):
+            page.keyboard.press("ArrowRight")
+            settled(f"step {number} ·")
+        page.keyboard.press("ArrowLeft")
+        settled("step 4 ·")
+        page.locator(".dynasurge .node").nth(1).hover()
+        tip = page.locator(".dynasurge .tip")
+        for fact in ("p ", "q ", "slot value", "node 1"):
+            sync_api.expect(tip).to_contain_text(fact)
+        page.screenshot(path=shots / f"explorer-{theme}-hover.png")
+        page.locator('.widget-dropdown:has(label:text-is("B")) select').first.select_option("128")
+        settled("128 drafted")  # a text of its own, which may be shorter
+        page.get_by_text("compare two settings").click()
+        page.locator('.widget-dropdown:has(label:text-is("rule")) select').nth(1).select_option("traversal")
+        sync_api.expect(status).to_have_count(2)
+        sync_api.expect(status.nth(1)).to_contain_text("(traversal)")
+        settled(" drafted, ")
+        page.mouse.move(2, 2)
+        page.screenshot(path=shots / f"explorer-{theme}-compare.png")
+        paper = page.eval_on_selector(".dynasurge .frame", "e => getComputedStyle(e).backgroundColor")
+        browser.close()
+    assert errors == []
+    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 17)"}[theme]
