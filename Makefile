@@ -31,7 +31,7 @@ notebooks: install
 RECORDS ?= figures/data
 OUTPUT ?= figures
 figures: install
-	$(BIN)/python -m dynasurge.cli.figures $(RECORDS) --output $(OUTPUT)
+	$(BIN)/dynasurge figures $(RECORDS) --output $(OUTPUT)
 
 # Twice: trees that stop where nodes no longer pay, without and with ETV, and trees that spend their budget whole.
 STUDY ?= --dataset demo --end 7 --new-tokens 64
@@ -43,12 +43,13 @@ RUNS ?= runs/figures
 records: install
 	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --use_bfs --B $(BUDGETS) auto --growmap $(GROWMAPS) --output $(RUNS)
 	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --mode dTree --fill --B 2 $(BUDGETS) --output $(RUNS)-filled
-	$(BIN)/python -m dynasurge.experiments.published_records $(RUNS) $(RUNS)-filled --output $(RECORDS) $(if $(MACHINE),--machine "$(MACHINE)")
+	$(BIN)/dynasurge publish $(RUNS) $(RUNS)-filled --output $(RECORDS) $(if $(MACHINE),--machine "$(MACHINE)")
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 test: lint
 	$(BIN)/python -m pytest

@@ -1,10 +1,11 @@
-"""How far the prototype's rule bends a real model's text: the next token's distribution after one step.
+"""How far the prototype's rule bends a real model's text: the next token's distribution after one
+step.
 
     python benchmarks/bias.py --data cnn_dailymail.jsonl --contexts 10 --samples 1000
 
-At each context (the first 128 tokens of a prompt) one step is taken `samples` times and the first emitted token is counted;
-dynasurge/experiments/rule_bias.py says how. Counting noise makes a distance positive even for a lossless rule, so what counts is how much
-a rule is above topdown.
+At each context (the first 128 tokens of a prompt) one step is taken `samples` times and the first
+emitted token is counted; dynasurge/experiments/rule_bias.py says how. Counting noise makes a
+distance positive even for a lossless rule, so what counts is how much a rule is above topdown.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import argparse
 from tqdm import tqdm
 
 from dynasurge import load_pair
-from dynasurge.experiments.rule_bias import first_token_bias
 from dynasurge.experiments.datasets import load_prompts
+from dynasurge.experiments.rule_bias import first_token_bias
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
-"""How much is left on the table at one node: what the rules accept there, and what no lossless rule could beat.
+"""How much is left on the table at one node: what the rules accept there, and what no lossless rule
+could beat.
 
     python benchmarks/bound.py --data cnn_dailymail.jsonl --prompts 12
 
-Nodes are positions of text that the target wrote itself. At each, k children are proposed by every policy; top-down
-acceptance is exact given the children, the bound is exact given the node (dynasurge/verification/single_node_bound.py). At one node traversal and
-reserved do as top-down does: what they gain, they gain on paths.
+Nodes are positions of text that the target wrote itself. At each, k children are proposed by every
+policy; top-down acceptance is exact given the children, the bound is exact given the node
+(dynasurge/verification/single_node_bound.py). At one node traversal and reserved do as top-down
+does: what they gain, they gain on paths.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import torch
 from tqdm import tqdm
 
 from dynasurge import Settings, load_pair
-from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
-from dynasurge.verification.single_node_bound import acceptance_bound
-from dynasurge.settings import POLICIES
-from dynasurge.experiments.datasets import load_prompts
 from dynasurge.decoding.session import Session
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
+from dynasurge.settings import POLICIES
+from dynasurge.verification.single_node_bound import acceptance_bound
 
 EVERY = 8  # positions between nodes, so that they differ
 DRAWS = 32  # sets of children drawn at each node

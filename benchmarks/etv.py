@@ -1,12 +1,14 @@
-"""What Enhanced Tree Verification gains: accepted tokens per step with and without it, paired by prompt.
+"""What Enhanced Tree Verification gains: accepted tokens per step with and without it, paired by
+prompt.
 
     python benchmarks/etv.py run --data cnn_dailymail.jsonl c4_en.jsonl --prompts 100 --output runs/etv
     python benchmarks/etv.py table runs/etv
 
-Every prompt is decoded once top-down and once with ETV, for every tree shape and temperature. Besides what each run really
-accepted, every step records the expected accepted length of *all* rules on the tree that was drawn there, exact given the
-tree: that comparison is free of the luck of coins and of trees. `--shard 0/8` does every eighth prompt, so that several
-processes share a machine; a killed run goes on where it stopped.
+Every prompt is decoded once top-down and once with ETV, for every tree shape and temperature.
+Besides what each run really accepted, every step records the expected accepted length of *all*
+rules on the tree that was drawn there, exact given the tree: that comparison is free of the luck of
+coins and of trees. `--shard 0/8` does every eighth prompt, so that several processes share a
+machine; a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ import torch
 from shards import Shard, gained, read_rows, run_command, run_flags
 
 from dynasurge import Settings, load_pair
-from dynasurge.experiments.text_distributions import mean_depth
-from dynasurge.experiments.datasets import load_prompts
 from dynasurge.decoding.session import Session, make_engines
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.experiments.text_distributions import mean_depth
 from dynasurge.verification.rules import RULES, Verdict, draw_verdict
 
 STATIC = {"4x8": "growmaps/4x8-tree.pt", "8x8": "growmaps/8x8-tree.pt"}

@@ -2,9 +2,10 @@
 
     python benchmarks/killed_sweep.py --kills 20
 
-Two tiny random models decode a grid of at least 1,000 (settings, prompt) pairs, once undisturbed and once killed (SIGKILL)
-after random times, by default twenty times; every other life is a launch of two processes of which one is killed. Rows are
-compared in all that does not depend on the clock: settings, prompts, tokens, and what every step accepted.
+Two tiny random models decode a grid of at least 1,000 (settings, prompt) pairs, once undisturbed
+and once killed (SIGKILL) after random times, by default twenty times; every other life is a launch
+of two processes of which one is killed. Rows are compared in all that does not depend on the clock:
+settings, prompts, tokens, and what every step accepted.
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ def run(root: Path, kills: int, chance: random.Random) -> None:
 
 
 def one_life(command: list[str], folder: Path, wanted: int, moment: float, *, launched: bool) -> str:
-    """Run until there are so many rows and, for as long as a row takes, a `moment` longer, then kill: the process, or one
-    of two. Until any row is there, the kill falls anywhere in loading."""
+    """Run until there are so many rows and, for as long as a row takes, a `moment` longer, then
+    kill: the process, or one of two. Until any row is there, the kill falls anywhere in loading."""
     start = [sys.executable, *(LAUNCH if launched else []), *command, str(folder)]
     process = subprocess.Popen(start, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     loading = wanted == count(folder)
@@ -84,7 +85,8 @@ def one_life(command: list[str], folder: Path, wanted: int, moment: float, *, la
 
 
 def make_study(root: Path) -> list[str]:
-    """A random pair, prompts, and the command of a sweep over 44 settings but for the output folder."""
+    """A random pair, prompts, and the command of a sweep over 44 settings but for the output
+    folder."""
     words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, VOCAB)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

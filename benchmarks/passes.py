@@ -1,12 +1,14 @@
-"""What a step is made of: the latency curve t(n) against the memory floor, where a step's time goes, what memory it holds.
+"""What a step is made of: the latency curve t(n) against the memory floor, where a step's time
+goes, what memory it holds.
 
     python benchmarks/passes.py --shape 7b --engines eager graphs compiled --widths 1 17 65
     python benchmarks/passes.py                                                   # the demo pair, on whatever there is
 
-A pass must at least read its weights once (an embedding table that is not the head, too, is not read but looked up): the
-floor is their bytes over the bandwidth at which this machine reads or copies a large tensor (measured, not a data sheet's).
-Engines: `eager` calls the model, `graphs` replays captured passes, `compiled` lets torch.compile fuse small kernels first.
-`--steps` then decodes so many steps of filled trees and says whether memory grew.
+A pass must at least read its weights once (an embedding table that is not the head, too, is not
+read but looked up): the floor is their bytes over the bandwidth at which this machine reads or
+copies a large tensor (measured, not a data sheet's). Engines: `eager` calls the model, `graphs`
+replays captured passes, `compiled` lets torch.compile fuse small kernels first. `--steps` then
+decodes so many steps of filled trees and says whether memory grew.
 """
 
 from __future__ import annotations
@@ -25,12 +27,12 @@ from shards import guard
 from widen import SHAPES, load_wide
 
 from dynasurge import Settings
-from dynasurge.experiments.datasets import load_prompts
-from dynasurge.models.engine import Engine
-from dynasurge.errors import UsageError
-from dynasurge.decoding.session import Session, make_engines
-from dynasurge.models.cuda_graphs import Captured, Graphs
 from dynasurge.decoding.latency import WIDTHS
+from dynasurge.decoding.session import Session, make_engines
+from dynasurge.errors import UsageError
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.models.cuda_graphs import Captured, Graphs
+from dynasurge.models.engine import Engine
 from dynasurge.models.pair import Pair
 
 TEXT = 256  # tokens in the cache
@@ -84,7 +86,8 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def curve(name: str, model: Any, kinds: list[str], widths: list[int], floor: float) -> None:
-    """Milliseconds of a pass by width and engine, and the fraction of the floor that a pass of one token reaches."""
+    """Milliseconds of a pass by width and engine, and the fraction of the floor that a pass of one
+    token reaches."""
     print(f"\n| {name}, ms a pass | {' | '.join(f'n = {n}' for n in widths)} | floor / t({widths[0]}) |")
     print("|---" * (len(widths) + 2) + "|")
     notes: list[str] = []

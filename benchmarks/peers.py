@@ -1,11 +1,13 @@
-"""Faster than what? Everything a user of the same weights could run instead, in one process, prompt by prompt.
+"""Faster than what? Everything a user of the same weights could run instead, in one process, prompt
+by prompt.
 
     python benchmarks/peers.py run --data cnn_dailymail.jsonl --prompts 20 --B 8 --output runs/peers
     python benchmarks/peers.py run --data cnn_dailymail.jsonl --B 64 --shape 7b --compile --output runs/peers-7b
     python benchmarks/peers.py table runs/peers
 
-`--shape` widens the target (widen.py), on a GPU: the text is the demo target's, the cost that of the large model. All
-methods take the same prompt, at the same temperature and without top-k, before any takes the next.
+`--shape` widens the target (widen.py), on a GPU: the text is the demo target's, the cost that of
+the large model. All methods take the same prompt, at the same temperature and without top-k, before
+any takes the next.
 
 transformers' own, through `model.generate`:
 
@@ -16,8 +18,8 @@ transformers' own, through `model.generate`:
   twice, which is lossless but costs acceptance at T < 1; `chain k` is the same method without that);
 - `lookup k`: prompt lookup, k tokens copied from the text.
 
-The rules of other systems, whose code cannot run on these weights, within our engine, with our kernels, verified top-down
-as they do it:
+The rules of other systems, whose code cannot run on these weights, within our engine, with our
+kernels, verified top-down as they do it:
 
 - `chain k`: speculative decoding (arXiv 2211.17192), our own;
 - `Sequoia` (arXiv 2402.12374): the optimal static tree of B nodes and 8 levels for acceptance by rank, measured before on
@@ -52,11 +54,11 @@ from transformers.generation.streamers import BaseStreamer
 from widen import SHAPES, load_wide
 
 from dynasurge import Settings
-from dynasurge.experiments.datasets import load_prompts
-from dynasurge.decoding.session import Session, make_engines
-from dynasurge.trees.growmap import save_growmap
 from dynasurge.decoding.latency import load_costs
+from dynasurge.decoding.session import Session, make_engines
+from dynasurge.experiments.datasets import load_prompts
 from dynasurge.models.pair import Pair
+from dynasurge.trees.growmap import save_growmap
 from dynasurge.trees.optimal_growmap import optimal_growmap
 
 TEMPERATURES = (0.0, 0.6, 1.0)
@@ -74,8 +76,9 @@ MEASURED_ON = 14  # bundled prompts, for the acceptance vector of `Sequoia`
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """One request. passes: of the target, the prompt's not counted; first: tokens that came with the prompt's own pass;
-    prefill_seconds: until those were there; phases: of our own steps, means: milliseconds, draft passes and nodes."""
+    """One request. passes: of the target, the prompt's not counted; first: tokens that came with
+    the prompt's own pass; prefill_seconds: until those were there; phases: of our own steps, means:
+    milliseconds, draft passes and nodes."""
 
     output_ids: list[int]
     passes: int
@@ -104,7 +107,8 @@ class Clock(BaseStreamer):
 
 
 def theirs(pair: Pair, T: float, new_tokens: int, **how: Any) -> Method:
-    """`model.generate` with these arguments. assistant: k tokens drafted a pass, or None for its default schedule."""
+    """`model.generate` with these arguments. assistant: k tokens drafted a pass, or None for its
+    default schedule."""
     sampling = {"do_sample": True, "temperature": T, "top_p": 1.0, "top_k": 0} if T else {"do_sample": False}
     target, draft, passes = pair.target, pair.draft, [0]
 
@@ -249,9 +253,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table(args: argparse.Namespace) -> None:
-    """Milliseconds a token after the prompt's pass (medians over prompts, with quartiles), and how many times `auto` and
-    `generate` take as long (ratios of mean speeds over the prompts that both have, with a 95% interval); then where a
-    step of ours spends its time."""
+    """Milliseconds a token after the prompt's pass (medians over prompts, with quartiles), and how
+    many times `auto` and `generate` take as long (ratios of mean speeds over the prompts that both
+    have, with a 95% interval); then where a step of ours spends its time."""
     rows = read_rows(*sorted(args.output.rglob("rows-*.jsonl")))
     rows = [row for row in rows if len(row["output_ids"]) > row["first"]]  # the others ended with their first token
     by: dict[tuple[str, float, str], dict[int, dict[str, Any]]] = defaultdict(dict)

@@ -1,9 +1,11 @@
-"""Which child policy decodes fastest: sampled, topk or hybrid, on static and dynamic trees, with ETV.
+"""Which child policy decodes fastest: sampled, topk or hybrid, on static and dynamic trees, with
+ETV.
 
     python benchmarks/policies.py --data cnn_dailymail.jsonl --prompts 12 --output runs/policies
 
-All policies take the same prompt before any takes the next (see experiments/runner.py). Prints tokens per step and the speed-up
-over `auto`, by temperature and tree; a killed run goes on where it stopped.
+All policies take the same prompt before any takes the next (see experiments/runner.py). Prints
+tokens per step and the speed-up over `auto`, by temperature and tree; a killed run goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ import torch
 from tqdm import tqdm
 
 from dynasurge import load_pair
-from dynasurge.settings import POLICIES
-from dynasurge.experiments.datasets import load_prompts
 from dynasurge.cli.flags import budget
+from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.grid import grid
 from dynasurge.experiments.results_frame import results
 from dynasurge.experiments.sweep import sweep
+from dynasurge.settings import POLICIES
 
 
 def main() -> None:

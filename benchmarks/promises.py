@@ -1,12 +1,14 @@
-"""Are slot values honest? What nodes of dynamic trees were thought worth, and how often the path went through them.
+"""Are slot values honest? What nodes of dynamic trees were thought worth, and how often the path
+went through them.
 
     python benchmarks/promises.py --data cnn_dailymail.jsonl c4_en.jsonl spec_bench.jsonl --start 210 --end 220 --T 0.6 0.9
 
-A tree grown best-first is as good as its slot values (drafting/acceptance_estimates.py): if those of deep nodes are too low, trees are too
-bushy, if they are too high, too thin. Filled trees of B nodes are grown at every few tokens of a text that the target
-wrote, and verification knows exactly how likely the path was to go through each node (ETV; top-down with `--topdown`). By
-depth, and by what was promised, the table has the sums of both over all nodes: where `accepted / promised` is 1, growth by
-slot values is best-first indeed. Another `--priors` file is judged likewise.
+A tree grown best-first is as good as its slot values (drafting/acceptance_estimates.py): if those
+of deep nodes are too low, trees are too bushy, if they are too high, too thin. Filled trees of B
+nodes are grown at every few tokens of a text that the target wrote, and verification knows exactly
+how likely the path was to go through each node (ETV; top-down with `--topdown`). By depth, and by
+what was promised, the table has the sums of both over all nodes: where `accepted / promised` is 1,
+growth by slot values is best-first indeed. Another `--priors` file is judged likewise.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from shards import guard
 from tqdm.auto import tqdm
 
 from dynasurge import Settings, load_pair
-from dynasurge.experiments.datasets import load_prompts
 from dynasurge.decoding.session import Session, follow, make_engines
+from dynasurge.experiments.datasets import load_prompts
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import RULES, Verdict, draw_verdict, reach
 
@@ -32,7 +34,8 @@ WORTH = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)  # edges of what is promised
 
 
 class Promises:
-    """Verifies by a rule and adds up, by depth and by slot value, nodes, their slot values and their chances."""
+    """Verifies by a rule and adds up, by depth and by slot value, nodes, their slot values and
+    their chances."""
 
     def __init__(self, rule: str) -> None:
         self._rule = rule

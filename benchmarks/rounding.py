@@ -1,10 +1,11 @@
-"""How often a text at T = 0 is, token for token, the one of transformers' `generate`: a question of rounding.
+"""How often a text at T = 0 is, token for token, the one of transformers' `generate`: a question of
+rounding.
 
     python benchmarks/rounding.py --dtype bfloat16 --new-tokens 64
 
-Passes of different widths round differently. Where two tokens are about as likely, that decides which one is written, and
-the text goes on from there. `generate` itself is in the table, too: a text of it decoded beside another one, in a batch
-of two.
+Passes of different widths round differently. Where two tokens are about as likely, that decides
+which one is written, and the text goes on from there. `generate` itself is in the table, too: a
+text of it decoded beside another one, in a batch of two.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What benchmarks of many runs share: rows in a file a process, a killed run that goes on, intervals over prompts."""
+"""What benchmarks of many runs share: rows in a file a process, a killed run that goes on,
+intervals over prompts."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ import torch
 
 from dynasurge.cli.main import guarded
 from dynasurge.errors import UsageError
-from dynasurge.files import write_whole
 from dynasurge.experiments.provenance import git_commit, processor
+from dynasurge.files import write_whole
 
 RESAMPLES = 4000
 
@@ -95,7 +96,8 @@ def _agree(args: argparse.Namespace) -> None:
 
 
 def read_rows(*paths: Path) -> list[dict[str, Any]]:
-    """The rows of files; a last line that a kill tore is left out. Raises UsageError if there is no file."""
+    """The rows of files; a last line that a kill tore is left out. Raises UsageError if there is no
+    file."""
     if not paths:
         raise UsageError("output", "folder", "holds no rows", "make some with `run`")
     rows = []
@@ -152,8 +154,8 @@ def run_command(
     argv: Sequence[str] | None = None,
     **switches: str,
 ) -> None:
-    """Add the `table` of a benchmark, which prints what was recorded in a folder, and do what is asked. switches: of
-    `table`, with their help."""
+    """Add the `table` of a benchmark, which prints what was recorded in a folder, and do what is
+    asked. switches: of `table`, with their help."""
     add = commands.add_parser("table", help="print what was recorded")
     add.add_argument("output", type=Path)
     for name, what in switches.items():
@@ -164,7 +166,8 @@ def run_command(
 
 
 def guard(work: Callable[[], object], stopped: str = "nothing was written") -> None:
-    """Do it; what a user can mend costs one line and exit code 2, Ctrl-C a line that says what is left."""
+    """Do it; what a user can mend costs one line and exit code 2, Ctrl-C a line that says what is
+    left."""
 
     def run() -> int:
         work()
@@ -176,15 +179,17 @@ def guard(work: Callable[[], object], stopped: str = "nothing was written") -> N
 
 
 def gain(a: np.ndarray, b: np.ndarray) -> tuple[float, float, float]:
-    """rate(b) / rate(a) - 1 and its 95% bootstrap interval over prompts; a, b paired, as for `rate`."""
+    """rate(b) / rate(a) - 1 and its 95% bootstrap interval over prompts; a, b paired, as for
+    `rate`."""
     draws = np.random.default_rng(0).integers(len(a), size=(RESAMPLES, len(a)))
     low, high = np.percentile(rate(b[draws], b.ndim) / rate(a[draws], a.ndim) - 1, [2.5, 97.5])
     return float(rate(b, b.ndim) / rate(a, a.ndim) - 1), low, high
 
 
 def rate(of: np.ndarray, dimensions: int) -> np.ndarray:
-    """The mean of [..., prompts] (1 dimension); of [..., prompts, 2] (2), amounts and what they are counted by (steps,
-    seconds), the sum of the ones by that of the others: a prompt weighs as much as there is of it."""
+    """The mean of [..., prompts] (1 dimension); of [..., prompts, 2] (2), amounts and what they are
+    counted by (steps, seconds), the sum of the ones by that of the others: a prompt weighs as much
+    as there is of it."""
     if dimensions == 1:
         return of.mean(-1)
     total = of.sum(-2)

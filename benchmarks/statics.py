@@ -1,8 +1,10 @@
-"""Static trees as good as they get: what trees of many shapes accept on the bundled prompts, and which one is best.
+"""Static trees as good as they get: what trees of many shapes accept on the bundled prompts, and
+which one is best.
 
-`trees.py choose` decodes with each shape: some `k x d`, and the optimal trees of several sizes and depths for the
-acceptance that is measured first (trees/optimal_growmap.py). Of those of at most B nodes the best is the one that accepts most, or, where
-speed counts, the one that emits most tokens in the time of its passes on this machine: what a dynamic tree has to beat.
+`trees.py choose` decodes with each shape: some `k x d`, and the optimal trees of several sizes and
+depths for the acceptance that is measured first (trees/optimal_growmap.py). Of those of at most B
+nodes the best is the one that accepts most, or, where speed counts, the one that emits most tokens
+in the time of its passes on this machine: what a dynamic tree has to beat.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ import numpy as np
 import torch
 
 from dynasurge import Settings, load_pair
-from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
-from dynasurge.drafting.cost_model import Costs
-from dynasurge.experiments.datasets import load_prompts
-from dynasurge.errors import UsageError
 from dynasurge.decoding.session import Session, make_engines
-from dynasurge.trees.growmap import Growmap, build_growmap, save_growmap
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.errors import UsageError
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
 from dynasurge.models.pair import Pair
+from dynasurge.trees.growmap import Growmap, build_growmap, save_growmap
 from dynasurge.trees.optimal_growmap import optimal_growmap
 
 TEMPERATURES = (0.0, 0.6, 0.9)
@@ -31,15 +33,16 @@ MAKE = "make it with: trees.py choose --output FOLDER"
 
 
 class Chosen(TypedDict):
-    """What `choose` found at a temperature: how often the child of each rank is accepted, and what trees of these names
-    accept a step."""
+    """What `choose` found at a temperature: how often the child of each rank is accepted, and what
+    trees of these names accept a step."""
 
     vector: list[float]
     accepted: dict[str, float]
 
 
 def choose(args: argparse.Namespace) -> None:
-    """How many tokens static trees accept on the bundled prompts, by temperature; growmaps into the output folder."""
+    """How many tokens static trees accept on the bundled prompts, by temperature; growmaps into the
+    output folder."""
     torch.set_num_threads(args.threads)
     pair = load_pair(args.draft, args.target)
     prompts = load_prompts("demo", 0, args.prompts)
@@ -105,7 +108,8 @@ def static_tree(name: str, vector: list[float]) -> Growmap:
 
 
 def best_static(chosen: Chosen, budget: int, costs: Costs | None = None) -> Growmap:
-    """Of the trees of at most `budget` nodes the one that accepts most, or, at these costs, is fastest."""
+    """Of the trees of at most `budget` nodes the one that accepts most, or, at these costs, is
+    fastest."""
 
     def worth(name: str, tree: Growmap) -> float:
         accepted = chosen["accepted"][name]

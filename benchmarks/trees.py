@@ -1,4 +1,5 @@
-"""Which trees are best? Static ones chosen on other prompts, dynamic ones of the literature, ours, and what is left.
+"""Which trees are best? Static ones chosen on other prompts, dynamic ones of the literature, ours,
+and what is left.
 
     python benchmarks/trees.py choose --output runs/chosen
     python benchmarks/trees.py run --data cnn_dailymail.jsonl c4_en.jsonl spec_bench.jsonl --prompts 100 --output runs/trees
@@ -8,8 +9,8 @@
     python benchmarks/trees.py table runs/speeds --speeds
     python benchmarks/trees.py table runs/places --kinds
 
-Everything runs in this package's engine and is verified by the same rule (ETV; at T = 0 all rules are one), so that only
-the trees differ:
+Everything runs in this package's engine and is verified by the same rule (ETV; at T = 0 all rules
+are one), so that only the trees differ:
 
 - `static`: of the `k x d` trees and the optimal trees of at most B nodes, whichever accepts most on the bundled prompts
   (`choose`, which takes half an hour on two CPU cores);
@@ -25,13 +26,15 @@ the trees differ:
   that; it bounds what better slot values could still win on these draws. Its large trees slow a shared cache down for
   all, so where speed counts it runs by itself: `--methods hindsight`.
 
-What a step is counted as is its expected accepted length under the rule, exact given the tree: no luck of coins. But which
-text is decoded is luck, and texts differ far more than methods do. So with `--every 4` all methods grow a tree behind every
-fourth token of the same text, which the target wrote by itself, and learn on the way: the same places for all. With
-`--shard 0/8` every eighth prompt is done, so that several processes share a machine (on a GPU, each method holds half a
-gigabyte there: give each process one T and one B, and a folder within the same one). `--speeds` are tokens a second: those
-that were decoded, or at given places those to be expected (drafted and bonus) over the time of drafting, target pass and
-verification. They want one process alone; `--shape` widens the target (widen.py), on a GPU, for the cost of a large one.
+What a step is counted as is its expected accepted length under the rule, exact given the tree: no
+luck of coins. But which text is decoded is luck, and texts differ far more than methods do. So with
+`--every 4` all methods grow a tree behind every fourth token of the same text, which the target
+wrote by itself, and learn on the way: the same places for all. With `--shard 0/8` every eighth
+prompt is done, so that several processes share a machine (on a GPU, each method holds half a
+gigabyte there: give each process one T and one B, and a folder within the same one). `--speeds` are
+tokens a second: those that were decoded, or at given places those to be expected (drafted and
+bonus) over the time of drafting, target pass and verification. They want one process alone;
+`--shape` widens the target (widen.py), on a GPU, for the cost of a large one.
 """
 
 from __future__ import annotations
@@ -51,13 +54,13 @@ from treetables import BUDGETS, NAMES, table
 from widen import SHAPES, load_wide
 
 from dynasurge import Settings
-from dynasurge.experiments.datasets import load_prompts
-from dynasurge.errors import at_least
-from dynasurge.decoding.session import Session, follow, make_engines
-from dynasurge.trees.growmap import Growmap, save_growmap
 from dynasurge.decoding.latency import load_costs
-from dynasurge.verification.prototype import prototype_growmap
+from dynasurge.decoding.session import Session, follow, make_engines
+from dynasurge.errors import at_least
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.trees.growmap import Growmap, save_growmap
 from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.prototype import prototype_growmap
 from dynasurge.verification.rules import RULES, Verdict, draw_verdict, reach
 
 LARGE = 256  # nodes, of which `hindsight` chooses
@@ -73,8 +76,9 @@ ALL = ["no tree", *NAMES, "auto", "hindsight"]
 
 
 class Hindsight:
-    """Verifies by ETV and adds up how likely the path went through the likeliest nodes of each large tree. (Not all of
-    their elder siblings need be among them, without which none could draw them: it is a bound, not a tree.)"""
+    """Verifies by ETV and adds up how likely the path went through the likeliest nodes of each
+    large tree. (Not all of their elder siblings need be among them, without which none could draw
+    them: it is a bound, not a tree.)"""
 
     def __init__(self) -> None:
         self.sums: dict[int, float] = defaultdict(float)

@@ -16,9 +16,10 @@ NAMES = (*RIVALS, "fixed", "learned", "copies", "default")  # of trees of at mos
 
 
 def table(args: argparse.Namespace) -> None:
-    """Expected accepted tokens a step, and with --speeds tokens a second, over all steps of all prompts, as Markdown; gains
-    are paired by prompt, with 95% bootstrap intervals. With --kinds, what copies bring to which prompts, all B together (in
-    runs with --every: at the same places)."""
+    """Expected accepted tokens a step, and with --speeds tokens a second, over all steps of all
+    prompts, as Markdown; gains are paired by prompt, with 95% bootstrap intervals. With --kinds,
+    what copies bring to which prompts, all B together (in runs with --every: at the same
+    places)."""
     rows = read_rows(*sorted(args.output.rglob("rows-*.jsonl")))
     accepted = {_key(row): (sum(row["expected"]), len(row["expected"])) for row in rows}
     for row in rows:
@@ -44,8 +45,8 @@ def _key(row: dict[str, Any]) -> tuple[str, int, float, str, int]:
 
 
 def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None:
-    """Print a row a (data, T, B): by method, and the gain of `ours` over the best static tree and over the best of RIVALS,
-    of the prompts that all these methods have."""
+    """Print a row a (data, T, B): by method, and the gain of `ours` over the best static tree and
+    over the best of RIVALS, of the prompts that all these methods have."""
     names = [name for name in names if any(key[3] == name for key in values)]
     heads = {f"`{ours}` over the best static": STATIC, "over the best other": RIVALS} if ours in names else {}
     there = {head: [name for name in names if name in several] for head, several in heads.items()}
@@ -66,7 +67,8 @@ def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None
 
 
 def _by_kind(rows: Sequence[dict[str, Any]], accepted: Values) -> None:
-    """Print a row a (data, kind of prompt, T): what the text's own continuations bring, all B together."""
+    """Print a row a (data, kind of prompt, T): what the text's own continuations bring, all B
+    together."""
     kinds = {(row["data"], row["index"]): row["kind"] or "all" for row in rows}
     out = []
     for data, T in sorted({(data, T) for data, _, T, _, _ in accepted}):
@@ -112,8 +114,8 @@ def _rows(values: Values) -> list[tuple[str, float]]:
 
 
 def _paired(values: Values, data: str, T: float, wanted: dict[Any, tuple[str, int]]) -> dict[Any, np.ndarray] | None:
-    """Amounts and what they are counted by, [prompts, 2], of the prompts that have all that is wanted (by any name: method
-    and B; what has no tree has no B); None if there are none."""
+    """Amounts and what they are counted by, [prompts, 2], of the prompts that have all that is
+    wanted (by any name: method and B; what has no tree has no B); None if there are none."""
     columns: dict[Any, dict[Prompt, tuple[float, float]]] = {
         name: {
             (d, i): value

@@ -2,8 +2,8 @@
 
     python benchmarks/widen.py --shape 7b --output runs/widened-7b
 
-The function does not change, so prompts, drafts and acceptance stay real; the cost is that of the large model. With h, d
-the small and H, D the large hidden and head size:
+The function does not change, so prompts, drafts and acceptance stay real; the cost is that of the
+large model. With h, d the small and H, D the large hidden and head size:
 
 - the residual stream is padded with zeros. An RMSNorm then sees the mean square times h / H, so its weight is multiplied by
   sqrt(h / H) and its epsilon by h / H;
@@ -13,7 +13,8 @@ the small and H, D the large hidden and head size:
 - grouped keys and values are repeated, a copy for each query head of the group;
 - what is new in heads, neurons and layers has output projections of zero.
 
-Whatever then cannot reach the output is left at its random initial values, so that no kernel profits from zeros.
+Whatever then cannot reach the output is left at its random initial values, so that no kernel
+profits from zeros.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ SHAPES: dict[str, dict[str, int]] = {
 
 
 def load_wide(draft: str, target: str, shape: str | None) -> Pair:
-    """A pair, its target widened into one of SHAPES unless None, in bfloat16 on the GPU if there is one."""
+    """A pair, its target widened into one of SHAPES unless None, in bfloat16 on the GPU if there is
+    one."""
     pair = load_pair(draft, target)
     if shape is None:
         return pair
@@ -55,9 +57,11 @@ def load_wide(draft: str, target: str, shape: str | None) -> Pair:
 def widen(
     small: LlamaForCausalLM, shape: dict[str, int], *, device: torch.device, dtype: torch.dtype
 ) -> LlamaForCausalLM:
-    """`small` in a LLaMA of `shape` (names of LlamaConfig; as many key as query heads), on a device, in a dtype.
+    """`small` in a LLaMA of `shape` (names of LlamaConfig; as many key as query heads), on a
+    device, in a dtype.
 
-    Raises ValueError if something of `shape` is not large enough, or if its head size is no multiple of the small one's.
+    Raises ValueError if something of `shape` is not large enough, or if its head size is no
+    multiple of the small one's.
     """
     config = wide_config(small.config, shape)
     before = torch.get_default_dtype()

@@ -1,11 +1,13 @@
-"""What does the draft know of a child before the target has looked? How much of its acceptance each feature explains.
+"""What does the draft know of a child before the target has looked? How much of its acceptance each
+feature explains.
 
     python benchmarks/worth.py --data cnn_dailymail.jsonl c4_en.jsonl spec_bench.jsonl --start 180 --end 200
 
-At every token of texts that the target wrote, a few children are sampled and verified top-down. The acceptance of the j-th,
-given that its elder siblings are refused, is known exactly; the table says which share of its variance a feature explains:
-R2, means in cells of equally many children, fitted on the even prompts and judged on the odd ones, and the other way round.
-A dynamic tree can be as much better than a static one as such features tell its nodes apart. The `overlap` of draft and
+At every token of texts that the target wrote, a few children are sampled and verified top-down. The
+acceptance of the j-th, given that its elder siblings are refused, is known exactly; the table says
+which share of its variance a feature explains: R2, means in cells of equally many children, fitted
+on the even prompts and judged on the odd ones, and the other way round. A dynamic tree can be as
+much better than a static one as such features tell its nodes apart. The `overlap` of draft and
 target is what nobody can know: how much is left.
 """
 
@@ -21,10 +23,10 @@ from shards import guard
 from tqdm.auto import tqdm
 
 from dynasurge import Settings, load_pair
-from dynasurge.drafting.acceptance_estimates import SAMPLED
-from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
-from dynasurge.experiments.datasets import load_prompts
 from dynasurge.decoding.session import Session
+from dynasurge.drafting.acceptance_estimates import SAMPLED
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
 from dynasurge.models.pair import Pair
 
 NAMES = SAMPLED[:3]
@@ -41,7 +43,8 @@ FEATURES: dict[str, tuple[str, ...]] = {
 
 
 def measure(pair: Pair, args: argparse.Namespace, T: float) -> list[dict[str, np.ndarray]]:
-    """By sibling rank: prompt number, acceptance given the refusal of elder ones, the chance of that, and features."""
+    """By sibling rank: prompt number, acceptance given the refusal of elder ones, the chance of
+    that, and features."""
     generator = torch.Generator().manual_seed(0)
     session = Session(
         pair,

@@ -1,13 +1,21 @@
-"""Dynasurge: tree-speculative decoding that fits the tree to the prompt and never changes what the target says.
+"""Dynasurge: tree-speculative decoding that fits the tree to the prompt and never changes what the
+target says.
 
-Reading order: tree, growmap, optimal, sampling, policies, lookup, acceptance, costs, latency, shapes, drafting,
-verification, bound, cache, packing, engine, decoding; of captured steps graphs, regions, forest, proposing, settling,
-kernels, judge, pace, exchange, captured, captured_costs; parts, generation, ecosystem; rows, records, processes,
-evaluation, grid, sweep, study, steps, analysis, bias, probes, evidence; style, plotting, charts, rulecharts, notebooks,
-figures, tracing, layout, svg, background, widgets.
+A tower of eight rooms over a ground floor. Each room imports only from those below it.
 
-The public names below are imported when first used, so that `dynasurge --help` and a mistyped flag answer at once
-instead of after torch and transformers have loaded.
+    cli            commands
+    plots          figures, the explorer, notebooks as programs
+    experiments    prompts x settings -> records -> tables
+    decoding       the loop: grow, score, verify, commit, record
+    verification   which path of a tree is accepted
+    drafting       how a tree is drawn
+    models         a pair, its caches, one pass over a tree
+    trees          what a tree is
+    errors, files, settings, probabilities, triton_kernels
+
+Each room's own page says what it is for and in which order to read it. The public names below are
+imported when first used, so that `dynasurge --help` and a mistyped flag answer at once instead of
+after torch and transformers have loaded.
 """
 
 from __future__ import annotations
@@ -15,39 +23,40 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dynasurge.settings import VERSION as __version__
+
 if TYPE_CHECKING:
-    from dynasurge.settings import Settings
+    from dynasurge.decoding.session import Generation, Session, generate
+    from dynasurge.decoding.trace import Trace, trace
     from dynasurge.decoding.transformers_adapter import custom_generate
     from dynasurge.errors import UsageError
-    from dynasurge.decoding.session import Generation, Session, generate
-    from dynasurge.trees.growmap import Growmap, build_growmap, load_growmap, save_growmap
     from dynasurge.models.pair import Pair, load_pair
+    from dynasurge.settings import Settings
+    from dynasurge.trees.growmap import Growmap, build_growmap, load_growmap, save_growmap
     from dynasurge.trees.optimal_growmap import SizedGrowmap, best_size, expected_accepted, optimal_growmap
-    from dynasurge.decoding.trace import Trace, trace
     from dynasurge.trees.token_tree import TokenTree
 
-__version__ = "0.1.0"
 
 _HOME = {
-    "Settings": "config",
+    "Settings": "settings",
     "UsageError": "errors",
-    "custom_generate": "ecosystem",
-    "Generation": "generation",
-    "Session": "generation",
-    "generate": "generation",
-    "Growmap": "growmap",
-    "build_growmap": "growmap",
-    "load_growmap": "growmap",
-    "save_growmap": "growmap",
-    "Pair": "models",
-    "load_pair": "models",
-    "SizedGrowmap": "optimal",
-    "best_size": "optimal",
-    "expected_accepted": "optimal",
-    "optimal_growmap": "optimal",
-    "Trace": "tracing",
-    "trace": "tracing",
-    "TokenTree": "tree",
+    "custom_generate": "decoding.transformers_adapter",
+    "Generation": "decoding.session",
+    "Session": "decoding.session",
+    "generate": "decoding.session",
+    "Growmap": "trees.growmap",
+    "build_growmap": "trees.growmap",
+    "load_growmap": "trees.growmap",
+    "save_growmap": "trees.growmap",
+    "Pair": "models.pair",
+    "load_pair": "models.pair",
+    "SizedGrowmap": "trees.optimal_growmap",
+    "best_size": "trees.optimal_growmap",
+    "expected_accepted": "trees.optimal_growmap",
+    "optimal_growmap": "trees.optimal_growmap",
+    "Trace": "plots.tree_svg",  # from there a trace brings its pictures
+    "trace": "plots.tree_svg",
+    "TokenTree": "trees.token_tree",
 }
 
 __all__ = [
@@ -60,6 +69,7 @@ __all__ = [
     "TokenTree",
     "Trace",
     "UsageError",
+    "__version__",
     "best_size",
     "build_growmap",
     "custom_generate",

@@ -1,14 +1,16 @@
 """The one exception that users are meant to see.
 
-Everything a user can get wrong (a flag, a file, a pair of models that do not fit) raises `UsageError`, whose text is one
-line: what was given, its value, and what to do about it. The command line prints that line and exits with code 2.
+Everything a user can get wrong (a flag, a file, a pair of models that do not fit) raises
+`UsageError`, whose text is one line: what was given, its value, and what to do about it. The
+command line prints that line and exits with code 2.
 """
 
 from __future__ import annotations
 
 
 class UsageError(ValueError):
-    """A mistake the user can mend: `field` had `value`, which is wrong for `reason`; `remedy` says what to do."""
+    """A mistake the user can mend: `field` had `value`, which is wrong for `reason`; `remedy` says
+    what to do."""
 
     def __init__(self, field: str, value: object, reason: str, remedy: str) -> None:
         self.field, self.value, self.reason, self.remedy = field, value, reason, remedy

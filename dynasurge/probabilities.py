@@ -1,7 +1,9 @@
-"""Distributions and draws: the only place where logits become probabilities and where chance enters.
+"""Distributions and draws: the only place where logits become probabilities and where chance
+enters.
 
-Every random number comes from one explicit CPU `torch.Generator`; the few uniforms a draw needs are moved to where the
-probabilities are, so a seed means the same on every device. Losslessness rests on two facts of this file:
+Every random number comes from one explicit CPU `torch.Generator`; the few uniforms a draw needs are
+moved to where the probabilities are, so a seed means the same on every device. Losslessness rests
+on two facts of this file:
 
 - `to_probs` works in float32 or better. In half precision a token whose probability rounds to zero can still be drawn,
   and a drawn token with q = 0 would always be accepted.
@@ -17,6 +19,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+LEAST = 1e-30  # below it a divisor counts as this, so that not even a sum of such quotients overflows
+
 
 class NoMassError(ValueError):
     """A distribution without mass: the model's logits are NaN, or all -inf."""
@@ -28,10 +32,10 @@ class NoMassError(ValueError):
 def to_probs(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
     """Next-token distributions after temperature `T` and top-p `P`.
 
-    logits: [..., V], any float type. Returns [..., V], float32 (float64 stays float64).
-    T = 0 puts all mass on the argmax; a row of NaN or of -inf has no mass, so that drawing from it fails. P < 1 keeps the
-    smallest set of likeliest tokens whose mass reaches P (the token that crosses P is kept; Holtzman et al., arXiv
-    1904.09751) and renormalises.
+    logits: [..., V], any float type. Returns [..., V], float32 (float64 stays float64). T = 0 puts
+    all mass on the argmax; a row of NaN or of -inf has no mass, so that drawing from it fails. P <
+    1 keeps the smallest set of likeliest tokens whose mass reaches P (the token that crosses P is
+    kept; Holtzman et al., arXiv 1904.09751) and renormalises.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if T == 0:
@@ -53,24 +57,28 @@ def to_probs(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
 
 
 def to_proposal(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
-    """What a draft's children are proposed from: `to_probs`, but at T = 0 the draft's own distribution. There any proposal
-    is lossless, and its ranking of tokens is what point children need."""
+    """What a draft's children are proposed from: `to_probs`, but at T = 0 the draft's own
+    distribution. There any proposal is lossless, and its ranking of tokens is what point children
+    need."""
     return to_probs(logits, T or 1.0, P if T else 1.0)
 
 
 def draw_distinct(probs: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw up to `k` different tokens from each row: each draw from what the earlier ones left, renormalised.
+    """Draw up to `k` different tokens from each row: each draw from what the earlier ones left,
+    renormalised.
 
-    probs: [m, V]. Returns int64 [m, k] in drawing order; -1 where a row has fewer than k tokens of positive probability.
+    probs: [m, V]. Returns int64 [m, k] in drawing order; -1 where a row has fewer than k tokens of
+    positive probability.
 
-    The vocabulary is cut into about sqrt(V) blocks: a draw picks a block by its mass, then a token inside it, and zeroes
-    that token. One pass over the vocabulary serves all k draws.
+    The vocabulary is cut into about sqrt(V) blocks: a draw picks a block by its mass, then a token
+    inside it, and zeroes that token. One pass over the vocabulary serves all k draws.
     """
     return draw_by(probs, uniforms(k, probs, generator))
 
 
 def uniforms(k: int, probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """What `draw_by` needs for k draws from each row of probs [m, V]: float64 [m, k, 2] in [0, 1), on the rows' device."""
+    """What `draw_by` needs for k draws from each row of probs [m, V]: float64 [m, k, 2] in [0, 1),
+    on the rows' device."""
     numbers = torch.rand(k, 2, len(probs), generator=generator, dtype=torch.float64).permute(2, 0, 1).contiguous()
     return numbers.to(probs.device, non_blocking=True)
 
@@ -87,7 +95,8 @@ def draw_by(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 
 
 def _draw_on_gpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The loop of `draw_by`, without waiting for the device. It writes to its blocks [m, blocks, width] and mass."""
+    """The loop of `draw_by`, without waiting for the device. It writes to its blocks [m, blocks,
+    width] and mass."""
     rows, zero = torch.arange(len(blocks), device=blocks.device), blocks.new_zeros(())  # no number from the host
     tokens = torch.empty(uniforms.shape[:2], dtype=torch.int64, device=blocks.device)
     for j in range(uniforms.shape[1]):
@@ -100,7 +109,8 @@ def _draw_on_gpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tenso
 
 
 def _draw_on_cpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The loop of `draw_by` in numpy, where arrays of a few hundred numbers cost a third of what tensors do."""
+    """The loop of `draw_by` in numpy, where arrays of a few hundred numbers cost a third of what
+    tensors do."""
     inner, outer, numbers = blocks.numpy(), mass.numpy(), uniforms.numpy()
     rows, width = np.arange(len(inner)), inner.shape[-1]
     tokens = np.empty((len(inner), numbers.shape[1]), dtype=np.int64)
@@ -116,8 +126,8 @@ def _draw_on_cpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tenso
 
 
 def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
-    """Draw one token from a distribution [V], waiting for it. Raises NoMassError if there is none to draw from (NaN
-    logits end here)."""
+    """Draw one token from a distribution [V], waiting for it. Raises NoMassError if there is none
+    to draw from (NaN logits end here)."""
     token = int(draw_distinct(probs[None], 1, generator)[0, 0])
     if token < 0:
         raise NoMassError
@@ -125,10 +135,11 @@ def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
 
 
 def invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inverse-CDF draw of one column a row, by weight. weights: float64 [m, w]; uniform: [m] in [0, 1).
+    """Inverse-CDF draw of one column a row, by weight. weights: float64 [m, w]; uniform: [m] in [0,
+    1).
 
-    Returns (column int64 [m], row has no weight bool [m]). The threshold is kept strictly below the total, so the
-    first column whose cumulative weight exceeds it exists and has positive weight.
+    Returns (column int64 [m], row has no weight bool [m]). The threshold is kept strictly below the
+    total, so the first column whose cumulative weight exceeds it exists and has positive weight.
     """
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1]

@@ -26,6 +26,7 @@ POLICIES: tuple[str, ...] = get_args(Policy)
 VALUES: tuple[str, ...] = get_args(Values)
 ETVS: tuple[str, ...] = get_args(Etv)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+VERSION = "0.1.0"  # of the package; pyproject.toml has it, too
 DEMO = "demo"
 AUTO_NODES, AUTO_DEPTH = 128, 16
 STUDY_PROMPT, STUDY_ROWS = 128, 384  # prompt_len and M of the study, and of the command

@@ -1,9 +1,11 @@
 """Two Triton kernels for what a GPU would else do in hundreds of small launches.
 
-`draw` draws k tokens without replacement from each row of a table of probabilities: a program a row, two inverse-CDF steps
-a draw (a block by its mass, then a token inside it), exactly as `sampling.draw_by`. `share` handles one level of a token
-tree as `judge.share_level` does: a program a row, one pass over the vocabulary for each sampled child. Both read float32
-tables and add up in float64 where sums decide. Without Triton, or on a CPU, `usable` says so and torch code does the same.
+`draw` draws k tokens without replacement from each row of a table of probabilities: a program a
+row, two inverse-CDF steps a draw (a block by its mass, then a token inside it), exactly as
+`sampling.draw_by`. `share` handles one level of a token tree as `judge.share_level` does: a program
+a row, one pass over the vocabulary for each sampled child. Both read float32 tables and add up in
+float64 where sums decide. Without Triton, or on a CPU, `usable` says so and torch code does the
+same.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dynasurge.verification.rules import LEAST
+from dynasurge.probabilities import LEAST
 
 try:
     import triton
@@ -30,9 +32,10 @@ CHUNK = 16  # blocks whose mass one program adds up
 class Shares:
     """What a rule knows and finds out, over R rows of k children and n nodes (n itself: none).
 
-    p float [n + 1, V] and q float [R + 1, V] without the drawn tokens; node int64 [R]; child int64, point bool, drawn and
-    from_q float (what p and q gave the children's tokens) [R, k]. Found: accept float64 [n + 1], first the weight that a
-    node is entered with, bottom up then what is left of it after its children; t float64 [R + 1], kept [R + 1, k].
+    p float [n + 1, V] and q float [R + 1, V] without the drawn tokens; node int64 [R]; child int64,
+    point bool, drawn and from_q float (what p and q gave the children's tokens) [R, k]. Found:
+    accept float64 [n + 1], first the weight that a node is entered with, bottom up then what is
+    left of it after its children; t float64 [R + 1], kept [R + 1, k].
     """
 
     p: torch.Tensor
@@ -53,8 +56,8 @@ def usable(table: torch.Tensor) -> bool:
 
 
 def draw(q: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`proposing.draw` on a GPU: q float32 [w, V], uniforms float64 [w, k, 2]. Returns tokens int64 and masses [w, k], sums
-    and sums of squares [w], float64."""
+    """`proposing.draw` on a GPU: q float32 [w, V], uniforms float64 [w, k, 2]. Returns tokens int64
+    and masses [w, k], sums and sums of squares [w], float64."""
     rows, vocab = q.shape
     k = uniforms.shape[1]
     width = triton.next_power_of_2(math.ceil(math.sqrt(vocab)))
@@ -114,7 +117,8 @@ if triton is not None:
 
     @triton.jit
     def _invert(weights, uniform, places, SIZE: tl.constexpr):
-        """The first column of positive weight whose cumulative weight exceeds uniform * total; SIZE if there is none."""
+        """The first column of positive weight whose cumulative weight exceeds uniform * total; SIZE
+        if there is none."""
         running = tl.cumsum(weights, 0)
         threshold = uniform * tl.max(running, 0)
         positive = weights > 0

@@ -1,4 +1,5 @@
-"""Shared fixtures: tiny random pairs of three architectures, on disk as a user's models would be; what mistakes cost."""
+"""Shared fixtures: tiny random pairs of three architectures, on disk as a user's models would be;
+what mistakes cost."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def save_model(folder: Path, architecture: str, **kwargs: int) -> str:
 
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
-    """(draft folder, target folder) by architecture. Drafts are the target's first layer: related, not equal."""
+    """(draft folder, target folder) by architecture. Drafts are the target's first layer: related,
+    not equal."""
     root = tmp_path_factory.mktemp("models")
     return {
         name: (save_model(root / f"{name}-draft", name, layers=1), save_model(root / f"{name}-target", name))
@@ -106,7 +108,8 @@ def prompts(tmp_path: Path) -> str:
 
 
 def assert_one_line(message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command printed one line that holds the message and a remedy, and nothing else (but what it was about to use)."""
+    """The command printed one line that holds the message and a remedy, and nothing else (but what
+    it was about to use)."""
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.err.startswith("error: ")
@@ -117,7 +120,8 @@ def assert_one_line(message: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 @contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
-    """The operating system lets no file grow beyond `size` bytes: a write ends in the middle, as on a full disk."""
+    """The operating system lets no file grow beyond `size` bytes: a write ends in the middle, as on
+    a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,6 +1,8 @@
-"""Imported before torch: what it and Triton decide when they are imported, for tests and for the commands that they run.
+"""Imported before torch: what it and Triton decide when they are imported, for tests and for the
+commands that they run.
 
-Without a GPU, Triton is to interpret its kernels. Tests run in two processes, each with one thread, on two cores.
+Without a GPU, Triton is to interpret its kernels. Tests run in two processes, each with one thread,
+on two cores.
 """
 
 from __future__ import annotations

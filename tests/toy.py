@@ -1,8 +1,10 @@
-"""Models small enough to enumerate: tables of probabilities behind the engine's interface, and scripted chance.
+"""Models small enough to enumerate: tables of probabilities behind the engine's interface, and
+scripted chance.
 
-`enumerate_runs` runs a function once for every sequence of random outcomes it can meet and yields each result with its
-exact probability. Chance enters the library through a few functions of `dynasurge.probabilities`; `scripted` replaces them by
-versions that ask a `Script` which outcome to take.
+`enumerate_runs` runs a function once for every sequence of random outcomes it can meet and yields
+each result with its exact probability. Chance enters the library through a few functions of
+`dynasurge.probabilities`; `scripted` replaces them by versions that ask a `Script` which outcome to
+take.
 """
 
 from __future__ import annotations
@@ -14,11 +16,8 @@ from typing import Any
 
 import torch
 
-from dynasurge.drafting import proposals
-
-from dynasurge.drafting import captured_proposals
-
 from dynasurge import probabilities
+from dynasurge.drafting import captured_proposals, proposals
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rule, path_to
 
@@ -44,7 +43,8 @@ def random_table(seed: int, vocab: int = VOCAB, sharpness: float = 1.5, zeros: b
 
 
 class TableEngine:
-    """An engine whose model is a table. Logits are log-probabilities, so T = 1 gives the table back."""
+    """An engine whose model is a table. Logits are log-probabilities, so T = 1 gives the table
+    back."""
 
     device = torch.device("cpu")
 
@@ -76,7 +76,8 @@ class TableEngine:
 
 
 class Script:
-    """Stands in for a generator: replays a prefix of outcomes, then takes the first possible one."""
+    """Stands in for a generator: replays a prefix of outcomes, then takes the first possible
+    one."""
 
     def __init__(self, prefix: Sequence[int]) -> None:
         self._prefix, self.taken, self.options, self.weight = list(prefix), [], [], 1.0
@@ -127,7 +128,8 @@ def scripted(monkeypatch: Any) -> None:
 
 
 def copy_anything(monkeypatch: Any) -> None:
-    """Where children are sampled, only what the draft hardly thinks of is copied, after a long match: lower both bars."""
+    """Where children are sampled, only what the draft hardly thinks of is copied, after a long
+    match: lower both bars."""
     monkeypatch.setattr(proposals, "LONG", 2)
     for module in (proposals, captured_proposals):
         monkeypatch.setattr(module, "AGREES", 2.0)
@@ -157,7 +159,8 @@ def emitted_law(
     length: int,
     vocab: int = VOCAB,
 ) -> Law:
-    """The law of `length` tokens when (weight, accepted tokens, bonus distribution) are completed by the target."""
+    """The law of `length` tokens when (weight, accepted tokens, bonus distribution) are completed
+    by the target."""
     prefixes: dict[tuple[int, ...], float] = defaultdict(float)
     for weight, accepted, bonus in outcomes:
         for token, mass in enumerate(bonus.tolist()):
@@ -177,7 +180,8 @@ def total_variation(a: Law, b: Law) -> float:
 def verify_law(
     trees: Iterator[tuple[float, TokenTree, Any]], rule: Rule, target: Table, prompt: tuple[int, ...], length: int
 ) -> Law:
-    """The emitted law of trees [(weight, tree, q)] verified by `rule`; equal trees are merged first."""
+    """The emitted law of trees [(weight, tree, q)] verified by `rule`; equal trees are merged
+    first."""
     merged: dict[Any, list[Any]] = {}
     for weight, tree, q in trees:
         entry = merged.setdefault((tree.tokens, tree.parents, tree.point), [0.0, tree, q])

@@ -1,7 +1,8 @@
 """The `dynasurge calibrate` commands: measure what dynamic trees go by.
 
 dynasurge calibrate                   this machine's latency curves, anew (decoding/latency.py)
-dynasurge calibrate acceptance FILE   a pair's acceptance curves, for --priors (experiments/calibration.py)
+dynasurge calibrate acceptance FILE   a pair's acceptance curves, for --priors
+(experiments/calibration.py)
 """
 
 from __future__ import annotations
@@ -11,18 +12,18 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from dynasurge.drafting.acceptance_estimates import load_priors
-from dynasurge.experiments.calibration import calibrate, rounds
-from dynasurge.settings import DEMO, STUDY_PROMPT, Settings
-from dynasurge.drafting.cost_model import Costs
-from dynasurge.experiments.datasets import load_prompts
-from dynasurge.errors import UsageError
-from dynasurge.files import write_whole
 from dynasurge.cli.flags import Parser, model_flags, pair_options
-from dynasurge.decoding.session import make_engines
 from dynasurge.decoding.latency import ROUNDS, cache_file, load_costs, widths_of
-from dynasurge.models.pair import load_pair
+from dynasurge.decoding.session import make_engines
+from dynasurge.drafting.acceptance_estimates import load_priors
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.errors import UsageError
+from dynasurge.experiments.calibration import calibrate, rounds
+from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.summary import columns
+from dynasurge.files import write_whole
+from dynasurge.models.pair import load_pair
+from dynasurge.settings import DEMO, STUDY_PROMPT, Settings
 
 EPILOG = """\
 other form (it has its own --help):
@@ -65,7 +66,8 @@ def _latency(arguments: Sequence[str]) -> None:
 
 
 def _table(costs: Costs) -> str:
-    """Passes by width as measured, and what each node of the last stretch adds to a target pass, as growth reckons."""
+    """Passes by width as measured, and what each node of the last stretch adds to a target pass, as
+    growth reckons."""
     rows = [("width", "target ms", "draft ms", "ms a node")]
     before = (0, 0.0)
     for width, target, draft in zip(costs.widths, costs.target_seconds, costs.draft_seconds, strict=True):

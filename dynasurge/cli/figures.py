@@ -1,30 +1,29 @@
 """`make figures`: every notebook runs through papermill and draws from one folder of evidence.
 
-    python -m dynasurge.cli.figures figures/data --output figures
+    dynasurge figures figures/data --output figures
 
-The published figures are functions of `figures/data`, so a reader without a GPU regenerates them exactly; another folder
-(experiments/published_records.py) gives the same figures of other runs. Notebooks that draw from no records are run as they are: what they show
-is made on the spot.
+The published figures are functions of `figures/data`, so a reader without a GPU regenerates them
+exactly; another folder (experiments/published_records.py) gives the same figures of other runs.
+Notebooks that draw from no records are run as they are: what they show is made on the spot.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import papermill
 
-from dynasurge.plots import notebooks
-from dynasurge.cli.main import guarded
+from dynasurge.cli.flags import Parser
 from dynasurge.errors import UsageError
 from dynasurge.experiments.published_records import PROBES, Evidence, made
-from dynasurge.cli.flags import Parser
+from dynasurge.plots import notebooks
 
 
 def figures_command(arguments: Sequence[str]) -> int:
-    """Run the notebooks of a folder on one folder of evidence; returns the exit code. Raises UsageError."""
-    parser = Parser(prog="python -m dynasurge.cli.figures", description=(__doc__ or "").partition("\n\n")[0])
+    """Run the notebooks of a folder on one folder of evidence; returns the exit code. Raises
+    UsageError."""
+    parser = Parser(prog="dynasurge figures", description=(__doc__ or "").partition("\n\n")[0])
     add = parser.add_argument
     add("records", nargs="?", default="figures/data", metavar="FOLDER", help="evidence (default: %(default)s)")
     add("--output", default="figures", metavar="DIR", help="where PNG and SVG files go (default: %(default)s)")
@@ -43,7 +42,3 @@ def figures_command(arguments: Sequence[str]) -> int:
         known = papermill.inspect_notebook(path)
         notebooks.run(path, {name: value for name, value in wanted.items() if name in known})
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(lambda: figures_command(sys.argv[1:]), "figures drawn so far are kept"))

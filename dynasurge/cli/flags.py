@@ -1,4 +1,5 @@
-"""Flags that several commands share. Their names are the fields of `Settings`; a mistake in one costs one line."""
+"""Flags that several commands share. Their names are the fields of `Settings`; a mistake in one
+costs one line."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any, NoReturn
 
+from dynasurge.errors import UsageError
+from dynasurge.experiments.datasets import DEFAULT_ROWS, HUB_DATASETS
 from dynasurge.settings import (
     AUTO_DEPTH,
     DTYPES,
@@ -17,8 +20,6 @@ from dynasurge.settings import (
     VALUES,
     Settings,
 )
-from dynasurge.experiments.datasets import DEFAULT_ROWS, HUB_DATASETS
-from dynasurge.errors import UsageError
 
 GROWMAP = "growmaps/4x8-tree.pt"
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)} | {
@@ -66,13 +67,15 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def pair_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `load_pair` is told by parsed `model_flags`; but where a process runs is not the flags' to say alone."""
+    """What `load_pair` is told by parsed `model_flags`; but where a process runs is not the flags'
+    to say alone."""
     names = ("draft", "target", "dtype", "device", "trust_remote_code", "self_test")
     return {name: getattr(args, name) for name in names}
 
 
 def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ()) -> None:
-    """The flags of every command that decodes; those named in `several` take several values, and give a list."""
+    """The flags of every command that decodes; those named in `several` take several values, and
+    give a list."""
 
     def add(flag: str, **options: Any) -> None:
         if flag.removeprefix("--") in several:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from dynasurge.errors import UsageError
 from dynasurge.cli.flags import Parser
+from dynasurge.errors import UsageError
 from dynasurge.trees.growmap import SPEC_HELP, Growmap, build_growmap, load_growmap, save_growmap
 from dynasurge.trees.optimal_growmap import Acceptance, expected_accepted, optimal_growmap
 
@@ -115,7 +115,8 @@ FORMS: dict[str, Callable[[Sequence[str]], None]] = {"optimise": _optimise, "sho
 
 
 def read_acceptance(text: str) -> Acceptance:
-    """`0.6,0.2,0.1`, or the list in a .json file. Raises UsageError if there is none; its numbers are not checked here."""
+    """`0.6,0.2,0.1`, or the list in a .json file. Raises UsageError if there is none; its numbers
+    are not checked here."""
     remedy = 'write 0.6,0.2,0.1 or name a .json file with a list or {"acceptance": list}'
     if not text.endswith(".json"):
         try:
@@ -133,7 +134,8 @@ def read_acceptance(text: str) -> Acceptance:
 
 
 def sketch(growmap: Growmap) -> str:
-    """The tree as indented ASCII: a chain on one line, siblings with the same tree below them drawn once."""
+    """The tree as indented ASCII: a chain on one line, siblings with the same tree below them drawn
+    once."""
     children = growmap.children
     shapes = [0] * growmap.size
     known: dict[tuple[int, ...], int] = {}

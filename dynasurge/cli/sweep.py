@@ -1,7 +1,8 @@
 """The `dynasurge sweep` command: a grid of settings over datasets, and what it comes to.
 
-The folder of `--output` gets `records.jsonl` (as it goes), and once all is done `records.parquet`, `results.md` and a
-figure a dataset. `eval.sh` is the study of the original prototype, made of one such command.
+The folder of `--output` gets `records.jsonl` (as it goes), and once all is done `records.parquet`,
+`results.md` and a figure a dataset. `eval.sh` is the study of the original prototype, made of one
+such command.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dynasurge.cli.main import evaluate, plain_name, plan_of
-from dynasurge.settings import MODES
-from dynasurge.errors import UsageError
 from dynasurge.cli.flags import Parser, common_flags, growmaps_flag
+from dynasurge.cli.run import evaluate, plain_name, plan_of
+from dynasurge.errors import UsageError
+from dynasurge.settings import MODES
 
 if TYPE_CHECKING:
     from dynasurge.experiments.runner import Evaluation
@@ -59,10 +60,10 @@ def sweep_parser() -> Parser:
 def _results(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, Any]) -> list[Path]:
     """Print the results table, and write it, the parquet and the figures."""
     from dynasurge.experiments import summary
-    from dynasurge.plots.figures import save_figure, study_figure
     from dynasurge.experiments.records import write_output
     from dynasurge.experiments.results_frame import results, results_table
     from dynasurge.experiments.sweep import write_frame
+    from dynasurge.plots.figures import save_figure, study_figure
 
     output = Path(args.output)
     frame = write_frame(evaluation, output)

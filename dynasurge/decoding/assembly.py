@@ -1,7 +1,9 @@
-"""From settings to the parts of a decoder: policy, rule, tree shape; and what a captured decoder grows.
+"""From settings to the parts of a decoder: policy, rule, tree shape; and what a captured decoder
+grows.
 
-A captured step (decoding/captured_loop.py) has room for fixed numbers of nodes; how many stay is settled beforehand, how deep meanwhile
-(drafting/captured_budget.py); a step made node by node (decoding/loop.py) lets a shape decide while the tree grows (drafting/tree_budget.py).
+A captured step (decoding/captured_loop.py) has room for fixed numbers of nodes; how many stay is
+settled beforehand, how deep meanwhile (drafting/captured_budget.py); a step made node by node
+(decoding/loop.py) lets a shape decide while the tree grows (drafting/tree_budget.py).
 """
 
 from __future__ import annotations
@@ -11,20 +13,20 @@ from typing import Any
 
 import torch
 
-from dynasurge.verification import rules
-from dynasurge.drafting.acceptance_estimates import Acceptance
-from dynasurge.settings import Settings
-from dynasurge.drafting.cost_model import Costs
-from dynasurge.decoding.loop import Verify
-from dynasurge.errors import UsageError
 from dynasurge.decoding.captured_exchange import Trees
-from dynasurge.drafting.captured_tree import FRONTIER, Layout, growmap_layout
-from dynasurge.trees.growmap import load_growmap
-from dynasurge.models.pair import Pair, places
+from dynasurge.decoding.loop import Verify
+from dynasurge.drafting.acceptance_estimates import Acceptance
 from dynasurge.drafting.captured_budget import Pace
+from dynasurge.drafting.captured_tree import FRONTIER, Layout, growmap_layout
+from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.proposals import POLICIES, Policy
-from dynasurge.verification.prototype import bfs
 from dynasurge.drafting.tree_budget import BestFirst, Shape, StaticShape, Thrifty
+from dynasurge.errors import UsageError
+from dynasurge.models.pair import Pair, places
+from dynasurge.settings import Settings
+from dynasurge.trees.growmap import load_growmap
+from dynasurge.verification import rules
+from dynasurge.verification.prototype import bfs
 from dynasurge.verification.rules import RULES
 
 CAPTURED_RULES = ("topdown", "traversal")
@@ -43,7 +45,8 @@ def make_verify(settings: Settings) -> Verify:
 
 
 def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
-    """The shape that the mode grows; None in auto mode. A growmap bounds a dynamic depth; costs: what it pays for."""
+    """The shape that the mode grows; None in auto mode. A growmap bounds a dynamic depth; costs:
+    what it pays for."""
     growmap = load_growmap(settings.growmap) if settings.growmap is not None else None
     if settings.mode == "auto":
         return None
@@ -60,7 +63,8 @@ def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
 
 
 def can_capture(pair: Pair) -> bool:
-    """Whether steps of this pair can be captured: on a GPU, unless a model is spread over several."""
+    """Whether steps of this pair can be captured: on a GPU, unless a model is spread over
+    several."""
     return pair.target.device.type == "cuda" and all(len(places(model)) < 2 for model in (pair.target, pair.draft))
 
 
@@ -74,15 +78,16 @@ def make_layout(settings: Settings, shape: Shape) -> Layout:
 
 
 def can_hold(settings: Settings, shape: Shape) -> bool:
-    """Whether a captured step can hold trees of this shape: all that they might be has room in fixed tensors, which very
-    wide or deep ones would make too large."""
+    """Whether a captured step can hold trees of this shape: all that they might be has room in
+    fixed tensors, which very wide or deep ones would make too large."""
     layout = make_layout(settings, shape)
     wide = max(layout.level_widths) * layout.children
     return wide <= LARGEST and (captured_size(shape) + 1) * (layout.depth + 1) <= LARGEST
 
 
 def captured_size(shape: Shape) -> int:
-    """Nodes that a captured pass over the largest tree of this shape has room for: few sizes make few graphs."""
+    """Nodes that a captured pass over the largest tree of this shape has room for: few sizes make
+    few graphs."""
     return next((size for size in SIZES if size >= shape.max_nodes), -(-shape.max_nodes // SIZES[-1]) * SIZES[-1])
 
 

@@ -1,4 +1,5 @@
-"""What host and device tell each other in a captured step: one copy there, one copy back (see decoding/captured_loop.py)."""
+"""What host and device tell each other in a captured step: one copy there, one copy back (see
+decoding/captured_loop.py)."""
 
 from __future__ import annotations
 
@@ -8,9 +9,9 @@ import numpy as np
 import torch
 
 from dynasurge.drafting.acceptance_estimates import CELLS, DEPTHS, KINDS, Acceptance, depth_class
-from dynasurge.drafting.growth import Draft
-from dynasurge.drafting.captured_tree import POINT, Layout
 from dynasurge.drafting.captured_budget import Pace
+from dynasurge.drafting.captured_tree import POINT, Layout
+from dynasurge.drafting.growth import Draft
 from dynasurge.drafting.tree_budget import Slot
 from dynasurge.trees.token_tree import TokenTree
 
@@ -20,10 +21,11 @@ COLUMNS = 8  # and of each node: see `closing`
 
 @dataclass(frozen=True, kw_only=True)
 class Trees:
-    """What trees a decoder grows: how large they can get and are to be, how rows get children, by what estimates.
+    """What trees a decoder grows: how large they can get and are to be, how rows get children, by
+    what estimates.
 
-    budget: nodes at most, whatever a pass has room for; growmap: int64 [size + 1, k] for static trees, see `Proposer`;
-    own: whether the draft's own word is the estimate; most: see `Proposer`.
+    budget: nodes at most, whatever a pass has room for; growmap: int64 [size + 1, k] for static
+    trees, see `Proposer`; own: whether the draft's own word is the estimate; most: see `Proposer`.
     """
 
     layout: Layout
@@ -38,7 +40,8 @@ class Trees:
 
 
 class Inputs:
-    """What a step is told, in one copy: the estimates, what a slot must be worth, and uniform random numbers."""
+    """What a step is told, in one copy: the estimates, what a slot must be worth, and uniform
+    random numbers."""
 
     def __init__(self, trees: Trees | None, device: torch.device) -> None:
         rows, k = (trees.layout.row_count, trees.layout.children) if trees is not None else (0, 0)
@@ -81,9 +84,10 @@ def closing(
     of_nodes: tuple[torch.Tensor, ...],
     of_slots: tuple[torch.Tensor, ...],
 ) -> tuple[torch.Tensor, ...]:
-    """What ends a step whose path ends at node `end`: all that the host wants to know; for each level of the tree and one
-    more, the token emitted, the place that the path's row goes to, and where it is in the target's and in the draft's cache
-    (where there is none, that very place); the new length."""
+    """What ends a step whose path ends at node `end`: all that the host wants to know; for each
+    level of the tree and one more, the token emitted, the place that the path's row goes to, and
+    where it is in the target's and in the draft's cache (where there is none, that very place); the
+    new length."""
     slot, depths, paths, parent, exists = of_nodes
     token = of_slots[0]
     levels = torch.arange(paths.shape[1], device=end.device)

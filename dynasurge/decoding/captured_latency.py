@@ -1,8 +1,9 @@
-"""What captured steps cost: steps of a decoder like those that will run, on some text, timed by the device.
+"""What captured steps cost: steps of a decoder like those that will run, on some text, timed by the
+device.
 
-Part of decoding/latency.py, for engines on a GPU. A target pass is measured for each number of nodes that captured passes have room
-for, with verification behind it. A draft pass always has room for FRONTIER nodes, with all that chooses them and proposes
-their children, so it has one price.
+Part of decoding/latency.py, for engines on a GPU. A target pass is measured for each number of
+nodes that captured passes have room for, with verification behind it. A draft pass always has room
+for FRONTIER nodes, with all that chooses them and proposes their children, so it has one price.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from dynasurge.drafting.acceptance_estimates import make_acceptance
+from dynasurge.decoding.captured_exchange import Trees
 from dynasurge.decoding.captured_loop import CapturedDecoder
+from dynasurge.drafting.acceptance_estimates import make_acceptance
+from dynasurge.drafting.captured_budget import Pace, Size
+from dynasurge.drafting.captured_tree import FRONTIER, Layout
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.models.engine import Engine
-from dynasurge.decoding.captured_exchange import Trees
-from dynasurge.drafting.captured_tree import FRONTIER, Layout
-from dynasurge.drafting.captured_budget import Pace, Size
 
 WIDTHS = (1, 17, 33, 65, 129)  # a root and as many nodes as captured passes have room for
 REPEATS = 9
@@ -30,8 +31,8 @@ LOOKED_AT = 1e-300  # by this levels are looked at while drafting, and none is f
 def captured_costs(
     target: Engine, draft: Engine, widths: Sequence[int], on_width: Callable[[], object] = lambda: None
 ) -> Costs:
-    """Measure them. on_width is called after each width. Engines are reset before and after. Raises RuntimeError if
-    something cannot be captured."""
+    """Measure them. on_width is called after each width. Engines are reset before and after. Raises
+    RuntimeError if something cannot be captured."""
     levels = max(1, min(LEVELS, (draft.static_length - 3) // FRONTIER))
     layout = Layout(depth=levels, width=FRONTIER, children=CHILDREN)
     room = min(target.static_length - widths[-1], draft.static_length - layout.row_count)

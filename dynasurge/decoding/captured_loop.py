@@ -1,21 +1,25 @@
-"""Decoding on a GPU: a step is a few captured CUDA graphs, replayed one after the other, and one read at its end.
+"""Decoding on a GPU: a step is a few captured CUDA graphs, replayed one after the other, and one
+read at its end.
 
-Launched kernel by kernel from Python, a step over small models takes longer to start than to run. So everything a step does
-is written in tensors of fixed shape (drafting/captured_tree.py, drafting/captured_proposals.py, verification/captured_rules.py) and captured once:
+Launched kernel by kernel from Python, a step over small models takes longer to start than to run.
+So everything a step does is written in tensors of fixed shape (drafting/captured_tree.py,
+drafting/captured_proposals.py, verification/captured_rules.py) and captured once:
 
     root       read the last two tokens with the draft, propose the first level
     level l    choose the nodes that are worth reading, read them, propose level l
     target n   keep the n best nodes, score them all in one pass
     verify n   apply the rule, draw path and bonus token, move the path's cache rows to the front, append to the text
 
-How many nodes stay is settled before a step, how many levels are drafted while it goes on (drafting/captured_budget.py): the host looks at what
-the best slot of a level is worth while the next level is being drafted, so the device does not wait for it. Random numbers
-and estimates go to the device in one copy, the tree and what became of it come back in one. The next step begins before
-that is read, as it needs nothing of it, unless the text may be complete by then; an end-of-text token makes it a beginning
-for nothing. While the target is at work, the host turns the last step into a record and learns from it: trees go by what
-was known two steps before.
+How many nodes stay is settled before a step, how many levels are drafted while it goes on
+(drafting/captured_budget.py): the host looks at what the best slot of a level is worth while the
+next level is being drafted, so the device does not wait for it. Random numbers and estimates go to
+the device in one copy, the tree and what became of it come back in one. The next step begins before
+that is read, as it needs nothing of it, unless the text may be complete by then; an end-of-text
+token makes it a beginning for nothing. While the target is at work, the host turns the last step
+into a record and learns from it: trees go by what was known two steps before.
 
-The text, its length and the caches live on the device. Draws are those of probabilities.py, from the same explicit generator.
+The text, its length and the caches live on the device. Draws are those of probabilities.py, from
+the same explicit generator.
 """
 
 from __future__ import annotations
@@ -27,16 +31,16 @@ from dataclasses import dataclass
 import torch
 
 from dynasurge import probabilities
-from dynasurge.decoding.loop import StepRecord, cut
-from dynasurge.drafting.growth import bare, read_on, teach
-from dynasurge.models.engine import Engine
 from dynasurge.decoding.captured_exchange import COLUMNS, HEAD, Inputs, Outcome, Trees, closing, pinned
-from dynasurge.models.failures import no_numbers, shrinking
-from dynasurge.drafting.captured_tree import CONTEXT, Forest, Nodes, assemble, read_level, read_nodes
-from dynasurge.models.cuda_graphs import Captured, Graphs, Signal, Stopwatch, fused
-from dynasurge.verification.captured_rules import judge, law
+from dynasurge.decoding.loop import StepRecord, cut
 from dynasurge.drafting.captured_budget import LAG, Size
 from dynasurge.drafting.captured_frontier import Proposer
+from dynasurge.drafting.captured_tree import CONTEXT, Forest, Nodes, assemble, read_level, read_nodes
+from dynasurge.drafting.growth import bare, read_on, teach
+from dynasurge.models.cuda_graphs import Captured, Graphs, Signal, Stopwatch, fused
+from dynasurge.models.engine import Engine
+from dynasurge.models.failures import no_numbers, shrinking
+from dynasurge.verification.captured_rules import judge, law
 from dynasurge.verification.rules import path_to, reach
 
 MARKS = 4  # of a stopwatch in a step
@@ -44,8 +48,8 @@ MARKS = 4  # of a stopwatch in a step
 
 @dataclass(kw_only=True)
 class Flying:
-    """A step under way: how large it may be, the levels launched so far, and where its result will be. away: seconds
-    before it that somebody else took."""
+    """A step under way: how large it may be, the levels launched so far, and where its result will
+    be. away: seconds before it that somebody else took."""
 
     size: Size
     away: float = 0.0
@@ -54,7 +58,8 @@ class Flying:
 
 
 class CapturedDecoder:
-    """A target engine, perhaps a draft's and trees: yields the steps of a generation, as `decoding.Decoder` does."""
+    """A target engine, perhaps a draft's and trees: yields the steps of a generation, as
+    `decoding.Decoder` does."""
 
     def __init__(
         self, target: Engine, draft: Engine | None, trees: Trees | None, *, rule: str, T: float, P: float
@@ -115,8 +120,8 @@ class CapturedDecoder:
         self._length.fill_(len(text) - 1)
 
     def rehearse(self, length: int, size: Size, generator: torch.Generator) -> dict[str, float]:
-        """Make a step behind the first `length` tokens of the text, for the sake of the time it takes: the seconds of its
-        phases, as a StepRecord has them."""
+        """Make a step behind the first `length` tokens of the text, for the sake of the time it
+        takes: the seconds of its phases, as a StepRecord has them."""
         self._length.fill_(length - 1)
         numbers = self._inputs.fill(generator, self._trees)
         self._watch.restart()
@@ -126,7 +131,8 @@ class CapturedDecoder:
     def steps(
         self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
     ) -> Iterator[StepRecord]:
-        """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of `eos`."""
+        """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of
+        `eos`."""
         left, root, away = new_tokens, prompt[-1], 0.0
         self._watch.restart()
         flying = self._finish(self._begin(*self._prepare(generator)))
@@ -163,8 +169,8 @@ class CapturedDecoder:
     # --- what is captured ------------------------------------------------------------------------------------------
 
     def _root(self) -> torch.Tensor:
-        """Read the last two tokens with the draft (it may not have read the first of them), propose the first level.
-        Returns what its best slot is worth [1]."""
+        """Read the last two tokens with the draft (it may not have read the first of them), propose
+        the first level. Returns what its best slot is worth [1]."""
         assert self._draft is not None
         steps = torch.arange(CONTEXT, device=self._device)
         self._forest.start(self._text[self._length + 1 + steps])
@@ -174,8 +180,8 @@ class CapturedDecoder:
         return self._fill(1, logits[1:])
 
     def _level(self, level: int) -> torch.Tensor:
-        """Read the most valuable nodes of the level above with the draft, propose their children. Returns what the best
-        slot of these is worth [1]."""
+        """Read the most valuable nodes of the level above with the draft, propose their children.
+        Returns what the best slot of these is worth [1]."""
         assert self._draft is not None
         forest, length = self._forest, self._length
         rows = forest.advance(level - 1, self._proposer.frontier(forest), compiled=self._compiled)
@@ -208,8 +214,8 @@ class CapturedDecoder:
         return nodes
 
     def _judge(self, n: int) -> torch.Tensor:
-        """Apply the rule, move the accepted path to the front of the caches, append it and the bonus token to the text.
-        Returns all that the host wants to know."""
+        """Apply the rule, move the accepted path to the front of the caches, append it and the
+        bonus token to the text. Returns all that the host wants to know."""
         length, nodes = self._length, self._score[n].result
         if nodes is None:
             bonus = probabilities.draw_by(self._p[:1], self._inputs.last[1:, None])[0]
@@ -277,7 +283,8 @@ class CapturedDecoder:
         return step
 
     def _read(self, step: Flying, length: int) -> Outcome:
-        """Wait for the earliest step that was not read yet. length: of the text before it, should it go wrong."""
+        """Wait for the earliest step that was not read yet. length: of the text before it, should
+        it go wrong."""
         assert step.result is not None
         self._watch.wait(MARKS)
         back = Outcome(step.result.numpy(), self._levels)
@@ -297,7 +304,8 @@ class CapturedDecoder:
     def _learn(
         self, step: Flying, back: Outcome, root: int, emitted: list[int], room: int, phases: dict[str, float]
     ) -> StepRecord:
-        """The record of a step, after which the next trees go. room: for drafted tokens in the text."""
+        """The record of a step, after which the next trees go. room: for drafted tokens in the
+        text."""
         trees, draft = self._trees, bare(root)
         if trees is not None:
             draft = back.draft(step.depth, static=trees.growmap is not None)

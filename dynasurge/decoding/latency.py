@@ -1,12 +1,14 @@
-"""What a tree costs on this machine: seconds of a target pass by its width, and of a draft pass by its width, each with
-the work that follows it in a step: verification of a tree of that size, drawing of a level's children.
+"""What a tree costs on this machine: seconds of a target pass by its width, and of a draft pass by
+its width, each with the work that follows it in a step: verification of a tree of that size,
+drawing of a level's children.
 
-The curves are measured once per machine, pair, dtype and thread count, in a few seconds. As in decoding, passes of both
-models take turns. Every round takes all widths once, so that what slows the machine for a while does not bend a curve; the
-least time over the rounds counts, the one least disturbed. They are kept in the user's cache folder (`$DYNASURGE_CACHE`,
-else `~/.cache/dynasurge`); `dynasurge calibrate` measures them anew. A wider pass is never cheaper; where it seems so, that
-is noise, and the narrower one counts as the wider. Otherwise curves are taken as they are, with their steps and bends: four
-nodes may cost half as much as thirty.
+The curves are measured once per machine, pair, dtype and thread count, in a few seconds. As in
+decoding, passes of both models take turns. Every round takes all widths once, so that what slows
+the machine for a while does not bend a curve; the least time over the rounds counts, the one least
+disturbed. They are kept in the user's cache folder (`$DYNASURGE_CACHE`, else `~/.cache/dynasurge`);
+`dynasurge calibrate` measures them anew. A wider pass is never cheaper; where it seems so, that is
+noise, and the narrower one counts as the wider. Otherwise curves are taken as they are, with their
+steps and bends: four nodes may cost half as much as thirty.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ from dynasurge import probabilities
 from dynasurge.decoding.captured_latency import TEXT, captured_costs
 from dynasurge.decoding.captured_latency import WIDTHS as CAPTURED_WIDTHS
 from dynasurge.drafting.cost_model import Costs
+from dynasurge.drafting.proposals import Wish, sampled
+from dynasurge.files import cache_folder, write_whole
 from dynasurge.models.engine import Engine
 from dynasurge.models.failures import shrinking
-from dynasurge.files import cache_folder, write_whole
-from dynasurge.drafting.proposals import Wish, sampled
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import traversal, verify
 
@@ -109,8 +111,8 @@ def _tree(size: int) -> TokenTree:
 
 
 def _seconds(engine: Engine, width: int, work: Callable[[torch.Tensor], None]) -> float:
-    """A pass over `width` tokens behind the text there is, and the `work` that follows it, which ends by waiting for the
-    device."""
+    """A pass over `width` tokens behind the text there is, and the `work` that follows it, which
+    ends by waiting for the device."""
     start = time.perf_counter()
     work(engine.forward([1 + number % 50 for number in range(width)], [-1] + [0] * (width - 1)))
     seconds = time.perf_counter() - start
@@ -132,9 +134,10 @@ def cache_file(target: Engine, draft: Engine) -> Path:
 def load_costs(
     target: Engine, draft: Engine, *, anew: bool = False, on_width: Callable[[], object] = lambda: None
 ) -> Costs:
-    """This machine's curves for the pair behind these engines. They are measured, and kept, if there are none, if those
-    there cannot be read or stop short of what these engines run, or if `anew`; then a cache that cannot be written raises
-    OSError, else it costs the next session a measurement."""
+    """This machine's curves for the pair behind these engines. They are measured, and kept, if
+    there are none, if those there cannot be read or stop short of what these engines run, or if
+    `anew`; then a cache that cannot be written raises OSError, else it costs the next session a
+    measurement."""
     path = cache_file(target, draft)
     kept = None if anew else read_costs(path)
     if kept is not None and kept.widths[-1] >= widths_of(target, draft)[-1]:

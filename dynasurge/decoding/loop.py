@@ -1,11 +1,13 @@
 """Decoding: grow, score, verify, commit, record - one loop for all three modes.
 
-Each step drafts a tree that continues the text, scores its root and all its nodes in one target pass, lets the rule
-accept a path, and appends that path and the bonus token to the text. `auto` is the same loop with a bare root for a tree:
-every pass then emits just the bonus token, which is ordinary autoregressive decoding on the same engine.
+Each step drafts a tree that continues the text, scores its root and all its nodes in one target
+pass, lets the rule accept a path, and appends that path and the bonus token to the text. `auto` is
+the same loop with a bare root for a tree: every pass then emits just the bonus token, which is
+ordinary autoregressive decoding on the same engine.
 
-Invariant at the top of the loop: the target's cache holds the whole text but its last token, the root. Emitted tokens
-have the target's own distribution at temperature T and top-p P, whatever the draft and the tree (see verification/rules.py).
+Invariant at the top of the loop: the target's cache holds the whole text but its last token, the
+root. Emitted tokens have the target's own distribution at temperature T and top-p P, whatever the
+draft and the tree (see verification/rules.py).
 """
 
 from __future__ import annotations
@@ -27,10 +29,10 @@ from dynasurge.verification.rules import Rows, Verdict, reach
 class StepRecord:
     """What one target pass did.
 
-    tree: the drafted tree; path: its accepted nodes, () if none; emitted: the tokens appended to the text, path then
-    bonus, both cut at the end of the generation; expected: how many of the tree's tokens the rule accepts on average;
-    confidence: the draft's, see `Draft`; passes: of the draft; *_seconds: wall time by phase (`other`: the loop, caches,
-    bookkeeping).
+    tree: the drafted tree; path: its accepted nodes, () if none; emitted: the tokens appended to
+    the text, path then bonus, both cut at the end of the generation; expected: how many of the
+    tree's tokens the rule accepts on average; confidence: the draft's, see `Draft`; passes: of the
+    draft; *_seconds: wall time by phase (`other`: the loop, caches, bookkeeping).
     """
 
     tree: TokenTree
@@ -61,8 +63,8 @@ class Decoder:
         self._T, self._P = T, P
 
     def prefill(self, prompt: Sequence[int]) -> None:
-        """Read a prompt of at least one token into engines that are empty, or have read some of it: all but its last token,
-        which is the first root."""
+        """Read a prompt of at least one token into engines that are empty, or have read some of it:
+        all but its last token, which is the first root."""
         with shrinking("prompt"):
             read_on(self._target, prompt[:-1])
             if self._drafter is not None:
@@ -71,10 +73,11 @@ class Decoder:
     def steps(
         self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
     ) -> Iterator[StepRecord]:
-        """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of `eos`.
+        """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of
+        `eos`.
 
-        Yields one record a target pass; their `emitted` tokens, joined, are the output. Raises UsageError if the target's
-        logits are no numbers, or if memory runs out.
+        Yields one record a target pass; their `emitted` tokens, joined, are the output. Raises
+        UsageError if the target's logits are no numbers, or if memory runs out.
         """
         text = list(prompt)
         end = len(prompt) + new_tokens
@@ -89,8 +92,9 @@ class Decoder:
                 return
 
     def follow(self, text: Sequence[int], places: Sequence[int], generator: torch.Generator) -> Iterator[StepRecord]:
-        """After `prefill` of a part of it, the step behind each of the first `places` (rising) tokens of a text that goes
-        on as it is, whatever steps emit: so that trees can be compared at the same places."""
+        """After `prefill` of a part of it, the step behind each of the first `places` (rising)
+        tokens of a text that goes on as it is, whatever steps emit: so that trees can be compared
+        at the same places."""
         clock = _Clock(self._target.device)
         for place in places:
             with shrinking("prompt"):
@@ -166,8 +170,9 @@ def cut(tokens: list[int], room: int, eos: frozenset[int]) -> list[int]:
 
 
 class _Clock:
-    """Wall time by phase. Drafting and verification end by reading from the device, so the host's clock is right for them;
-    where the target's pass ends in between, on a GPU, only the device knows."""
+    """Wall time by phase. Drafting and verification end by reading from the device, so the host's
+    clock is right for them; where the target's pass ends in between, on a GPU, only the device
+    knows."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"

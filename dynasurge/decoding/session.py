@@ -20,19 +20,6 @@ from typing import Any
 
 import torch
 
-from dynasurge.drafting.acceptance_estimates import Acceptance, make_acceptance
-from dynasurge.decoding.captured_loop import CapturedDecoder
-from dynasurge.models.compatibility import readable, rope_switch
-from dynasurge.settings import Settings
-from dynasurge.drafting.cost_model import Costs
-from dynasurge.decoding.loop import Decoder, StepRecord, Verify
-from dynasurge.drafting.growth import Drafter
-from dynasurge.models.engine import Engine
-from dynasurge.errors import UsageError, at_least
-from dynasurge.models.failures import shrinking
-from dynasurge.decoding.latency import load_costs
-from dynasurge.drafting.prompt_lookup import Lookup
-from dynasurge.models.pair import Pair
 from dynasurge.decoding.assembly import (
     CAPTURED_RULES,
     can_capture,
@@ -44,9 +31,22 @@ from dynasurge.decoding.assembly import (
     make_trees,
     make_verify,
 )
+from dynasurge.decoding.captured_loop import CapturedDecoder
+from dynasurge.decoding.latency import load_costs
+from dynasurge.decoding.loop import Decoder, StepRecord, Verify
+from dynasurge.drafting.acceptance_estimates import Acceptance, make_acceptance
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.drafting.growth import Drafter
+from dynasurge.drafting.prompt_lookup import Lookup
 from dynasurge.drafting.proposals import Policy
-from dynasurge.models.prompts import Prompt
 from dynasurge.drafting.tree_budget import Shape
+from dynasurge.errors import UsageError, at_least
+from dynasurge.models.compatibility import readable, rope_switch
+from dynasurge.models.engine import Engine
+from dynasurge.models.failures import shrinking
+from dynasurge.models.pair import Pair
+from dynasurge.models.prompts import Prompt
+from dynasurge.settings import Settings
 
 ROOM = 256  # tokens by which the room for prompts grows
 

@@ -1,20 +1,23 @@
-"""A generation with everything that a picture of it shows: the tree of every step, and what both models thought of it.
+"""A generation with everything that a picture of it shows: the tree of every step, and what both
+models thought of it.
 
     trace = dynasurge.trace(pair, "The harbour council met on Tuesday", mode="dTree", B=16, T=0.6)
     trace.steps[3]              # in a notebook: the tree of step 3
 
-Decoding is that of `generate`, draw for draw. Two lookers-on stand beside it: one wraps the child policy and notes what the
-draft gave each token it proposed, one wraps verification and notes what the target gave the same tokens. Neither draws a
-random number, so the text is the one that the same settings and seed give without them.
+Decoding is that of `generate`, draw for draw. Two lookers-on stand beside it: one wraps the child
+policy and notes what the draft gave each token it proposed, one wraps verification and notes what
+the target gave the same tokens. Neither draws a random number, so the text is the one that the same
+settings and seed give without them.
 
-What became of a drafted node (its *fate*) depends on the rule. Top-down verification asks siblings in drawing order and
-goes on below the first that it accepts: what is below a refused node, or behind an accepted one, is never looked at. ETV
-works bottom up, so everything in front of the node where it stops has been refused, whole subtrees at a time.
+What became of a drafted node (its *fate*) depends on the rule. Top-down verification asks siblings
+in drawing order and goes on below the first that it accepts: what is below a refused node, or
+behind an accepted one, is never looked at. ETV works bottom up, so everything in front of the node
+where it stops has been refused, whole subtrees at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -22,16 +25,17 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dynasurge.settings import Settings
+from dynasurge.decoding.assembly import make_policy, make_verify
 from dynasurge.decoding.loop import StepRecord
 from dynasurge.decoding.session import Engines, Session
-from dynasurge.models.pair import Pair
-from dynasurge.decoding.assembly import make_policy, make_verify
 from dynasurge.drafting.proposals import Children, Wish
+from dynasurge.models.pair import Pair
 from dynasurge.models.prompts import Prompt
+from dynasurge.settings import Settings
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rows, Verdict, reach
 
+PICTURES: dict[type, Callable[[Any], str]] = {}  # how a notebook shows a step and a trace: plots/tree_svg.py says
 LETTER = 8  # tokens at most in one letter of any script
 Fate = Literal["root", "accepted", "cut", "rejected", "untried"]
 
@@ -40,12 +44,13 @@ Fate = Literal["root", "accepted", "cut", "rejected", "untried"]
 class StepView:
     """One step, ready to be drawn. Where not said otherwise one entry a node, root included.
 
-    number: the step's, from 0; rule: its name; bottom_up: whether verification went from the leaves up;
-    path, emitted: as in StepRecord; beyond: nodes that were accepted, too, behind the end of the text; texts: the tokens
-    as text; bonus: the bonus token's, None if the end cut it off; written: what each emitted token adds to the running
-    text, nothing while a letter of several tokens is not complete;
-    p, q: what target and draft gave the node's token at its parent, None where not asked (q at T = 0 is the draft's at
-    T = 1); reach: the probability that verification had of accepting the node.
+    number: the step's, from 0; rule: its name; bottom_up: whether verification went from the leaves
+    up; path, emitted: as in StepRecord; beyond: nodes that were accepted, too, behind the end of
+    the text; texts: the tokens as text; bonus: the bonus token's, None if the end cut it off;
+    written: what each emitted token adds to the running text, nothing while a letter of several
+    tokens is not complete; p, q: what target and draft gave the node's token at its parent, None
+    where not asked (q at T = 0 is the draft's at T = 1); reach: the probability that verification
+    had of accepting the node.
     """
 
     number: int
@@ -88,9 +93,7 @@ class StepView:
         return f"<step {self.number}: {self.tree.size} drafted, {len(self.path)} accepted>"
 
     def _repr_svg_(self) -> str:
-        from dynasurge.plots.tree_svg import step_svg
-
-        return step_svg(self)
+        return _picture(self)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -106,13 +109,16 @@ class Trace:
         return f"<{len(self.steps)} steps, {sum(len(step.emitted) for step in self.steps)} tokens>"
 
     def _repr_svg_(self) -> str:
-        from dynasurge.plots.tree_svg import strip_svg
+        return _picture(self)
 
-        return strip_svg(self.steps, standalone=True)
+
+def _picture(shown: object) -> str:
+    return PICTURES[type(shown)](shown)
 
 
 def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:
-    """Generate once and look on. prompt: as in `Session.generate`. Keyword arguments are the fields of `Settings`.
+    """Generate once and look on. prompt: as in `Session.generate`. Keyword arguments are the fields
+    of `Settings`.
 
     Raises UsageError for a wrong setting, and for a prompt without a token."""
     names = {"draft": pair.draft_name, "target": pair.target_name}
@@ -199,7 +205,8 @@ def _at_parents(tree: TokenTree, p: Rows) -> tuple[float | None, ...]:
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """One token as text, with the blank that may begin it; `<id>` where it is only a part of a letter."""
+    """One token as text, with the blank that may begin it; `<id>` where it is only a part of a
+    letter."""
     piece = tokenizer.convert_ids_to_tokens(token)
     text = str(tokenizer.decode([token]))
     if "�" in text:

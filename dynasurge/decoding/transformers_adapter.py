@@ -36,15 +36,15 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from dynasurge.decoding.assembly import make_shape
+from dynasurge.decoding.session import Engines, Session
+from dynasurge.errors import UsageError
 from dynasurge.models.attention_masks import layer_kinds
 from dynasurge.models.compatibility import CACHES, check_model, rope_switch
-from dynasurge.settings import DEMO, Settings
-from dynasurge.errors import UsageError
-from dynasurge.decoding.session import Engines, Session
 from dynasurge.models.loading import load_model
 from dynasurge.models.pair import Pair, check_pair
-from dynasurge.decoding.assembly import make_shape
 from dynasurge.models.self_test import self_test
+from dynasurge.settings import DEMO, Settings
 
 GENERATES_OWN = {  # what `generate` is told, by the field of Settings it decides
     "T": "temperature=",

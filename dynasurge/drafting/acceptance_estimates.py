@@ -1,15 +1,18 @@
-"""How likely is a proposed child to be accepted? Slot values for dynamic trees, learned while decoding.
+"""How likely is a proposed child to be accepted? Slot values for dynamic trees, learned while
+decoding.
 
-Growth under a budget ranks slots by the probability that the accepted path goes through them: the parent's value times an
-estimate for the child, given that the path reaches the parent. Each estimate is a *prior* curve over one feature, measured
-once on a calibration run, times a *correction* that this prompt teaches:
+Growth under a budget ranks slots by the probability that the accepted path goes through them: the
+parent's value times an estimate for the child, given that the path reaches the parent. Each
+estimate is a *prior* curve over one feature, measured once on a calibration run, times a
+*correction* that this prompt teaches:
 
     estimate(kind, x) = prior_kind(x) * (s + accepted) / (s + predicted)
 
-`accepted` sums what was really accepted of this kind and bin of x so far in this prompt, `predicted` what the prior said,
-and s (STRENGTH) is how many acceptances the prior is worth. After every step all children are observed, each weighted by
-the probability that the path reached its parent: verification knows these probabilities exactly, so one step teaches more
-than its one outcome. Using past steps never costs losslessness.
+`accepted` sums what was really accepted of this kind and bin of x so far in this prompt,
+`predicted` what the prior said, and s (STRENGTH) is how many acceptances the prior is worth. After
+every step all children are observed, each weighted by the probability that the path reached its
+parent: verification knows these probabilities exactly, so one step teaches more than its one
+outcome. Using past steps never costs losslessness.
 
 Kinds of children, and the feature x their acceptance depends on:
 
@@ -23,14 +26,14 @@ Kinds of children, and the feature x their acceptance depends on:
     lookup    the same where the draft disagrees
     blind     the same where the draft was not asked
 
-each apart at the first level, the next two (`first+`) and below (`first++`): text that was accepted so far is easy text,
-and bottom-up verification makes up for unlucky tokens above. For the second reason there is a prior for every rule. And
-there is one for more than one temperature, between which curves are interpolated: sharpened distributions agree less where
-the draft is unsure.
+each apart at the first level, the next two (`first+`) and below (`first++`): text that was accepted
+so far is easy text, and bottom-up verification makes up for unlucky tokens above. For the second
+reason there is a prior for every rule. And there is one for more than one temperature, between
+which curves are interpolated: sharpened distributions agree less where the draft is unsure.
 
-The draft's own probability is a poor estimate: unlikely tokens are accepted far more often than the draft draws them,
-likely ones less often. (`own` keeps that estimate, as DySpec, arXiv 2410.11744, and OPT-Tree, arXiv 2406.17276, use it;
-`fixed` is the prior without learning.)
+The draft's own probability is a poor estimate: unlikely tokens are accepted far more often than the
+draft draws them, likely ones less often. (`own` keeps that estimate, as DySpec, arXiv 2410.11744,
+and OPT-Tree, arXiv 2406.17276, use it; `fixed` is the prior without learning.)
 """
 
 from __future__ import annotations
@@ -48,8 +51,9 @@ from typing import Any
 import torch
 
 from dynasurge.errors import UsageError
+from dynasurge.files import ASSETS
 
-PRIORS = Path(__file__).parent / "assets" / "acceptance.json"
+PRIORS = ASSETS / "acceptance.json"
 STRENGTH = 8.0
 UNKNOWN = 0.1
 BIN_EDGES = {
@@ -77,7 +81,8 @@ Priors = dict[str, dict[float, Curves]]  # by text, then by temperature
 
 
 def load_priors(path: str | os.PathLike[str] | None = None) -> Priors:
-    """The curves of a file that `dynasurge calibrate acceptance` wrote; None: those that ship. Raises UsageError."""
+    """The curves of a file that `dynasurge calibrate acceptance` wrote; None: those that ship.
+    Raises UsageError."""
     return _shipped() if path is None else _read(path)
 
 
@@ -157,7 +162,8 @@ def depth_class(level: int) -> int:
 
 
 def cells(kind: str) -> list[float]:
-    """The feature at each cell of a table: counts as they are, probabilities closer together near 0."""
+    """The feature at each cell of a table: counts as they are, probabilities closer together near
+    0."""
     counted = kind in COUNTED
     return [float(cell) if counted else min(1.0, ((cell + 0.5) / (CELLS - 1)) ** 2) for cell in range(CELLS)]
 
@@ -180,14 +186,16 @@ class Acceptance:
         self._predicted = {kind: [STRENGTH] * bins[kind] for kind in CLASSES}
 
     def estimate(self, kind: str, x: float, own: float) -> float:
-        """The probability that a child of this kind is accepted, given that the path reaches its parent (for SAMPLED: and
-        that its elder siblings are refused). own: what the draft itself would say."""
+        """The probability that a child of this kind is accepted, given that the path reaches its
+        parent (for SAMPLED: and that its elder siblings are refused). own: what the draft itself
+        would say."""
         bin_ = _bin(kind, x)
         learned = self._accepted[kind][bin_] / self._predicted[kind][bin_]
         return min(1.0, self._prior(kind, x) * learned)
 
     def table(self) -> torch.Tensor:
-        """Every estimate, for drafting/captured_frontier.py: float64 [depth classes, kinds, CELLS]."""
+        """Every estimate, for drafting/captured_frontier.py: float64 [depth classes, kinds,
+        CELLS]."""
         kinds = [kind + depth for depth in DEPTHS for kind in KINDS]
         most = max(len(self._accepted[kind]) for kind in kinds)
         if self._grid is None:
@@ -205,7 +213,8 @@ class Acceptance:
         return (prior_ * learned[bins_]).clamp_(max=1.0).view(len(DEPTHS), len(KINDS), CELLS)
 
     def observe(self, kind: str, x: float, tried: float, accepted: float) -> None:
-        """A child was verified with probability `tried` and accepted with probability `accepted`."""
+        """A child was verified with probability `tried` and accepted with probability
+        `accepted`."""
         if self._learn:
             bin_ = _bin(kind, x)
             self._accepted[kind][bin_] += accepted
@@ -227,7 +236,8 @@ class OwnProbability(Acceptance):
 
 
 def make_acceptance(values: str, rule: str, T: float, priors: str | None = None) -> Acceptance:
-    """values: `learned`, `fixed` (the prior without learning) or `own` (the draft's probabilities); priors: a file."""
+    """values: `learned`, `fixed` (the prior without learning) or `own` (the draft's probabilities);
+    priors: a file."""
     if values == "own":
         return OwnProbability()
     name = "greedy" if T == 0 else "traversal" if rule == "traversal" else "topdown"

@@ -1,24 +1,27 @@
 """How large the next tree of a captured step may be, and when to stop drafting it.
 
-A captured step cannot ask how its tree is coming along without waiting, so the number of nodes to keep is settled before
-it, from this prompt's last trees: the size n that promises the most tokens per second by the latency curve,
+A captured step cannot ask how its tree is coming along without waiting, so the number of nodes to
+keep is settled before it, from this prompt's last trees: the size n that promises the most tokens
+per second by the latency curve,
 
     (1 + what the n best nodes were worth) / (seconds of a target pass over n nodes + of as many draft passes as lately).
 
-Levels are launched one by one, though, so the host can look at one level while the device is at work on the next. A level
-is drafted if it promises to be worth a draft pass, its seconds at that rate: by the most valuable slot LAG levels above,
-times what levels were lately worth for each such slot's token. (Level LAG has none above it: it goes by what the best node
-of a tree was lately worth.) Where the text is easy the draft runs on, where it is hard it stops early; an average depth
+Levels are launched one by one, though, so the host can look at one level while the device is at
+work on the next. A level is drafted if it promises to be worth a draft pass, its seconds at that
+rate: by the most valuable slot LAG levels above, times what levels were lately worth for each such
+slot's token. (Level LAG has none above it: it goes by what the best node of a tree was lately
+worth.) Where the text is easy the draft runs on, where it is hard it stops early; an average depth
 would do neither.
 
-The best slot alone decides, not what a whole level is worth. Were it the sum, a slot whose token came out well could bring
-about levels in which other nodes' descendants take its own place in the tree, and whether it stays would depend on its
-token. As it is, a slot whose descendants tipped the scale is worth more than all that follows, for a slot is never worth
-more than its parent (tests/drafting/test_forest.py has both).
+The best slot alone decides, not what a whole level is worth. Were it the sum, a slot whose token
+came out well could bring about levels in which other nodes' descendants take its own place in the
+tree, and whether it stays would depend on its token. As it is, a slot whose descendants tipped the
+scale is worth more than all that follows, for a slot is never worth more than its parent
+(tests/drafting/test_forest.py has both).
 
-Texts are easy or hard for some sentences at a time, so memory is short. A node that was not kept lately is expected to be
-worth a little less than the one ahead of it. Nothing here looks at a clock, so the same curve and seed give the same text;
-and past steps may always be used.
+Texts are easy or hard for some sentences at a time, so memory is short. A node that was not kept
+lately is expected to be worth a little less than the one ahead of it. Nothing here looks at a
+clock, so the same curve and seed give the same text; and past steps may always be used.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ MEMORY = 0.7  # of the weight of a step in the next
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """At most so many nodes, in so many levels; none LAG levels below one without a slot that is worth `least`."""
+    """At most so many nodes, in so many levels; none LAG levels below one without a slot that is
+    worth `least`."""
 
     nodes: int
     depth: int
@@ -54,9 +58,9 @@ class Size:
 
 @dataclass(kw_only=True)
 class Pace:
-    """Chooses among `sizes` (what passes have room for, rising; a tree has at most `budget` nodes), for at most max_depth
-    levels. costs: None always takes the largest size, and stops where nothing would stay; `fixed` takes the largest of
-    both."""
+    """Chooses among `sizes` (what passes have room for, rising; a tree has at most `budget` nodes),
+    for at most max_depth levels. costs: None always takes the largest size, and stops where nothing
+    would stay; `fixed` takes the largest of both."""
 
     sizes: Sequence[int]
     budget: int
@@ -96,8 +100,8 @@ class Pace:
         return Size(nodes=nodes, depth=depth, least=price * (best + HOPE) / (below + HOPE))
 
     def learn(self, size: Size, values: Sequence[float], depths: Sequence[int], passes: int) -> None:
-        """A tree of this size had nodes of these slot values at these depths (the root left out), after so many draft
-        passes."""
+        """A tree of this size had nodes of these slot values at these depths (the root left out),
+        after so many draft passes."""
         full, least = len(values) == min(size.nodes, self.budget), min(values, default=0.0)
         self.cut = SLACK * (least if full else min(self.cut, least))  # one that was not filled must be offered more
         ranked = sorted(values, reverse=True) + [0.0] * (size.nodes - len(values))
@@ -110,7 +114,8 @@ class Pace:
         self._taught = True
 
     def _by_rank(self) -> list[float]:
-        """What each node is worth, the best first; in doubt by how sums of so many fall, as a harmonic series."""
+        """What each node is worth, the best first; in doubt by how sums of so many fall, as a
+        harmonic series."""
         out: list[float] = []
         for rank, (steps, total) in enumerate(self._ranks):
             usual = out[-1] * rank / (rank + 1) if out else FIRST

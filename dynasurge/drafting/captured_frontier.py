@@ -1,8 +1,10 @@
-"""What proposed children are worth, in tensors of fixed shape (see drafting/captured_tree.py), and how a level is filled with them.
+"""What proposed children are worth, in tensors of fixed shape (see drafting/captured_tree.py), and
+how a level is filled with them.
 
-The values are those of drafting/growth.py: a child's slot is worth what could be said of it before its token was drawn, never more
-than its parent's or its elder sibling's. Estimates of acceptance come as a table, so that looking one up is a gather. All
-of it is arithmetic on a few numbers a node, dozens of small kernels that torch.compile can make one.
+The values are those of drafting/growth.py: a child's slot is worth what could be said of it before
+its token was drawn, never more than its parent's or its elder sibling's. Estimates of acceptance
+come as a table, so that looking one up is a gather. All of it is arithmetic on a few numbers a
+node, dozens of small kernels that torch.compile can make one.
 """
 
 from __future__ import annotations
@@ -14,19 +16,21 @@ from typing import Any
 import torch
 
 from dynasurge.drafting.acceptance_estimates import CELLS, depth_class
+from dynasurge.drafting.captured_proposals import Drawn, Proposed, draw_children, find_copies, propose
 from dynasurge.drafting.captured_tree import ECHO, LATER, POINT, TAIL, Forest
 from dynasurge.models.cuda_graphs import fused
-from dynasurge.drafting.captured_proposals import Drawn, Proposed, draw_children, find_copies, propose
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposer:
     """How the rows of a level get children.
 
-    policy: see drafting/proposals.py. table: float64 [depth classes, kinds, CELLS], estimates of drafting/acceptance_estimates.py; None takes the
-    draft's own word. growmap: int64 [size + 1, k], the number of each node's children, -1 for none: then shape decides, not
-    value. copies: whether the text proposes, too. cut: float64 [1], for `hybrid`, what a slot must be worth to be proposed.
-    most: children a node may have, copies not counted. compiled: whether torch.compile fuses the small kernels.
+    policy: see drafting/proposals.py. table: float64 [depth classes, kinds, CELLS], estimates of
+    drafting/acceptance_estimates.py; None takes the draft's own word. growmap: int64 [size + 1, k],
+    the number of each node's children, -1 for none: then shape decides, not value. copies: whether
+    the text proposes, too. cut: float64 [1], for `hybrid`, what a slot must be worth to be
+    proposed. most: children a node may have, copies not counted. compiled: whether torch.compile
+    fuses the small kernels.
     """
 
     policy: str
@@ -50,8 +54,8 @@ class Proposer:
         text: torch.Tensor,
         known: torch.Tensor,
     ) -> None:
-        """Propose the children that make up a level, of rows whose distributions are q [w, V], and settle their values.
-        uniforms: float64 [w, k, 2]; text, known: see `find_copies`."""
+        """Propose the children that make up a level, of rows whose distributions are q [w, V], and
+        settle their values. uniforms: float64 [w, k, 2]; text, known: see `find_copies`."""
         rows, slots = forest.layout.rows(level), forest.layout.slots(level)
         above = forest.row_slot[rows]
         slot_value, node_value = forest.slot_value[above], forest.node_value[above]
@@ -91,8 +95,9 @@ def settle(
     cut: torch.Tensor | None,
     most: int,
 ) -> Settled:
-    """tokens, kind, proposal, x, slot values and node values [w, k] of the children of nodes that are worth slot_value and
-    node_value [w]; table: see `estimates`; most: children a node, copies not counted."""
+    """tokens, kind, proposal, x, slot values and node values [w, k] of the children of nodes that
+    are worth slot_value and node_value [w]; table: see `estimates`; most: children a node, copies
+    not counted."""
     made = propose(policy, drawn)
     if most < drawn.k:
         made = made._replace(exists=made.exists & ((made.kind >= ECHO) | _leading(made, most)))
@@ -111,8 +116,8 @@ def settle(
 def _limits(
     cut: torch.Tensor | None, node_value: torch.Tensor, number: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """How many points `hybrid` may have at each node, and the least probability of one, [w, 1] each: what the growmap has
-    room for behind the sampled child, or what is worth its slot."""
+    """How many points `hybrid` may have at each node, and the least probability of one, [w, 1]
+    each: what the growmap has room for behind the sampled child, or what is worth its slot."""
     if number is not None:
         return (number >= 0).sum(1, keepdim=True) - 1, None
     if cut is None:
@@ -129,8 +134,8 @@ def _leading(made: Proposed, most: int) -> torch.Tensor:
 def shaped(
     policy: str, drawn: Drawn, slot_value: torch.Tensor, number: torch.Tensor, branches: torch.Tensor
 ) -> Settled:
-    """`settle` for a static tree: number [w, k], the children's numbers in the growmap, -1 for none; branches, whether they
-    have children."""
+    """`settle` for a static tree: number [w, k], the children's numbers in the growmap, -1 for
+    none; branches, whether they have children."""
     made = propose(policy, drawn)
     exists = made.exists & (number >= 0) & (slot_value > 0)[:, None]
     slots = torch.where(exists, 1.0 / (2.0 + number.double()), 0.0)  # breadth first
@@ -138,8 +143,8 @@ def shaped(
 
 
 def estimates(table: torch.Tensor | None, made: Proposed) -> tuple[torch.Tensor, torch.Tensor]:
-    """How likely each child is to be accepted, before and after its token is known, [w, k]. table: float64
-    [kinds, CELLS] of acceptance by kind and feature; None takes the draft's own word."""
+    """How likely each child is to be accepted, before and after its token is known, [w, k]. table:
+    float64 [kinds, CELLS] of acceptance by kind and feature; None takes the draft's own word."""
     if table is None:
         return made.own_before, made.own
     counted = made.kind >= ECHO
@@ -156,7 +161,8 @@ def estimates(table: torch.Tensor | None, made: Proposed) -> tuple[torch.Tensor,
 def values(
     made: Proposed, before: torch.Tensor, after: torch.Tensor, slot_value: torch.Tensor, node_value: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slot and node values [w, k] of children whose parents have the values [w]: never above parent or elder sibling."""
+    """Slot and node values [w, k] of children whose parents have the values [w]: never above parent
+    or elder sibling."""
     sequential = made.kind <= LATER  # these are tried given that elder ones were refused
     rejected = torch.where(sequential & made.exists, 1.0 - after, 1.0).cumprod(1)
     refused = torch.cat([torch.ones_like(rejected[:, :1]), rejected[:, :-1]], 1)

@@ -1,4 +1,5 @@
-"""What a level of nodes proposes, in tensors of fixed shape (see drafting/captured_tree.py): the policies of drafting/proposals.py, each with copies.
+"""What a level of nodes proposes, in tensors of fixed shape (see drafting/captured_tree.py): the
+policies of drafting/proposals.py, each with copies.
 
 `draw_children` is all that reads whole distributions; `propose` makes children of what it found.
 """
@@ -9,9 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dynasurge import triton_kernels
-
-from dynasurge import probabilities
+from dynasurge import probabilities, triton_kernels
 from dynasurge.drafting.captured_tree import CONTEXT, ECHO, LATER, LOOKUP, POINT, TAIL
 from dynasurge.drafting.prompt_lookup import LENGTHS
 from dynasurge.drafting.proposals import AGREES, worth_copying
@@ -23,8 +22,9 @@ GAINS = [0] + [  # by how much each token more lengthens a match
 
 
 class Copies(NamedTuple):
-    """For w rows, the token that followed the longest match earlier in the text, and that match's length (0 for none);
-    what the draft gives the token, and whether it is worth proposing, [w] each."""
+    """For w rows, the token that followed the longest match earlier in the text, and that match's
+    length (0 for none); what the draft gives the token, and whether it is worth proposing, [w]
+    each."""
 
     token: torch.Tensor
     match: torch.Tensor
@@ -33,9 +33,9 @@ class Copies(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What was taken from the distributions of w rows: sampled tokens (-1 for none) and their masses [w, k], the sum and
-    sum of squares [w] of what they were sampled from; or the likeliest tokens and their probabilities; or both. k: children
-    a row, at most."""
+    """What was taken from the distributions of w rows: sampled tokens (-1 for none) and their
+    masses [w, k], the sum and sum of squares [w] of what they were sampled from; or the likeliest
+    tokens and their probabilities; or both. k: children a row, at most."""
 
     tokens: torch.Tensor | None
     masses: torch.Tensor | None
@@ -48,8 +48,8 @@ class Drawn(NamedTuple):
 
 
 class Proposed(NamedTuple):
-    """The children of w rows in drawing order, [w, k] each: exists bool; tokens, kind int64; proposal, x, own float64 and
-    what can be said of x and own before the token is drawn."""
+    """The children of w rows in drawing order, [w, k] each: exists bool; tokens, kind int64;
+    proposal, x, own float64 and what can be said of x and own before the token is drawn."""
 
     exists: torch.Tensor
     tokens: torch.Tensor
@@ -62,8 +62,8 @@ class Proposed(NamedTuple):
 
 
 def draw(q: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """k tokens without replacement from each row of q [w, V] by uniforms [w, k, 2], -1 where there are no more; their
-    masses [w, k]; the row's sum and sum of squares [w]. float64."""
+    """k tokens without replacement from each row of q [w, V] by uniforms [w, k, 2], -1 where there
+    are no more; their masses [w, k]; the row's sum and sum of squares [w]. float64."""
     if triton_kernels.usable(q):
         return triton_kernels.draw(q, uniforms)
     tokens = probabilities.draw_by(q, uniforms)
@@ -72,8 +72,9 @@ def draw(q: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.T
 
 
 def find_copies(text: torch.Tensor, length: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What drafting/prompt_lookup.py finds, for contexts [w, CONTEXT] at once: tokens and match lengths [w], 0 for none. text: int64
-    [CONTEXT + T], behind as many -1; length: [1], how many of its tokens are known."""
+    """What drafting/prompt_lookup.py finds, for contexts [w, CONTEXT] at once: tokens and match
+    lengths [w], 0 for none. text: int64 [CONTEXT + T], behind as many -1; length: [1], how many of
+    its tokens are known."""
     windows = text.unfold(0, CONTEXT, 1)[:-1]  # what stands before each token
     same = torch.ones(len(context), len(windows), dtype=torch.bool, device=text.device)
     match = torch.zeros_like(same, dtype=torch.int64)
@@ -96,7 +97,8 @@ def draw_children(
 ) -> tuple[torch.Tensor | None, Drawn]:
     """Take from q [w, V] what a policy wants, and say what its children were sampled from [w, V].
 
-    found: copies. places, floor [w, 1]: for `hybrid`, how many points a node may have, and the least probability of one.
+    found: copies. places, floor [w, 1]: for `hybrid`, how many points a node may have, and the
+    least probability of one.
     """
     k, base, copies = uniforms.shape[1], q, None
     if found is not None:
@@ -180,7 +182,8 @@ def _sampled(drawn: Drawn) -> Proposed:
 
 
 def _before(total: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-    """What was left of a total [w] ahead of each draw [w, k], whatever that draw was: not even rounding may know it."""
+    """What was left of a total [w] ahead of each draw [w, k], whatever that draw was: not even
+    rounding may know it."""
     return total[:, None] - pad(drawn.cumsum(1)[:, :-1], (1, 0))
 
 

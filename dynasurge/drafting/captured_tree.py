@@ -1,19 +1,22 @@
-"""Growing a token tree in tensors of fixed shape: what a GPU replays without asking the host anything.
+"""Growing a token tree in tensors of fixed shape: what a GPU replays without asking the host
+anything.
 
-`drafting/growth.py` grows a tree node by node, reading the device once a level. Here a whole level is a handful of tensor
-operations whose shapes are known beforehand, so that a step can be captured and replayed (decoding/captured_loop.py). The law is the
-same: values are settled before tokens are drawn, and the most valuable slots stay.
+`drafting/growth.py` grows a tree node by node, reading the device once a level. Here a whole level
+is a handful of tensor operations whose shapes are known beforehand, so that a step can be captured
+and replayed (decoding/captured_loop.py). The law is the same: values are settled before tokens are
+drawn, and the most valuable slots stay.
 
     row     a node that the draft reads: 0 is the root, then `width` nodes a level, the most valuable ones
     slot    a proposed node: 0 is the root, then `children` slots a row, in drawing order
     node    a slot that stays: the root and the best `budget` slots, numbered in drawing order
 
-A row's children may not fill their slots, a level its rows: what is missing has value 0 and never stays. One slot, one row
-and one node more than there can be stand for "none".
+A row's children may not fill their slots, a level its rows: what is missing has value 0 and never
+stays. One slot, one row and one node more than there can be stand for "none".
 
-Which slots the draft reads next is decided by slot values alone, never by what the slot's own token turned out to be worth:
-a token that crowded another slot out of the frontier would also spare its own slot that one's descendants as rivals, and
-whether a slot stays would depend on its token (tests/drafting/test_forest.py has the bias that follows).
+Which slots the draft reads next is decided by slot values alone, never by what the slot's own token
+turned out to be worth: a token that crowded another slot out of the frontier would also spare its
+own slot that one's descendants as rivals, and whether a slot stays would depend on its token
+(tests/drafting/test_forest.py has the bias that follows).
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ from typing import Any, NamedTuple
 import torch
 
 from dynasurge.drafting.acceptance_estimates import KINDS
-from dynasurge.models.cuda_graphs import fused
 from dynasurge.drafting.prompt_lookup import LENGTHS
+from dynasurge.models.cuda_graphs import fused
 
 FIRST, SECOND, THIRD, LATER, TAIL, POINT, ECHO, LOOKUP = range(len(KINDS))  # of children
 FRONTIER = 32  # nodes of a level that the draft reads in one pass
@@ -36,7 +39,8 @@ CONTEXT = max(LENGTHS)  # tokens that may have to match before a copy
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How large a tree can get: `depth` levels, of which the draft reads at most `width` nodes each, `children` a node.
+    """How large a tree can get: `depth` levels, of which the draft reads at most `width` nodes
+    each, `children` a node.
 
     widths: rows by level, for a static tree whose levels are known.
     """
@@ -58,7 +62,8 @@ class Layout:
 
     @property
     def level_widths(self) -> tuple[int, ...]:
-        """Rows whose children make up each level: the root, then always as many, so that the draft has one kind of pass."""
+        """Rows whose children make up each level: the root, then always as many, so that the draft
+        has one kind of pass."""
         return self.widths or (1, *[self.width] * (self.depth - 1))
 
     @property
@@ -74,10 +79,11 @@ class Layout:
 class Forest:
     """One tree while it grows. S slots and R rows, each with one more for "none".
 
-    token, depth, kind, number (in a growmap, for static trees) int64, proposal, x, slot_value, node_value float64, all
-    [S + 1]; row_slot int64 [R + 1], the slot of each row; chain int64 [R + 1, depth], the rows from the root down to each
-    row, R behind them; context int64 [R + 1, CONTEXT], the last tokens up to each row's own; base float [R + 1, V], what
-    its children were sampled from.
+    token, depth, kind, number (in a growmap, for static trees) int64, proposal, x, slot_value,
+    node_value float64, all [S + 1]; row_slot int64 [R + 1], the slot of each row; chain int64 [R +
+    1, depth], the rows from the root down to each row, R behind them; context int64 [R + 1,
+    CONTEXT], the last tokens up to each row's own; base float [R + 1, V], what its children were
+    sampled from.
     """
 
     layout: Layout
@@ -120,7 +126,8 @@ class Forest:
         )
 
     def start(self, context: torch.Tensor) -> None:
-        """A new tree behind a text whose last tokens are `context` [CONTEXT] (-1 where there are none)."""
+        """A new tree behind a text whose last tokens are `context` [CONTEXT] (-1 where there are
+        none)."""
         self.slot_value.zero_()
         self.node_value.zero_()
         self.slot_value[:1].fill_(1.0)
@@ -132,7 +139,8 @@ class Forest:
         self.context[0].copy_(context)
 
     def advance(self, level: int, by: torch.Tensor, *, compiled: bool = False) -> slice:
-        """Choose which slots of a level the draft reads: the best by `by` [S + 1], ties to the first. Returns the rows."""
+        """Choose which slots of a level the draft reads: the best by `by` [S + 1], ties to the
+        first. Returns the rows."""
         layout, rows = self.layout, self.layout.rows(level + 1)
         slots = layout.slots(level)
         numbers = torch.arange(rows.start, rows.stop, device=by.device)
@@ -158,8 +166,8 @@ def next_rows(
     token: torch.Tensor,
     children: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The rows `numbers` [w] for the w most valuable slots of a level, whose values [c] begin at slot `start` [1]: their
-    slots [w], chains and contexts."""
+    """The rows `numbers` [w] for the w most valuable slots of a level, whose values [c] begin at
+    slot `start` [1]: their slots [w], chains and contexts."""
     if len(values) <= SORTED:  # comparing all with all is one small kernel
         places = torch.arange(len(values), device=values.device)
         ahead = (values > values[:, None]) | ((values == values[:, None]) & (places < places[:, None]))
@@ -175,7 +183,8 @@ def next_rows(
 
 
 class Reading(NamedTuple):
-    """What a pass reads: tokens, their positions and cache rows [w]; hidden bool [w, columns], what they may not see."""
+    """What a pass reads: tokens, their positions and cache rows [w]; hidden bool [w, columns], what
+    they may not see."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
@@ -193,8 +202,8 @@ def read_level(
     none: int,
     columns: int,
 ) -> Reading:
-    """The draft's rows `numbers` [w], whose slots [w] lie at a depth [1], behind a text of `length` [1] tokens and a root.
-    chain [w, d]: see `Forest`, `none` for no row."""
+    """The draft's rows `numbers` [w], whose slots [w] lie at a depth [1], behind a text of `length`
+    [1] tokens and a root. chain [w, d]: see `Forest`, `none` for no row."""
     hidden = hidden_rows(length + 1, torch.where(chain < none, length + chain, -1), columns)
     return Reading(token[slots], (length + depth).expand(len(slots)), length + numbers, hidden)
 
@@ -209,15 +218,17 @@ def read_nodes(
 
 
 def hidden_rows(known: torch.Tensor, seen: torch.Tensor, columns: int) -> torch.Tensor:
-    """bool [w, columns]: the cache rows that must not be seen, all from `known` [1] on but `seen` [w, d] (-1 for none)."""
+    """bool [w, columns]: the cache rows that must not be seen, all from `known` [1] on but `seen`
+    [w, d] (-1 for none)."""
     places = torch.arange(columns, device=seen.device)
     return (places >= known) & ~(seen[:, :, None] == places).any(1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nodes:
-    """The tree that stays, n nodes and the root. slot, parent, depth int64 [n + 1], exists bool; number int64 [S + 1]: the
-    node of each slot, n + 1 for none; path int64 [n + 1, depth + 1]: the nodes from the root down to each, n + 1 behind."""
+    """The tree that stays, n nodes and the root. slot, parent, depth int64 [n + 1], exists bool;
+    number int64 [S + 1]: the node of each slot, n + 1 for none; path int64 [n + 1, depth + 1]: the
+    nodes from the root down to each, n + 1 behind."""
 
     slot: torch.Tensor
     parent: torch.Tensor
@@ -233,8 +244,9 @@ class Nodes:
 
 
 def assemble(forest: Forest, n: int, budget: int | None = None, *, compiled: bool = False) -> Nodes:
-    """Keep the root and the n most valuable slots, ties to the first, numbered in drawing order; `budget` of them at most,
-    if there is one. compiled: whether torch.compile makes the small kernels few."""
+    """Keep the root and the n most valuable slots, ties to the first, numbered in drawing order;
+    `budget` of them at most, if there is one. compiled: whether torch.compile makes the small
+    kernels few."""
     most = n if budget is None else min(n, budget)
     tensors = (forest.slot_value, forest.depth, forest.row_slot, forest.chain)
     slot, parent, depth, exists, number, path, seen = fused(best_nodes, compiled)(
@@ -276,7 +288,8 @@ def best_nodes(
 
 
 def growmap_layout(children: Sequence[Sequence[int]], depths: Sequence[int]) -> Layout:
-    """The layout of a static tree, by its nodes' children and depths: rows are the nodes that branch."""
+    """The layout of a static tree, by its nodes' children and depths: rows are the nodes that
+    branch."""
     depth = max(depths)
     branching = [
         sum(bool(own) for own, d in zip(children, depths, strict=True) if d == level) for level in range(depth)

@@ -1,7 +1,9 @@
-"""What a tree costs on a machine, as two curves: a target pass by its width and a draft pass by its width, in seconds.
+"""What a tree costs on a machine, as two curves: a target pass by its width and a draft pass by its
+width, in seconds.
 
-Between the measured widths they are straight, beyond the last they go on as they came. decoding/latency.py measures and keeps them,
-drafting/tree_budget.py and drafting/captured_budget.py ask them whether one more node, or one more level, is worth its time.
+Between the measured widths they are straight, beyond the last they go on as they came.
+decoding/latency.py measures and keeps them, drafting/tree_budget.py and drafting/captured_budget.py
+ask them whether one more node, or one more level, is worth its time.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from functools import cached_property
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """widths, rising from 1; target_seconds and draft_seconds: a pass over so many tokens, with verification or drawing;
-    step_seconds: the rest of a step, whatever the tree (caches, bookkeeping: so little that `measure` says 0)."""
+    """widths, rising from 1; target_seconds and draft_seconds: a pass over so many tokens, with
+    verification or drawing; step_seconds: the rest of a step, whatever the tree (caches,
+    bookkeeping: so little that `measure` says 0)."""
 
     widths: tuple[int, ...]
     target_seconds: tuple[float, ...]
@@ -33,7 +36,8 @@ class Costs:
             raise ValueError(f"step_seconds is {self.step_seconds}")
 
     def extended(self, other: Costs) -> Costs:
-        """These curves as far as they go, unchanged, and behind that the other's, which is never below them."""
+        """These curves as far as they go, unchanged, and behind that the other's, which is never
+        below them."""
         more = [at for at, width in enumerate(other.widths) if width > self.widths[-1]]
         return replace(
             self,
@@ -44,11 +48,13 @@ class Costs:
         )
 
     def target(self, nodes: int) -> float:
-        """Seconds of a target pass over a tree of so many drafted nodes, and of its verification."""
+        """Seconds of a target pass over a tree of so many drafted nodes, and of its
+        verification."""
         return _at(self.widths, self._target_floor, nodes + 1)
 
     def draft(self, width: int) -> float:
-        """Seconds of a draft pass over a level of so many nodes, with the drawing of its children."""
+        """Seconds of a draft pass over a level of so many nodes, with the drawing of its
+        children."""
         return _at(self.widths, self._draft_floor, width)
 
     def step(self, nodes: int, passes: int) -> float:

@@ -1,20 +1,23 @@
 """Child policies: how the children of one node are proposed.
 
-A policy looks at the draft's distributions at the nodes of one level and proposes children for each, in drawing order.
-What they are worth is not its business (drafting/acceptance_estimates.py), only what they are:
+A policy looks at the draft's distributions at the nodes of one level and proposes children for
+each, in drawing order. What they are worth is not its business (drafting/acceptance_estimates.py),
+only what they are:
 
 - `sampled`: k tokens without replacement from q (Sequoia, arXiv 2402.12374; DySpec, arXiv 2410.11744);
 - `topk`: the k likeliest tokens, each a point mass (EAGLE-2, arXiv 2406.16858; OPT-Tree, arXiv 2406.17276);
 - `hybrid`: one token sampled outside the top k - 1, verified first, then those k - 1 as point masses. At a single node
   topdown verification then accepts as much as any lossless rule can (verification/single_node_bound.py).
 
-k may differ from node to node, but is settled before anything is drawn there: from the draft's distribution and what is
-known of the node. A `Wish` says how: at most `k` children, and no points below `floor`, which no budget would pay for.
-It may also name a token that followed here earlier in the text (drafting/prompt_lookup.py). That token becomes a point child behind one
-sampled from the rest, as in `hybrid`; where children are sampled, only if the draft would hardly propose it: a first
-sampled child is accepted more often than a copy that the draft agrees with is, and needs no node ahead of it (measured
-at one node, T = 0.6, 195 copies: 0.82 of the time, a copy behind one from the rest 0.77; two children of either kind differ
-less, 0.89 and 0.92). Every policy reads the device once a level.
+k may differ from node to node, but is settled before anything is drawn there: from the draft's
+distribution and what is known of the node. A `Wish` says how: at most `k` children, and no points
+below `floor`, which no budget would pay for. It may also name a token that followed here earlier in
+the text (drafting/prompt_lookup.py). That token becomes a point child behind one sampled from the
+rest, as in `hybrid`; where children are sampled, only if the draft would hardly propose it: a first
+sampled child is accepted more often than a copy that the draft agrees with is, and needs no node
+ahead of it (measured at one node, T = 0.6, 195 copies: 0.82 of the time, a copy behind one from the
+rest 0.77; two children of either kind differ less, 0.89 and 0.92). Every policy reads the device
+once a level.
 """
 
 from __future__ import annotations
@@ -32,8 +35,9 @@ POINTS = ("point", "echo", "lookup", "blind")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wish:
-    """What one node may have: at most k children, points only of tokens that the draft gives at least `floor`; `copy`:
-    a token to propose besides, because it followed the last `match` tokens before."""
+    """What one node may have: at most k children, points only of tokens that the draft gives at
+    least `floor`; `copy`: a token to propose besides, because it followed the last `match` tokens
+    before."""
 
     k: int
     floor: float = 0.0
@@ -43,8 +47,9 @@ class Wish:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Child:
-    """token; proposal: the probability it was drawn with (1 for a point); kind, x: see drafting/acceptance_estimates.py; own: what the
-    draft says of it. `*_before` is what could be said before it was drawn, the same for points."""
+    """token; proposal: the probability it was drawn with (1 for a point); kind, x: see
+    drafting/acceptance_estimates.py; own: what the draft says of it. `*_before` is what could be
+    said before it was drawn, the same for points."""
 
     token: int
     proposal: float
@@ -62,8 +67,8 @@ class Child:
 
 @dataclass(frozen=True, kw_only=True)
 class Children:
-    """The proposed children of one node in drawing order, sampled ones first, and `base` [V], what those were drawn
-    from, each without its earlier siblings (proportional to a distribution)."""
+    """The proposed children of one node in drawing order, sampled ones first, and `base` [V], what
+    those were drawn from, each without its earlier siblings (proportional to a distribution)."""
 
     base: torch.Tensor
     members: list[Child] = field(default_factory=list)
@@ -87,8 +92,8 @@ Policy = Callable[[torch.Tensor, Sequence[Wish], torch.Generator], list[Children
 
 
 def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
-    """wishes[i].k tokens without replacement from row i of q [m, V], only one where there is a copy. Floors do not
-    apply."""
+    """wishes[i].k tokens without replacement from row i of q [m, V], only one where there is a
+    copy. Floors do not apply."""
     k = max(wish.k for wish in wishes)
     base, packed = _sampled(q, _notes(q, wishes), probabilities.uniforms(k, q, generator), _any_copy(wishes))
     out = []
@@ -133,7 +138,8 @@ def _sampled(
 
 
 def topk(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
-    """The wishes[i].k likeliest tokens of row i of q [m, V], as points. Nothing is random; `generator` is not used."""
+    """The wishes[i].k likeliest tokens of row i of q [m, V], as points. Nothing is random;
+    `generator` is not used."""
     packed = _topk(q, _notes(q, wishes), _any_copy(wishes), max(wish.k for wish in wishes))
     out = []
     for row, wish, (copied_mass, *best) in zip(q, wishes, packed.tolist(), strict=True):
@@ -151,7 +157,8 @@ def _topk(q: torch.Tensor, notes: torch.Tensor, copies: bool, k: int) -> torch.T
 
 
 def hybrid(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
-    """Row i of q [m, V]: the top wishes[i].k - 1 tokens that reach the floor, as points, behind one from the rest."""
+    """Row i of q [m, V]: the top wishes[i].k - 1 tokens that reach the floor, as points, behind one
+    from the rest."""
     k = max(wish.k for wish in wishes)
     base, packed = _hybrid(q, _notes(q, wishes), probabilities.uniforms(1, q, generator), _any_copy(wishes), k)
     out = []
@@ -190,7 +197,8 @@ def _add_points(children: Children, tokens: Sequence[float], values: Sequence[fl
 
 
 def _add_copy(children: Children, wish: Wish, own: float) -> None:
-    """The wish's copy, if it has one that is worth proposing (see `_set_apart`: own is -1 where not)."""
+    """The wish's copy, if it has one that is worth proposing (see `_set_apart`: own is -1 where
+    not)."""
     if wish.copy is not None and own >= 0:
         children.members.append(copied(wish.copy, wish.match, own))
 
@@ -201,14 +209,16 @@ def _settled(token: int, proposal: float, kind: str, x: float) -> Child:
 
 
 def copied(token: int, match: float, own: float | None) -> Child:
-    """A point child copied from the text. own: what the draft gives it, None if it was not asked."""
+    """A point child copied from the text. own: what the draft gives it, None if it was not
+    asked."""
     kind = "blind" if own is None else "echo" if own >= AGREES else "lookup"
     own = own or 0.0
     return Child(token=token, proposal=1.0, kind=kind, x=match, x_before=match, own=own, own_before=own)
 
 
 def _notes(q: torch.Tensor, wishes: Sequence[Wish]) -> torch.Tensor:
-    """What the wishes say, float64 [m, 4] on q's device: k, floor, the copy's token and its match (0 for no copy)."""
+    """What the wishes say, float64 [m, 4] on q's device: k, floor, the copy's token and its match
+    (0 for no copy)."""
     rows = [(wish.k, wish.floor, *((0, 0.0) if wish.copy is None else (wish.copy, int(wish.match)))) for wish in wishes]
     return torch.tensor(rows, dtype=torch.float64).to(q.device, non_blocking=True)
 
@@ -220,8 +230,8 @@ def _any_copy(wishes: Sequence[Wish]) -> bool:
 def _set_apart(
     q: torch.Tensor, notes: torch.Tensor, copies: bool, *, echoes: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q without the copies that are worth proposing, [m, V], and what each of those had, [m, 1], -1 for none. echoes:
-    whether copies that the draft agrees with are."""
+    """q without the copies that are worth proposing, [m, V], and what each of those had, [m, 1], -1
+    for none. echoes: whether copies that the draft agrees with are."""
     none = q.new_full((len(q), 1), -1.0)
     if not copies:
         return q, none
@@ -232,13 +242,16 @@ def _set_apart(
 
 
 def worth_copying(held: torch.Tensor, match: torch.Tensor, *, echoes: bool) -> torch.Tensor:
-    """Which copies are worth proposing, by what the draft gives them and how much of the text matches (0: none).
+    """Which copies are worth proposing, by what the draft gives them and how much of the text
+    matches (0: none).
 
-    One that the draft hardly thinks of is so only after a long match: accepted 2-10% of the time otherwise.
+    One that the draft hardly thinks of is so only after a long match: accepted 2-10% of the time
+    otherwise.
     """
     return torch.where(held >= AGREES, (match > 0) & echoes, match >= LONG)
 
 
 def _pack(*columns: torch.Tensor) -> torch.Tensor:
-    """Tensors [m, k_i] side by side, to be read in one wait for the device. float64 holds token ids exactly."""
+    """Tensors [m, k_i] side by side, to be read in one wait for the device. float64 holds token ids
+    exactly."""
     return torch.cat([column.double() for column in columns], dim=1)

@@ -9,12 +9,13 @@
       max over n of (sum of the n best slot values) - (tokens per second so far) * (seconds of a target pass over n nodes),
 
   and keeps every slot that is worth more than the n-th: confident steps get larger trees than others. A level is drafted
-  only if what it can be expected to add is worth its draft pass. Seconds are those of the latency curve (decoding/latency.py), not
-  of a clock, so the same seed gives the same text.
+  only if what it can be expected to add is worth its draft pass. Seconds are those of the latency
+  curve (decoding/latency.py), not of a clock, so the same seed gives the same text.
 
-What keeps dynamic trees properly drawn: no slot's place may depend on its own token, not even by way of what is drawn after
-it. BestFirst may let later levels push slots out, since whatever is drawn below a slot is worth less than the slot. Thrifty
-decides about draft passes by the tokens of a whole level, so there every level that was kept is final.
+What keeps dynamic trees properly drawn: no slot's place may depend on its own token, not even by
+way of what is drawn after it. BestFirst may let later levels push slots out, since whatever is
+drawn below a slot is worth less than the slot. Thrifty decides about draft passes by the tokens of
+a whole level, so there every level that was kept is final.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from typing import Protocol
 import torch
 
 from dynasurge.drafting.cost_model import Costs
-from dynasurge.trees.growmap import Growmap
 from dynasurge.drafting.proposals import POINTS, Wish
+from dynasurge.trees.growmap import Growmap
 
 NO_DISTRIBUTION = torch.empty(0)  # of a node that the draft has not read
 SLACK = 0.5  # how far below the last step's cut slots are still proposed
@@ -40,8 +41,8 @@ LATER_CHILD = 0.5  # of a sampled child, about; the j-th likeliest token has at 
 
 @dataclass(slots=True, kw_only=True)
 class Slot:
-    """One proposed node while the tree grows. `parent` is an index into the pool; `row` its number in the draft's
-    passes."""
+    """One proposed node while the tree grows. `parent` is an index into the pool; `row` its number
+    in the draft's passes."""
 
     token: int
     parent: int
@@ -62,8 +63,8 @@ class Slot:
 
 
 class Shape(Protocol):
-    """`max_nodes` and `max_depth` bound every tree it allows; `max_read` is how many nodes the draft reads for one at
-    most, those included that lose their place to better ones deeper down."""
+    """`max_nodes` and `max_depth` bound every tree it allows; `max_read` is how many nodes the
+    draft reads for one at most, those included that lose their place to better ones deeper down."""
 
     max_nodes: int
     max_depth: int
@@ -138,7 +139,8 @@ class BestFirst:
     """The `budget` slots of highest value; ties go to the slot proposed first."""
 
     def __init__(self, *, budget: int, max_depth: int, max_children: int, later_child: float = LATER_CHILD) -> None:
-        """later_child: the j-th child of a node is hardly accepted more than this / j of the time; fewer are proposed."""
+        """later_child: the j-th child of a node is hardly accepted more than this / j of the time;
+        fewer are proposed."""
         self._later_child = later_child
         self.max_nodes, self.max_depth = budget, min(max_depth, budget)
         self.max_read = budget * (self.max_depth - 1)
@@ -177,7 +179,8 @@ class BestFirst:
 
 
 class Thrifty(BestFirst):
-    """At most `budget` nodes, and only those that pay for their time; a level, once kept, is final."""
+    """At most `budget` nodes, and only those that pay for their time; a level, once kept, is
+    final."""
 
     def __init__(
         self, *, budget: int, max_depth: int, max_children: int, costs: Costs, later_child: float = LATER_CHILD

@@ -1,19 +1,23 @@
-"""The prior of drafting/acceptance_estimates.py: how often each kind of child is accepted, measured by decoding.
+"""The prior of drafting/acceptance_estimates.py: how often each kind of child is accepted, measured
+by decoding.
 
     dynasurge calibrate acceptance FILE [--draft NAME --target NAME]
 
-Prompts are decoded with both sampled and hybrid children, with the prior there is (T = 0, where every rule is the same, is
-calibrated by itself, and so are two temperatures above it); a `Recorder` stands in for the estimate and adds up, by kind
-and bin of the feature, with what probability children were tried and accepted. Verification knows both exactly, so the sums
-are far less noisy than counts. Curves rise with their feature, so isotonic regression (weighted by trials) takes out what
-noise is left. A kind that was hardly ever proposed keeps the curve it came with. Trees grown with the curves are what they
-were measured on, so a second round from the first's file settles them.
+Prompts are decoded with both sampled and hybrid children, with the prior there is (T = 0, where
+every rule is the same, is calibrated by itself, and so are two temperatures above it); a `Recorder`
+stands in for the estimate and adds up, by kind and bin of the feature, with what probability
+children were tried and accepted. Verification knows both exactly, so the sums are far less noisy
+than counts. Curves rise with their feature, so isotonic regression (weighted by trials) takes out
+what noise is left. A kind that was hardly ever proposed keeps the curve it came with. Trees grown
+with the curves are what they were measured on, so a second round from the first's file settles
+them.
 
-The curves that ship are of the demo pair and its bundled prompts: at T > 0 the fourth round of `calibrate`, each from the
-last one's file (one H100, 2026-11-26; each temperature and rule in a process of its own, 2 minutes a round). Those of T = 0
-are older: one round on two CPU cores a day before, by two classes of depth and not made to rise. New ones accept 0.5% less,
-3% less without copies: where copies take the likeliest child's place, what is measured of the other points looks worse.
-Those of `blind` copies were counted once on the target's own text with no tree at all.
+The curves that ship are of the demo pair and its bundled prompts: at T > 0 the fourth round of
+`calibrate`, each from the last one's file (one H100, 2026-11-26; each temperature and rule in a
+process of its own, 2 minutes a round). Those of T = 0 are older: one round on two CPU cores a day
+before, by two classes of depth and not made to rise. New ones accept 0.5% less, 3% less without
+copies: where copies take the likeliest child's place, what is measured of the other points looks
+worse. Those of `blind` copies were counted once on the target's own text with no tree at all.
 """
 
 from __future__ import annotations
@@ -25,11 +29,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from dynasurge.drafting.acceptance_estimates import COUNTED, SAMPLED, TEXTS, Acceptance, Curve, Priors, curves_at
-from dynasurge.settings import STUDY_PROMPT, Policy, Settings
-from dynasurge.experiments.datasets import Prompt
 from dynasurge.decoding.session import Session, make_engines
+from dynasurge.drafting.acceptance_estimates import COUNTED, SAMPLED, TEXTS, Acceptance, Curve, Priors, curves_at
+from dynasurge.experiments.datasets import Prompt
 from dynasurge.models.pair import Pair
+from dynasurge.settings import STUDY_PROMPT, Policy, Settings
 
 PROBABILITIES = (0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9, 0.97)
 COUNTS = (1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5)
@@ -58,8 +62,8 @@ class Recorder(Acceptance):
             sums[number] += amount
 
     def curves(self) -> Knots:
-        """By kind: knots `x`, the mean feature of each bin, and the `acceptance` there; the prior's own curve for a kind
-        with too few trials."""
+        """By kind: knots `x`, the mean feature of each bin, and the `acceptance` there; the prior's
+        own curve for a kind with too few trials."""
         out: Knots = {kind: {"x": list(xs), "acceptance": list(ys)} for kind, (xs, ys) in self._curves.items()}
         for kind in self._sums:
             bins = _pooled([sums for _, sums in sorted(self._sums[kind].items())])
@@ -72,7 +76,8 @@ class Recorder(Acceptance):
 
 
 def _pooled(bins: Sequence[list[float]]) -> list[list[float]]:
-    """Neighbouring bins' sums added up until each has LEAST trials; none if there are not so many."""
+    """Neighbouring bins' sums added up until each has LEAST trials; none if there are not so
+    many."""
     out: list[list[float]] = []
     for sums in bins:
         if out and out[-1][0] < LEAST:
@@ -93,8 +98,8 @@ def rounds() -> list[tuple[str, float]]:
 def calibrate(
     pair: Pair, prompts: Sequence[Prompt], start: Priors, on_prompt: Callable[[], object] = lambda: None
 ) -> dict[str, dict[str, Knots]]:
-    """The curves by text and temperature, measured on trees grown with `start`. on_prompt is called once a prompt in each
-    of `rounds`."""
+    """The curves by text and temperature, measured on trees grown with `start`. on_prompt is called
+    once a prompt in each of `rounds`."""
     out: dict[str, dict[str, Knots]] = {text: {} for text in TEXTS}
     for text, T in rounds():
         out[text][f"{T:g}"] = _curves(pair, prompts, text, T, curves_at(start[text], T), on_prompt)

@@ -1,6 +1,7 @@
 """Prompts: the bundled demo set, a local file, or a dataset of the model hub.
 
-Hub datasets are streamed: only the rows asked for are fetched, never the whole set, and of one commit, which is recorded.
+Hub datasets are streamed: only the rows asked for are fetched, never the whole set, and of one
+commit, which is recorded.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynasurge.settings import DEMO
 from dynasurge.errors import UsageError
+from dynasurge.files import ASSETS
+from dynasurge.settings import DEMO
 
-DEMO_PROMPTS = Path(__file__).parent / "assets" / "demo_prompts.jsonl"
+DEMO_PROMPTS = ASSETS / "demo_prompts.jsonl"
 FILE_TYPES = (".txt", ".jsonl", ".csv", ".parquet")
 TEXT_FIELDS = ("text", "article", "prompt", "content")
 DEFAULT_ROWS = 200
@@ -44,8 +46,9 @@ HUB_DATASETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """index: its row in the dataset, which also names its random stream; kind: a label, '' if the data has none;
-    revision: the dataset's commit on the hub, or of a file the start of its content's `sha256:`."""
+    """index: its row in the dataset, which also names its random stream; kind: a label, '' if the
+    data has none; revision: the dataset's commit on the hub, or of a file the start of its
+    content's `sha256:`."""
 
     index: int
     id: str
@@ -55,10 +58,11 @@ class Prompt:
 
 
 def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) -> list[Prompt]:
-    """Rows [start, end) of a dataset: `demo`, a hub name of `HUB_DATASETS`, or a path to a file of `FILE_TYPES`.
+    """Rows [start, end) of a dataset: `demo`, a hub name of `HUB_DATASETS`, or a path to a file of
+    `FILE_TYPES`.
 
-    end = None means at most DEFAULT_ROWS rows. Raises UsageError for an unknown or unreadable dataset, an empty range,
-    and an `end` past the data.
+    end = None means at most DEFAULT_ROWS rows. Raises UsageError for an unknown or unreadable
+    dataset, an empty range, and an `end` past the data.
     """
     if start < 0:
         raise UsageError("--start", start, "rows are counted from 0", "use --start 0")
@@ -116,7 +120,8 @@ def _hub_rows(name: str, start: int, stop: int) -> tuple[str, list[dict[str, Any
 
 
 def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
-    """Rows of a local file, each with a `text`. A .txt file has one prompt a line; blank lines are left out."""
+    """Rows of a local file, each with a `text`. A .txt file has one prompt a line; blank lines are
+    left out."""
     try:
         if path.suffix in (".txt", ".jsonl"):
             lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]

@@ -1,7 +1,8 @@
-"""Grids: every combination of modes, trees, rules, policies, temperatures and seeds, as a list of settings.
+"""Grids: every combination of modes, trees, rules, policies, temperatures and seeds, as a list of
+settings.
 
-Combinations that say the same thing twice are left out: `auto` has no tree, so neither budget nor rule; static trees have
-no budget; greedy text is the same whatever the rule and the policy.
+Combinations that say the same thing twice are left out: `auto` has no tree, so neither budget nor
+rule; static trees have no budget; greedy text is the same whatever the rule and the policy.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
-from dynasurge.settings import MODES, Etv, Policy, Settings, growmap_name
 from dynasurge.errors import UsageError
+from dynasurge.settings import MODES, Etv, Policy, Settings, growmap_name
 
 GREEDY: Policy = "topk"  # what every policy is at T = 0
 AXES = ("mode", "growmap", "B", "use_bfs", "policy", "T", "seed")
@@ -29,10 +30,11 @@ def grid(
     seed: Sequence[int] = (0,),
     **shared: Any,
 ) -> list[Settings]:
-    """Settings that differ, `auto` first at each temperature and seed. shared: further fields, the same for all.
+    """Settings that differ, `auto` first at each temperature and seed. shared: further fields, the
+    same for all.
 
-    etv: the rule where use_bfs. Raises UsageError for a combination that `Settings` refuses, and for two growmaps of one
-    name.
+    etv: the rule where use_bfs. Raises UsageError for a combination that `Settings` refuses, and
+    for two growmaps of one name.
     """
     names = [growmap_name(path) for path in growmap]
     for path, name in zip(growmap, names, strict=True):

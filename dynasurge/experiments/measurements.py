@@ -1,8 +1,10 @@
-"""Probes: what a pair does at single positions of text that its target wrote, measured after a sweep, without decoding.
+"""Probes: what a pair does at single positions of text that its target wrote, measured after a
+sweep, without decoding.
 
 - `positions`: how much draft and target agree at every token of the text. The *overlap* sum(min(p, q)) is the probability
   that one sampled child is accepted there.
-- `bounds`: how often a rule accepts one of k children, and what no lossless rule could beat (verification/single_node_bound.py).
+- `bounds`: how often a rule accepts one of k children, and what no lossless rule could beat
+  (verification/single_node_bound.py).
 - `bias`: how far the original prototype's rule bends the next token's distribution (experiments/rule_bias.py).
 
 Texts are taken from a sweep's rows; what comes out is numbers only.
@@ -17,20 +19,21 @@ from typing import Any
 import pandas as pd
 import torch
 
-from dynasurge.experiments.text_distributions import text_distributions
 from dynasurge.experiments.rule_bias import first_token_bias
-from dynasurge.verification.single_node_bound import acceptance_bound, node_acceptance
-from dynasurge.settings import POLICIES
+from dynasurge.experiments.text_distributions import text_distributions
 from dynasurge.models.pair import Pair
+from dynasurge.settings import POLICIES
 from dynasurge.verification.rules import RULES
+from dynasurge.verification.single_node_bound import acceptance_bound, node_acceptance
 
 CHILDREN = (1, 2, 4, 8)
 Tick = Callable[[], object]
 
 
 def positions(pair: Pair, frame: pd.DataFrame) -> pd.DataFrame:
-    """One line a token of text: dataset, kind, index, T, position (tokens), overlap, `agree` (whether both models have the
-    same likeliest token), `confidence` (the draft's largest probability) and `certainty` (the target's)."""
+    """One line a token of text: dataset, kind, index, T, position (tokens), overlap, `agree`
+    (whether both models have the same likeliest token), `confidence` (the draft's largest
+    probability) and `certainty` (the target's)."""
     lines = []
     for row, p, q in _distributions(pair, frame):
         numbers = {
@@ -47,8 +50,9 @@ def positions(pair: Pair, frame: pd.DataFrame) -> pd.DataFrame:
 def bounds(
     pair: Pair, frame: pd.DataFrame, *, nodes: int = 32, draws: int = 8, on_node: Tick = lambda: None
 ) -> pd.DataFrame:
-    """One line a (T, policy, k, rule): the probability `accepted` that one of k children of a node is accepted, a mean over
-    `draws` sets of children at each of `nodes` positions spread over the texts, and the `bound` there.
+    """One line a (T, policy, k, rule): the probability `accepted` that one of k children of a node
+    is accepted, a mean over `draws` sets of children at each of `nodes` positions spread over the
+    texts, and the `bound` there.
 
     All rules judge the same sets. on_node is called after each position.
     """

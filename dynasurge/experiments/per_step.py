@@ -1,10 +1,12 @@
-"""What single steps tell: where in a text, how deep in a tree and at which sibling drafts are accepted; how hard texts are.
+"""What single steps tell: where in a text, how deep in a tree and at which sibling drafts are
+accepted; how hard texts are.
 
-Functions on the DataFrame of experiments/results_frame.py, whose rows hold a list with an entry a step for every column used here. A step that
-emits n tokens accepted n - 1 drafted ones and added a bonus token. `study` has these functions, too.
+Functions on the DataFrame of experiments/results_frame.py, whose rows hold a list with an entry a
+step for every column used here. A step that emits n tokens accepted n - 1 drafted ones and added a
+bonus token. `study` has these functions, too.
 
-`by` names the columns whose values are told apart, by default all that a line of the results table stands for; rows that
-differ in anything else are pooled.
+`by` names the columns whose values are told apart, by default all that a line of the results table
+stands for; rows that differ in anything else are pooled.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ COMPLEXITY = {
 
 
 def acceptance_by_position(frame: pd.DataFrame, width: int = 16, by: Sequence[str] = COLUMN) -> pd.DataFrame:
-    """accepted_per_step and steps by where in the output a step began, in bins of `width` tokens."""
+    """accepted_per_step and steps by where in the output a step began, in bins of `width`
+    tokens."""
     steps = _explode(frame, by, accepted="accepted")
     began = steps["accepted"] + 1
     began = began.groupby(steps["row"]).cumsum() - began
@@ -35,8 +38,9 @@ def acceptance_by_position(frame: pd.DataFrame, width: int = 16, by: Sequence[st
 
 
 def complexity_along(frame: pd.DataFrame, width: int = 16, by: Sequence[str] = COLUMN) -> pd.DataFrame:
-    """How hard the text is, as it goes on: the mean of each of COMPLEXITY by where in the output a step began, in bins of
-    `width` tokens, with the number of steps. Give it the rows of one prompt, or of many."""
+    """How hard the text is, as it goes on: the mean of each of COMPLEXITY by where in the output a
+    step began, in bins of `width` tokens, with the number of steps. Give it the rows of one prompt,
+    or of many."""
     steps = _explode(frame, by, **{name: name for name in COMPLEXITY.values()})
     began = steps["accepted"] + 1
     steps["position"] = (began.groupby(steps["row"]).cumsum() - began) // width * width
@@ -44,8 +48,8 @@ def complexity_along(frame: pd.DataFrame, width: int = 16, by: Sequence[str] = C
 
 
 def complexity_by_kind(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
-    """Which kinds of prompt get deep narrow trees and which get bushy ones: the mean of each of COMPLEXITY by kind, with
-    the numbers of steps and prompts."""
+    """Which kinds of prompt get deep narrow trees and which get bushy ones: the mean of each of
+    COMPLEXITY by kind, with the numbers of steps and prompts."""
     groups = [*by, "kind"]
     out = _complexity(_explode(frame, groups, **{name: name for name in COMPLEXITY.values()}), groups)
     prompts = frame.drop_duplicates([*groups, "dataset", "index"]).groupby(groups).size()
@@ -59,23 +63,24 @@ def _complexity(steps: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def acceptance_by_confidence(frame: pd.DataFrame, bins: int = 5, by: Sequence[str] = COLUMN) -> pd.DataFrame:
-    """accepted_per_step and steps by the draft's confidence in a step's tree (see `Draft`), in `bins` equal intervals of
-    [0, 1], named by their middles. Steps in which the draft proposed nothing are left out."""
+    """accepted_per_step and steps by the draft's confidence in a step's tree (see `Draft`), in
+    `bins` equal intervals of [0, 1], named by their middles. Steps in which the draft proposed
+    nothing are left out."""
     steps = _explode(frame, by, accepted="accepted", confidence="confidence").dropna(subset=["confidence"])
     interval = (steps["confidence"] * bins).astype(int).clip(0, bins - 1)
     return _means(steps.assign(confidence=(interval + 0.5) / bins), by, "confidence")
 
 
 def acceptance_by_depth(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
-    """By depth d: `reached`, how often a path stood at depth d - 1 above at least one child, and the share
-    `accepted` of those that went on to depth d."""
+    """By depth d: `reached`, how often a path stood at depth d - 1 above at least one child, and
+    the share `accepted` of those that went on to depth d."""
     return _share(_choices(frame, by), by, "depth")
 
 
 def acceptance_by_rank(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
-    """By sibling rank j: `reached`, how often a path stood above more than j children, and the share `accepted`
-    of those that went on to the child of rank j. (The best static tree is made from the same for nodes that all have as
-    many children: `analysis.rank_acceptance`.)"""
+    """By sibling rank j: `reached`, how often a path stood above more than j children, and the
+    share `accepted` of those that went on to the child of rank j. (The best static tree is made
+    from the same for nodes that all have as many children: `analysis.rank_acceptance`.)"""
     choices = _choices(frame, by)
     tried = choices.loc[choices.index.repeat(choices["count"])]
     rank = tried.groupby(level=0).cumcount()
@@ -83,8 +88,8 @@ def acceptance_by_rank(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.Da
 
 
 def _choices(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """One row a node at which a path stood above children: the columns of `by`, depth of the children, their count, the
-    rank it went on to (-1 for none), and whether it went on."""
+    """One row a node at which a path stood above children: the columns of `by`, depth of the
+    children, their count, the rank it went on to (-1 for none), and whether it went on."""
     records = [
         (*group, depth, count, ranks[depth - 1] if depth <= len(ranks) else -1)
         for *group, rows, counts in zip(*(frame[name] for name in (*by, "ranks", "children")), strict=True)

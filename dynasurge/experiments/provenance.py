@@ -1,5 +1,5 @@
-"""Where numbers come from: the versions, the machine and the commit that made a row, so that it can be repeated or
-distrusted."""
+"""Where numbers come from: the versions, the machine and the commit that made a row, so that it can
+be repeated or distrusted."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from pathlib import Path
 
 import torch
 
-import dynasurge
 from dynasurge.models.pair import Pair
+from dynasurge.settings import VERSION
 
 PACKAGES = ("torch", "transformers")
 
 
 def provenance(pair: Pair) -> dict[str, str | None]:
-    """device, dtype, date, python, the version of dynasurge and of each of PACKAGES, and commit (see `git_commit`)."""
+    """device, dtype, date, python, the version of dynasurge and of each of PACKAGES, and commit
+    (see `git_commit`)."""
     device = pair.target.device
     threads = f"{torch.get_num_threads()} threads of {processor()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
@@ -28,7 +29,7 @@ def provenance(pair: Pair) -> dict[str, str | None]:
         "dtype": str(pair.target.dtype).removeprefix("torch."),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "python": platform.python_version(),
-        "dynasurge": dynasurge.__version__,  # a clone need not be installed
+        "dynasurge": VERSION,  # a clone need not be installed
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "commit": git_commit(),
     }
@@ -47,7 +48,8 @@ def processor() -> str:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of the clone that this package runs from, `-dirty` behind it if files differ; None without a clone."""
+    """The commit of the clone that this package runs from, `-dirty` behind it if files differ; None
+    without a clone."""
     try:
         _git("ls-files", "--error-unmatch", __file__)  # an installed package may lie in a clone of something else
         return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")

@@ -1,18 +1,17 @@
 """Evidence: what figures are drawn from, a folder of small files, or a few runs made on the spot.
 
-    python -m dynasurge.experiments.published_records runs/study --output figures/data        # probe a finished sweep and publish its numbers
+    dynasurge publish runs/study --output figures/data        # probe a finished sweep and publish its numbers
 
-An evidence folder is a sweep's folder with the probes of measurements.py beside its rows: `records.parquet` (one row a prompt and
-setting), `positions.parquet`, `bounds.parquet`, `bias.parquet`, and `costs.json`, the latency curve. Published, it holds
-numbers only, no text and no tokens; the machine, the command and the date are in each file's metadata and in its README.
+An evidence folder is a sweep's folder with the probes of measurements.py beside its rows:
+`records.parquet` (one row a prompt and setting), `positions.parquet`, `bounds.parquet`,
+`bias.parquet`, and `costs.json`, the latency curve. Published, it holds numbers only, no text and
+no tokens; the machine, the command and the date are in each file's metadata and in its README.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,18 +21,16 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from dynasurge.experiments import measurements
-from dynasurge.cli.main import guarded
-from dynasurge.settings import DEMO, Settings
-from dynasurge.drafting.cost_model import Costs
-from dynasurge.experiments.datasets import Prompt
-from dynasurge.errors import UsageError, at_least
-from dynasurge.files import write_whole
-from dynasurge.cli.flags import Parser
 from dynasurge.decoding.latency import read_costs
-from dynasurge.models.pair import Pair, load_pair
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.errors import UsageError
+from dynasurge.experiments import measurements
+from dynasurge.experiments.datasets import Prompt
 from dynasurge.experiments.results_frame import load_frame
 from dynasurge.experiments.sweep import sweep
+from dynasurge.files import write_whole
+from dynasurge.models.pair import Pair
+from dynasurge.settings import DEMO, Settings
 
 TEXT = ["prompt_ids", "output_ids", "text", "id"]  # other people's words: measured, never published
 PROBES: Mapping[str, Callable[..., pd.DataFrame]] = {
@@ -41,19 +38,15 @@ PROBES: Mapping[str, Callable[..., pd.DataFrame]] = {
     "bounds": measurements.bounds,
     "bias": measurements.bias,
 }
-COMMAND = "python -m dynasurge.experiments.published_records"
+COMMAND = "dynasurge publish"
 PUBLISHED = Path("figures", "data")
-SIZES = (
-    ("nodes", 32, "positions at which bounds are computed, a temperature"),
-    ("contexts", 8, "prompts at which the bias is measured"),
-    ("samples", 1000, "steps taken at each of them"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """frame: rows as in experiments/results_frame.py, dynamic trees that were filled to their budget labelled so. costs: the latency curve,
-    None where no tree went by it. probes: tables by name of PROBES, those that were measured. about: machine, date, ..."""
+    """frame: rows as in experiments/results_frame.py, dynamic trees that were filled to their
+    budget labelled so. costs: the latency curve, None where no tree went by it. probes: tables by
+    name of PROBES, those that were measured. about: machine, date, ..."""
 
     frame: pd.DataFrame
     costs: Costs | None = None
@@ -62,9 +55,10 @@ class Evidence:
 
     @classmethod
     def read(cls, *folders: str | Path) -> Evidence:
-        """What one or more folders hold; costs and probes are the first's. Raises UsageError if one holds no rows."""
+        """What one or more folders hold; costs and probes are the first's. Raises UsageError if one
+        holds no rows."""
         frames = [load_frame(folder) for folder in folders]
-        frame = _labelled(pd.concat(frames, ignore_index=True))
+        frame = labelled(pd.concat(frames, ignore_index=True))
         if frame.duplicated(["run", "index"]).any():
             raise UsageError("folders", ", ".join(map(str, folders)), "hold the same rows", "name each folder once")
         home = Path(folders[0])
@@ -78,7 +72,8 @@ class Evidence:
 
     @classmethod
     def published(cls) -> Evidence:
-        """What the published figures are drawn from: figures/data of the clone that this runs in. Raises UsageError."""
+        """What the published figures are drawn from: figures/data of the clone that this runs in.
+        Raises UsageError."""
         here = Path.cwd()
         for folder in (here, *here.parents):
             if (folder / PUBLISHED / "records.parquet").exists():
@@ -93,10 +88,11 @@ class Evidence:
         data: Mapping[str, Sequence[Prompt]],
         **wanted: Mapping[str, Any],
     ) -> Evidence:
-        """Run a small sweep now, then probe its texts. wanted: by name of PROBES, the probe's keyword arguments."""
+        """Run a small sweep now, then probe its texts. wanted: by name of PROBES, the probe's
+        keyword arguments."""
         prompts = sum(map(len, data.values()))
         with tempfile.TemporaryDirectory() as folder, tqdm(total=len(plan) * prompts, unit="run") as bar:
-            frame = _labelled(sweep(pair, plan, data, Path(folder), on_row=lambda done: bar.update()))
+            frame = labelled(sweep(pair, plan, data, Path(folder), on_row=lambda done: bar.update()))
             costs = read_costs(Path(folder) / "costs.json")
         tables = {name: PROBES[name](pair, frame, **how) for name, how in wanted.items()}
         about = {"date": str(frame["date"].max())}
@@ -124,8 +120,9 @@ class Evidence:
         return dataclasses.replace(self, frame=self.frame[self.frame["T"] == nearest], probes=tables)
 
     def caption(self, frame: pd.DataFrame | None = None, shown: str = "") -> str:
-        """Pair, machine, dtype, date, datasets, number of prompts and temperatures of these rows (all rows if None or
-        empty). shown: says what is drawn, if that is not the rows at their temperatures."""
+        """Pair, machine, dtype, date, datasets, number of prompts and temperatures of these rows
+        (all rows if None or empty). shown: says what is drawn, if that is not the rows at their
+        temperatures."""
         rows = self.frame if frame is None or frame.empty else frame
         first = rows.iloc[0]
         pair = "demo pair" if first["draft"] == first["target"] == DEMO else f"{first['draft']} -> {first['target']}"
@@ -161,7 +158,7 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
+def labelled(frame: pd.DataFrame) -> pd.DataFrame:
     """`Settings.label` says nothing of --fill, which changes a dynamic tree altogether."""
     filled = frame["label"].str.replace(r"^(dTree B=\d+)(?!\d| filled)", r"\1 filled", regex=True)
     return _kinds(frame.assign(label=frame["label"].where(~frame["fill"], filled)))
@@ -174,57 +171,3 @@ def _kinds(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(
         kind=table["kind"].where(table["kind"] != "", table["dataset"].map(lambda name: Path(name).stem))
     )
-
-
-def publish(arguments: Sequence[str]) -> int:
-    """Probe finished sweeps and publish their numbers; returns the exit code. Raises UsageError."""
-    parser = Parser(prog=COMMAND, description=(__doc__ or "").partition("\n\n")[0])
-    add = parser.add_argument
-    add("folders", nargs="+", metavar="FOLDER", help="what `dynasurge sweep` wrote; costs and texts are the first's")
-    add("--output", required=True, metavar="DIR", help="where the numbers go; figures/data holds the published ones")
-    add("--machine", help="its name in captions (default: what the rows say)")
-    for name, default, what in SIZES:
-        add(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
-    args = parser.parse_args(arguments)
-    for name, default, _ in SIZES:
-        at_least(name, getattr(args, name), 1, default)
-    output = Path(args.output)
-    if output.resolve() in [Path(folder).resolve() for folder in args.folders]:
-        raise UsageError("--output", output, "is the sweep's own folder", f"try --output {output}-numbers")
-    made(output)
-    evidence = Evidence.read(*args.folders)
-    first = _labelled(load_frame(args.folders[0]))
-    if not set(TEXT) <= set(first):
-        raise UsageError("folder", args.folders[0], "holds no texts, it was published", "name the sweep's own folder")
-    names = {name: str(first[name].iloc[0]) for name in ("draft", "target", "device", "dtype", "commit")}
-    spread = first["device_map"].iloc[0]
-    device_map = spread if isinstance(spread, str) else None  # a table's missing value is not None
-    pair = load_pair(names["draft"], names["target"], dtype=names["dtype"], device_map=device_map)
-    prompts = len(first.drop_duplicates(["dataset", "index"]))
-    tables = {"positions": measurements.positions(pair, first)}
-    with tqdm(total=args.nodes * first["T"].nunique(), desc="bounds", disable=None) as bar:
-        tables["bounds"] = measurements.bounds(pair, first, nodes=args.nodes, on_node=bar.update)
-    with tqdm(total=min(args.contexts, prompts), desc="bias", disable=None) as bar:
-        how = {"contexts": args.contexts, "samples": args.samples, "on_context": bar.update}
-        tables["bias"] = measurements.bias(pair, first, **how)
-    about = {
-        "machine": args.machine or names["device"],
-        "date": str(first["date"].max()),
-        "commit": names["commit"],
-        "commands": "; ".join(filter(None, [*map(_command, args.folders), shlex.join([*COMMAND.split(), *arguments])])),
-    }
-    dataclasses.replace(evidence, probes=tables, about=about).write(output)
-    return 0
-
-
-def _command(folder: str) -> str | None:
-    """The command that a sweep says it was made by: the indented line of its results.md."""
-    try:
-        lines = (Path(folder) / "results.md").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((line.strip() for line in lines if line.startswith("    dynasurge ")), None)
-
-
-if __name__ == "__main__":
-    sys.exit(guarded(lambda: publish(sys.argv[1:]), "nothing was written"))

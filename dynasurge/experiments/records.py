@@ -1,9 +1,11 @@
-"""Records: an output folder's rows, one JSON object a (settings, prompt), each written whole or not at all.
+"""Records: an output folder's rows, one JSON object a (settings, prompt), each written whole or not
+at all.
 
-`records.jsonl` only ever grows by whole lines, so a killed run loses at most the prompt it was in: opening the folder
-again cuts off a torn last line, and finished prompts are skipped. Of several processes the first writes there and every
-other to `records.N.jsonl`, whichever way prompts are dealt out next time; a finished run puts all into `records.jsonl`.
-A row that stands in two files, because a kill came between copying and deleting, counts once.
+`records.jsonl` only ever grows by whole lines, so a killed run loses at most the prompt it was in:
+opening the folder again cuts off a torn last line, and finished prompts are skipped. Of several
+processes the first writes there and every other to `records.N.jsonl`, whichever way prompts are
+dealt out next time; a finished run puts all into `records.jsonl`. A row that stands in two files,
+because a kill came between copying and deleting, counts once.
 
 Rows stay on disk; what is kept in memory is where each one is.
 """
@@ -20,26 +22,28 @@ from pathlib import Path
 
 import filelock
 
-from dynasurge.experiments.datasets import Prompt
 from dynasurge.errors import UsageError
-from dynasurge.files import write_whole
-from dynasurge.experiments.workers import ALONE, Processes
+from dynasurge.experiments.datasets import Prompt
 from dynasurge.experiments.schema import FORMAT, PHASES, Row
+from dynasurge.experiments.workers import ALONE, Processes
+from dynasurge.files import write_whole
 
 Key = tuple[str, int]  # run name, prompt's index
 
 
 class RecordFile:
-    """The rows of an output folder. Close it, or use it in a `with`: until then no other run may have the folder.
+    """The rows of an output folder. Close it, or use it in a `with`: until then no other run may
+    have the folder.
 
-    With several processes, every method but `find`, `rows` and `append` must be called by all of them.
+    With several processes, every method but `find`, `rows` and `append` must be called by all of
+    them.
     """
 
     def __init__(self, folder: Path | None, runs: Collection[str], processes: Processes = ALONE) -> None:
         """folder: None is one that is thrown away. runs: the run names it may hold.
 
-        Raises UsageError if the folder holds others, or rows that this version cannot read, if another run is using it,
-        or if it cannot be written.
+        Raises UsageError if the folder holds others, or rows that this version cannot read, if
+        another run is using it, or if it cannot be written.
         """
         self._processes, self._open = processes, ExitStack()
         self._where: dict[Key, tuple[Path, int]] = {}
@@ -70,7 +74,8 @@ class RecordFile:
         self._open.close()
 
     def find(self, run: str, prompt: Prompt, prompt_ids: Sequence[int]) -> Row | None:
-        """This prompt's row, if it is already there. Raises UsageError if that row is of another text."""
+        """This prompt's row, if it is already there. Raises UsageError if that row is of another
+        text."""
         where = self._where.get((run, prompt.index))
         if where is None:
             return None
@@ -92,7 +97,8 @@ class RecordFile:
                     yield _row_at(*where)
 
     def append(self, row: Row) -> None:
-        """Add a row, whole, and see it to the disk. Raises UsageError, the file as before, if it cannot be written."""
+        """Add a row, whole, and see it to the disk. Raises UsageError, the file as before, if it
+        cannot be written."""
         try:
             start = _append(self._path, json.dumps(row).encode() + b"\n")
         except OSError as error:
@@ -155,8 +161,8 @@ class RecordFile:
 
 
 def record_files(folder: Path) -> list[Path]:
-    """Every file of an output folder that may hold rows, `records.jsonl` (which may not exist yet) first; any other file is
-    the user's own."""
+    """Every file of an output folder that may hold rows, `records.jsonl` (which may not exist yet)
+    first; any other file is the user's own."""
     ranks = (path for path in folder.glob("records.*.jsonl") if path.name.split(".")[1].isdecimal())
     return [folder / "records.jsonl", *sorted(ranks)]
 
@@ -209,7 +215,8 @@ def _mend(path: Path) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes, Row]]:
-    """Where each line of a records file starts, the line, and its row. Raises UsageError for one that is no row."""
+    """Where each line of a records file starts, the line, and its row. Raises UsageError for one
+    that is no row."""
     if not path.exists():
         return
     with path.open("rb") as file:

@@ -4,9 +4,10 @@
     print(results_table(frame))
     paired(frame, "dTree B=32", "dTree B=32 +ETV", "accepted_per_step", rng=numpy.random.default_rng(0))
 
-Settings are compared on the same prompts. Intervals are percentile bootstraps over *prompts*, the unit that differs from
-text to text: all seeds of a prompt are drawn together, and what is drawn are the prompt's sums, so a ratio is that of
-pooled tokens to pooled seconds, as a reader of the table would compute it.
+Settings are compared on the same prompts. Intervals are percentile bootstraps over *prompts*, the
+unit that differs from text to text: all seeds of a prompt are drawn together, and what is drawn are
+the prompt's sums, so a ratio is that of pooled tokens to pooled seconds, as a reader of the table
+would compute it.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ import numpy as np
 import pandas as pd
 
 from dynasurge.errors import UsageError
-from dynasurge.experiments.records import record_files
-from dynasurge.experiments.schema import PHASES, Row
 from dynasurge.experiments.per_step import COLUMN as LINE
 from dynasurge.experiments.per_step import acceptance_by_confidence as acceptance_by_confidence
 from dynasurge.experiments.per_step import acceptance_by_depth as acceptance_by_depth
@@ -30,6 +29,8 @@ from dynasurge.experiments.per_step import acceptance_by_position as acceptance_
 from dynasurge.experiments.per_step import acceptance_by_rank as acceptance_by_rank
 from dynasurge.experiments.per_step import complexity_along as complexity_along
 from dynasurge.experiments.per_step import complexity_by_kind as complexity_by_kind
+from dynasurge.experiments.records import record_files
+from dynasurge.experiments.schema import PHASES, Row
 
 PAIRING = ["dataset", "T", "P", "index", "seed"]  # what two rows share when they may be compared
 COLUMN = list(LINE)
@@ -46,8 +47,9 @@ MEASURES = {
 
 
 def to_frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows as columns: `settings` and `about` are spread out, B is text ("auto", "16"), and sums that measures need are
-    added: tokens, steps, accepted_tokens, tokens_of_steps (accepted and bonus), decode_seconds (prefill excluded)."""
+    """Rows as columns: `settings` and `about` are spread out, B is text ("auto", "16"), and sums
+    that measures need are added: tokens, steps, accepted_tokens, tokens_of_steps (accepted and
+    bonus), decode_seconds (prefill excluded)."""
     frame = pd.DataFrame([_flat(row) for row in rows])
     if frame.empty:
         raise UsageError("records", "no rows", "nothing is finished yet", "wait for the first prompt")
@@ -76,7 +78,8 @@ def _flat(row: Row) -> dict[str, Any]:
 
 
 def load_frame(path: str | Path) -> pd.DataFrame:
-    """The parquet of a finished sweep, or what an unfinished one has written to its folder so far. Raises UsageError."""
+    """The parquet of a finished sweep, or what an unfinished one has written to its folder so far.
+    Raises UsageError."""
     path = Path(path)
     try:
         if path.is_file():
@@ -106,8 +109,8 @@ def _rows(files: Iterable[Path]) -> Iterator[Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """A measure of two settings on the same prompts. ratio: that of `b` over that of `a`; low, high: its 95% interval, NaN
-    with fewer than ENOUGH prompts."""
+    """A measure of two settings on the same prompts. ratio: that of `b` over that of `a`; low,
+    high: its 95% interval, NaN with fewer than ENOUGH prompts."""
 
     a: float
     b: float
@@ -118,10 +121,11 @@ class Paired:
 
 
 def paired(frame: pd.DataFrame, a: str, b: str, measure: str, *, rng: np.random.Generator) -> Paired:
-    """Compare the settings labelled `a` and `b` by a name of MEASURES, on the prompts (and T, P, seeds) both have.
+    """Compare the settings labelled `a` and `b` by a name of MEASURES, on the prompts (and T, P,
+    seeds) both have.
 
-    A frame with several policies should be narrowed to one first. Raises UsageError if the two share no prompt, or if a
-    label names several settings.
+    A frame with several policies should be narrowed to one first. Raises UsageError if the two
+    share no prompt, or if a label names several settings.
     """
     over, under = MEASURES[measure]
     sides = [frame[frame["label"] == label].set_index(PAIRING)[[over, under]] for label in (a, b)]
@@ -154,8 +158,9 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 
 
 def speedup_by_prompt(frame: pd.DataFrame, measure: str = "tokens_per_second") -> pd.DataFrame:
-    """Every tree's row with `speedup`: its measure over that of `auto` on the same prompt, temperature and seed. Rows whose
-    `auto` is missing are left out. Raises UsageError if a prompt has several rows of `auto`."""
+    """Every tree's row with `speedup`: its measure over that of `auto` on the same prompt,
+    temperature and seed. Rows whose `auto` is missing are left out. Raises UsageError if a prompt
+    has several rows of `auto`."""
     over, under = MEASURES[measure]
     value = frame[over] / frame[under]
     base = frame.assign(base=value)[frame["label"] == "auto"][[*PAIRING, "base"]]
@@ -173,12 +178,14 @@ def time_breakdown(frame: pd.DataFrame, by: Sequence[str] = tuple(COLUMN)) -> pd
 
 
 def results(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every measure by dataset, temperature, policy and label, in the order of the rows, with the number of prompts.
+    """Every measure by dataset, temperature, policy and label, in the order of the rows, with the
+    number of prompts.
 
-    Tokens are pooled. Times are medians over prompts, which one stalled run does not move; that of a request is what the
-    `new_tokens` asked for would have taken, so that texts which ended early compare. `speedup`: tokens per second over
-    those of `auto` on the same prompt, the median, with its 95% interval `speedup_low`, `speedup_high` (NaN without `auto`,
-    or with fewer than ENOUGH prompts). draft, target, verify, other: as `time_breakdown`, pooled.
+    Tokens are pooled. Times are medians over prompts, which one stalled run does not move; that of
+    a request is what the `new_tokens` asked for would have taken, so that texts which ended early
+    compare. `speedup`: tokens per second over those of `auto` on the same prompt, the median, with
+    its 95% interval `speedup_low`, `speedup_high` (NaN without `auto`, or with fewer than ENOUGH
+    prompts). draft, target, verify, other: as `time_breakdown`, pooled.
     """
     again = frame[frame.duplicated([*COLUMN, "index", "seed"])]
     if len(again):
@@ -221,8 +228,8 @@ def _median(values: pd.Series) -> tuple[float, float, float]:
 
 
 def trees(frame: pd.DataFrame) -> pd.DataFrame:
-    """`results` with what kind of tree each line is: mode, `tree` (the label without its rule), rule ("top-down", "ETV",
-    ...), B, fill, and `nodes`, the mean number of nodes a step drafted."""
+    """`results` with what kind of tree each line is: mode, `tree` (the label without its rule),
+    rule ("top-down", "ETV", ...), B, fill, and `nodes`, the mean number of nodes a step drafted."""
     groups = frame.assign(drafted=frame["tree_size"].map(sum)).groupby(COLUMN, sort=False)
     kind = groups[["mode", "B", "fill"]].first()
     sums = groups[["drafted", "steps"]].sum()
@@ -232,7 +239,8 @@ def trees(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def contrast(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one static and one dynamic tree, those that draft the most without ETV: enough to see what differs."""
+    """The rows of one static and one dynamic tree, those that draft the most without ETV: enough to
+    see what differs."""
     plain = frame[~frame["use_bfs"] & (frame["mode"] != "auto")]
     size = plain["tree_size"].map(sum) / plain["steps"]
     labels = size.groupby([plain["mode"], plain["label"]]).mean().groupby(level=0).idxmax()

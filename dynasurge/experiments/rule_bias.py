@@ -1,10 +1,12 @@
-"""How far a verification rule bends a real model's text: the next token's distribution after one step.
+"""How far a verification rule bends a real model's text: the next token's distribution after one
+step.
 
-At each context (the tokens of a prompt) one step is taken many times, trees and coins drawn afresh, and the first emitted
-token is counted. Total variation from the target's distribution is measured over its BINS likeliest tokens and one bin for
-the rest, which can only make it smaller. Counting noise makes it positive even for a lossless rule, so lossless rules are
-measured the same way beside it, on the same trees, and what counts is the difference. Logits are remembered by context, so
-that thousands of steps cost few passes.
+At each context (the tokens of a prompt) one step is taken many times, trees and coins drawn afresh,
+and the first emitted token is counted. Total variation from the target's distribution is measured
+over its BINS likeliest tokens and one bin for the rest, which can only make it smaller. Counting
+noise makes it positive even for a lossless rule, so lossless rules are measured the same way beside
+it, on the same trees, and what counts is the difference. Logits are remembered by context, so that
+thousands of steps cost few passes.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from transformers import PreTrainedModel
 from dynasurge import probabilities
 from dynasurge.drafting.acceptance_estimates import make_acceptance
 from dynasurge.drafting.growth import Drafter
-from dynasurge.models.engine import Engine
-from dynasurge.trees.growmap import build_growmap
-from dynasurge.models.pair import Pair
 from dynasurge.drafting.proposals import POLICIES
-from dynasurge.verification.prototype import bfs
 from dynasurge.drafting.tree_budget import StaticShape
+from dynasurge.models.engine import Engine
+from dynasurge.models.pair import Pair
+from dynasurge.trees.growmap import build_growmap
 from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.prototype import bfs
 from dynasurge.verification.rules import RULES, Verdict, verify
 
 BINS = 30
@@ -38,7 +40,8 @@ JUDGES: Mapping[str, Callable[..., Verdict]] = {
 
 
 class Remembering:
-    """A model that stands at the end of one prompt and computes the logits of each first token once."""
+    """A model that stands at the end of one prompt and computes the logits of each first token
+    once."""
 
     def __init__(self, model: PreTrainedModel, prompt: Sequence[int], vocab: int) -> None:
         self._engine = Engine(model, len(prompt) + AHEAD, vocab=vocab)
@@ -58,7 +61,8 @@ class Remembering:
         return torch.stack([self._known[token] for token in tokens])
 
     def rows(self, tree: TokenTree) -> torch.Tensor:
-        """Logits by node; those below the first level are the root's, as they cannot change the first token."""
+        """Logits by node; those below the first level are the root's, as they cannot change the
+        first token."""
         first = {node: tree.tokens[node] for node in tree.children[0]}
         self.forward(list(first.values()), [-1] * len(first))
         return torch.stack([self._known[first[u]] if u in first else self._root for u in range(tree.size + 1)])
@@ -82,10 +86,11 @@ def first_token_bias(
     samples: int = 1000,
     on_context: Callable[[], object] = lambda: None,
 ) -> pd.DataFrame:
-    """One line a (prompt, rule of JUDGES): `total_variation` of the first emitted token from the target's law.
+    """One line a (prompt, rule of JUDGES): `total_variation` of the first emitted token from the
+    target's law.
 
-    prompts: token ids by number. shape: a growmap's name, at most two levels, as deeper trees would need deeper logits;
-    ValueError otherwise. on_context is called after each prompt.
+    prompts: token ids by number. shape: a growmap's name, at most two levels, as deeper trees would
+    need deeper logits; ValueError otherwise. on_context is called after each prompt.
     """
     tree = StaticShape(build_growmap(shape))
     if tree.max_depth > 2:
@@ -104,7 +109,8 @@ def first_token_bias(
 def _count(
     pair: Pair, ids: Sequence[int], shape: StaticShape, T: float, samples: int, generator: torch.Generator
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """How often each bin was emitted first by rule, and the target's law of bins; float64 [BINS + 1] each."""
+    """How often each bin was emitted first by rule, and the target's law of bins; float64 [BINS +
+    1] each."""
     vocab = pair.target.config.get_text_config().vocab_size
     target, draft = (Remembering(model, ids, vocab) for model in (pair.target, pair.draft))
     drafter = Drafter(draft, shape, POLICIES["sampled"], make_acceptance("fixed", "topdown", T), T=T, P=1.0)

@@ -4,9 +4,9 @@ All settings take the same prompt before any takes the next, so that a machine t
 minute slows them all and ratios between them stay honest. Each setting first generates a few tokens
 that are not timed. Models and their caches are shared by all settings.
 
-Several processes (experiments/workers.py) share the prompts. What trees cost here is measured once an output
-folder and kept in its `costs.json`, so that a run that goes on, or that is split differently, grows
-the very same trees.
+Several processes (experiments/workers.py) share the prompts. What trees cost here is measured once
+an output folder and kept in its `costs.json`, so that a run that goes on, or that is split
+differently, grows the very same trees.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dynasurge.settings import Settings
-from dynasurge.drafting.cost_model import Costs
-from dynasurge.experiments.datasets import Prompt
-from dynasurge.errors import UsageError
-from dynasurge.decoding.session import Engines, Generation, Session, check_positions, make_engines
-from dynasurge.decoding.latency import load_costs, read_costs, widths_of
-from dynasurge.models.pair import Pair
 from dynasurge.decoding.assembly import make_shape
-from dynasurge.experiments.workers import ALONE, Processes
+from dynasurge.decoding.latency import load_costs, read_costs, widths_of
+from dynasurge.decoding.session import Engines, Generation, Session, check_positions, make_engines
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.errors import UsageError
+from dynasurge.experiments.datasets import Prompt
 from dynasurge.experiments.provenance import provenance
 from dynasurge.experiments.records import RecordFile, write_output
-from dynasurge.experiments.schema import Row, Summary, make_row, run_name, summarise
+from dynasurge.experiments.row_maker import make_row, run_name
+from dynasurge.experiments.schema import Row, Summary, summarise
+from dynasurge.experiments.workers import ALONE, Processes
+from dynasurge.models.pair import Pair
+from dynasurge.settings import Settings
 
 WARM_UP_TOKENS = 12
 UNMEASURED = Costs(widths=(1,), target_seconds=(1.0,), draft_seconds=(1.0,))  # where no tree goes by costs

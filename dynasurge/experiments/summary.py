@@ -1,4 +1,5 @@
-"""What the commands say: tables as text, and where numbers come from. Nothing here prints (cli/main.py does)."""
+"""What the commands say: tables as text, and where numbers come from. Nothing here prints
+(cli/main.py does)."""
 
 from __future__ import annotations
 
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dynasurge.settings import DEMO
 from dynasurge.experiments.datasets import Prompt
-from dynasurge.models.pair import Pair
 from dynasurge.experiments.provenance import provenance
 from dynasurge.experiments.records import write_output
 from dynasurge.experiments.schema import Row, Summary
+from dynasurge.models.pair import Pair
+from dynasurge.settings import DEMO
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +59,8 @@ def made_with(about: dict[str, Any]) -> str:
 
 
 def memory(engines: Engines, capture_seconds: float = 0.0) -> str:
-    """A line of what the run will hold in memory from now on: weights and caches, and on a GPU everything.
+    """A line of what the run will hold in memory from now on: weights and caches, and on a GPU
+    everything.
 
     capture_seconds: what capturing its steps took (compiling, too).
     """
@@ -79,7 +81,8 @@ def _size(count: int) -> str:
 
 
 def origins(frame: pd.DataFrame) -> str:
-    """A line for rows that were not all made alike, because a sweep went on elsewhere or later; empty if they were."""
+    """A line for rows that were not all made alike, because a sweep went on elsewhere or later;
+    empty if they were."""
     made = frame.groupby(["device", "dtype", "torch", "transformers", "commit"], dropna=False).size()
     if len(made) == 1:
         return ""

@@ -1,10 +1,11 @@
-"""Sweeps: every combination of modes, trees, rules, policies, temperatures, seeds and datasets, in one run.
+"""Sweeps: every combination of modes, trees, rules, policies, temperatures, seeds and datasets, in
+one run.
 
     plan = grid(T=[0.6, 1.0], growmap=["growmaps/4x8-tree.pt"], B=[16, 32], use_bfs=[False, True])
     frame = sweep(load_pair(), plan, {"cnn": load_prompts("cnn")}, Path("runs/study"))
 
-`sweep` loads nothing and decides nothing: it runs an `Evaluation` (interleaved, resumable, shared by processes) and writes
-its rows as one table.
+`sweep` loads nothing and decides nothing: it runs an `Evaluation` (interleaved, resumable, shared
+by processes) and writes its rows as one table.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from dynasurge.settings import Settings
 from dynasurge.experiments.datasets import Prompt
-from dynasurge.experiments.runner import Done, Evaluation
-from dynasurge.models.pair import Pair
-from dynasurge.experiments.workers import ALONE, Processes
 from dynasurge.experiments.records import write_output
 from dynasurge.experiments.results_frame import load_frame, to_frame
+from dynasurge.experiments.runner import Done, Evaluation
+from dynasurge.experiments.workers import ALONE, Processes
+from dynasurge.models.pair import Pair
+from dynasurge.settings import Settings
 
 
 def sweep(
@@ -33,12 +34,13 @@ def sweep(
     processes: Processes = ALONE,
     on_row: Callable[[Done], object] = lambda done: None,
 ) -> pd.DataFrame:
-    """Run a plan over the prompts of datasets into a folder, or go on where it stopped. Returns one row a (settings,
-    prompt) of those asked for, which is also in `records.parquet` there; its columns are those of `study.to_frame`.
-    (`records.jsonl` keeps what earlier runs with other prompts or fewer settings left there, too.)
+    """Run a plan over the prompts of datasets into a folder, or go on where it stopped. Returns one
+    row a (settings, prompt) of those asked for, which is also in `records.parquet` there; its
+    columns are those of `study.to_frame`. (`records.jsonl` keeps what earlier runs with other
+    prompts or fewer settings left there, too.)
 
-    Arguments and errors are those of `Evaluation`. on_row is called with what this process did or found finished. Of
-    several processes the first writes the file, and all return the whole frame.
+    Arguments and errors are those of `Evaluation`. on_row is called with what this process did or
+    found finished. Of several processes the first writes the file, and all return the whole frame.
     """
     with Evaluation(pair, plan, data, output, min_prompt_len=min_prompt_len, processes=processes) as evaluation:
         for done in evaluation.run():
@@ -47,7 +49,8 @@ def sweep(
 
 
 def write_frame(evaluation: Evaluation, output: Path) -> pd.DataFrame:
-    """Write the rows of a finished evaluation to `records.parquet`, whole or not at all, and return them."""
+    """Write the rows of a finished evaluation to `records.parquet`, whole or not at all, and return
+    them."""
     path = output / "records.parquet"
     frame = to_frame(evaluation.rows())
     with write_output(path) as partial:

@@ -1,9 +1,11 @@
-"""Analysis: what a pair, a policy and a rule come to, computed exactly wherever chance can be integrated out.
+"""Analysis: what a pair, a policy and a rule come to, computed exactly wherever chance can be
+integrated out.
 
-Two kinds of numbers live here. `mean_accepted` is the mean accepted length of a rule on one drawn tree, exact over the
-rule's coins: comparing rules on the same trees needs no luck. `rank_acceptance` stands at nodes whose distributions are
-given and asks how often children of each sibling rank are accepted there: the acceptance vectors that static trees are
-optimised for, and the prior that dynamic trees start from. `text_distributions` provides such nodes from text that the
+Two kinds of numbers live here. `mean_accepted` is the mean accepted length of a rule on one drawn
+tree, exact over the rule's coins: comparing rules on the same trees needs no luck.
+`rank_acceptance` stands at nodes whose distributions are given and asks how often children of each
+sibling rank are accepted there: the acceptance vectors that static trees are optimised for, and the
+prior that dynamic trees start from. `text_distributions` provides such nodes from text that the
 target wrote itself, which is what an accepted path looks like.
 """
 
@@ -14,15 +16,16 @@ from collections.abc import Sequence
 import torch
 
 from dynasurge import probabilities
+from dynasurge.drafting.proposals import POLICIES, Wish
 from dynasurge.models.engine import Engine
 from dynasurge.models.pair import Pair
-from dynasurge.drafting.proposals import POLICIES, Wish
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rows, Rule, StopLaw, share_out
 
 
 def mean_accepted(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> float:
-    """Mean accepted drafted tokens of a rule, given the tree; arguments as in verification/rules.py."""
+    """Mean accepted drafted tokens of a rule, given the tree; arguments as in
+    verification/rules.py."""
     return mean_depth(rule(tree, p, q), tree)
 
 
@@ -37,8 +40,9 @@ def rank_acceptance(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """At m nodes, draw up to k children each and verify them top-down.
 
-    p, q: float [m, V]. Returns (accepted, proposal), both float [m, k]: the probability that child j is the one accepted,
-    exact given the drawn children, and the probability its token was drawn with (1 for points); 0 where there is no child.
+    p, q: float [m, V]. Returns (accepted, proposal), both float [m, k]: the probability that child
+    j is the one accepted, exact given the drawn children, and the probability its token was drawn
+    with (1 for points); 0 where there is no child.
     """
     drawn = POLICIES[policy](q, [Wish(k=k)] * len(q), generator)
     accepted, proposal = p.new_zeros(len(p), k), p.new_zeros(len(p), k)
@@ -67,8 +71,8 @@ def rank_acceptance(
 def text_distributions(
     pair: Pair, prompt: Sequence[int], output: Sequence[int], *, T: float, P: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(p, q), float32 [len(output), V] each: what the target says and what the draft proposes from, ahead of every token of
-    `output`."""
+    """(p, q), float32 [len(output), V] each: what the target says and what the draft proposes from,
+    ahead of every token of `output`."""
     text, vocab = [*prompt, *output[:-1]], pair.target.config.get_text_config().vocab_size
     logits = []
     for model in (pair.target, pair.draft):

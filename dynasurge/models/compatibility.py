@@ -4,7 +4,8 @@ A tree needs three things of a model. It can read several continuations of one t
 takes a mask and a position for every token, so siblings share a position and do not see each other.
 It can go back: all that it knows of a text is in keys and values, one row a token; a recurrent
 state cannot forget a branch. And keys and values of a token do not depend on what comes later.
-`check_model` refuses what lacks one of these, in one line; models/self_test.py finds what lies about it.
+`check_model` refuses what lacks one of these, in one line; models/self_test.py finds what lies
+about it.
 
 The last one bends for LongRoPE: transformers rotates by one set of factors as long as all positions
 lie below a switch, by another from then on, and reads the text anew where it crosses. A text must
@@ -20,8 +21,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dynasurge.models.attention_masks import KINDS, layer_kinds
 from dynasurge.errors import UsageError
+from dynasurge.models.attention_masks import KINDS, layer_kinds
 
 MODELS = "use a decoder such as LLaMA, Qwen, Gemma or Mistral"
 NEEDED = {

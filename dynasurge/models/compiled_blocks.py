@@ -1,19 +1,21 @@
-"""Compiling a model for static passes: torch.compile fuses the many small kernels between the matrix products.
+"""Compiling a model for static passes: torch.compile fuses the many small kernels between the
+matrix products.
 
-Large models are compiled block by block. The blocks are alike, so one compilation can serve them all: seconds, not minutes.
-What tells blocks apart is their number, by which attention finds its place in the cache; torch.compile would take that for
-a constant and compile every block anew. So for as long as a pass is being captured, every block is number 0 and is shown a
-cache of one layer, its own. Afterwards the model is as it was: only the captured graph remains.
+Large models are compiled block by block. The blocks are alike, so one compilation can serve them
+all: seconds, not minutes. What tells blocks apart is their number, by which attention finds its
+place in the cache; torch.compile would take that for a constant and compile every block anew. So
+for as long as a pass is being captured, every block is number 0 and is shown a cache of one layer,
+its own. Afterwards the model is as it was: only the captured graph remains.
 
-Matrices that multiply the same rows (queries, keys and values; gate and up) are moved to lie one behind another, values
-unchanged, and multiply them in one go: on a GPU every product takes some microseconds to start and to end. Which ones these
-are shows while a pass runs. Each module still computes its own part out of the common product, which the compiled pass
-makes once (`Once`).
+Matrices that multiply the same rows (queries, keys and values; gate and up) are moved to lie one
+behind another, values unchanged, and multiply them in one go: on a GPU every product takes some
+microseconds to start and to end. Which ones these are shows while a pass runs. Each module still
+computes its own part out of the common product, which the compiled pass makes once (`Once`).
 
-A pass over one token multiplies matrices by a vector. There a generated kernel that streams the matrix once, norms and
-activations fused, beats the library's (`coordinate_descent_tuning`, which finds its block sizes by trying). But an
-activation fused into the product behind it would be evaluated once for every few rows of the matrix: `settled` keeps them
-apart.
+A pass over one token multiplies matrices by a vector. There a generated kernel that streams the
+matrix once, norms and activations fused, beats the library's (`coordinate_descent_tuning`, which
+finds its block sizes by trying). But an activation fused into the product behind it would be
+evaluated once for every few rows of the matrix: `settled` keeps them apart.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from torch import fx, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from transformers import PreTrainedModel
 
-from dynasurge.models.kv_cache import TreeCache
 from dynasurge.models.compatibility import cache_arguments
+from dynasurge.models.kv_cache import TreeCache
 
 SMALL = 8  # a model of at most so many blocks is compiled as a whole
 
@@ -138,11 +140,12 @@ class Regions:
 
 
 def joined(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Linear]]:
-    """Move the matrices that multiply the same rows together; `run` is a pass that shows which these are. Returns the
-    modules, those with a common matrix together.
+    """Move the matrices that multiply the same rows together; `run` is a pass that shows which
+    these are. Returns the modules, those with a common matrix together.
 
-    Whoever captures passes does this before, whether it compiles them or not: captured passes know where matrices lie, and
-    they should not be moved any more when somebody else compiles a pass of the same model."""
+    Whoever captures passes does this before, whether it compiles them or not: captured passes know
+    where matrices lie, and they should not be moved any more when somebody else compiles a pass of
+    the same model."""
     groups = [group for group in fed_alike(model, run) if len(group) > 1]
     for group in groups:
         join(group)
@@ -150,8 +153,8 @@ def joined(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Li
 
 
 def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Linear]]:
-    """The linear modules, those together that got the very same rows while a pass ran, and could be one. A module that is
-    called several times, or shares its matrix with another, is left out."""
+    """The linear modules, those together that got the very same rows while a pass ran, and could be
+    one. A module that is called several times, or shares its matrix with another, is left out."""
     seen: dict[object, tuple[torch.Tensor, list[nn.Linear]]] = {}  # with the rows, so that their id stays theirs
     calls: Counter[nn.Module] = Counter()
     owners = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
@@ -176,8 +179,8 @@ def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn
 @torch.inference_mode(False)
 @torch.no_grad()
 def join(group: list[nn.Linear]) -> None:
-    """Move the matrices of modules together and prepare each to be a `Part`. Those that are already stay where they are:
-    captured graphs know their place."""
+    """Move the matrices of modules together and prepare each to be a `Part`. Those that are already
+    stay where they are: captured graphs know their place."""
     if all(_joined(module) and vars(module)["joint"] is vars(group[0])["joint"] for module in group):
         return
     joint, start = _together([module.weight for module in group]), 0
@@ -195,7 +198,8 @@ def _joined(module: nn.Linear) -> bool:
 
 
 def _together(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Parameters of one shape but for its first dimension, one behind another in a new tensor that they become parts of."""
+    """Parameters of one shape but for its first dimension, one behind another in a new tensor that
+    they become parts of."""
     joint, end = torch.cat([weight.detach() for weight in weights]), 0
     for weight in weights:
         begin, end = end, end + len(weight)
@@ -204,12 +208,14 @@ def _together(weights: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def run_block(block: nn.Module, name: str, layer: OneLayer, /, *args: Any, **kwargs: Any) -> Any:
-    """One block on its own layer of the cache, which its forward knows by `name`: what gets compiled."""
+    """One block on its own layer of the cache, which its forward knows by `name`: what gets
+    compiled."""
     return type(block).forward(block, *args, **kwargs | {name: layer})
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The model's blocks in order. Raises RuntimeError if there is no list of blocks of one class."""
+    """The model's blocks in order. Raises RuntimeError if there is no list of blocks of one
+    class."""
     layers = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == layers and len({type(block) for block in module}) == 1:

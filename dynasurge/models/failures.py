@@ -1,4 +1,5 @@
-"""What a model or a GPU may do to a run, said in one line: logits that are no numbers, memory that runs out."""
+"""What a model or a GPU may do to a run, said in one line: logits that are no numbers, memory that
+runs out."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ MEND = "try --dtype float32, or another copy of the model"
 
 @contextmanager
 def shrinking(part: Part) -> Iterator[None]:
-    """Raises UsageError where the block runs out of GPU memory: which of model, cache, prompt and tree to shrink."""
+    """Raises UsageError where the block runs out of GPU memory: which of model, cache, prompt and
+    tree to shrink."""
     try:
         yield
     except torch.OutOfMemoryError as error:

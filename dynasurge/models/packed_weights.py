@@ -1,8 +1,8 @@
 """Weights in the order in which a CPU's matrix products read them.
 
-oneDNN multiplies bfloat16 matrices in blocks. Given a plain weight it sorts it into blocks in every single pass, which for
-the few rows of a token tree takes about as long as the product itself. `pack` sorts once, when a pair is loaded; products
-are bit by bit the same.
+oneDNN multiplies bfloat16 matrices in blocks. Given a plain weight it sorts it into blocks in every
+single pass, which for the few rows of a token tree takes about as long as the product itself.
+`pack` sorts once, when a pair is loaded; products are bit by bit the same.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ ROWS = 1  # that weights are sorted for; the order is good for a few dozen
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that knows its weight in blocks, too. It is for inference: a weight changed afterwards is not seen."""
+    """A linear layer that knows its weight in blocks, too. It is for inference: a weight changed
+    afterwards is not seen."""
 
     packed: torch.Tensor | None
 
@@ -34,7 +35,8 @@ class PackedLinear(nn.Linear):
 
 
 def pack(model: PreTrainedModel) -> None:
-    """Pack a model's linear layers, if it computes in bfloat16 on a CPU. The blocks are a copy, so no more than LARGEST."""
+    """Pack a model's linear layers, if it computes in bfloat16 on a CPU. The blocks are a copy, so
+    no more than LARGEST."""
     layers = [
         module
         for module in model.modules()

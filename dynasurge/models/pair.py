@@ -1,8 +1,8 @@
 """Pairs: a draft and the target it drafts for, loaded, tested and found to fit together.
 
-The demo pair needs no model hub (see models/demo_pair.py). Any other pair is given by hub name or folder: two
-causal language models that can read a tree (models/compatibility.py, models/self_test.py) and whose vocabularies
-agree where they overlap (models/vocabulary.py).
+The demo pair needs no model hub (see models/demo_pair.py). Any other pair is given by hub name or
+folder: two causal language models that can read a tree (models/compatibility.py,
+models/self_test.py) and whose vocabularies agree where they overlap (models/vocabulary.py).
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dynasurge.models.compatibility import check_model
-from dynasurge.settings import DEMO, DTYPES
 from dynasurge.errors import UsageError
+from dynasurge.models.compatibility import check_model
 from dynasurge.models.failures import shrinking
 from dynasurge.models.loading import load_model
 from dynasurge.models.packed_weights import pack
 from dynasurge.models.prompts import Prompt, prompt_ids
 from dynasurge.models.self_test import self_test as test_model
 from dynasurge.models.vocabulary import shared_tokens
+from dynasurge.settings import DEMO, DTYPES
 
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # that transformers knows, besides devices
 
@@ -77,8 +77,8 @@ def load_pair(
     has it, else float32. device: auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ...
     device_map: how transformers spreads a target that is too large for one GPU: auto, balanced,
     sequential. trust_remote_code: whether code that lies beside the weights may run. self_test:
-    whether both models are asked to read a tree (models/self_test.py). Raises UsageError if either model
-    cannot be loaded or cannot read a tree, or the two do not fit.
+    whether both models are asked to read a tree (models/self_test.py). Raises UsageError if either
+    model cannot be loaded or cannot read a tree, or the two do not fit.
     """
     if device_map is not None and device_map not in DEVICE_MAPS:
         resolve_device(device_map, "--device-map")
@@ -135,9 +135,9 @@ def check_pair(
     target_model: PreTrainedModel,
     target_tokenizer: PreTrainedTokenizerBase | None,
 ) -> torch.Tensor | None:
-    """The tokens that the draft may propose, bool [V]; None for all (see models/vocabulary.py). Raises
-    UsageError unless both models can read trees and their vocabularies agree. Embedding tables of
-    different sizes are fine (models/engine.py)."""
+    """The tokens that the draft may propose, bool [V]; None for all (see models/vocabulary.py).
+    Raises UsageError unless both models can read trees and their vocabularies agree. Embedding
+    tables of different sizes are fine (models/engine.py)."""
     check_model("--draft", draft, draft_model)
     check_model("--target", target, target_model)
     sizes = [model.config.get_text_config().vocab_size for model in (draft_model, target_model)]

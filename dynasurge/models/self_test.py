@@ -21,10 +21,10 @@ from contextlib import contextmanager
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from dynasurge.errors import UsageError
 from dynasurge.models.attention_masks import CHUNKED, SLIDING, layer_kinds
 from dynasurge.models.compatibility import cache_arguments, readable
 from dynasurge.models.engine import Engine
-from dynasurge.errors import UsageError
 
 TEXT, TRIES = 9, 3
 PARENTS = [-1, 0, 0, 1]  # root, a, b, c

@@ -1,8 +1,9 @@
-"""Decoding behind the reader's back: one thread, one prompt at a time, and every step to be seen as soon as it is there.
+"""Decoding behind the reader's back: one thread, one prompt at a time, and every step to be seen as
+soon as it is there.
 
-A `Run` is one generation on its way. It is cancelled between two steps, so a reader who keeps changing settings never waits
-for more than the step that is being decoded. Runs that wait take turns in the order in which they were started: they share
-the models and their caches.
+A `Run` is one generation on its way. It is cancelled between two steps, so a reader who keeps
+changing settings never waits for more than the step that is being decoded. Runs that wait take
+turns in the order in which they were started: they share the models and their caches.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from dynasurge.settings import Settings
-from dynasurge.errors import UsageError
 from dynasurge.decoding.session import Engines, make_engines
-from dynasurge.models.pair import Pair
 from dynasurge.decoding.trace import StepView, WatchedSession
+from dynasurge.errors import UsageError
+from dynasurge.models.pair import Pair
+from dynasurge.settings import Settings
 
 
 @dataclass(kw_only=True, eq=False)
 class Run:
-    """prompt: the text as the models read it; note: what a reader should know of it; steps: those decoded so far; error:
-    why there are no more, one line. A run that was cancelled is finished, too."""
+    """prompt: the text as the models read it; note: what a reader should know of it; steps: those
+    decoded so far; error: why there are no more, one line. A run that was cancelled is finished,
+    too."""
 
     prompt: str = ""
     note: str = ""
@@ -36,8 +38,8 @@ class Run:
 class Background:
     """The thread, and the engines that all its runs share.
 
-    roomiest: settings whose engines are large enough for every run. on_change is called by the thread, with `changed` held,
-    whenever a run that is not cancelled has got further.
+    roomiest: settings whose engines are large enough for every run. on_change is called by the
+    thread, with `changed` held, whenever a run that is not cancelled has got further.
     """
 
     def __init__(self, pair: Pair, roomiest: Settings, on_change: Callable[[], None]) -> None:
@@ -55,7 +57,8 @@ class Background:
         return run
 
     def wait(self, runs: Sequence[Run], step: int, timeout: float | None) -> bool:
-        """Block until every run has this step or has ended, or until `close`; False if `timeout` seconds pass first."""
+        """Block until every run has this step or has ended, or until `close`; False if `timeout`
+        seconds pass first."""
         with self.changed:
             return self.changed.wait_for(
                 lambda: self._closed or all(run.finished or len(run.steps) > step for run in runs), timeout

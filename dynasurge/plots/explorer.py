@@ -1,14 +1,17 @@
-"""The tree explorer: watch one prompt's trees grow, step by step, under any settings, in JupyterLab.
+"""The tree explorer: watch one prompt's trees grow, step by step, under any settings, in
+JupyterLab.
 
     from dynasurge.plots.explorer import Explorer
     Explorer(pair, mode="dTree", B=16, T=0.6)                       # one setting
     Explorer(pair, mode="dTree", B=16, compare={"T": 1.0})          # two, on the same prompt and seed
 
-Nothing is decoded on the page's behalf while it waits: one background thread decodes ahead, one prompt at a time, and every
-step is shown as soon as it is there. A setting that changes starts its side anew and drops what was being decoded for it.
+Nothing is decoded on the page's behalf while it waits: one background thread decodes ahead, one
+prompt at a time, and every step is shown as soon as it is there. A setting that changes starts its
+side anew and drops what was being decoded for it.
 
-The controls are ipywidgets; `TreeView`, an anywidget, shows text, tree and bars of one setting (assets/tree.js has what
-happens on the page). Where widgets can't run, the explorer is a picture of the steps it last showed.
+The controls are ipywidgets; `TreeView`, an anywidget, shows text, tree and bars of one setting
+(assets/tree.js has what happens on the page). Where widgets can't run, the explorer is a picture of
+the steps it last showed.
 """
 
 from __future__ import annotations
@@ -18,14 +21,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dynasurge.plots.background import Background, Run
-from dynasurge.settings import AUTO_NODES, ETVS, MODES, POLICIES, Settings
-from dynasurge.experiments.datasets import load_prompts
-from dynasurge.errors import UsageError
-from dynasurge.models.pair import Pair, load_pair
 from dynasurge.decoding.assembly import make_shape
-from dynasurge.plots.tree_svg import STYLE, above_one_another, headline, palette_rules, step_svg, strip_svg, text_html
 from dynasurge.decoding.trace import StepView
+from dynasurge.errors import UsageError
+from dynasurge.experiments.datasets import load_prompts
+from dynasurge.models.pair import Pair, load_pair
+from dynasurge.plots.background import Background, Run
+from dynasurge.plots.tree_svg import STYLE, above_one_another, headline, palette_rules, step_svg, strip_svg, text_html
+from dynasurge.settings import AUTO_NODES, ETVS, MODES, POLICIES, Settings
 
 try:
     import anywidget
@@ -50,7 +53,8 @@ BUTTONS = {"first": "fast-backward", "previous": "step-backward", "next": "step-
 class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
     """One step of one setting on the page, from text that is ready to be shown (plots/tree_svg.py).
 
-    A message {"step": "next" | "previous" | "first" | "last" | number} comes back when the reader asks for another.
+    A message {"step": "next" | "previous" | "first" | "last" | number} comes back when the reader
+    asks for another.
     """
 
     _esm = STYLE.with_name("tree.js")
@@ -82,7 +86,8 @@ class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
 
 @dataclass(kw_only=True, eq=False)
 class Side:
-    """One setting: where it started, its controls by the name of what they set, its view, and its present run."""
+    """One setting: where it started, its controls by the name of what they set, its view, and its
+    present run."""
 
     settings: Settings
     controls: dict[str, Any]
@@ -136,12 +141,13 @@ def make_side(settings: Settings, on_choice: Callable[[Side], None]) -> Side:
 
 
 class Explorer:
-    """Controls, and one or two views of the same prompt and seed. `box` is the widget, for a page of one's own.
+    """Controls, and one or two views of the same prompt and seed. `box` is the widget, for a page
+    of one's own.
 
-    pair: the demo pair if None. prompt: text; the first demo prompt if None. compare: what a second setting has else than
-    the first; None for a single view, to which the page can add the other. Further keyword arguments are fields of
-    `Settings`. Trees have at most 128 nodes. Raises UsageError for a wrong setting; one that is chosen on the page is said
-    there instead.
+    pair: the demo pair if None. prompt: text; the first demo prompt if None. compare: what a second
+    setting has else than the first; None for a single view, to which the page can add the other.
+    Further keyword arguments are fields of `Settings`. Trees have at most 128 nodes. Raises
+    UsageError for a wrong setting; one that is chosen on the page is said there instead.
     """
 
     def __init__(
@@ -198,7 +204,8 @@ class Explorer:
         self._step.value = number
 
     def wait(self, step: int = 0, timeout: float | None = None) -> bool:
-        """Block until every setting has decoded this step, or all its steps; False if `timeout` seconds were not enough."""
+        """Block until every setting has decoded this step, or all its steps; False if `timeout`
+        seconds were not enough."""
         return self._background.wait([side.run for side in self._shown], step, timeout)
 
     def close(self) -> None:

@@ -1,4 +1,5 @@
-"""Figures of a run, a study and a tree, in the one style of plots/style.py, and how a figure becomes a file.
+"""Figures of a run, a study and a tree, in the one style of plots/style.py, and how a figure
+becomes a file.
 
 Those of the notebooks' questions (acceptance, budgets, rules) are in plots/study_figures.py."""
 
@@ -18,13 +19,27 @@ from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
 from matplotlib.path import Path as MplPath
 from matplotlib.ticker import MaxNLocator
 
-from dynasurge.errors import UsageError
-from dynasurge.files import write_whole
-from dynasurge.plots.tree_layout import BOX, FONT, MARGIN, PAD, Layout, tree_positions
-from dynasurge.experiments.schema import Summary
-from dynasurge.plots.style import ETV, FAINT, INK, LENGTH, LOSSY, PLAIN, RC, SPEED, line_style, new_figure, quiet, say, styled
-from dynasurge.plots.tree_svg import CAPTION, LETTER, LIGHT, headline, step_layout
 from dynasurge.decoding.trace import StepView
+from dynasurge.errors import UsageError
+from dynasurge.experiments.schema import Summary
+from dynasurge.files import write_whole
+from dynasurge.plots.style import (
+    ETV,
+    FAINT,
+    INK,
+    LENGTH,
+    LOSSY,
+    PLAIN,
+    RC,
+    SPEED,
+    line_style,
+    new_figure,
+    quiet,
+    say,
+    styled,
+)
+from dynasurge.plots.tree_layout import BOX, FONT, MARGIN, PAD, Layout, tree_positions
+from dynasurge.plots.tree_svg import CAPTION, LETTER, LIGHT, headline, step_layout
 from dynasurge.trees.token_tree import children_of, depths_of
 
 if TYPE_CHECKING:
@@ -44,7 +59,8 @@ NODE_STYLES = {  # by fate: box, border and its dashes, as assets/tree.css has t
 
 @styled
 def compare_figure(summaries: Sequence[Summary], caption: str) -> Figure:
-    """Decoding speed, with its ratio to the first, beside tokens per target pass; one bar a mode, lossy ones hatched."""
+    """Decoding speed, with its ratio to the first, beside tokens per target pass; one bar a mode,
+    lossy ones hatched."""
     figure = new_figure(4.0 + 1.2 * len(summaries), 3.8)
     base = summaries[0].tokens_per_second
     left, right = figure.subplots(1, 2)
@@ -71,8 +87,8 @@ def _bars(axes: Axes, summaries: Sequence[Summary], values: list[float], labels:
 
 @styled
 def study_figure(table: pd.DataFrame, caption: str) -> Figure:
-    """Latency of a token as bars, accepted tokens a step as a line, by tree, a panel a temperature; lighter without ETV,
-    lossy ones hatched, `auto` a dashed line.
+    """Latency of a token as bars, accepted tokens a step as a line, by tree, a panel a temperature;
+    lighter without ETV, lossy ones hatched, `auto` a dashed line.
 
     table: lines of one dataset of `study.results`.
     """
@@ -110,7 +126,8 @@ def study_figure(table: pd.DataFrame, caption: str) -> Figure:
 
 @styled
 def complexity_figure(tables: Mapping[str, pd.DataFrame], caption: str) -> Figure:
-    """How hard texts are as they go on: draft confidence, tree size, depth and acceptance, a panel each and a line a text.
+    """How hard texts are as they go on: draft confidence, tree size, depth and acceptance, a panel
+    each and a line a text.
 
     tables: lines of one label of `study.complexity_along`, by name of the text.
     """
@@ -138,8 +155,8 @@ def complexity_figure(tables: Mapping[str, pd.DataFrame], caption: str) -> Figur
 def tree_figure(parents: Sequence[int], *, labels: Sequence[str] | None = None, caption: str = "") -> Figure:
     """A tree with its root on top and siblings from left to right in drawing order.
 
-    parents: -1 for the root, parents[u] < u, as in a Growmap or a TokenTree. labels: one a node, its number if None (a tree
-    too wide to be read on one page is drawn as dots).
+    parents: -1 for the root, parents[u] < u, as in a Growmap or a TokenTree. labels: one a node,
+    its number if None (a tree too wide to be read on one page is drawn as dots).
     """
     depths, xs = depths_of(parents), tree_positions(parents)
     names = [str(u) for u in range(len(parents))] if labels is None else labels
@@ -180,8 +197,9 @@ def tree_figure(parents: Sequence[int], *, labels: Sequence[str] | None = None, 
 
 @styled
 def step_figure(step: StepView, *, caption: str | None = None) -> Figure:
-    """The tree of one step as the explorer draws it (plots/tree_layout.py): the root on the left, siblings from top to bottom in
-    drawing order, the accepted path dark, the bonus token below the ringed node where verification stopped.
+    """The tree of one step as the explorer draws it (plots/tree_layout.py): the root on the left,
+    siblings from top to bottom in drawing order, the accepted path dark, the bonus token below the
+    ringed node where verification stopped.
 
     caption: a line of its own below the tree; None for one that says the step's number and counts.
     """
@@ -230,8 +248,8 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write one .png or .svg file, whole or not at all; the same figure is the same file. Raises UsageError if it cannot be
-    written, or is neither."""
+    """Write one .png or .svg file, whole or not at all; the same figure is the same file. Raises
+    UsageError if it cannot be written, or is neither."""
     suffix = Path(path).suffix.lower()
     if suffix not in (".png", ".svg"):
         raise UsageError("--output", path, "not a .png or .svg file", "use --output tree.png")

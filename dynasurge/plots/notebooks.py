@@ -2,9 +2,9 @@
 
     python -m dynasurge.plots.notebooks notebooks/*.ipynb            # run each with its defaults, and clean it in place
 
-A committed notebook has its outputs, so that it can be read where nothing runs, but nothing of the machine that made them:
-no execution counts, timestamps, warnings or widget state. `make notebooks` is this command; tests hold the committed files
-against `clean`.
+A committed notebook has its outputs, so that it can be read where nothing runs, but nothing of the
+machine that made them: no execution counts, timestamps, warnings or widget state. `make notebooks`
+is this command; tests hold the committed files against `clean`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 def run(path: Path, parameters: Mapping[str, Any] | None = None, *, output: Path | None = None) -> Any:
     """Execute a notebook in its own folder; returns it, an nbformat notebook with outputs.
 
-    parameters: by name, those of its `parameters` cell only; output: where to write it, if anywhere. Raises UsageError for
-    an unknown parameter, and papermill's PapermillExecutionError if a cell fails.
+    parameters: by name, those of its `parameters` cell only; output: where to write it, if
+    anywhere. Raises UsageError for an unknown parameter, and papermill's PapermillExecutionError if
+    a cell fails.
     """
     known = papermill.inspect_notebook(path)
     for name, value in (parameters or {}).items():
@@ -41,7 +42,8 @@ def run(path: Path, parameters: Mapping[str, Any] | None = None, *, output: Path
 
 
 def clean(notebook: Any) -> Any:
-    """A copy of an nbformat notebook without traces of the machine that ran it; cells keep their tags."""
+    """A copy of an nbformat notebook without traces of the machine that ran it; cells keep their
+    tags."""
     notebook = deepcopy(notebook)
     notebook.metadata = NotebookNode(kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python"))
     for cell in notebook.cells:

@@ -1,5 +1,5 @@
-"""Figures that set verification rules side by side: the comparison by tree structure and budget, the bias of the original
-prototype's rule, and the distance to what no lossless rule can beat.
+"""Figures that set verification rules side by side: the comparison by tree structure and budget,
+the bias of the original prototype's rule, and the distance to what no lossless rule can beat.
 
 A rule has one colour everywhere: without ETV light, with ETV dark; lossy results are hatched.
 """
@@ -21,9 +21,9 @@ RULES = {"top-down": PLAIN, "ETV": ETV, "reserved": "#5b8c5a", "bfs (lossy)": "#
 
 @styled
 def comparison_figure(table: pd.DataFrame, caption: str) -> Figure:
-    """Latency per token and per request as bars (medians over prompts), accepted tokens per step as a line: by static tree
-    and by budget, a colour a rule and a row a temperature; `auto` is the dashed line. table: lines of one dataset of
-    `study.trees`."""
+    """Latency per token and per request as bars (medians over prompts), accepted tokens per step as
+    a line: by static tree and by budget, a colour a rule and a row a temperature; `auto` is the
+    dashed line. table: lines of one dataset of `study.trees`."""
     table = table[~(table["fill"] & (table["mode"] == "dTree"))]
     temperatures = sorted(table["T"].unique())
     names = list(
@@ -101,8 +101,9 @@ def _divide(axes: Axes, names: Sequence[str]) -> None:
 
 @styled
 def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
-    """Total variation of the first emitted token from the target's law, by rule: a bar is the mean over contexts, a dot a
-    context. What a lossless rule shows is counting noise. bias: see `bias.first_token_bias`."""
+    """Total variation of the first emitted token from the target's law, by rule: a bar is the mean
+    over contexts, a dot a context. What a lossless rule shows is counting noise. bias: see
+    `bias.first_token_bias`."""
     figure = new_figure(3.6, 3.2)
     axes = figure.subplots()
     rules = list(dict.fromkeys(bias["rule"]))
@@ -124,8 +125,9 @@ def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
 
 @styled
 def bound_figure(bounds: pd.DataFrame, caption: str) -> Figure:
-    """How often one of k children of a node is accepted: rules as markers, the bound of every lossless rule as a line, a
-    panel a policy. bounds: lines of one temperature of `probes.bounds`."""
+    """How often one of k children of a node is accepted: rules as markers, the bound of every
+    lossless rule as a line, a panel a policy. bounds: lines of one temperature of
+    `probes.bounds`."""
     policies = list(dict.fromkeys(bounds["policy"]))
     figure = new_figure(2.5 * len(policies), 2.9)
     panels = figure.subplots(1, len(policies), sharey=True, squeeze=False)[0]

@@ -1,7 +1,9 @@
-"""The notebooks' figures of acceptance, budgets and costs: functions of the tables of results_frame.py and experiments/measurements.py, in the style
-of plots/style.py. Those that set verification rules side by side are in plots/rule_figures.py.
+"""The notebooks' figures of acceptance, budgets and costs: functions of the tables of
+results_frame.py and experiments/measurements.py, in the style of plots/style.py. Those that set
+verification rules side by side are in plots/rule_figures.py.
 
-`keep` shows a figure where a notebook ends a cell with it, and writes it where `make figures` wants it.
+`keep` shows a figure where a notebook ends a cell with it, and writes it where `make figures` wants
+it.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 
-from dynasurge.experiments import results_frame
 from dynasurge.drafting.cost_model import Costs
+from dynasurge.experiments import results_frame
 from dynasurge.plots.figures import save_figure
 from dynasurge.plots.style import INK, PLAIN, line_style, new_figure, quiet, say, styled
 
@@ -25,7 +27,8 @@ MARKS = {FILLED: "-", PAYING: "", STATIC: ""}  # only budgets of one kind lie on
 
 
 def keep(figure: Figure, output: str | None, name: str) -> Figure:
-    """Write NAME.png and NAME.svg to the folder `output`, unless that is None or empty; returns the figure."""
+    """Write NAME.png and NAME.svg to the folder `output`, unless that is None or empty; returns the
+    figure."""
     if output:
         Path(output).mkdir(parents=True, exist_ok=True)
         save_figure(figure, Path(output), name)
@@ -34,8 +37,8 @@ def keep(figure: Figure, output: str | None, name: str) -> Figure:
 
 @styled
 def acceptance_figure(frame: pd.DataFrame, caption: str) -> Figure:
-    """Acceptance by position, depth, sibling rank and draft confidence, a line a label of these rows. Points that stand for
-    fewer than ENOUGH steps are left out, if there are others."""
+    """Acceptance by position, depth, sibling rank and draft confidence, a line a label of these
+    rows. Points that stand for fewer than ENOUGH steps are left out, if there are others."""
     panels = {
         ("position", "position in the output (tokens)"): (
             results_frame.acceptance_by_position(frame, by=["label"]),
@@ -46,7 +49,10 @@ def acceptance_figure(frame: pd.DataFrame, caption: str) -> Figure:
             "accepted_per_step",
         ),
         ("depth", "depth in the tree (level)"): (results_frame.acceptance_by_depth(frame, by=["label"]), "accepted"),
-        ("rank", "sibling rank (drawing order, from 0)"): (results_frame.acceptance_by_rank(frame, by=["label"]), "accepted"),
+        ("rank", "sibling rank (drawing order, from 0)"): (
+            results_frame.acceptance_by_rank(frame, by=["label"]),
+            "accepted",
+        ),
     }
     figure = new_figure(7.2, 4.8)
     grid = figure.subplots(2, 2)
@@ -67,8 +73,9 @@ def acceptance_figure(frame: pd.DataFrame, caption: str) -> Figure:
 
 @styled
 def overlap_figure(positions: pd.DataFrame, caption: str) -> Figure:
-    """How much draft and target agree: the share of tokens with at most a given overlap, a line a kind of text, hardest
-    first; and the mean overlap by the draft's confidence. positions: see experiments/measurements.py."""
+    """How much draft and target agree: the share of tokens with at most a given overlap, a line a
+    kind of text, hardest first; and the mean overlap by the draft's confidence. positions: see
+    experiments/measurements.py."""
     figure = new_figure(7.2, 3.0)
     left, right = figure.subplots(1, 2)
     kinds = positions.groupby("kind")["overlap"].mean().sort_values()
@@ -99,8 +106,9 @@ def overlap_figure(positions: pd.DataFrame, caption: str) -> Figure:
 
 @styled
 def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
-    """Tokens per step and per second against the nodes a step drafted: dynamic trees filled to a budget, those that stop
-    where nodes no longer pay, and static trees, each with its name. table: lines of one temperature of `results_frame.trees`."""
+    """Tokens per step and per second against the nodes a step drafted: dynamic trees filled to a
+    budget, those that stop where nodes no longer pay, and static trees, each with its name. table:
+    lines of one temperature of `results_frame.trees`."""
     figure = new_figure(7.2, 3.4)
     plain = table[table["rule"] == "top-down"]
     kinds = {
@@ -137,8 +145,8 @@ def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
 
 @styled
 def costs_figure(costs: Costs, chosen: Sequence[int], caption: str) -> Figure:
-    """What a pass costs on a machine by its width, as trees go by it (never less than a narrower one), and how many nodes
-    the trees had.
+    """What a pass costs on a machine by its width, as trees go by it (never less than a narrower
+    one), and how many nodes the trees had.
 
     chosen: drafted nodes, one a step of `--B auto`; may be empty.
     """

@@ -1,8 +1,10 @@
-"""One style for all figures, so that they can stand side by side in a paper and survive a grey printer.
+"""One style for all figures, so that they can stand side by side in a paper and survive a grey
+printer.
 
-Every function that draws is wrapped in `styled`, which sets matplotlib's defaults for as long as it runs and leaves the
-user's own alone. Colours are Okabe and Ito's, which colour-blind readers can tell apart. What a colour says is also said
-by lightness (`PLAIN` is light, `ETV` dark), a dash pattern, a marker or a hatch (lossy results), so grey says it too.
+Every function that draws is wrapped in `styled`, which sets matplotlib's defaults for as long as it
+runs and leaves the user's own alone. Colours are Okabe and Ito's, which colour-blind readers can
+tell apart. What a colour says is also said by lightness (`PLAIN` is light, `ETV` dark), a dash
+pattern, a marker or a hatch (lossy results), so grey says it too.
 """
 
 from __future__ import annotations

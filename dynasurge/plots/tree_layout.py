@@ -1,9 +1,11 @@
-"""Where a tree's nodes go on paper or screen: one layout for the widget, the static SVG and the matplotlib drawing.
+"""Where a tree's nodes go on paper or screen: one layout for the widget, the static SVG and the
+matplotlib drawing.
 
-`tree_positions` places nodes across their levels. `Layout` turns that into boxes with text in them: the root on the left,
-one column a level, siblings from top to bottom in drawing order, so that every path reads as the words it stands for. All
-its numbers are pixels at a font size of FONT in a fixed-width font, whose letters are known to be CHAR wide: nothing has to
-be measured, and the three outputs agree.
+`tree_positions` places nodes across their levels. `Layout` turns that into boxes with text in them:
+the root on the left, one column a level, siblings from top to bottom in drawing order, so that
+every path reads as the words it stands for. All its numbers are pixels at a font size of FONT in a
+fixed-width font, whose letters are known to be CHAR wide: nothing has to be measured, and the three
+outputs agree.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def columns_of(text: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A tree with a label in every node; parents: -1 for the root, parents[u] < u; labels: one a node.
+    """A tree with a label in every node; parents: -1 for the root, parents[u] < u; labels: one a
+    node.
 
     All results are in pixels, x to the right and y downwards from the drawing's top left corner.
     """
@@ -70,9 +73,11 @@ class Layout:
         return max(self.y) + BOX / 2 + MARGIN
 
     def edge(self, child: int) -> tuple[tuple[float, float], ...]:
-        """From the parent's box to the child's: five points, a straight line to the second, then a cubic curve.
+        """From the parent's box to the child's: five points, a straight line to the second, then a
+        cubic curve.
 
-        The line goes to the end of the parent's column, so that no edge runs through the box of another node.
+        The line goes to the end of the parent's column, so that no edge runs through the box of
+        another node.
         """
         parent = self.parents[child]
         start, end = self.left[parent] + self.widths[parent], self.left[child]
@@ -93,10 +98,11 @@ class Layout:
 
 
 def tree_positions(parents: Sequence[int]) -> list[float]:
-    """x of every node, the root at 0, such that nodes of one level are at least 1 apart and no edges cross.
+    """x of every node, the root at 0, such that nodes of one level are at least 1 apart and no
+    edges cross.
 
-    From the leaves up, each subtree moves as close to its earlier siblings as the outlines of both allow, and a parent
-    stands over the middle of its children (Reingold and Tilford, 1981).
+    From the leaves up, each subtree moves as close to its earlier siblings as the outlines of both
+    allow, and a parent stands over the middle of its children (Reingold and Tilford, 1981).
     """
     children = children_of(parents)
     shift = [0.0] * len(parents)  # from the parent

@@ -1,9 +1,10 @@
 """Steps as SVG and HTML: what the widget shows, and what a page without widgets shows instead.
 
-The widget and the static picture are the same drawing (plots/tree_layout.py) under the same style (assets/tree.css): the widget adds
-what needs a page, zoom, pan and hover. A static picture carries its style with it, light or dark as the reader's browser
-is, and every node's numbers as a `<title>`, which a browser shows on hover where the file is opened by itself (not where a
-page, such as a notebook, shows it as an image).
+The widget and the static picture are the same drawing (plots/tree_layout.py) under the same style
+(assets/tree.css): the widget adds what needs a page, zoom, pan and hover. A static picture carries
+its style with it, light or dark as the reader's browser is, and every node's numbers as a
+`<title>`, which a browser shows on hover where the file is opened by itself (not where a page, such
+as a notebook, shows it as an image).
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from html import escape
-from pathlib import Path
 
+from dynasurge.decoding.trace import PICTURES, StepView, Trace
+from dynasurge.decoding.trace import trace as trace
+from dynasurge.files import ASSETS
 from dynasurge.plots.tree_layout import BOX, PAD, Layout, visible
-from dynasurge.decoding.trace import StepView
 
-STYLE = Path(__file__).parent / "assets" / "tree.css"
+STYLE = ASSETS / "tree.css"
 # Blue, vermilion and orange of Okabe and Ito's palette, which most colour-blind eyes tell apart; in grey print the accepted
 # path is dark, the bonus middling, the rest white with full or dotted borders.
 LIGHT = {
@@ -56,7 +58,8 @@ BAR, STRIP = 46.0, 116.0  # pixels: the height of a row of bars, and of the stri
 
 
 def step_layout(step: StepView) -> Layout:
-    """The tree of a step; the bonus token, if it has one, is one node more, below the node where verification stopped."""
+    """The tree of a step; the bonus token, if it has one, is one node more, below the node where
+    verification stopped."""
     parents, labels = step.tree.parents, tuple(visible(text) for text in step.texts)
     if step.bonus is None:
         return Layout(parents=parents, labels=labels)
@@ -71,7 +74,8 @@ def headline(step: StepView) -> str:
 
 
 def step_svg(step: StepView, *, standalone: bool = True) -> str:
-    """The tree of a step. standalone: with its own style and a caption, to stand in a file or a page by itself."""
+    """The tree of a step. standalone: with its own style and a caption, to stand in a file or a
+    page by itself."""
     layout = step_layout(step)
     drawn = "".join([*_edges(step, layout), *_nodes(step, layout)])
     width, height = layout.width, layout.height
@@ -129,7 +133,8 @@ def _nodes(step: StepView, layout: Layout) -> list[str]:
 
 
 def describe(step: StepView, node: int) -> str:
-    """What hovering over a node says, a line a fact; a node past the last drafted one is the bonus token."""
+    """What hovering over a node says, a line a fact; a node past the last drafted one is the bonus
+    token."""
     tree = step.tree
     if node > tree.size:
         return f"{visible(step.bonus or '', 60)}\nthe bonus token, drawn from what the target has left here"
@@ -151,8 +156,8 @@ def describe(step: StepView, node: int) -> str:
 def strip_svg(
     steps: Sequence[StepView], now: int | None = None, *, width: float = 640.0, standalone: bool = False
 ) -> str:
-    """Tokens and tree size of every step so far as two rows of bars; now: the step to mark; standalone: with its own style.
-    `data-step` names the step of each column."""
+    """Tokens and tree size of every step so far as two rows of bars; now: the step to mark;
+    standalone: with its own style. `data-step` names the step of each column."""
     longest, largest = (max(numbers) for numbers in zip(*((len(s.emitted), s.tree.size) for s in steps), strict=True))
     wide = min(18.0, width / len(steps))
     out = []
@@ -183,8 +188,9 @@ def strip_svg(
 
 
 def text_html(prompt: str, steps: Sequence[StepView], now: int, shown: int = 240) -> str:
-    """The text up to and with step `now`: the end of the prompt, accepted and bonus tokens, and behind the present step's
-    the tokens that it drafted in vain: the first guess below the node where verification stopped, and so on down."""
+    """The text up to and with step `now`: the end of the prompt, accepted and bonus tokens, and
+    behind the present step's the tokens that it drafted in vain: the first guess below the node
+    where verification stopped, and so on down."""
     if len(prompt) > shown:
         end = prompt[-shown:]
         prompt = "… " + (end.partition(" ")[2] or end)  # some scripts have no blanks
@@ -213,8 +219,8 @@ def _number(value: float | None) -> str:
 
 
 def palette_rules() -> str:
-    """The palette as CSS variables of `.dynasurge`, light or dark as JupyterLab's or VS Code's theme says, else as the
-    browser prefers."""
+    """The palette as CSS variables of `.dynasurge`, light or dark as JupyterLab's or VS Code's
+    theme says, else as the browser prefers."""
     light, dark = ("".join(f"--{name}: {value}; " for name, value in colours.items()) for colours in (LIGHT, DARK))
     return (
         f".dynasurge {{ {light}}}\n@media (prefers-color-scheme: dark) {{ .dynasurge {{ {dark}}} }}\n"
@@ -232,3 +238,7 @@ def _static_style() -> str:
 
 def _painted(rules: str, colours: dict[str, str]) -> str:
     return re.sub(r"var\(--(\w+)\)", lambda variable: colours[variable[1]], rules)
+
+
+PICTURES[StepView] = step_svg
+PICTURES[Trace] = lambda trace: strip_svg(trace.steps, standalone=True)

@@ -1,12 +1,14 @@
 """Growmaps: the shape of a static token tree, decided before anything is drafted.
 
-A growmap says how many children each node of the tree gets and nothing about tokens. Node 0 is the root (the last accepted
-token, which costs no budget); nodes are numbered breadth first, so a parent's number is below its children's and siblings
-are numbered in the order in which they will be drawn.
+A growmap says how many children each node of the tree gets and nothing about tokens. Node 0 is the
+root (the last accepted token, which costs no budget); nodes are numbered breadth first, so a
+parent's number is below its children's and siblings are numbered in the order in which they will be
+drawn.
 
-Everything follows from one tuple, `parents`; the rest is derived. On disk a growmap is the `.pt` dictionary the field
-already publishes (Sequoia, arXiv 2402.12374): `roots` (node numbers by level), `branches` (child counts by level),
-`Successors` (children by node), `mask` (ancestor-or-self, int64), `depth` (by node, int64) and `size`.
+Everything follows from one tuple, `parents`; the rest is derived. On disk a growmap is the `.pt`
+dictionary the field already publishes (Sequoia, arXiv 2402.12374): `roots` (node numbers by level),
+`branches` (child counts by level), `Successors` (children by node), `mask` (ancestor-or-self,
+int64), `depth` (by node, int64) and `size`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ SPEC_HELP = "KxD (K chains of depth D, as in 4x8), chainD (one chain of depth D)
 class Growmap:
     """A static tree shape.
 
-    `parents[u]` is the number of node u's parent, -1 for the root; breadth-first, so `parents` never decreases.
+    `parents[u]` is the number of node u's parent, -1 for the root; breadth-first, so `parents`
+    never decreases.
     """
 
     parents: tuple[int, ...]
@@ -119,10 +122,11 @@ def save_growmap(growmap: Growmap, path: str | os.PathLike[str]) -> None:
 
 
 def load_growmap(path: str | os.PathLike[str]) -> Growmap:
-    """Read a `.pt` growmap and check every field against the others; a shape's name, where no file has it, is built.
+    """Read a `.pt` growmap and check every field against the others; a shape's name, where no file
+    has it, is built.
 
-    `Successors` is taken as the truth and the rest is re-derived from it; a field that disagrees is named.
-    Raises UsageError if the file is missing, is no growmap, or contradicts itself.
+    `Successors` is taken as the truth and the rest is re-derived from it; a field that disagrees is
+    named. Raises UsageError if the file is missing, is no growmap, or contradicts itself.
     """
     remedy = "make one with: dynasurge growmap 4x8 growmaps/4x8-tree.pt"
     try:

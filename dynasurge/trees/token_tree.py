@@ -1,9 +1,10 @@
 """The token tree of one step: drafted tokens, who continues whom, and how each was proposed.
 
-Node 0 is the root, the last accepted token; it is not drafted and costs no budget. Nodes are numbered in drawing order,
-so a parent's number is below its children's, and siblings stand in the order in which they were drawn. That order is part
-of the tree's meaning: a child's proposal is the node's draft distribution *without its earlier siblings*, so re-sorting
-siblings, or dropping one for the token it turned out to have, would make verification biased (docs: "properly drawn").
+Node 0 is the root, the last accepted token; it is not drafted and costs no budget. Nodes are
+numbered in drawing order, so a parent's number is below its children's, and siblings stand in the
+order in which they were drawn. That order is part of the tree's meaning: a child's proposal is the
+node's draft distribution *without its earlier siblings*, so re-sorting siblings, or dropping one
+for the token it turned out to have, would make verification biased (docs: "properly drawn").
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import torch
 class TokenTree:
     """tokens, parents, proposal, point: one entry a node, root included (parent -1, proposal 1).
 
-    `point[u]`: u's token was chosen outright (a point mass) rather than sampled.
-    `proposal[u]`: the probability u's token had when it was drawn; 1 for a point mass.
-    `value[u]`: what u's slot was thought to be worth before its token was drawn (drafting/acceptance_estimates.py); () if nobody asked.
-    Among siblings, sampled ones come before points; ValueError otherwise.
+    `point[u]`: u's token was chosen outright (a point mass) rather than sampled. `proposal[u]`: the
+    probability u's token had when it was drawn; 1 for a point mass. `value[u]`: what u's slot was
+    thought to be worth before its token was drawn (drafting/acceptance_estimates.py); () if nobody
+    asked. Among siblings, sampled ones come before points; ValueError otherwise.
     """
 
     tokens: tuple[int, ...]
@@ -70,7 +71,8 @@ class TokenTree:
         return max((self.depths.count(d) for d in range(1, self.depth + 1)), default=0)
 
     def mask(self) -> torch.Tensor:
-        """bool [n, n]: True where the column is the row's ancestor, or the row itself (what the row may attend to)."""
+        """bool [n, n]: True where the column is the row's ancestor, or the row itself (what the row
+        may attend to)."""
         return ancestor_mask(self.parents)
 
 
@@ -92,7 +94,8 @@ def depths_of(parents: Sequence[int]) -> tuple[int, ...]:
 
 
 def ancestor_mask(parents: Sequence[int]) -> torch.Tensor:
-    """bool [n, n], True for ancestor-or-self. parents[u] < u; a parent of -1 or less lies outside."""
+    """bool [n, n], True for ancestor-or-self. parents[u] < u; a parent of -1 or less lies
+    outside."""
     mask = torch.eye(len(parents), dtype=torch.bool)
     for node, parent in enumerate(parents):
         if parent >= 0:

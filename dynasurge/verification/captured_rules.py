@@ -1,13 +1,15 @@
-"""Verification in tensors of fixed shape: the rules of verification/rules.py for a tree that only the device knows.
+"""Verification in tensors of fixed shape: the rules of verification/rules.py for a tree that only
+the device knows.
 
-The tree is a `Forest` and the `Nodes` of it that stay (drafting/captured_tree.py). A level's rows are handled together, one after the
-other because a node's weight depends on its parent's; within a level, each child takes its share of what the node still
-has to emit. With p and q the node's distributions and everything drawn there left out of both, what is left of R is
+The tree is a `Forest` and the `Nodes` of it that stay (drafting/captured_tree.py). A level's rows
+are handled together, one after the other because a node's weight depends on its parent's; within a
+level, each child takes its share of what the node still has to emit. With p and q the node's
+distributions and everything drawn there left out of both, what is left of R is
 
     scale * relu(p - t * q)
 
-with one `scale` and one `t` a node; the few tokens that were drawn are kept apart as numbers. So a child costs one sum over
-the vocabulary. On a GPU triton_kernels.py does a level in one launch.
+with one `scale` and one `t` a node; the few tokens that were drawn are kept apart as numbers. So a
+child costs one sum over the vocabulary. On a GPU triton_kernels.py does a level in one launch.
 """
 
 from __future__ import annotations
@@ -16,19 +18,17 @@ from dataclasses import dataclass
 
 import torch
 
-from dynasurge import triton_kernels
-
-from dynasurge import probabilities
+from dynasurge import probabilities, triton_kernels
+from dynasurge.drafting.captured_proposals import draw
 from dynasurge.drafting.captured_tree import POINT, Forest, Nodes
 from dynasurge.models.cuda_graphs import fused
-from dynasurge.drafting.captured_proposals import draw
-from dynasurge.verification.rules import LEAST
+from dynasurge.probabilities import LEAST
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """stop: float64 [n + 1], see verification.StopLaw; end, bonus: int64 [1], the node where the path ends and the
-    token behind it, -1 if there is none."""
+    """stop: float64 [n + 1], see verification.StopLaw; end, bonus: int64 [1], the node where the
+    path ends and the token behind it, -1 if there is none."""
 
     stop: torch.Tensor
     end: torch.Tensor
@@ -37,8 +37,9 @@ class Judged:
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """Where the path may end and what follows: stop [n + 1]; t [R + 1] and kept [R + 1, k], what rows leave of R (see
-    above; sampled children only), p and q without the drawn tokens, and the p [R + 1, k] of those."""
+    """Where the path may end and what follows: stop [n + 1]; t [R + 1] and kept [R + 1, k], what
+    rows leave of R (see above; sampled children only), p and q without the drawn tokens, and the p
+    [R + 1, k] of those."""
 
     stop: torch.Tensor
     row_of: torch.Tensor
@@ -50,15 +51,16 @@ class Law:
     tokens: torch.Tensor
 
     def bonus(self, node: torch.Tensor, *, compiled: bool = False) -> torch.Tensor:
-        """The law [m, V] of the token behind nodes [m]: what their children left, or, if that is nothing, the target's."""
+        """The law [m, V] of the token behind nodes [m]: what their children left, or, if that is
+        nothing, the target's."""
         own = (self.q, self.tokens, self.t, self.kept, self.drawn)
         return fused(_bonus, compiled)(self.row_of[node], self.p[node], *own)
 
 
 def law(forest: Forest, nodes: Nodes, p: torch.Tensor, rule: str, *, compiled: bool = False) -> Law:
-    """Apply a rule: `topdown` or `traversal`. p: float [n + 2, V], the target's distributions by node and one row to spare;
-    p and the forest's base are overwritten where tokens were drawn. compiled: whether torch.compile makes the small kernels
-    few."""
+    """Apply a rule: `topdown` or `traversal`. p: float [n + 2, V], the target's distributions by
+    node and one row to spare; p and the forest's base are overwritten where tokens were drawn.
+    compiled: whether torch.compile makes the small kernels few."""
     layout, none = forest.layout, nodes.none
     rows, k = layout.row_count, layout.children
     tensors = (nodes.number, forest.row_slot, forest.token, forest.kind, p, forest.base)
@@ -115,8 +117,9 @@ def _families(
     none: int,
     k: int,
 ) -> tuple[torch.Tensor, ...]:
-    """Of the R rows of a forest: node [R]; child, point [R, k], see `triton_kernels.Shares`; tokens and what p gave them
-    [R + 1, k], what q gave them, and where to forget them in p and q [R, k]; the row of each node [n + 1]."""
+    """Of the R rows of a forest: node [R]; child, point [R, k], see `triton_kernels.Shares`; tokens
+    and what p gave them [R + 1, k], what q gave them, and where to forget them in p and q [R, k];
+    the row of each node [n + 1]."""
     rows, pad = len(row_slot) - 1, torch.nn.functional.pad
     node = number[row_slot[:-1]]
     child = torch.where(node[:, None] < none, number[1:-1].view(rows, k), none)
@@ -154,7 +157,8 @@ def _bonus(
 
 
 def _bottom_up(accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-    """A node gets its turn after everything below it, and below its elder siblings and its ancestors', was refused."""
+    """A node gets its turn after everything below it, and below its elder siblings and its
+    ancestors', was refused."""
     accept, sees = accept[:-1], seen.float()
     places = torch.arange(len(accept), device=accept.device)
     elder = (parent[:, None] == parent) & (places < places[:, None]) & (parent >= 0)[:, None]
@@ -176,7 +180,8 @@ def _top_down(accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, 
 
 
 def share_level(shares: triton_kernels.Shares, rows: slice, *, bottom_up: bool) -> None:
-    """What `triton_kernels.share` does, for any float type: each child of a level's rows takes min(R, q) of what is left."""
+    """What `triton_kernels.share` does, for any float type: each child of a level's rows takes
+    min(R, q) of what is left."""
     node, child = shares.node[rows], shares.child[rows]
     none = len(shares.accept) - 1
     exists, point = child < none, shares.point[rows]

@@ -1,9 +1,12 @@
-"""What "properly drawn" is about, on a tree small enough to be enumerated: a root and its k sampled children.
+"""What "properly drawn" is about, on a tree small enough to be enumerated: a root and its k sampled
+children.
 
-`emitted_law` goes through every way in which the children can be drawn and every outcome of verification, and adds up what
-the first emitted token then is. Drawn properly, that is the target's own law to the last bit, whatever the draft is. Tamper
-with the children because of the tokens they turned out to be, and it is not: `MISTAKES` has three ways that look harmless,
-each to be found in public code. (tests/verification/test_exactness.py does the same for whole trees, texts, rules and policies.)
+`emitted_law` goes through every way in which the children can be drawn and every outcome of
+verification, and adds up what the first emitted token then is. Drawn properly, that is the target's
+own law to the last bit, whatever the draft is. Tamper with the children because of the tokens they
+turned out to be, and it is not: `MISTAKES` has three ways that look harmless, each to be found in
+public code. (tests/verification/test_exactness.py does the same for whole trees, texts, rules and
+policies.)
 """
 
 from __future__ import annotations
@@ -44,8 +47,9 @@ def emitted_law(
 ) -> list[float]:
     """The law of the first emitted token, exact.
 
-    p, q: the target's and the draft's distribution at the root, over one small vocabulary; k: children drawn without
-    replacement from q; rule: a name in `verification.RULES`. ValueError if p and q do not fit together.
+    p, q: the target's and the draft's distribution at the root, over one small vocabulary; k:
+    children drawn without replacement from q; rule: a name in `verification.RULES`. ValueError if p
+    and q do not fit together.
     """
     if len(p) != len(q):
         raise ValueError(f"p has {len(p)} tokens, q has {len(q)}")

@@ -1,11 +1,13 @@
-"""The original prototype's rules, kept so that its figure can be reproduced: verification, and the dynamic tree's shape.
+"""The original prototype's rules, kept so that its figure can be reproduced: verification, and the
+dynamic tree's shape.
 
 Its verification is NOT lossless.
 
-Every child that passes its own test min(1, p/q) is kept, breadth first, and the longest kept path is emitted. Two mistakes
-change the distribution of the text: among several kept children the one with the longest continuation is chosen, which
-favours tokens that the draft finds easy to continue; and the bonus token is drawn from what the *last dead end visited*
-left over, whichever node the emitted path ends at. Results made with it are labelled `lossy` wherever they appear.
+Every child that passes its own test min(1, p/q) is kept, breadth first, and the longest kept path
+is emitted. Two mistakes change the distribution of the text: among several kept children the one
+with the longest continuation is chosen, which favours tokens that the draft finds easy to continue;
+and the bonus token is drawn from what the *last dead end visited* left over, whichever node the
+emitted path ends at. Results made with it are labelled `lossy` wherever they appear.
 """
 
 from __future__ import annotations
@@ -16,15 +18,16 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dynasurge import probabilities
-from dynasurge.trees.growmap import Growmap
 from dynasurge.drafting.proposals import Wish
 from dynasurge.drafting.tree_budget import Slot, StaticShape
+from dynasurge.trees.growmap import Growmap
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rows, Verdict, path_to
 
 
 def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator) -> Verdict:
-    """Keep every passing child, take the longest path. Lossy; see above. Arguments as in verification/rules.py."""
+    """Keep every passing child, take the longest path. Lossy; see above. Arguments as in
+    verification/rules.py."""
     rows = p[torch.arange(tree.size + 1, device=p.device)]
     queue, longest, bonus = deque([0]), 0, rows[0]
     while queue:
@@ -49,10 +52,11 @@ def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Ge
 
 
 def proposals(tree: TokenTree, base: torch.Tensor, node: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """The children of a node in drawing order, each with the distribution [V] its token was really drawn from.
+    """The children of a node in drawing order, each with the distribution [V] its token was really
+    drawn from.
 
-    A sampled child's is `base`, the draft's, without its earlier siblings, renormalised; a point child's is all on its
-    token.
+    A sampled child's is `base`, the draft's, without its earlier siblings, renormalised; a point
+    child's is all on its token.
     """
     remaining = base.clone()
     for child in tree.children[node]:
@@ -67,8 +71,8 @@ def proposals(tree: TokenTree, base: torch.Tensor, node: int) -> Iterator[tuple[
 
 
 def prototype_growmap(budget: int) -> Growmap:
-    """Its tree as a growmap: there is nothing dynamic about it, unless a distribution runs out of tokens (below, a node's
-    share then goes to the next)."""
+    """Its tree as a growmap: there is nothing dynamic about it, unless a distribution runs out of
+    tokens (below, a node's share then goes to the next)."""
     return Growmap(parents=(-1, *(node // _children(budget) for node in range(budget))))
 
 
@@ -77,7 +81,8 @@ def _children(budget: int) -> int:
 
 
 class PrototypeShape(StaticShape):
-    """The prototype's dynamic tree: every node gets 2 to 4 children, by budget, left to right until the budget is spent."""
+    """The prototype's dynamic tree: every node gets 2 to 4 children, by budget, left to right until
+    the budget is spent."""
 
     def __init__(self, budget: int) -> None:
         self.max_nodes, self.max_read = budget, budget

@@ -1,4 +1,5 @@
-"""Verification: which path of the drafted tree the target accepts, and the bonus token that follows it.
+"""Verification: which path of the drafted tree the target accepts, and the bonus token that follows
+it.
 
 A rule is a pure function `(tree, p, q) -> StopLaw` of
 
@@ -6,27 +7,32 @@ A rule is a pure function `(tree, p, q) -> StopLaw` of
 - `p`: `p[u]` is the target's next-token distribution after node u, float [V],
 - `q`: `q[u]` is the draft distribution that node u's sampled children were drawn from, float [V] (never read elsewhere).
 
-A `StopLaw` says with what probability the accepted path ends at each node, and what law the bonus token then has. All the
-arithmetic of a rule is thus free of chance: tests enumerate it exactly, analysis reads expected lengths off it, and
-`verify` adds the only two random draws, the node and the bonus.
+A `StopLaw` says with what probability the accepted path ends at each node, and what law the bonus
+token then has. All the arithmetic of a rule is thus free of chance: tests enumerate it exactly,
+analysis reads expected lengths off it, and `verify` adds the only two random draws, the node and
+the bonus.
 
-Every rule here is *lossless*: the emitted tokens (accepted path, then bonus) have the target's own distribution, whatever
-the draft is (proofs: docs/verification.md). To add a rule, write how it treats a node's children, and enter it in `RULES`;
-tests/verification/test_exactness.py does the rest.
+Every rule here is *lossless*: the emitted tokens (accepted path, then bonus) have the target's own
+distribution, whatever the draft is (proofs: docs/verification.md). To add a rule, write how it
+treats a node's children, and enter it in `RULES`; tests/verification/test_exactness.py does the
+rest.
 
-All rules share one idea. A node holds `R`, the sub-measure it still has to emit, of mass `a`; at first R = a * p. A child
-x with proposal q takes min(R, q) of it, so its subtree is entered with weight min(1, R[x] / q[x]). If that is refused,
-relu(R - q) is left, to be emitted given the refusal, whose probability is 1 - sum min(R, q).
+All rules share one idea. A node holds `R`, the sub-measure it still has to emit, of mass `a`; at
+first R = a * p. A child x with proposal q takes min(R, q) of it, so its subtree is entered with
+weight min(1, R[x] / q[x]). If that is refused, relu(R - q) is left, to be emitted given the
+refusal, whose probability is 1 - sum min(R, q).
 
-**topdown** (Leviathan et al. 2211.17192; SpecInfer 2305.09781; Sequoia 2402.12374). Walk down from the root; at every node
-a starts at 1, and the weight is the probability of going to the child there and then.
+**topdown** (Leviathan et al. 2211.17192; SpecInfer 2305.09781; Sequoia 2402.12374). Walk down from
+the root; at every node a starts at 1, and the weight is the probability of going to the child there
+and then.
 
-**traversal** (Traversal Verification, 2505.12398; on a chain it is Block Verification, 2403.10444). Walk the tree bottom
-up: a starts at the weight the node was entered with, and a node is decided only after everything below it was refused.
-Because a path that is lucky deeper down makes up for an unlucky token near the root, chains are accepted at least as far.
+**traversal** (Traversal Verification, 2505.12398; on a chain it is Block Verification, 2403.10444).
+Walk the tree bottom up: a starts at the weight the node was entered with, and a node is decided
+only after everything below it was refused. Because a path that is lucky deeper down makes up for an
+unlucky token near the root, chains are accepted at least as far.
 
-Nothing here waits for the device or loops over nodes in Python more than it must: nodes of one level are handled together
-(`families`), and the host learns node and bonus from a single read.
+Nothing here waits for the device or loops over nodes in Python more than it must: nodes of one
+level are handled together (`families`), and the host learns node and bonus from a single read.
 """
 
 from __future__ import annotations
@@ -38,14 +44,15 @@ from typing import Any, Protocol
 import torch
 
 from dynasurge import probabilities
+from dynasurge.probabilities import LEAST
 from dynasurge.trees.token_tree import TokenTree
 
-LEAST = 1e-30  # below it a divisor counts as this, so that not even a sum of such quotients overflows
 CPU_ROWS = 8  # distributions handled at once on a CPU, where they should stay in its cache; a GPU takes a whole level
 
 
 class Rows(Protocol):
-    """Distributions by node, a tensor [n, V] or rows computed when asked for: int64 [m] nodes -> [m, V]."""
+    """Distributions by node, a tensor [n, V] or rows computed when asked for: int64 [m] nodes ->
+    [m, V]."""
 
     @property
     def device(self) -> torch.device: ...
@@ -54,8 +61,8 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StopLaw:
-    """stop: float64 [n], the probability that the accepted path ends at each node; bonus: int64 [m] nodes -> [m, V], the
-    bonus token's law if it ends there."""
+    """stop: float64 [n], the probability that the accepted path ends at each node; bonus: int64 [m]
+    nodes -> [m, V], the bonus token's law if it ends there."""
 
     stop: torch.Tensor
     bonus: Callable[[torch.Tensor], torch.Tensor]
@@ -63,8 +70,8 @@ class StopLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """path: accepted nodes from the root's child downwards, () if none; bonus: the token emitted after them; stop[u]: the
-    probability that the path had of ending at node u."""
+    """path: accepted nodes from the root's child downwards, () if none; bonus: the token emitted
+    after them; stop[u]: the probability that the path had of ending at node u."""
 
     path: tuple[int, ...]
     bonus: int
@@ -75,7 +82,8 @@ Rule = Callable[[TokenTree, Rows, Sequence[torch.Tensor]], StopLaw]
 
 
 def verify(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator) -> Verdict:
-    """Draw where the accepted path ends, then the bonus token. Raises NoMassError if p has none (NaN logits)."""
+    """Draw where the accepted path ends, then the bonus token. Raises NoMassError if p has none
+    (NaN logits)."""
     return draw_verdict(rule(tree, p, q), tree, generator)
 
 
@@ -91,11 +99,13 @@ def draw_verdict(law: StopLaw, tree: TokenTree, generator: torch.Generator) -> V
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """m branching nodes of one level and their children: k columns, the first `sampled` of them for sampled children.
+    """m branching nodes of one level and their children: k columns, the first `sampled` of them for
+    sampled children.
 
-    nodes: int64 [m]; children, tokens: int64 [m, k] in drawing order; where a node has no child for a column, `exists`
-    [m, k] is False, the child is n (no node) and the token repeats the first child's.
-    base: float [m, V], what the sampled children were drawn from ([m, 0] if there are none).
+    nodes: int64 [m]; children, tokens: int64 [m, k] in drawing order; where a node has no child for
+    a column, `exists` [m, k] is False, the child is n (no node) and the token repeats the first
+    child's. base: float [m, V], what the sampled children were drawn from ([m, 0] if there are
+    none).
     """
 
     nodes: torch.Tensor
@@ -123,11 +133,12 @@ Leftovers = list[tuple[torch.Tensor, torch.Tensor]]  # (nodes [m], what their ch
 def share_out(
     a: torch.Tensor, p: torch.Tensor, base: torch.Tensor, tokens: torch.Tensor, exists: torch.Tensor, sampled: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each child takes min(R, q) of what is left: topdown and traversal. A `Handle`; it overwrites p and base.
+    """Each child takes min(R, q) of what is left: topdown and traversal. A `Handle`; it overwrites
+    p and base.
 
-    All that ever happens to R at a token not drawn yet is that a multiple of `base` is taken away, it is cut at 0 and
-    scaled. So R = scale * relu(p - t * base) throughout, with one scale and one t a node; only the drawn tokens are kept
-    apart.
+    All that ever happens to R at a token not drawn yet is that a multiple of `base` is taken away,
+    it is cut at 0 and scaled. So R = scale * relu(p - t * base) throughout, with one scale and one
+    t a node; only the drawn tokens are kept apart.
     """
     tiny, weights, apart = torch.finfo(p.dtype).tiny, [], []
     scale, t, left = a, torch.zeros_like(a), p
@@ -161,8 +172,8 @@ def share_out(
 def reserve(
     a: torch.Tensor, p: torch.Tensor, base: torch.Tensor, tokens: torch.Tensor, exists: torch.Tensor, sampled: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each child takes what topdown would give it, and more only where topdown leaves it unused: reserved. A
-    `Handle`; all nodes have equally many sampled children."""
+    """Each child takes what topdown would give it, and more only where topdown leaves it unused:
+    reserved. A `Handle`; all nodes have equally many sampled children."""
     if tokens.shape[1] > sampled:
         return share_out(a, p, base, tokens, exists, sampled)  # point children: lossless too, but without the guarantee
     weights, target = [], p
@@ -193,7 +204,8 @@ def reserve(
 
 
 def topdown(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
-    """Top-down verification: accept a child with probability min(1, p/q), else go on with the residual."""
+    """Top-down verification: accept a child with probability min(1, p/q), else go on with the
+    residual."""
     reach = _per_node(tree, p)
     stay = torch.ones_like(reach)
     leftovers = []
@@ -209,12 +221,14 @@ def topdown(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
 
 
 def traversal(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
-    """Traversal verification: bottom up, a node is decided after everything below it was refused."""
+    """Traversal verification: bottom up, a node is decided after everything below it was
+    refused."""
     return _bottom_up(tree, p, q, share_out, mixed=True)
 
 
 def reserved(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
-    """Bottom-up verification that accepts every node at least as often as topdown. Sampled children, counts fixed ahead."""
+    """Bottom-up verification that accepts every node at least as often as topdown. Sampled
+    children, counts fixed ahead."""
     return _bottom_up(tree, p, q, reserve, mixed=False)
 
 
@@ -222,7 +236,8 @@ RULES: dict[str, Rule] = {"topdown": topdown, "traversal": traversal, "reserved"
 
 
 def _bottom_up(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Handle, *, mixed: bool) -> StopLaw:
-    """Post-order: each node gets its turn after everything below it was refused, and accepts with what is left of its a."""
+    """Post-order: each node gets its turn after everything below it was refused, and accepts with
+    what is left of its a."""
     accept = _per_node(tree, p)  # first the a with which a node is entered, then the a it is left with
     leftovers = []
     for family in families(tree, q, p.device, mixed=mixed):
@@ -242,7 +257,8 @@ def _bottom_up(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Hand
 def families(
     tree: TokenTree, q: Sequence[torch.Tensor], device: torch.device, *, mixed: bool = True
 ) -> Iterator[Family]:
-    """The branching nodes of a tree, each after its parent. A node without sampled children has no need of a q.
+    """The branching nodes of a tree, each after its parent. A node without sampled children has no
+    need of a q.
 
     mixed: nodes of one family may have differently many sampled children (but not some and none).
     """
@@ -296,7 +312,8 @@ def path_to(tree: TokenTree, node: int) -> tuple[int, ...]:
 
 
 def _bonus(tree: TokenTree, p: Rows, leftovers: Leftovers) -> Callable[[torch.Tensor], torch.Tensor]:
-    """At a node that branches, what its children left; at a leaf, or where p = q left nothing, the target's own law."""
+    """At a node that branches, what its children left; at a leaf, or where p = q left nothing, the
+    target's own law."""
 
     def law(nodes: torch.Tensor) -> torch.Tensor:
         rows = p[nodes]

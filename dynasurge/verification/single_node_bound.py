@@ -1,51 +1,55 @@
 """The single-node upper bound: what no lossless verification rule can beat at one node.
 
-At a node with target distribution p the draft proposes a random set D of k tokens. A lossless rule emits a token of
-law p, and accepts if that token is in D: it is a coupling of D with p, and the best one solves an optimal transport
-with membership cost (SpecTr, arXiv 2310.15141). Whatever the token set H, an accepted token is in H, or D is not
-inside H; hence
+At a node with target distribution p the draft proposes a random set D of k tokens. A lossless rule
+emits a token of law p, and accepts if that token is in D: it is a coupling of D with p, and the
+best one solves an optimal transport with membership cost (SpecTr, arXiv 2310.15141). Whatever the
+token set H, an accepted token is in H, or D is not inside H; hence
 
     bound = min over token sets H of  p(H) + Pr(D is not inside H)
 
-and some rule attains it: a coupling is a flow from sets through their own tokens to p, and H is a cut (the dual, a
-choice of tokens: Hu et al., "Towards Optimal Multi-Draft Speculative Decoding", arXiv 2502.18779). The bound is about
-k x 1 trees, and about the root of any tree; deeper down it holds for rules that treat each node by itself, as topdown
-does.
+and some rule attains it: a coupling is a flow from sets through their own tokens to p, and H is a
+cut (the dual, a choice of tokens: Hu et al., "Towards Optimal Multi-Draft Speculative Decoding",
+arXiv 2502.18779). The bound is about k x 1 trees, and about the root of any tree; deeper down it
+holds for rules that treat each node by itself, as topdown does.
 
-**topk**: D is fixed, so H = D or nothing is best: the bound is p(D). **hybrid**: D is k - 1 fixed tokens and one
-drawn from b, the rest of q renormalised. Unless H holds the fixed tokens it holds no D; each further token x costs
-p[x] and saves b[x]. The bound is p(fixed) + sum(min(p, b)). Topdown reaches both exactly, so at a single node no rule
-can do better than it there.
+**topk**: D is fixed, so H = D or nothing is best: the bound is p(D). **hybrid**: D is k - 1 fixed
+tokens and one drawn from b, the rest of q renormalised. Unless H holds the fixed tokens it holds no
+D; each further token x costs p[x] and saves b[x]. The bound is p(fixed) + sum(min(p, b)). Topdown
+reaches both exactly, so at a single node no rule can do better than it there.
 
-**sampled**: write f(H) for the chance that k draws without replacement all fall in H. *The best H is a prefix of the
-tokens in increasing order of p/q* (those with q = 0 left out: they only cost). That is exact, because f gains ever
-more per unit of q as H grows: for different tokens x, y outside a set A,
+**sampled**: write f(H) for the chance that k draws without replacement all fall in H. *The best H
+is a prefix of the tokens in increasing order of p/q* (those with q = 0 left out: they only cost).
+That is exact, because f gains ever more per unit of q as H grows: for different tokens x, y outside
+a set A,
 
     (f(A + x) - f(A)) / q[x]  <=  (f(A + x + y) - f(A + x)) / q[y].                                        (*)
 
-If a best H holds x but not y, then p[x] / q[x] <= (f(H) - f(H - x)) / q[x], or dropping x would help, and likewise
-(f(H + y) - f(H)) / q[y] <= p[y] / q[y], or adding y would. By (*), p[x] / q[x] <= p[y] / q[y]. (If these are equal,
-dropping x changes nothing; so the smallest of the best sets has no such tie.)
+If a best H holds x but not y, then p[x] / q[x] <= (f(H) - f(H - x)) / q[x], or dropping x would
+help, and likewise (f(H + y) - f(H)) / q[y] <= p[y] / q[y], or adding y would. By (*), p[x] / q[x]
+<= p[y] / q[y]. (If these are equal, dropping x changes nothing; so the smallest of the best sets
+has no such tie.)
 
-To see (*), let each token i ring at an exponential time of rate q[i]; the order of first rings is that of draws without
-replacement. Write a = q[x], b = q[y], and let s < t be the times of the (k-1)-th and k-th rings among all other tokens.
-The right side is Pr(y is among the first k, and they are all in A + x + y) / b. Given the other rings, y is among the
-first k if it rings before their k-th, at tau say: chance / b = integral of exp(-b u) over u in (0, tau). The left side
-likewise, but there y must not ring before s. Averaged over the rings of x and y, for given s and t, if the first k - 1
-of the others are in A, they are
+To see (*), let each token i ring at an exponential time of rate q[i]; the order of first rings is
+that of draws without replacement. Write a = q[x], b = q[y], and let s < t be the times of the
+(k-1)-th and k-th rings among all other tokens. The right side is Pr(y is among the first k, and
+they are all in A + x + y) / b. Given the other rings, y is among the first k if it rings before
+their k-th, at tau say: chance / b = integral of exp(-b u) over u in (0, tau). The left side
+likewise, but there y must not ring before s. Averaged over the rings of x and y, for given s and t,
+if the first k - 1 of the others are in A, they are
 
     right:  integral of exp(-b u)       over (0, s)  +  integral of exp(-(a + b) u) over (s, t)
     left:   integral of exp(-a u - b s) over (0, s)  +  integral of exp(-(a + b) u) over (s, t)
 
 and u < s in the first integrals. If those k - 1 are not all in A, the left side is 0. ∎
 
-**Computing f.** All draws are in H unless a token outside it, at total rate R = q(outside H), rings before k of H have:
+**Computing f.** All draws are in H unless a token outside it, at total rate R = q(outside H), rings
+before k of H have:
 
     1 - f(H) = R * integral over u > 0 of exp(-R u) Pr(fewer than k of H have rung by u) du.
 
-Whether token i has rung by u is a coin of probability 1 - exp(-q[i] u), so the number that have is a product of
-two-term polynomials, cut at degree k: adding a token to H updates k numbers for each u. Some 40 values of u are
-enough.
+Whether token i has rung by u is a coin of probability 1 - exp(-q[i] u), so the number that have is
+a product of two-term polynomials, cut at degree k: adding a token to H updates k numbers for each
+u. Some 40 values of u are enough.
 """
 
 from __future__ import annotations
@@ -66,13 +70,15 @@ STEP = 0.7  # of the quadrature, in units of 1 / sqrt(k): about the spread of th
 def acceptance_bound(p: torch.Tensor, q: torch.Tensor, k: int, policy: str) -> float:
     """The largest probability with which a lossless rule can accept one of k children of a node.
 
-    p, q: target and draft distributions, [V], any float type and scale: they are normalised here, in float64. policy: a
-    name in `POLICIES`. A draft with fewer than k tokens of positive probability proposes them all. Where q ties at the
-    edge of the top k, the tokens that `torch.topk` prefers are taken, as the policies do.
+    p, q: target and draft distributions, [V], any float type and scale: they are normalised here,
+    in float64. policy: a name in `POLICIES`. A draft with fewer than k tokens of positive
+    probability proposes them all. Where q ties at the edge of the top k, the tokens that
+    `torch.topk` prefers are taken, as the policies do.
 
-    Exact but for rounding with topk and hybrid. With sampled children every prefix is tried, so the only error is the
-    quadrature's: of either sign, below 1e-10 (measured: 3e-11 at k = 8, less elsewhere; see tests).
-    Raises ValueError for an unknown policy, k < 1, shapes that differ, or a distribution without mass.
+    Exact but for rounding with topk and hybrid. With sampled children every prefix is tried, so the
+    only error is the quadrature's: of either sign, below 1e-10 (measured: 3e-11 at k = 8, less
+    elsewhere; see tests). Raises ValueError for an unknown policy, k < 1, shapes that differ, or a
+    distribution without mass.
     """
     if policy not in POLICIES:
         raise ValueError(f"unknown policy {policy!r}; choose from {', '.join(POLICIES)}")
@@ -103,7 +109,8 @@ def acceptance_bound(p: torch.Tensor, q: torch.Tensor, k: int, policy: str) -> f
 
 
 def _escape(q: torch.Tensor, k: int) -> torch.Tensor:
-    """1 - f for every prefix: the chance that k draws without replacement are not all among the first 0, 1, ... n tokens.
+    """1 - f for every prefix: the chance that k draws without replacement are not all among the
+    first 0, 1, ... n tokens.
 
     q: [n], positive, sums to 1, n > k. Returns [n + 1].
     """
@@ -135,16 +142,19 @@ def _escape(q: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _with_token(count: torch.Tensor, rate: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Rows 1 .. k of `count` [k + 1, blocks, times] after a token of this rate [blocks] has joined each block."""
+    """Rows 1 .. k of `count` [k + 1, blocks, times] after a token of this rate [blocks] has joined
+    each block."""
     rung = -torch.expm1(-rate[:, None] * t)
     return torch.lerp(count[1:], count[:-1], rung)
 
 
 def _quadrature(q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Times and weights for the integral over t > 0: equal steps in u of t = exp(u - exp(-u)), a double-exponential rule.
+    """Times and weights for the integral over t > 0: equal steps in u of t = exp(u - exp(-u)), a
+    double-exponential rule.
 
-    The integrand is a sum of exponentials whose rates may lie many orders of magnitude apart. In log time it is equally
-    smooth around all of them, and few steps are spent towards t = 0, where it is flat.
+    The integrand is a sum of exponentials whose rates may lie many orders of magnitude apart. In
+    log time it is equally smooth around all of them, and few steps are spent towards t = 0, where
+    it is flat.
     """
     # Deal the tokens, likeliest first, to k hands: k have rung once every hand has one that did. The last hand is slowest.
     slowest = float(q.sort(descending=True).values[k - 1 :: k].sum())
@@ -157,9 +167,11 @@ def _quadrature(q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 def node_acceptance(
     rule: Rule, p: torch.Tensor, q: torch.Tensor, k: int, policy: str, draws: int, generator: torch.Generator
 ) -> float:
-    """The probability that `rule` accepts one of k children: a mean over `draws` drawn sets of children.
+    """The probability that `rule` accepts one of k children: a mean over `draws` drawn sets of
+    children.
 
-    p, q: [V]. Each set is judged without chance, so the only error is that of the mean over sets: below 0.5 / sqrt(draws).
+    p, q: [V]. Each set is judged without chance, so the only error is that of the mean over sets:
+    below 0.5 / sqrt(draws).
     """
     accepted = 0.0
     for _ in range(draws):

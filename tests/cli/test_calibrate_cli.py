@@ -1,4 +1,5 @@
-"""`dynasurge calibrate` as a user runs it, and the files that it makes: the latency cache and priors."""
+"""`dynasurge calibrate` as a user runs it, and the files that it makes: the latency cache and
+priors."""
 
 from __future__ import annotations
 
@@ -10,14 +11,14 @@ import pytest
 from conftest import assert_one_line, tiny_model
 
 import dynasurge.cli.calibrate
-from dynasurge.experiments import calibration
-from dynasurge.decoding import latency
-from dynasurge.drafting.acceptance_estimates import SAMPLED, TEXTS, load_priors, make_acceptance
 from dynasurge.cli.main import main
-from dynasurge.drafting.cost_model import Costs
-from dynasurge.models.engine import Engine
-from dynasurge.errors import UsageError
+from dynasurge.decoding import latency
 from dynasurge.decoding.latency import cache_file, load_costs, widths_of
+from dynasurge.drafting.acceptance_estimates import SAMPLED, TEXTS, load_priors, make_acceptance
+from dynasurge.drafting.cost_model import Costs
+from dynasurge.errors import UsageError
+from dynasurge.experiments import calibration
+from dynasurge.models.engine import Engine
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +125,8 @@ def test_damaged_curves_are_measured_again(
 def test_curves_that_stop_short_are_measured_again(
     engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A session with narrow engines comes first; those of a wider one must not be judged by its curve."""
+    """A session with narrow engines comes first; those of a wider one must not be judged by its
+    curve."""
     assert widths_of(*engines) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96)
     engines[0].widest = 8
     monkeypatch.setattr(latency, "measure", lambda *engines: curve(*widths_of(*engines[:2])))

@@ -1,4 +1,5 @@
-"""The command as a user runs it, on tiny models: what it writes, how it resumes, and one line for every mistake."""
+"""The command as a user runs it, on tiny models: what it writes, how it resumes, and one line for
+every mistake."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ import dynasurge.models.loading
 from dynasurge import Growmap, build_growmap, save_growmap
 from dynasurge.cli.main import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FAST = ["--M", "64", "--prompt-len", "12", "--new-tokens", "10", "--B", "4", "--device", "cpu", "--dtype", "float32"]
 
 
@@ -87,7 +88,8 @@ def test_each_mode_runs_and_greedy_text_is_the_same(
 
 
 def test_what_trees_go_by_stays_out_of_the_records(pair: list[str], prompts: str, tmp_path: Path) -> None:
-    """Estimates, costs and copies shape trees; a record tells of the text and of time, as README says, and no more."""
+    """Estimates, costs and copies shape trees; a record tells of the text and of time, as README
+    says, and no more."""
     keys = [
         *("format", "label", "run", "hash", "lossless", "settings", "dataset", "revision", "index", "id", "kind"),
         *("prompt_ids", "output_ids", "text", "accepted", "ranks", "children", "tree_size", "tree_depth", "tree_width"),
@@ -451,7 +453,8 @@ def test_a_run_says_how_many_prompts_it_cut(
 
 
 def test_short_prompts_reserve_no_more_positions_than_they_have(tmp_path: Path) -> None:
-    """A model of 256 positions, 240 new tokens and a --prompt-len of 128: a prompt of 12 tokens fits."""
+    """A model of 256 positions, 240 new tokens and a --prompt-len of 128: a prompt of 12 tokens
+    fits."""
     from conftest import save_model
 
     folder, texts = save_model(tmp_path / "m", "gpt2"), tmp_path / "p.txt"

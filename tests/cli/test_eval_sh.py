@@ -12,10 +12,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dynasurge.cli.main import plan_of
+from dynasurge.cli.run import plan_of
 from dynasurge.cli.sweep import sweep_parser
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def evaluate(*flags: str, folder: Path = ROOT, **environment: str) -> str:

@@ -10,8 +10,8 @@ import torch
 from conftest import assert_one_line
 
 from dynasurge import Growmap, build_growmap, expected_accepted, load_growmap, optimal_growmap, save_growmap
-from dynasurge.cli.main import main
 from dynasurge.cli.growmap import sketch
+from dynasurge.cli.main import main
 
 VECTOR = [0.6, 0.2, 0.1]
 

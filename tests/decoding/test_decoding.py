@@ -1,4 +1,5 @@
-"""The decode loop on real (tiny, random) models: greedy equality, seeds, ends of text, records that add up."""
+"""The decode loop on real (tiny, random) models: greedy equality, seeds, ends of text, records that
+add up."""
 
 from __future__ import annotations
 
@@ -15,10 +16,8 @@ import torch
 from conftest import ARCHITECTURES, DEVICES, tiny_model, tiny_tokenizer
 
 from dynasurge import Pair, Settings, UsageError, build_growmap, generate, load_pair, save_growmap
-
-from dynasurge.decoding import session
-from dynasurge.drafting.cost_model import Costs
 from dynasurge.decoding.session import Session, follow, make_engines
+from dynasurge.drafting.cost_model import Costs
 from dynasurge.trees.growmap import Growmap
 
 PROMPT = [5, 17, 8, 40, 33, 9, 21, 60, 61]
@@ -40,7 +39,7 @@ def growmap(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True, params=["by node", "captured"])
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to make a step. On a CPU nothing is captured, but the same functions are called."""
-    monkeypatch.setattr(session, "can_capture", lambda pair: request.param == "captured")
+    monkeypatch.setattr("dynasurge.decoding.session.can_capture", lambda pair: request.param == "captured")
     return str(request.param)
 
 
@@ -91,7 +90,8 @@ def test_same_seed_same_text_and_records_add_up(index: int, pairs: dict[str, Pai
 def test_half_precision_models_decode(
     dtype: str, device: str, tiny_folders: dict[str, tuple[str, str]], growmap: str
 ) -> None:
-    """Rounding may change which text is likeliest, but every mode runs, fills its length and accepts drafted tokens."""
+    """Rounding may change which text is likeliest, but every mode runs, fills its length and
+    accepts drafted tokens."""
     pair = load_pair(*tiny_folders["llama"], dtype=dtype, device=device)
     assert pair.target.dtype == pair.draft.dtype == getattr(torch, dtype)
     for mode in modes(growmap):
@@ -214,7 +214,8 @@ def test_no_node_has_more_children_than_it_may(policy: str, pairs: dict[str, Pai
 
 
 def test_a_draft_like_the_target_has_everything_accepted(pairs: dict[str, Pair], growmap: str) -> None:
-    """Whatever the policy: a static tree's nodes have no more points taken from what they sample than they have places."""
+    """Whatever the policy: a static tree's nodes have no more points taken from what they sample
+    than they have places."""
     twins = dataclasses.replace(pairs["llama"], draft=pairs["llama"].target)
     for policy in ("sampled", "hybrid"):
         result = generate(twins, PROMPT, T=0.9, mode="sTree", growmap=growmap, use_bfs=True, policy=policy, **SMALL)
@@ -328,7 +329,8 @@ def test_text_prompts_are_cut_and_empty_ones_refused(pairs: dict[str, Pair]) -> 
 
 
 def test_the_draft_reads_each_token_once(pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch, steps: str) -> None:
-    """The draft keeps its cache: per step it reads what was emitted and its own tree, never the whole text again."""
+    """The draft keeps its cache: per step it reads what was emitted and its own tree, never the
+    whole text again."""
     if steps == "captured":
         pytest.skip("reads the last two tokens in every step")
     session = Session(pairs["llama"], Settings(T=0.9, mode="dTree", **SMALL))
@@ -361,7 +363,8 @@ def test_seeds_and_prompts_have_streams_of_their_own(pairs: dict[str, Pair]) -> 
 
 @pytest.mark.parametrize("positions", [5, 30, 48])
 def test_a_draft_that_reads_less_than_the_text_drafts_while_it_can(positions: int, growmap: str) -> None:
-    """Behind its last position there are copies of the text only, and the text is what it is without a draft."""
+    """Behind its last position there are copies of the text only, and the text is what it is
+    without a draft."""
     target = tiny_model("gpt2")
     draft = tiny_model("gpt2", layers=1)
     draft.config.n_positions = positions

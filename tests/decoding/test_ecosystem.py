@@ -1,4 +1,5 @@
-"""Trees inside `model.generate`: the same text, streams and stops; and one line for what they can't honour."""
+"""Trees inside `model.generate`: the same text, streams and stops; and one line for what they can't
+honour."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 
 from dynasurge import UsageError, custom_generate, load_pair
-from dynasurge.models.compatibility import cache_arguments
 from dynasurge.experiments.datasets import load_prompts
+from dynasurge.models.compatibility import cache_arguments
 from dynasurge.probabilities import to_probs
 
 PROMPT = torch.tensor([[5, 17, 8, 40, 33, 9, 21, 60, 61]])

@@ -1,4 +1,5 @@
-"""The first two emitted tokens of real (tiny) models, sampled through the whole engine, against the target's exact law.
+"""The first two emitted tokens of real (tiny) models, sampled through the whole engine, against the
+target's exact law.
 
 The enumeration tests cannot see an indexing error between engine, cache and rule; this test can.
 """
@@ -14,11 +15,7 @@ import torch
 from conftest import tiny_model, tiny_tokenizer
 from scipy.stats import chisquare
 
-from dynasurge import Pair, Settings, build_growmap, save_growmap
-
-from dynasurge.decoding import session
-
-from dynasurge import probabilities
+from dynasurge import Pair, Settings, build_growmap, probabilities, save_growmap
 from dynasurge.decoding.session import Session
 
 VOCAB, PROMPT, T, P = 8, [3, 5, 4, 7], 0.8, 0.9
@@ -68,7 +65,7 @@ def exact_law(pair: Pair) -> dict[tuple[int, ...], float]:
 def test_emitted_pairs_have_the_targets_law(
     name: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "can_capture", lambda pair: name.startswith("captured"))
+    monkeypatch.setattr("dynasurge.decoding.session.can_capture", lambda pair: name.startswith("captured"))
     samples, plan = PLANS[name]
     if plan["mode"] == "sTree":
         save_growmap(build_growmap("2x2"), tmp_path / "2x2.pt")

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from samples import view
 
-from dynasurge import Pair, Settings, TokenTree, generate, load_pair, trace
+from dynasurge import Pair, Settings, generate, load_pair, trace
+from dynasurge.decoding.trace import WatchedSession, token_text
 from dynasurge.probabilities import to_probs
-from dynasurge.decoding.trace import StepView, WatchedSession, token_text
 
 PROMPT = "w5 w17 w8 w40 w33 w9 w21 w60 w61 w8 w40"
 COMMON: dict[str, Any] = {"M": 128, "new_tokens": 20, "prompt_len": 16, "B": 9, "fill": True}
@@ -19,36 +20,6 @@ COMMON: dict[str, Any] = {"M": 128, "new_tokens": 20, "prompt_len": 16, "B": 9, 
 @pytest.fixture(scope="module")
 def pair(tiny_folders: dict[str, tuple[str, str]]) -> Pair:
     return load_pair(*tiny_folders["llama"], dtype="float32", device="cpu")
-
-
-def view(
-    path: tuple[int, ...], *, bottom_up: bool = False, rule: str = "topdown", beyond: tuple[int, ...] = ()
-) -> StepView:
-    """0 -> 1 -> (3 -> 6, 4 -> 7, 5)
-    0 -> 2 -> 8"""
-    n = 9
-    tree = TokenTree(
-        tokens=tuple(range(n)),
-        parents=(-1, 0, 0, 1, 1, 1, 3, 4, 2),
-        proposal=(1.0, *[0.25] * (n - 1)),
-        point=(True, *[False] * (n - 1)),
-        value=(1.0, *[0.5] * (n - 1)),
-    )
-    return StepView(
-        number=3,
-        rule=rule,
-        bottom_up=bottom_up,
-        tree=tree,
-        path=path,
-        beyond=beyond,
-        emitted=(*path, 50),
-        texts=tuple(f" t{node}" for node in range(n)),
-        bonus="\n<b>",
-        written=(*(f" t{node}" for node in path), "\n<b>"),
-        p=(None, *[0.125] * (n - 1)),
-        q=(None, *[0.25] * (n - 2), None),
-        reach=(1.0, *[0.0625] * (n - 1)),
-    )
 
 
 @pytest.mark.parametrize("policy", ["sampled", "topk", "hybrid"])

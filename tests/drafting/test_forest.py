@@ -1,4 +1,5 @@
-"""Growth and verification in tensors of fixed shape: lossless by exact enumeration, and the same as node by node."""
+"""Growth and verification in tensors of fixed shape: lossless by exact enumeration, and the same as
+node by node."""
 
 from __future__ import annotations
 
@@ -10,21 +11,30 @@ import pytest
 import torch
 import toy
 
-from dynasurge import triton_kernels
-
-from dynasurge import probabilities
-from dynasurge.drafting.acceptance_estimates import CELLS, KINDS, make_acceptance
-from dynasurge.decoding.captured_loop import CapturedDecoder
+from dynasurge import probabilities, triton_kernels
 from dynasurge.decoding.captured_exchange import Trees
-from dynasurge.drafting.captured_tree import CONTEXT, FIRST, POINT, SECOND, TAIL, Forest, Layout, Nodes, assemble, growmap_layout
-from dynasurge.trees.growmap import Growmap, build_growmap
-from dynasurge.verification.captured_rules import Law, law, share_level
-from dynasurge.drafting.prompt_lookup import Lookup
+from dynasurge.decoding.captured_loop import CapturedDecoder
+from dynasurge.drafting.acceptance_estimates import CELLS, KINDS, make_acceptance
 from dynasurge.drafting.captured_budget import LAG, Pace, Size
-from dynasurge.drafting.proposals import POLICIES, Wish, sampled
-from dynasurge.drafting.captured_proposals import Drawn, draw, draw_children, find_copies, propose
 from dynasurge.drafting.captured_frontier import Proposer
+from dynasurge.drafting.captured_proposals import Drawn, draw, draw_children, find_copies, propose
+from dynasurge.drafting.captured_tree import (
+    CONTEXT,
+    FIRST,
+    POINT,
+    SECOND,
+    TAIL,
+    Forest,
+    Layout,
+    Nodes,
+    assemble,
+    growmap_layout,
+)
+from dynasurge.drafting.prompt_lookup import Lookup
+from dynasurge.drafting.proposals import POLICIES, Wish, sampled
+from dynasurge.trees.growmap import Growmap, build_growmap
 from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.captured_rules import Law, law, share_level
 from dynasurge.verification.rules import RULES
 
 PROMPT = (0, 2, 1)
@@ -69,8 +79,8 @@ def grow(
     lag: int = LAG,
     best: Callable[[Forest, int], torch.Tensor] = Forest.best,
 ) -> tuple[Forest, Nodes]:
-    """One tree behind a text, the draft a table of probabilities. size: when to stop, by what `best` says of
-    the level `lag` levels above."""
+    """One tree behind a text, the draft a table of probabilities. size: when to stop, by what
+    `best` says of the level `lag` levels above."""
     forest = Forest.empty(layout, toy.VOCAB, torch.device("cpu"), torch.float64)
     padded = torch.tensor([-1] * CONTEXT + list(text) + [-1] * 3)
     known = torch.tensor([len(text)])
@@ -116,7 +126,8 @@ def judged(forest: Forest, nodes: Nodes, target: toy.Table, rule: str, text: tup
 def distances(
     runs: Callable[[Any], tuple[Forest, Nodes]], target: toy.Table, length: int, text: tuple[int, ...] = PROMPT
 ) -> tuple[dict[str, float], set[TokenTree]]:
-    """By rule, the total variation between the emitted law and the target's; and the trees that were met."""
+    """By rule, the total variation between the emitted law and the target's; and the trees that
+    were met."""
     merged: dict[TokenTree, list[Any]] = {}
     for weight, (forest, nodes) in toy.enumerate_runs(runs):
         entry = merged.setdefault(tree_of(forest, nodes), [0.0, forest, nodes])
@@ -192,8 +203,8 @@ def test_a_hybrid_that_must_pay_is_lossless() -> None:
 
 
 def test_a_frontier_chosen_by_what_tokens_turned_out_to_be_is_caught() -> None:
-    """The draft reads one node of the second level. Were it the one whose token came out better, whether a slot of that
-    level keeps its place would depend on its own token."""
+    """The draft reads one node of the second level. Were it the one whose token came out better,
+    whether a slot of that level keeps its place would depend on its own token."""
     table = torch.full((3, len(KINDS), CELLS), 0.3, dtype=torch.float64)
     likely = (torch.arange(CELLS) / (CELLS - 1)) ** 2 >= 0.5
     table[:, FIRST] = torch.where(likely, 0.95, 0.2)  # a likely token is accepted far more often
@@ -217,7 +228,8 @@ def a_sum(forest: Forest, level: int) -> torch.Tensor:
     [(1, "sampled", 0.25, 4), (2, "sampled", 0.3, 4), (1, "hybrid", 0.2, 10), (2, "hybrid", 0.2, 10)],
 )
 def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(lag: int, policy: str, least: float, n: int) -> None:
-    """Behind what differs from run to run: values of the second level do, which depend on tokens of the first."""
+    """Behind what differs from run to run: values of the second level do, which depend on tokens of
+    the first."""
     table, x = torch.full((3, len(KINDS), CELLS), 0.3, dtype=torch.float64), (torch.arange(CELLS) / (CELLS - 1)) ** 2
     table[:, FIRST], table[:, SECOND], table[:, TAIL], table[:, POINT] = 0.3 + 0.6 * x, 0.2 + 0.3 * x, 0.5 * x, x
     target, draft = toy.random_table(3), toy.random_table(4)
@@ -229,7 +241,8 @@ def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(lag: int, policy: 
 
 
 def test_a_draft_that_stops_by_what_a_level_is_worth_in_all_is_caught() -> None:
-    """A second child whose token came out well tips the scale, and the first one's grandchild takes its place."""
+    """A second child whose token came out well tips the scale, and the first one's grandchild takes
+    its place."""
     rows = {0: [0.98, 0.01, 0.01], 1: [0.34, 0.33, 0.33], 2: [0.9, 0.05, 0.05]}
     table = torch.full((3, len(KINDS), CELLS), 0.5, dtype=torch.float64)
     table[0, FIRST], table[1, FIRST] = 0.95, torch.where((torch.arange(CELLS) / (CELLS - 1)) ** 2 < 0.7, 0.3, 0.95)

@@ -10,6 +10,7 @@ import torch
 import toy
 from conftest import tiny_model
 
+from dynasurge.decoding.latency import cache_file, load_costs
 from dynasurge.drafting.acceptance_estimates import (
     BIN_EDGES,
     DEPTHS,
@@ -23,11 +24,10 @@ from dynasurge.drafting.acceptance_estimates import (
     make_acceptance,
 )
 from dynasurge.drafting.cost_model import Costs
-from dynasurge.models.engine import Engine
-from dynasurge.decoding.latency import cache_file, load_costs
 from dynasurge.drafting.prompt_lookup import Lookup
 from dynasurge.drafting.proposals import POLICIES, Wish
 from dynasurge.drafting.tree_budget import BestFirst, Slot, Thrifty
+from dynasurge.models.engine import Engine
 
 COSTS = Costs(widths=(1, 2, 4, 8), target_seconds=(1.0, 1.1, 1.3, 1.9), draft_seconds=(0.1, 0.1, 0.1, 0.1))
 

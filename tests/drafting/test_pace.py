@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.captured_budget import LAG, Pace, Size
+from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.tree_budget import SLACK
 
 SIZES, DEPTH = (16, 32, 64), 12
@@ -21,7 +21,8 @@ def make_pace(price: Costs | None = None) -> Pace:
 
 
 def tree(nodes: int, depth: int, first: float, fall: float, elder: float = 0.1) -> tuple[list[float], list[int]]:
-    """Values and depths of the best nodes when each of a level is worth so much of its elder, the first a chain's node."""
+    """Values and depths of the best nodes when each of a level is worth so much of its elder, the
+    first a chain's node."""
     slots = sorted(((first * fall**d * elder**rank, d + 1) for d in range(depth) for rank in range(10)), reverse=True)
     return [value for value, _ in slots[:nodes]], [d for _, d in slots[:nodes]]
 

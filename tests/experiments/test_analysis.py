@@ -9,8 +9,8 @@ import torch
 from conftest import tiny_model, tiny_tokenizer
 
 from dynasurge import Pair, load_pair
-from dynasurge.experiments.text_distributions import mean_accepted, rank_acceptance, text_distributions
 from dynasurge.drafting.proposals import POLICIES, Wish
+from dynasurge.experiments.text_distributions import mean_accepted, rank_acceptance, text_distributions
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import RULES
 
@@ -49,7 +49,8 @@ def test_mean_accepted_is_the_mean_depth() -> None:
 
 @pytest.mark.parametrize("vocab", [90, 110])
 def test_text_distributions_meet_over_the_targets_vocabulary(vocab: int) -> None:
-    """A draft whose table is padded otherwise proposes none of the tokens it lacks; greedy trees ask its own ranking."""
+    """A draft whose table is padded otherwise proposes none of the tokens it lacks; greedy trees
+    ask its own ranking."""
     target, draft = tiny_model("llama"), tiny_model("llama", layers=1, vocab=vocab)
     models = Pair(draft=draft, target=target, tokenizer=tiny_tokenizer(), draft_name="d", target_name="t")
     known = target.config.vocab_size

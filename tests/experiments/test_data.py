@@ -1,4 +1,5 @@
-"""Prompts from the bundled set, from files of four formats, and from a hub that is replaced at its boundary."""
+"""Prompts from the bundled set, from files of four formats, and from a hub that is replaced at its
+boundary."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """The hub as far as this project sees it: it tells a dataset's commit, and serves its rows, here from a folder.
+    """The hub as far as this project sees it: it tells a dataset's commit, and serves its rows,
+    here from a folder.
 
     `datasets` itself streams them, so what is fetched can be counted where it reads lines.
     """

@@ -1,4 +1,5 @@
-"""Evidence: probes agree with the models, what is published holds numbers only, and figures come from it alone."""
+"""Evidence: probes agree with the models, what is published holds numbers only, and figures come
+from it alone."""
 
 from __future__ import annotations
 
@@ -9,13 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from dynasurge import UsageError, load_pair
-
-from dynasurge import probabilities
-from dynasurge.experiments.rule_bias import first_token_bias
-from dynasurge.cli.main import main
-from dynasurge.experiments.published_records import PROBES, TEXT, Evidence, publish
+from dynasurge import UsageError, load_pair, probabilities
 from dynasurge.cli.figures import figures_command
+from dynasurge.cli.main import main
+from dynasurge.cli.publish import publish_command as publish
+from dynasurge.experiments.published_records import PROBES, TEXT, Evidence
+from dynasurge.experiments.rule_bias import first_token_bias
 from dynasurge.models.pair import Pair
 
 SIZES = ["--nodes", "2", "--contexts", "2", "--samples", "20"]
@@ -56,9 +56,7 @@ def test_what_is_published_is_numbers_with_their_origin(swept: Path, tmp_path: P
     evidence = Evidence.read(output)
     assert not set(TEXT) & set(evidence.frame)
     assert evidence.about["machine"] == "two cores"
-    assert evidence.about["commands"].startswith(
-        "dynasurge sweep --dataset prompts.jsonl; python -m dynasurge.experiments.published_records"
-    )
+    assert evidence.about["commands"].startswith("dynasurge sweep --dataset prompts.jsonl; dynasurge publish")
     assert all(pd.read_parquet(output / f"{name}.parquet").attrs == evidence.about for name in PROBES)
     assert "two cores" in evidence.caption()
     assert "dynasurge sweep" in (output / "README.md").read_text()
@@ -114,13 +112,14 @@ def test_mistakes_cost_one_line(swept: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_figures_come_from_the_records_alone(swept: Path, tmp_path: Path) -> None:
-    """Once published, neither the models nor the sweep is needed; the same records give the same files."""
+    """Once published, neither the models nor the sweep is needed; the same records give the same
+    files."""
     data, drawn = tmp_path / "data", [tmp_path / "once", tmp_path / "again"]
     publish([str(swept), "--output", str(data), *SIZES])
     shutil.rmtree(swept)
     books = tmp_path / "notebooks"
     books.mkdir()
-    for path in (Path(__file__).parent.parent / "notebooks").glob("0[234]*.ipynb"):
+    for path in (Path(__file__).parents[2] / "notebooks").glob("0[234]*.ipynb"):
         shutil.copy(path, books)
     for output in drawn:
         assert figures_command([str(data), "--output", str(output), "--notebooks", str(books)]) == 0

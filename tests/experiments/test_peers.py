@@ -1,4 +1,5 @@
-"""The comparison with what else a user could run: every method runs on the same prompts, and greedily all say the same."""
+"""The comparison with what else a user could run: every method runs on the same prompts, and
+greedily all say the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The records of a folder under everything that may happen to it: kills, full disks, other versions, other runs."""
+"""The records of a folder under everything that may happen to it: kills, full disks, other
+versions, other runs."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from conftest import files_no_larger_than
 
 from dynasurge import UsageError
 from dynasurge.experiments.datasets import Prompt
-from dynasurge.experiments.workers import Processes
 from dynasurge.experiments.records import RecordFile
 from dynasurge.experiments.schema import FORMAT, PHASES
+from dynasurge.experiments.workers import Processes
 
 RUN = "abc"
 

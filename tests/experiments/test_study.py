@@ -6,14 +6,13 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from samples import AUTO, ETV, TREE, row
 
 from dynasurge import Settings, UsageError
-from dynasurge.experiments.schema import PHASES, summarise
 from dynasurge.experiments.results_frame import (
     acceptance_by_depth,
     acceptance_by_position,
@@ -28,45 +27,7 @@ from dynasurge.experiments.results_frame import (
     time_breakdown,
     to_frame,
 )
-
-AUTO, TREE, ETV = Settings(mode="auto"), Settings(B=4), Settings(B=4, use_bfs=True)
-ABOUT = {"device": "1 CPU threads", "dtype": "float32", "commit": None}
-
-
-def row(
-    settings: Settings,
-    index: int,
-    ranks: list[list[int]],
-    children: list[list[int]] | None = None,
-    seconds: float = 1.0,
-    dataset: str = "d",
-    kind: str = "",
-) -> dict[str, Any]:
-    """A row whose steps took `ranks`, each with a bonus token; a quarter of `seconds` went to each phase."""
-    accepted = [len(step) for step in ranks]
-    return {
-        "format": 2,
-        "label": settings.label,
-        "run": f"{settings.hash()}-0000-{dataset}",
-        "lossless": True,
-        "settings": settings.to_dict(),
-        "dataset": dataset,
-        "index": index,
-        "output_ids": [0] * (sum(accepted) + len(accepted)),
-        "accepted": accepted,
-        "ranks": ranks,
-        "children": children or [[2] * (len(step) + 1) for step in ranks],
-        "kind": kind,
-        "tree_size": [4 * (k + 1) for k in range(len(ranks))],
-        "tree_depth": [2] * len(ranks),
-        "tree_width": [3] * len(ranks),
-        "passes": [2] * len(ranks),
-        "confidence": [0.5 + 0.1 * k for k in range(len(ranks) - 1)] + [None],
-        "seconds": seconds + 0.5,
-        "prefill_seconds": 0.5,
-        **{f"{phase}_seconds": seconds / 4 for phase in PHASES},
-        "about": ABOUT,
-    }
+from dynasurge.experiments.schema import PHASES, summarise
 
 
 @pytest.fixture
@@ -176,7 +137,8 @@ def test_pairs_are_compared_on_what_both_have(frame: pd.DataFrame) -> None:
 
 
 def test_intervals_cover_the_truth() -> None:
-    """Prompts differ, b is 1.2 times a but for noise: 95% intervals hold 1.2 in most of 60 worlds."""
+    """Prompts differ, b is 1.2 times a but for noise: 95% intervals hold 1.2 in most of 60
+    worlds."""
     rng, held, width = np.random.default_rng(1), 0, []
     for _ in range(60):
         rows = []

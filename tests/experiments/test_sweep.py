@@ -1,4 +1,5 @@
-"""Sweeps on tiny models: the grid, what is written, kills, and several processes that write what one would."""
+"""Sweeps on tiny models: the grid, what is written, kills, and several processes that write what
+one would."""
 
 from __future__ import annotations
 
@@ -19,12 +20,13 @@ from conftest import assert_one_line, files_no_larger_than
 
 from dynasurge import UsageError, build_growmap, load_pair, save_growmap
 from dynasurge.cli.main import main
-from dynasurge.settings import Settings
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.grid import grid
-from dynasurge.experiments.workers import Processes, join
+from dynasurge.experiments.launch import join
 from dynasurge.experiments.provenance import git_commit
 from dynasurge.experiments.sweep import sweep
+from dynasurge.experiments.workers import Processes
+from dynasurge.settings import Settings
 
 FAST = ["--M", "64", "--prompt-len", "12", "--new-tokens", "10", "--device", "cpu", "--dtype", "float32"]
 SAME = ("label", "run", "dataset", "index", "output_ids", "accepted", "ranks", "children", "tree_size")
@@ -329,7 +331,7 @@ def test_costs_of_a_wider_grid_are_added_behind_those_there_are(
 def test_several_processes_need_a_folder_to_meet_in(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dynasurge.experiments.workers.join", lambda *_: (Processes(rank=1, count=2), "cpu"))
+    monkeypatch.setattr("dynasurge.experiments.launch.join", lambda *_: (Processes(rank=1, count=2), "cpu"))
     assert main(["--mode", "auto", *command[1:5], "--end", "1"]) == 2
     assert_one_line("--output None: several processes put their rows in one folder; try --output runs/mine", capsys)
 

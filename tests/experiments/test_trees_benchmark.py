@@ -1,4 +1,5 @@
-"""The comparison of trees: every method runs, static trees come from what was chosen, the tables have a row a budget."""
+"""The comparison of trees: every method runs, static trees come from what was chosen, the tables
+have a row a budget."""
 
 from __future__ import annotations
 
@@ -73,8 +74,8 @@ def test_the_best_static_tree_is_the_one_that_accepts_most_or_is_fastest() -> No
 
 
 def test_hindsight_takes_the_likeliest_nodes_and_not_their_elder_siblings() -> None:
-    """Two siblings of which the younger is what the target wants: one or the other is always accepted, and hindsight has
-    room for both."""
+    """Two siblings of which the younger is what the target wants: one or the other is always
+    accepted, and hindsight has room for both."""
     tree = TokenTree(tokens=(0, 0, 1), parents=(-1, 0, 0), proposal=(1.0, 0.9, 1.0), point=(True, False, False))
     p = torch.tensor([[0.05, 0.95]]).expand(3, -1)
     hindsight = trees.Hindsight()
@@ -125,8 +126,8 @@ def test_ours_are_compared_with_the_better_static_tree_and_the_best_peer(capsys:
 
 
 def test_a_prompt_weighs_as_much_as_there_is_of_it() -> None:
-    """Two prompts of 1 and 9 steps; tokens a step and their gain, and all prompts alike where there is nothing to count
-    by."""
+    """Two prompts of 1 and 9 steps; tokens a step and their gain, and all prompts alike where there
+    is nothing to count by."""
     a, b = np.array([[2.0, 1.0], [9.0, 9.0]]), np.array([[2.0, 1.0], [20.0, 10.0]])
     assert shards.rate(a, 2) == pytest.approx(1.1)
     assert shards.gain(a, b)[0] == pytest.approx(2.0 / 1.1 - 1)

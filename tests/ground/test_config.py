@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from dynasurge.settings import AUTO_NODES, Settings
 from dynasurge.errors import UsageError
+from dynasurge.settings import AUTO_NODES, Settings
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Distributions and draws: top-p by hand, the law of drawing without replacement, and numerical corners."""
+"""Distributions and draws: top-p by hand, the law of drawing without replacement, and numerical
+corners."""
 
 from __future__ import annotations
 
@@ -23,8 +24,12 @@ def test_temperature_and_top_p_by_hand() -> None:
     squared = logits.exp() ** 2
     torch.testing.assert_close(probabilities.to_probs(logits, 0.5), squared / squared.sum())
     kept = torch.tensor([0.5, 0.3, 0.0, 0.0], dtype=torch.float64) / 0.8
-    torch.testing.assert_close(probabilities.to_probs(logits, 1.0, 0.6), kept)  # 0.5 < 0.6: the token that crosses stays
-    torch.testing.assert_close(probabilities.to_probs(logits, 1.0, 0.01), torch.tensor([1.0, 0, 0, 0], dtype=torch.float64))
+    torch.testing.assert_close(
+        probabilities.to_probs(logits, 1.0, 0.6), kept
+    )  # 0.5 < 0.6: the token that crosses stays
+    torch.testing.assert_close(
+        probabilities.to_probs(logits, 1.0, 0.01), torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
+    )
 
 
 def test_extreme_settings_are_greedy_not_nan() -> None:
@@ -117,7 +122,10 @@ def test_both_devices_draw_alike(vocab: int) -> None:
     blocks = torch.nn.functional.pad(probs, (0, -vocab % width)).view(6, -1, width)
     mass = blocks.sum(-1, dtype=torch.float64)
     uniforms = probabilities.uniforms(4, probs, generator)
-    drawn = [draw(blocks.clone(), mass.clone(), uniforms) for draw in (probabilities._draw_on_cpu, probabilities._draw_on_gpu)]
+    drawn = [
+        draw(blocks.clone(), mass.clone(), uniforms)
+        for draw in (probabilities._draw_on_cpu, probabilities._draw_on_gpu)
+    ]
     assert torch.equal(*drawn)
     assert (drawn[0][[1, 3]] == -1).all()
     assert (drawn[0][2, 2:] == -1).all()

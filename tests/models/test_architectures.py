@@ -1,5 +1,5 @@
-"""The table of architectures: at T = 0 in float32 a model's text is the one of its own `generate`, or it is refused with
-the line that the table states."""
+"""The table of architectures: at T = 0 in float32 a model's text is the one of its own `generate`,
+or it is refused with the line that the table states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The pair that ships, on real text: greedy equality with transformers, the draft's quality, the whole demo command."""
+"""The pair that ships, on real text: greedy equality with transformers, the draft's quality, the
+whole demo command."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from dynasurge import Pair, Settings, load_pair
 from dynasurge.cli.main import main
+from dynasurge.decoding.session import Session
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.models.demo_pair import DRAFT
-from dynasurge.decoding.session import Session
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +49,8 @@ def test_greedy_text_is_generates_token_for_token(pair: Pair) -> None:
 
 
 def test_the_draft_is_worth_shipping(pair: Pair) -> None:
-    """On the bundled prompts at T = 0.6 a tree of 16 yields well over two tokens a pass, whatever passes cost here."""
+    """On the bundled prompts at T = 0.6 a tree of 16 yields well over two tokens a pass, whatever
+    passes cost here."""
     session = Session(pair, Settings(T=0.6, mode="dTree", B=16, fill=True, new_tokens=48))
     results = [session.generate(p.text, index=p.index) for p in load_prompts("demo", 0, 7)]
     steps = [step for result in results for step in result.steps]

@@ -1,4 +1,5 @@
-"""The contract with transformers: a tree pass is one pass per path, and committing a path is having read it."""
+"""The contract with transformers: a tree pass is one pass per path, and committing a path is having
+read it."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ import torch
 from conftest import ARCHITECTURES, DEVICES, VOCAB, tiny_model
 from transformers import PreTrainedModel
 
-from dynasurge.models.engine import Engine
 from dynasurge.models.cuda_graphs import Graphs
+from dynasurge.models.engine import Engine
 
 TEXT = [5, 17, 8, 40, 33, 9, 21]
 # Two families under the root, grown in two passes; node 0 is the root.
@@ -49,7 +50,8 @@ def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str,
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_static_pass_is_a_tree_pass(architecture: str, device: str, compiled: bool) -> None:
-    """Captured on a GPU: rows, positions and mask are the device's numbers, and blocks may have been compiled as one."""
+    """Captured on a GPU: rows, positions and mask are the device's numbers, and blocks may have
+    been compiled as one."""
     model = tiny_model(architecture).to(device)
     if compiled:
         torch._dynamo.reset()
@@ -138,7 +140,8 @@ def test_memory_is_what_was_said_and_does_not_grow(architecture: str, device: st
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_captured_product_keeps_its_workspace() -> None:
-    """torch.compile's own CUDA graphs have all workspaces of the library for products given back."""
+    """torch.compile's own CUDA graphs have all workspaces of the library for products given
+    back."""
     a, b = (torch.randn(64, 1 << 14, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     captured = Graphs(a.device).capture(lambda: a @ b.T)
     expected = captured.result.clone()

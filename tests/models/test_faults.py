@@ -12,9 +12,9 @@ from conftest import assert_one_line, tiny_model, tiny_tokenizer
 
 import dynasurge.models.loading
 import dynasurge.models.pair
-from dynasurge.models.kv_cache import TreeCache
 from dynasurge.cli.main import main
 from dynasurge.models.engine import Engine
+from dynasurge.models.kv_cache import TreeCache
 
 FAST = ["--M", "64", "--prompt-len", "12", "--new-tokens", "10", "--B", "4", "--device", "cpu", "--dtype", "float32"]
 ONE = [*FAST, "--end", "1"]
@@ -38,8 +38,8 @@ def test_a_broken_model_is_named(
 
 
 def breaking(layers: int, length: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Models of so many layers give NaN in the second prompt's text, once they have read so much of it. Returns where they
-    will have."""
+    """Models of so many layers give NaN in the second prompt's text, once they have read so much of
+    it. Returns where they will have."""
     real, broken = Engine.forward, []
 
     def forward(self: Engine, tokens: Any, parents: Any, **options: Any) -> torch.Tensor:
@@ -151,7 +151,8 @@ def test_a_model_that_does_not_fit_on_the_gpus_is_refused(
 
 
 def test_layers_on_two_devices_have_their_cache_there() -> None:
-    """The second device is `meta`, which has shapes but no numbers: enough to see where things are."""
+    """The second device is `meta`, which has shapes but no numbers: enough to see where things
+    are."""
     states = [torch.ones(1, 2, 3, 4), *[torch.ones(1, 2, 3, 4, device="meta")] * 2]
     cache = TreeCache([(state, state) for state in states], 8)
     for layer, state in zip(cache.layers, states, strict=True):

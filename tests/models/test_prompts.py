@@ -1,4 +1,5 @@
-"""What people pass as a prompt: taken if it is one, refused in one line if it is none or several."""
+"""What people pass as a prompt: taken if it is one, refused in one line if it is none or
+several."""
 
 from __future__ import annotations
 

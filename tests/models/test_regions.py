@@ -1,4 +1,5 @@
-"""Compiled passes, where matrices that multiply the same rows lie together and multiply them once."""
+"""Compiled passes, where matrices that multiply the same rows lie together and multiply them
+once."""
 
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ def test_who_multiplies_the_same_rows_shows(architecture: str) -> None:
     for group in groups:
         compiled_blocks.join(group)
         place = group[0].weight.data_ptr()
-        compiled_blocks.join(group)  # as another engine of the same model would, when graphs of the first know the place
+        compiled_blocks.join(
+            group
+        )  # as another engine of the same model would, when graphs of the first know the place
         assert {module.weight.untyped_storage().data_ptr() for module in group} == {place}
     for name, weight in model.named_parameters():
         assert torch.equal(weight, before[name])
@@ -95,7 +98,8 @@ def test_a_compiled_engine_leaves_matrices_where_captured_passes_know_them() -> 
 
 
 class Odd(nn.Module):
-    """Modules that get the same rows, of which one is called twice, two share a matrix, and one gets them by name."""
+    """Modules that get the same rows, of which one is called twice, two share a matrix, and one
+    gets them by name."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Drafts whose vocabulary is not quite their target's: what is shared is proposed, the rest never."""
+"""Drafts whose vocabulary is not quite their target's: what is shared is proposed, the rest
+never."""
 
 from __future__ import annotations
 

@@ -9,16 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from test_study import AUTO, ETV, TREE, row
+from samples import AUTO, ETV, TREE, row
 
 from dynasurge import Settings, UsageError
-
-from dynasurge.experiments import results_frame
-from dynasurge.plots.study_figures import acceptance_figure, budget_figure, costs_figure, keep, overlap_figure
 from dynasurge.drafting.cost_model import Costs
+from dynasurge.experiments import results_frame
 from dynasurge.experiments.published_records import Evidence
 from dynasurge.plots.figures import save_figure
 from dynasurge.plots.rule_figures import RULES, bias_figure, bound_figure, comparison_figure
+from dynasurge.plots.study_figures import acceptance_figure, budget_figure, costs_figure, keep, overlap_figure
 from dynasurge.plots.style import ETV as DARK
 from dynasurge.plots.style import LINES, PLAIN
 

@@ -1,7 +1,9 @@
-"""The explorer in a real JupyterLab, driven in headless Chromium as a reader would: steps, hovers, changes B, compares.
+"""The explorer in a real JupyterLab, driven in headless Chromium as a reader would: steps, hovers,
+changes B, compares.
 
-Needs a Chromium on the PATH and `pip install -e '.[browser]'`; skipped without. DYNASURGE_SCREENSHOTS=FOLDER keeps pictures
-of what was seen, in the light theme and in the dark one.
+Needs a Chromium on the PATH and `pip install -e '.[browser]'`; skipped without.
+DYNASURGE_SCREENSHOTS=FOLDER keeps pictures of what was seen, in the light theme and in the dark
+one.
 """
 
 from __future__ import annotations

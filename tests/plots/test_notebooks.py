@@ -1,4 +1,5 @@
-"""The notebooks: they run, their parameters are the command's, and what is committed is light and free of machine noise."""
+"""The notebooks: they run, their parameters are the command's, and what is committed is light and
+free of machine noise."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from dynasurge.cli.flags import DEFAULTS as FLAGS
 from dynasurge.cli.flags import GROWMAP
 from dynasurge.plots.notebooks import WIDGET, clean, run
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 DEFAULTS = FLAGS | {
     "dataset": "demo",
     "start": 0,

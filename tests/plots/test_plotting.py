@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from itertools import pairwise
 
 import pytest
+from samples import random_parents
 
 from dynasurge import build_growmap, optimal_growmap
 from dynasurge.plots.figures import tree_figure, tree_positions
 from dynasurge.trees.token_tree import children_of, depths_of
-
-
-def random_parents(seed: int) -> list[int]:
-    """Drawing order as a token tree has it: a parent before its children, levels mixed."""
-    rng = random.Random(seed)
-    return [-1, *(rng.randrange(max(0, u - 12), u) for u in range(1, 80))]
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -1,4 +1,5 @@
-"""Pictures of a step: one layout, whose boxes keep apart, and three drawings of it that say the same."""
+"""Pictures of a step: one layout, whose boxes keep apart, and three drawings of it that say the
+same."""
 
 from __future__ import annotations
 
@@ -9,12 +10,11 @@ from dataclasses import replace
 from itertools import combinations
 
 import pytest
-from test_plotting import random_parents
-from test_tracing import view
+from samples import random_parents, view
 
 from dynasurge import TokenTree
-from dynasurge.plots.tree_layout import BOX, LONGEST, Layout, columns_of, visible
 from dynasurge.plots.figures import step_figure
+from dynasurge.plots.tree_layout import BOX, LONGEST, Layout, columns_of, visible
 from dynasurge.plots.tree_svg import (
     above_one_another,
     describe,

@@ -1,4 +1,5 @@
-"""The explorer without a page: decodes behind, steps, restarts, compares, and says what is wrong where it is shown."""
+"""The explorer without a page: decodes behind, steps, restarts, compares, and says what is wrong
+where it is shown."""
 
 from __future__ import annotations
 
@@ -143,7 +144,8 @@ def test_mistakes_are_said_on_the_page_and_can_be_mended(explorer: Explorer) -> 
 
 
 def test_the_page_never_waits_for_decoding(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With steps of a fifth of a second, controls answer at once and a change drops the run that it makes stale."""
+    """With steps of a fifth of a second, controls answer at once and a change drops the run that it
+    makes stale."""
     forward = dynasurge.models.engine.Engine.forward
 
     def slow(self: Any, *args: Any, **kwargs: Any) -> Any:

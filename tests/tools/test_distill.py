@@ -1,4 +1,5 @@
-"""Self-distillation on models of a few thousand weights: sampling, loss, training, evaluation, command line."""
+"""Self-distillation on models of a few thousand weights: sampling, loss, training, evaluation,
+command line."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dynasurge.errors import UsageError
 from tools.train_draft.__main__ import main
 from tools.train_draft.evaluation import continue_prompts, measure, read_prompts
 from tools.train_draft.llama import decode_step, forward, new_cache, view_of
@@ -22,7 +24,6 @@ from tools.train_draft.prompts import KINDS, TEMPLATES, openers, write_opener
 from tools.train_draft.sampling import Sampler, draw_tokens, load_shards, shard_draws, write_shard
 from tools.train_draft.settings import DistillSettings
 from tools.train_draft.training import Trainer, learning_rate_scale, tv_share
-from dynasurge.errors import UsageError
 
 SETTINGS = DistillSettings(
     seed=5,

@@ -10,7 +10,7 @@ import torch
 
 from dynasurge import Growmap, UsageError, build_growmap, load_growmap, save_growmap
 
-SHIPPED = Path(__file__).parent.parent / "growmaps"
+SHIPPED = Path(__file__).parents[2] / "growmaps"
 
 
 def test_4x8_is_four_chains_of_depth_eight() -> None:

@@ -1,4 +1,5 @@
-"""Optimal trees against two other ways to find them: every tree there is, and the likeliest free slot first."""
+"""Optimal trees against two other ways to find them: every tree there is, and the likeliest free
+slot first."""
 
 from __future__ import annotations
 
@@ -14,14 +15,16 @@ from dynasurge.trees.optimal_growmap import MAX_DEPTH, MAX_NODES
 
 
 def random_vector(rng: random.Random, ranks: int, *, falling: bool) -> list[float]:
-    """Outcomes of one node: the ranks' shares of one, and the share of those where the path ends."""
+    """Outcomes of one node: the ranks' shares of one, and the share of those where the path
+    ends."""
     weights = [rng.random() ** 3 for _ in range(ranks + 1)]
     shares = [w / sum(weights) for w in weights[:-1]]
     return sorted(shares, reverse=True) if falling else shares
 
 
 def heap_value(acceptance: Sequence[float], nodes: int, depth: int) -> float:
-    """Best first: a slot is worth the product along its path; growing one frees its next sibling and its first child."""
+    """Best first: a slot is worth the product along its path; growing one frees its next sibling
+    and its first child."""
     value, slots = 0.0, [(-acceptance[0], 0, 1, 1.0)]  # minus the slot's value, rank, level, its parent's value
     for _ in range(nodes):
         if not slots:
@@ -43,7 +46,8 @@ def every_tree(nodes: int) -> Iterator[Growmap]:
 
 
 def value_by_hand(growmap: Growmap, levels: Sequence[Sequence[float]]) -> float:
-    """The sum over nodes of the product along each path, from the parents alone; ranks without an entry count 0."""
+    """The sum over nodes of the product along each path, from the parents alone; ranks without an
+    entry count 0."""
     total = 0.0
     for node in range(1, growmap.size):
         product, u = 1.0, node
@@ -132,7 +136,8 @@ def test_best_size_is_the_fastest_of_every_small_tree() -> None:
 
 
 def test_best_size_picks_the_chain_or_the_bush() -> None:
-    """Nodes that cost and free drafts ask for a chain; dear drafts and free nodes for one wide level."""
+    """Nodes that cost and free drafts ask for a chain; dear drafts and free nodes for one wide
+    level."""
     sure, unsure = [0.9, 0.05], [0.4, 0.3, 0.2]
     assert best_size(sure, lambda n: 1 + 0.1 * n, 0.0, max_nodes=4).growmap == build_growmap("chain4")
     assert best_size(unsure, lambda n: 1.0, 1.0, max_nodes=3).growmap == build_growmap("3x1")

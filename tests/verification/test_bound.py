@@ -1,4 +1,5 @@
-"""The single-node bound against everything that can be enumerated: the linear programme, all token sets, all draws."""
+"""The single-node bound against everything that can be enumerated: the linear programme, all token
+sets, all draws."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ import torch
 import toy
 from scipy.optimize import linprog
 
-from dynasurge.verification import single_node_bound
-from dynasurge.verification.single_node_bound import acceptance_bound, node_acceptance
 from dynasurge.drafting.proposals import POLICIES, Wish
 from dynasurge.probabilities import draw_distinct
+from dynasurge.verification import single_node_bound
 from dynasurge.verification.rules import RULES, topdown
+from dynasurge.verification.single_node_bound import acceptance_bound, node_acceptance
 
 
 def distribution(seed: int, vocab: int, sharpness: float = 1.5, zeros: int = 0) -> torch.Tensor:
@@ -45,7 +46,8 @@ def drafts_law(q: torch.Tensor, k: int, policy: str) -> dict[frozenset[int], flo
 
 
 def draws_law(q: torch.Tensor, k: int) -> dict[frozenset[int], float]:
-    """The law of k draws without replacement, by sets: cheaper than by sequences, and exact when masses are far apart."""
+    """The law of k draws without replacement, by sets: cheaper than by sequences, and exact when
+    masses are far apart."""
     law = {frozenset[int](): 1.0}
     for _ in range(k):
         longer: dict[frozenset[int], float] = defaultdict(float)
@@ -79,7 +81,8 @@ def test_the_bound_is_the_optimum_of_the_linear_programme(policy: str, k: int, m
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_no_rule_is_above_the_bound(policy: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And topdown is on it with point masses (hybrid included), strictly below it with several sampled children."""
+    """And topdown is on it with point masses (hybrid included), strictly below it with several
+    sampled children."""
     toy.scripted(monkeypatch)
     gaps = []
     for p, q in nodes((2, 4)):
@@ -149,7 +152,8 @@ def test_zeros_ties_and_too_few_tokens() -> None:
 
 @pytest.mark.parametrize("k", [4, 8])
 def test_a_whole_vocabulary_agrees_with_draws(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """V = 49,152: every prefix moves little when the step is halved, and agrees with sampled children."""
+    """V = 49,152: every prefix moves little when the step is halved, and agrees with sampled
+    children."""
     vocab, draws = 49_152, 1_000
     q = distribution(0, vocab, 4.0)
     p = torch.softmax(q.log() + distribution(1, vocab, 1.0).log(), 0)

@@ -1,7 +1,9 @@
-"""Losslessness by exact enumeration: every draw of the growth, every accept/reject outcome, every bonus.
+"""Losslessness by exact enumeration: every draw of the growth, every accept/reject outcome, every
+bonus.
 
-The emitted tokens, completed by target samples to a fixed length, must have the target's own law to 1e-12 in total
-variation; variants with a known mistake must miss it by more than 1e-3, so that this test is known to be able to fail.
+The emitted tokens, completed by target samples to a fixed length, must have the target's own law to
+1e-12 in total variation; variants with a known mistake must miss it by more than 1e-3, so that this
+test is known to be able to fail.
 """
 
 from __future__ import annotations
@@ -16,16 +18,16 @@ import pytest
 import torch
 import toy
 
+from dynasurge.decoding.loop import Decoder
 from dynasurge.drafting.acceptance_estimates import make_acceptance
 from dynasurge.drafting.cost_model import Costs
-from dynasurge.decoding.loop import Decoder
 from dynasurge.drafting.growth import Drafter
-from dynasurge.trees.growmap import Growmap, build_growmap
 from dynasurge.drafting.prompt_lookup import Lookup
 from dynasurge.drafting.proposals import POLICIES
-from dynasurge.verification.prototype import PrototypeShape, bfs
 from dynasurge.drafting.tree_budget import BestFirst, Shape, StaticShape, Thrifty
+from dynasurge.trees.growmap import Growmap, build_growmap
 from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.prototype import PrototypeShape, bfs
 from dynasurge.verification.rules import RULES, Rule, topdown, verify
 
 PROMPT = (0, 2, 1)
@@ -96,7 +98,8 @@ def test_dynamic_growth_is_lossless(budget: int, depth: int, children: int, rule
 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_prototypes_shape_is_lossless(rule: str) -> None:
-    """What was wrong with the prototype was its rule, not its trees: their counts are fixed before anything is drawn."""
+    """What was wrong with the prototype was its rule, not its trees: their counts are fixed before
+    anything is drawn."""
     trees = list(grown(toy.random_table(4), PrototypeShape(4), "sampled"))
     assert {tree.parents for _, tree, _ in trees} == {(-1, 0, 0, 1, 1)}
     assert distance(trees, RULES[rule], toy.random_table(3), 3) < 1e-12
@@ -106,7 +109,8 @@ def test_the_prototypes_shape_is_lossless(rule: str) -> None:
 @pytest.mark.parametrize("rule", DYNAMIC_RULES)
 @pytest.mark.parametrize("paid", [False, True], ids=["filled", "paid"])
 def test_copies_and_costs_are_lossless(rule: str, policy: str, paid: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Text that repeats itself, and nodes that have to pay: the second tree of a prompt, after one step of learning."""
+    """Text that repeats itself, and nodes that have to pay: the second tree of a prompt, after one
+    step of learning."""
     if policy == "sampled":
         toy.copy_anything(monkeypatch)
     costs = Costs(widths=(1, 8), target_seconds=(1.0, 5.2), draft_seconds=(0.02, 0.02))
@@ -139,8 +143,9 @@ class ReplayFirst(toy.Script):
 
 @pytest.mark.parametrize("rule", DYNAMIC_RULES)
 def test_a_sampled_child_is_kept_whatever_grows_below_its_later_siblings(rule: str) -> None:
-    """A confident point above a near-uniform level: were the hybrid's first child worth less than the point behind it, its
-    place would depend on a token drawn below that point, and traversal would be off by 0.1."""
+    """A confident point above a near-uniform level: were the hybrid's first child worth less than
+    the point behind it, its place would depend on a token drawn below that point, and traversal
+    would be off by 0.1."""
     rows = {PROMPT: [0.72, 0.16, 0.12], (*PROMPT, 0): [0.36, 0.33, 0.31], (*PROMPT, 0, 1): [0.99, 0.006, 0.004]}
     shape = BestFirst(budget=3, max_depth=3, max_children=2)
     trees = list(grown(lambda context: rows.get(context, [0.5, 0.3, 0.2]), shape, "hybrid"))
@@ -151,8 +156,9 @@ def test_a_sampled_child_is_kept_whatever_grows_below_its_later_siblings(rule: s
 
 @pytest.mark.parametrize("rule", DYNAMIC_RULES)
 def test_a_slot_keeps_its_place_whether_or_not_its_token_pays_for_a_pass(rule: str) -> None:
-    """After a first child 0, its sibling's token decides whether a second level pays for its draft pass. Were that level's
-    slots to take the sibling's place, 2 would be kept there, 1 never, and the text would be off by 1/12."""
+    """After a first child 0, its sibling's token decides whether a second level pays for its draft
+    pass. Were that level's slots to take the sibling's place, 2 would be kept there, 1 never, and
+    the text would be off by 1/12."""
     rows = {PROMPT: [0.7, 0.2, 0.1], (*PROMPT, 0): [0.5, 0.5, 0.0]}
     costs = Costs(widths=(1, 8), target_seconds=(1.0, 1.0 + 1e-6), draft_seconds=(0.51, 0.51))
     shape = Thrifty(budget=3, max_depth=2, max_children=2, costs=costs)
@@ -165,7 +171,8 @@ def test_a_slot_keeps_its_place_whether_or_not_its_token_pays_for_a_pass(rule: s
     [(0, 4, 0.308, "learned"), (0, 4, 0.134, "own"), (8, 4, 0.383, "own"), (9, 3, 0.586, "own"), (23, 3, 0.563, "own")],
 )
 def test_passes_that_pay_for_some_tokens_only_are_lossless(seed: int, budget: int, seconds: float, values: str) -> None:
-    """Models and prices found by search: were levels not final, texts would be off by 4e-5 (learned) to 0.13 (own)."""
+    """Models and prices found by search: were levels not final, texts would be off by 4e-5
+    (learned) to 0.13 (own)."""
     target, draft = toy.random_table(seed + 1000, sharpness=2.0), toy.random_table(seed + 50, sharpness=2.0)
     forked = 0
     for price in (seconds, 0.1, 0.2, 0.3, 0.4):
@@ -181,7 +188,8 @@ def test_passes_that_pay_for_some_tokens_only_are_lossless(seed: int, budget: in
 @pytest.mark.parametrize("mode", ["auto", "sTree", "dTree"])
 @pytest.mark.parametrize("rule", DYNAMIC_RULES)
 def test_two_steps_of_the_decode_loop_are_lossless(mode: str, rule: str) -> None:
-    """The whole loop, caches included: every outcome of two steps, bonus tokens drawn and read back."""
+    """The whole loop, caches included: every outcome of two steps, bonus tokens drawn and read
+    back."""
     target, draft = toy.random_table(5), toy.random_table(6)
     shapes: dict[str, Shape | None] = {
         "auto": None,
@@ -220,7 +228,8 @@ def test_greedy_decoding_accepts_the_argmax_path_only(rule: str) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_levelwise_growth_has_the_law_of_one_at_a_time(seed: int) -> None:
-    """Drafting a wide frontier and keeping the best slots draws the same law as growing the best slot each time."""
+    """Drafting a wide frontier and keeping the best slots draws the same law as growing the best
+    slot each time."""
     draft, shape = toy.random_table(seed), BestFirst(budget=4, max_depth=3, max_children=2)
     laws: list[toy.Law] = []
     for grower in (
@@ -236,7 +245,8 @@ def test_levelwise_growth_has_the_law_of_one_at_a_time(seed: int) -> None:
 
 
 def paths_of(tree: TokenTree) -> Any:
-    """A tree as the set of its root-to-node paths, each step with the sibling's rank: free of numbering."""
+    """A tree as the set of its root-to-node paths, each step with the sibling's rank: free of
+    numbering."""
     paths: list[Any] = [()]
     for node in range(1, len(tree.tokens)):
         parent = tree.parents[node]
@@ -250,7 +260,8 @@ def estimate(path: Any, rank: int, chance: float) -> float:
 
 
 def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, script: Any) -> Any:
-    """Best-first growth as DySpec's paper tells it: pop the best slot, draw its token, push its two successors."""
+    """Best-first growth as DySpec's paper tells it: pop the best slot, draw its token, push its two
+    successors."""
     paths: list[Any] = [()]
     heap: list[tuple[float, Any, float, float, tuple[int, ...]]] = []
 
@@ -304,7 +315,8 @@ def test_changing_a_drawn_tree_by_its_tokens_is_caught(mistake: Any) -> None:
 
 
 def test_merging_repeated_draws_is_caught() -> None:
-    """Children drawn with replacement, repeats merged by set(), then verified as if drawn without."""
+    """Children drawn with replacement, repeats merged by set(), then verified as if drawn
+    without."""
     target, draft = toy.random_table(9), toy.random_table(10)
     q = torch.tensor([draft(PROMPT)], dtype=torch.float64)
 
@@ -352,7 +364,8 @@ def expected_length(rule: Rule, tree: TokenTree, p: Any, q: Any) -> float:
 
 
 def test_the_known_tree_where_traversal_accepts_less() -> None:
-    """root -> x -> [leaf, y -> chain of 4]: an honest counterexample to 'traversal is always longer'."""
+    """root -> x -> [leaf, y -> chain of 4]: an honest counterexample to 'traversal is always
+    longer'."""
     growmap = Growmap(parents=(-1, 0, 1, 1, 3, 4, 5, 6))
     p = [[0.5, 0.5]] * 7
     q = [[0.999, 0.001], [0.9, 0.1], *[[0.5, 0.5]] * 5]
@@ -388,7 +401,8 @@ NODE_SHAPES = {
 
 
 def node_acceptance(rules: list[str], growmap: Growmap, vocab: int, seed: int) -> dict[str, list[float]]:
-    """Over all draws: the probability that each node of a static tree is accepted, under each rule."""
+    """Over all draws: the probability that each node of a static tree is accepted, under each
+    rule."""
     target, draft = toy.random_table(seed, vocab), toy.random_table(seed + 10_000, vocab)
     total = {name: [0.0] * growmap.size for name in rules}
     for weight, tree, q in grown(draft, StaticShape(growmap), "sampled"):

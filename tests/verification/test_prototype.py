@@ -1,4 +1,5 @@
-"""The prototype's dynamic tree: 2 to 4 children a node by budget, left to right, until the budget is spent."""
+"""The prototype's dynamic tree: 2 to 4 children a node by budget, left to right, until the budget
+is spent."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ import toy
 from dynasurge.drafting.acceptance_estimates import make_acceptance
 from dynasurge.drafting.growth import Drafter
 from dynasurge.drafting.proposals import sampled
-from dynasurge.verification.prototype import PrototypeShape, bfs, prototype_growmap
 from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.prototype import PrototypeShape, bfs, prototype_growmap
 
 PROMPT = (0, 2, 1)
 

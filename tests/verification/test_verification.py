@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import DEVICES
 
-from dynasurge.trees.growmap import build_growmap
 from dynasurge.drafting.proposals import POLICIES, Wish
 from dynasurge.probabilities import draw_distinct, to_probs
+from dynasurge.trees.growmap import build_growmap
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import RULES, Handle, reach, reserve, share_out, verify
 
@@ -85,8 +85,9 @@ def test_corners_give_laws(corner: str, rule: str, policy: str, dtype: torch.dty
 
 @pytest.mark.parametrize("rule", ["topdown", "traversal"])
 def test_a_sibling_drawn_from_next_to_nothing_is_verified_like_any_other(rule: str) -> None:
-    """The draft is so sure of token 0 that what is left for its sibling has a mass of 1e-35. The sibling is still drawn
-    from what is left, renormalised, and nothing of that size may decide what is emitted."""
+    """The draft is so sure of token 0 that what is left for its sibling has a mass of 1e-35. The
+    sibling is still drawn from what is left, renormalised, and nothing of that size may decide what
+    is emitted."""
     q, p = to_probs(torch.tensor([10.0, 2.0, 1.9]), 0.1), torch.tensor([0.2, 0.4, 0.4])
     emitted = torch.zeros(3)
     share = q[1:] / q[1:].sum()

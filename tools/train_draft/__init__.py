@@ -4,9 +4,10 @@
     train     the draft learns the target's full distributions on them   -> training.py, loss.py, llama.py
     evaluate  overlap of the two on continuations of real prompts        -> experiments/runner.py
 
-The overlap sum_x min(p(x), q(x)) *is* the acceptance rate of a sampled draft token, so it is what training raises:
-forward KL first, total variation blended in towards the end. The demo draft is what these commands make, with the
-defaults of ``DistillSettings`` (seed 20261123), on one H100 80GB in about 7 minutes::
+The overlap sum_x min(p(x), q(x)) *is* the acceptance rate of a sampled draft token, so it is what
+training raises: forward KL first, total variation blended in towards the end. The demo draft is
+what these commands make, with the defaults of ``DistillSettings`` (seed 20261123), on one H100 80GB
+in about 7 minutes::
 
     python -m tools.train_draft sample --out samples
     python -m tools.train_draft train --samples samples --out run --cache-target

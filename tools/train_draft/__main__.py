@@ -1,7 +1,7 @@
 """Command line of the distillation: ``python -m tools.train_draft {sample,train,evaluate}``.
 
-``sample`` and ``train`` resume by themselves when they are started again with the same arguments. Bad input ends with
-one line on standard error and exit code 2.
+``sample`` and ``train`` resume by themselves when they are started again with the same arguments.
+Bad input ends with one line on standard error and exit code 2.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dynasurge.cli.flags import Parser
 from dynasurge.cli.main import guarded
-from tools.train_draft.settings import DistillSettings
 from dynasurge.errors import UsageError, at_least, flag_of
 from dynasurge.files import write_whole
-from dynasurge.cli.flags import Parser
 from dynasurge.models.pair import resolve_device
+from tools.train_draft.settings import DistillSettings
 
 
 def build_parser() -> Parser:
-    """All commands and flags; every field of ``DistillSettings`` that a command uses is a flag with the same name."""
+    """All commands and flags; every field of ``DistillSettings`` that a command uses is a flag with
+    the same name."""
     parser = Parser(prog="python -m tools.train_draft", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     defaults = DistillSettings()

@@ -1,4 +1,5 @@
-"""The three commands, as functions of parsed arguments: load, wire the parts together, report progress."""
+"""The three commands, as functions of parsed arguments: load, wire the parts together, report
+progress."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from dynasurge.models.pair import load_target
 from tools.train_draft.evaluation import Continuations, continue_prompts, evaluator, measure, read_prompts
 from tools.train_draft.llama import EAGER, Kernels, Llama, compiled_kernels, view_of
 from tools.train_draft.loss import token_terms
@@ -22,7 +24,6 @@ from tools.train_draft.prompts import openers
 from tools.train_draft.sampling import Sampler, draw_tokens, load_shards, missing_shards, shard_draws, write_shard
 from tools.train_draft.settings import DistillSettings
 from tools.train_draft.training import Trainer
-from dynasurge.models.pair import load_target
 
 __all__ = ["evaluate", "sample", "train"]
 
@@ -33,7 +34,8 @@ OPENERS_PER_ROW = 3  # one to start with, the others for texts that end early
 
 
 def end_tokens_of(config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Tokens after which a text is over: the model's own end, and an end-of-document token if there is one."""
+    """Tokens after which a text is over: the model's own end, and an end-of-document token if there
+    is one."""
     ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
     document_end = tokenizer.get_vocab().get("<|endoftext|>")
     if document_end is not None:
@@ -47,7 +49,8 @@ def compute_dtype(device: str) -> torch.dtype:
 
 
 def prepare(args: argparse.Namespace) -> tuple[Any, Any, Llama, Kernels, Callable[..., Any], Callable[..., Any]]:
-    """Target module, tokenizer, target view, and the layer, draw and loss functions (compiled if asked for)."""
+    """Target module, tokenizer, target view, and the layer, draw and loss functions (compiled if
+    asked for)."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every cache length
     wanted = args.device.startswith("cuda") if args.compile is None else args.compile
@@ -63,7 +66,8 @@ def prepare(args: argparse.Namespace) -> tuple[Any, Any, Llama, Kernels, Callabl
 
 
 def sample(args: argparse.Namespace, settings: DistillSettings) -> None:
-    """Write every missing shard; the next shard's openers are made while the device works on this one."""
+    """Write every missing shard; the next shard's openers are made while the device works on this
+    one."""
     todo = list(missing_shards(args.out, settings))
     if not todo:
         log.info("all %d shards are there", settings.shards)
@@ -98,7 +102,8 @@ def sample(args: argparse.Namespace, settings: DistillSettings) -> None:
 def continuations(
     args: argparse.Namespace, target: Any, tokenizer: Any, view: Llama
 ) -> tuple[Tensor, list[Continuations]]:
-    """The target's continuations of each prompt file at each temperature, and the head that scores them."""
+    """The target's continuations of each prompt file at each temperature, and the head that scores
+    them."""
     scorer = view_of(target, torch.float32)
     sets = []
     for path in args.prompts:
@@ -121,7 +126,8 @@ def continuations(
 
 
 def train(args: argparse.Namespace, settings: DistillSettings) -> None:
-    """Train (or go on training) a draft; ``out/draft`` always holds the latest weights in bfloat16."""
+    """Train (or go on training) a draft; ``out/draft`` always holds the latest weights in
+    bfloat16."""
     sequences = load_shards(args.samples)
     settings = replace(settings, length=sequences.shape[1])
     target, tokenizer, view, kernels, _, terms = prepare(args)

@@ -1,7 +1,8 @@
 """How good is a draft? Overlap with the target on text that the target itself goes on with.
 
-For each prompt the target reads its first ``prompt_tokens`` tokens (no start token added) and samples ``new_tokens``
-more at temperature T. On the positions that chose those tokens, with p and q at the same T:
+For each prompt the target reads its first ``prompt_tokens`` tokens (no start token added) and
+samples ``new_tokens`` more at temperature T. On the positions that chose those tokens, with p and q
+at the same T:
 
     overlap     mean of sum min(p, q): expected acceptance of one sampled draft token
     top1        how often p and q have the same likeliest token
@@ -21,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynasurge.errors import UsageError
 from tools.train_draft.llama import Llama, forward, view_of
 from tools.train_draft.loss import overlap
 from tools.train_draft.sampling import Sampler
-from dynasurge.errors import UsageError
 
 __all__ = ["Continuations", "continue_prompts", "measure", "read_prompts"]
 
@@ -42,7 +43,8 @@ class Continuations:
 
 
 def read_prompts(path: Path, tokenizer: Any, prompt_tokens: int) -> list[list[int]]:
-    """Prompts of a JSONL file, one object a line with ``text`` (or ready token ``ids``), cut to ``prompt_tokens`` ids."""
+    """Prompts of a JSONL file, one object a line with ``text`` (or ready token ``ids``), cut to
+    ``prompt_tokens`` ids."""
     prompts = []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -77,7 +79,8 @@ def continue_prompts(
     seed: int,
     batch: int = 64,
 ) -> Continuations:
-    """Sample continuations with ``target`` and keep the hidden states of ``scorer`` (the same model in float32)."""
+    """Sample continuations with ``target`` and keep the hidden states of ``scorer`` (the same model
+    in float32)."""
     length = prompt_tokens + new_tokens
     generator = torch.Generator().manual_seed(seed)
     sampler = Sampler(
@@ -111,7 +114,8 @@ def continue_prompts(
 def measure(
     draft: Any, scorer_head: Tensor, sets: Sequence[Continuations], *, chunk: int = 2048, batch: int = 64
 ) -> dict[str, float]:
-    """Overlap, top-1 agreement and mass@1/4/8 of a draft module on each set, keyed ``name/T=0.6/overlap`` and so on."""
+    """Overlap, top-1 agreement and mass@1/4/8 of a draft module on each set, keyed
+    ``name/T=0.6/overlap`` and so on."""
     view = view_of(draft, torch.float32)
     results: dict[str, float] = {}
     for one in sets:

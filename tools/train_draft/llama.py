@@ -1,14 +1,16 @@
-"""A lean, functional LLaMA: the same weights as a ``LlamaForCausalLM``, without the module machinery.
+"""A lean, functional LLaMA: the same weights as a ``LlamaForCausalLM``, without the module
+machinery.
 
 One layer is two pure functions with attention between them:
 
     q, k, v = attention_inputs(x, ...)      # RMSNorm, fused projection, rotary embedding
     x       = attention_outputs(x, o, ...)  # output projection, residual, RMSNorm, gated MLP, residual
 
-Because they are pure, ``torch.compile`` builds each once and every layer reuses it, and because ``view_of`` only casts and
-concatenates, gradients flow back through it to the module's own parameters: the draft is *trained* through this
-file too. ``forward`` reads whole sequences; ``decode_step`` extends a cache by one token, reading exactly the cached
-positions so far, so neither needs an attention mask.
+Because they are pure, ``torch.compile`` builds each once and every layer reuses it, and because
+``view_of`` only casts and concatenates, gradients flow back through it to the module's own
+parameters: the draft is *trained* through this file too. ``forward`` reads whole sequences;
+``decode_step`` extends a cache by one token, reading exactly the cached positions so far, so
+neither needs an attention mask.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Llama:
-    """A LLaMA as tensors. ``embedding`` keeps the module's own dtype; everything else has the compute dtype."""
+    """A LLaMA as tensors. ``embedding`` keeps the module's own dtype; everything else has the
+    compute dtype."""
 
     layers: list[Layer]
     embedding: Tensor  # [vocab, hidden]
@@ -61,7 +64,8 @@ class Llama:
 
 
 def view_of(module: Any, dtype: torch.dtype) -> Llama:
-    """Lay out a ``LlamaForCausalLM`` for the functions below; differentiable with respect to its parameters."""
+    """Lay out a ``LlamaForCausalLM`` for the functions below; differentiable with respect to its
+    parameters."""
     config = module.config
     if config.model_type != "llama":
         reason = "distillation reads LLaMA-shaped models only"
@@ -105,7 +109,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [batch, heads, positions, head_dim]; pair i is (i, i + head_dim / 2)."""
+    """Rotary embedding of x [batch, heads, positions, head_dim]; pair i is (i, i + head_dim /
+    2)."""
     left, right = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
@@ -113,7 +118,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attention_inputs(
     x: Tensor, norm: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x [batch, positions, hidden] -> rotated q, rotated k, v, each [batch, its heads, positions, head_dim]."""
+    """x [batch, positions, hidden] -> rotated q, rotated k, v, each [batch, its heads, positions,
+    head_dim]."""
     stacked = F.linear(rms_norm(x, norm, eps), qkv).unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
     q, k, v = stacked.split((heads, kv_heads, kv_heads), dim=1)
     return rotate(q, cos, sin), rotate(k, cos, sin), v
@@ -140,7 +146,8 @@ EAGER = Kernels(attention_inputs, attention_outputs, rms_norm)
 
 
 def compiled_kernels() -> Kernels:
-    """The same functions through ``torch.compile``; shapes are static, so each new shape is compiled once."""
+    """The same functions through ``torch.compile``; shapes are static, so each new shape is
+    compiled once."""
     return Kernels(
         torch.compile(attention_inputs, dynamic=False),
         torch.compile(attention_outputs, dynamic=False),
@@ -156,9 +163,11 @@ def rotary_tables(model: Llama, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def forward(model: Llama, tokens: Tensor, kernels: Kernels = EAGER) -> Tensor:
-    """Causal pass over tokens [batch, positions]; returns the normed hidden states [batch, positions, hidden].
+    """Causal pass over tokens [batch, positions]; returns the normed hidden states [batch,
+    positions, hidden].
 
-    Logits are ``hidden @ model.head.T``; they are left to the caller because they are the large part.
+    Logits are ``hidden @ model.head.T``; they are left to the caller because they are the large
+    part.
     """
     cos, sin = rotary_tables(model, torch.arange(tokens.shape[1], device=tokens.device))
     x = F.embedding(tokens, model.embedding).to(model.dtype)
@@ -183,10 +192,12 @@ def new_cache(model: Llama, rows: int, length: int) -> list[KeyValue]:
 
 
 def decode_step(model: Llama, tokens: Tensor, position: int, cache: list[KeyValue], kernels: Kernels = EAGER) -> Tensor:
-    """One token per row: tokens [rows] stand at ``position``; the cache holds all earlier ones. -> [rows, hidden].
+    """One token per row: tokens [rows] stand at ``position``; the cache holds all earlier ones. ->
+    [rows, hidden].
 
-    Every row has the same length, so the cache is sliced to exactly ``position + 1`` and attention needs no mask:
-    that keeps grouped keys and values from being copied out, several times faster than a masked static cache.
+    Every row has the same length, so the cache is sliced to exactly ``position + 1`` and attention
+    needs no mask: that keeps grouped keys and values from being copied out, several times faster
+    than a masked static cache.
     """
     cos, sin = rotary_tables(model, torch.full((1,), position, device=tokens.device))
     x = F.embedding(tokens[:, None], model.embedding).to(model.dtype)

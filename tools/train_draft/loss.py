@@ -9,8 +9,9 @@ With u = draft logits / temperature, m(x) = [q(x) < p(x)] and M = sum_x q(x) m(x
 
     dKL/du = q - p          d overlap/du = q (m - M)
 
-A vocabulary of 49,152 makes logits the largest tensors by far, so ``DistillLoss`` never keeps them: it works through the
-positions in chunks, computes loss *and* gradient for each chunk at once, and carries only hidden-sized gradients.
+A vocabulary of 49,152 makes logits the largest tensors by far, so ``DistillLoss`` never keeps them:
+it works through the positions in chunks, computes loss *and* gradient for each chunk at once, and
+carries only hidden-sized gradients.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ __all__ = ["DistillLoss", "kl_divergence", "overlap", "token_terms"]
 
 
 def overlap(p: Tensor, q: Tensor) -> Tensor:
-    """sum_x min(p(x), q(x)) over the last dimension: the chance that a token drawn from q is accepted."""
+    """sum_x min(p(x), q(x)) over the last dimension: the chance that a token drawn from q is
+    accepted."""
     return torch.minimum(p, q).sum(-1)
 
 
@@ -37,10 +39,11 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
 def token_terms(
     target_logits: Tensor, draft_logits: Tensor, temperature: Tensor, kl_weight: Tensor, tv_weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Per position: KL [n], overlap [n], and the slope of kl_weight * KL + tv_weight * TV by draft logits [n, vocab].
+    """Per position: KL [n], overlap [n], and the slope of kl_weight * KL + tv_weight * TV by draft
+    logits [n, vocab].
 
-    Logits are [n, vocab], temperature [n, 1], the weights are scalars. All arithmetic is float32; the gradient comes
-    back in the logits' own dtype, because it goes straight into matrix products.
+    Logits are [n, vocab], temperature [n, 1], the weights are scalars. All arithmetic is float32;
+    the gradient comes back in the logits' own dtype, because it goes straight into matrix products.
     """
     log_p = torch.log_softmax(target_logits.float() / temperature, dim=-1)
     log_q = torch.log_softmax(draft_logits.float() / temperature, dim=-1)
@@ -56,9 +59,10 @@ def token_terms(
 class DistillLoss(torch.autograd.Function):
     """kl_weight * mean KL + tv_weight * mean TV from hidden states, with logits in chunks.
 
-    ``apply(draft_hidden [n, d], draft_head [vocab, d], target_hidden [n, D], target_head [vocab, D], temperature [n, 1],
-    kl_weight, tv_weight, chunk, terms)`` returns (loss, mean KL, mean overlap); only the loss carries a gradient, to
-    the draft's hidden states and head. ``terms`` is ``token_terms`` or a compiled version of it.
+    ``apply(draft_hidden [n, d], draft_head [vocab, d], target_hidden [n, D], target_head [vocab,
+    D], temperature [n, 1], kl_weight, tv_weight, chunk, terms)`` returns (loss, mean KL, mean
+    overlap); only the loss carries a gradient, to the draft's hidden states and head. ``terms`` is
+    ``token_terms`` or a compiled version of it.
     """
 
     @staticmethod

@@ -1,7 +1,8 @@
 """The draft of a distillation: made afresh, saved, read.
 
-The draft shares the target's vocabulary. Its embedding (tied to its output) starts as the target's embedding projected
-on that matrix's first principal directions, which keeps as much of the geometry of words as its width allows.
+The draft shares the target's vocabulary. Its embedding (tied to its output) starts as the target's
+embedding projected on that matrix's first principal directions, which keeps as much of the geometry
+of words as its width allows.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tools.train_draft.settings import DistillSettings
 from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
 from dynasurge.models.loading import load_model
+from tools.train_draft.settings import DistillSettings
 
 __all__ = ["load_draft", "new_draft", "principal_embedding", "save_draft"]
 
@@ -27,7 +28,8 @@ def load_draft(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def principal_embedding(embedding: Tensor, width: int) -> Tensor:
-    """embedding [vocab, hidden] in the basis of its first ``width`` principal directions -> [vocab, width], float32."""
+    """embedding [vocab, hidden] in the basis of its first ``width`` principal directions -> [vocab,
+    width], float32."""
     wide = embedding.detach().double().cpu()
     _, directions = torch.linalg.eigh(wide.T @ wide)  # eigenvalues ascend
     projected: Tensor = wide @ directions.flip(-1)[:, :width]
@@ -35,7 +37,8 @@ def principal_embedding(embedding: Tensor, width: int) -> Tensor:
 
 
 def new_draft(target: Any, settings: DistillSettings) -> Any:
-    """An untrained draft in float32 on the CPU: same vocabulary and rotary base as the target, embedding from it."""
+    """An untrained draft in float32 on the CPU: same vocabulary and rotary base as the target,
+    embedding from it."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     theirs = target.config
@@ -73,7 +76,8 @@ def new_draft(target: Any, settings: DistillSettings) -> Any:
 
 
 def save_draft(draft: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write config.json, generation_config.json and, whole or not at all, model.safetensors, weights in ``dtype``."""
+    """Write config.json, generation_config.json and, whole or not at all, model.safetensors,
+    weights in ``dtype``."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,12 @@
 """Openers: the written beginnings from which the target continues.
 
-A draft is used on news, web pages, questions and code, so its training text should look like that. A small grammar of
-templates and word lists gives hundreds of thousands of distinct beginnings; the target writes the rest. A share starts
-from nothing but a start token or one random token. Everything follows from (seed, shard).
+A draft is used on news, web pages, questions and code, so its training text should look like that.
+A small grammar of templates and word lists gives hundreds of thousands of distinct beginnings; the
+target writes the rest. A share starts from nothing but a start token or one random token.
+Everything follows from (seed, shard).
 
-In a template ``{slot}`` draws anew each time, ``{slot1}`` draws once and is remembered within the opener. Choices may
-hold slots.
+In a template ``{slot}`` draws anew each time, ``{slot1}`` draws once and is remembered within the
+opener. Choices may hold slots.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ __all__ = ["KINDS", "TEMPLATES", "fill", "openers", "write_opener"]
 
 
 class _Slots(dict[str, str]):
-    """Mapping for ``str.format_map``: draws a choice for each slot, remembering only numbered ones."""
+    """Mapping for ``str.format_map``: draws a choice for each slot, remembering only numbered
+    ones."""
 
     def __init__(self, rng: random.Random) -> None:
         super().__init__()
@@ -41,7 +43,8 @@ def fill(template: str, rng: random.Random) -> str:
 
 
 def write_opener(kind: str, rng: random.Random) -> str:
-    """One opener of a kind other than ``bare``; starts with a capital unless it is code or a list."""
+    """One opener of a kind other than ``bare``; starts with a capital unless it is code or a
+    list."""
     text = fill(rng.choice(TEMPLATES[kind]), rng)
     if kind == "news":
         text = text[:1].upper() + text[1:] + fill(rng.choice(FOLLOW_UP), rng)

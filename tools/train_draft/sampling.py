@@ -1,12 +1,13 @@
 """Sequences written by the target, in shards: the training text of a self-distilled draft.
 
-All rows of a shard advance together, one token a step. While a row is still inside its *opener* (a written beginning,
-see ``models/prompts.py``) the opener's token is taken, afterwards a token is drawn; when the target ends a text, the row goes
-on with another opener. So every row is full, no padding and no mask exist, and on CUDA each position is one
-captured graph.
+All rows of a shard advance together, one token a step. While a row is still inside its *opener* (a
+written beginning, see ``models/prompts.py``) the opener's token is taken, afterwards a token is
+drawn; when the target ends a text, the row goes on with another opener. So every row is full, no
+padding and no mask exist, and on CUDA each position is one captured graph.
 
-Shard i depends on (seed, i) alone: its openers come from ``random.Random``, its draws from one ``torch.Generator`` read
-before the first step. A killed run loses at most one shard, and a resumed one writes the same files.
+Shard i depends on (seed, i) alone: its openers come from ``random.Random``, its draws from one
+``torch.Generator`` read before the first step. A killed run loses at most one shard, and a resumed
+one writes the same files.
 """
 
 from __future__ import annotations
@@ -19,19 +20,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tools.train_draft.llama import EAGER, Kernels, Llama, decode_step, new_cache
-from tools.train_draft.settings import DistillSettings
 from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
+from tools.train_draft.llama import EAGER, Kernels, Llama, decode_step, new_cache
+from tools.train_draft.settings import DistillSettings
 
 __all__ = ["Sampler", "draw_tokens", "load_shards", "missing_shards", "shard_generator", "shard_path", "write_shard"]
 
 
 def draw_tokens(logits: Tensor, temperature: Tensor, uniform: Tensor, block: int = 256) -> Tensor:
-    """Draw one token a row by inverting the distribution function in two levels; logits [rows, vocab] -> [rows].
+    """Draw one token a row by inverting the distribution function in two levels; logits [rows,
+    vocab] -> [rows].
 
-    First the block of ``block`` tokens in which the cumulative mass passes ``uniform``, then the token inside it: one
-    random number a row, and no vocabulary-sized noise.
+    First the block of ``block`` tokens in which the cumulative mass passes ``uniform``, then the
+    token inside it: one random number a row, and no vocabulary-sized noise.
     """
     rows, vocab = logits.shape
     if vocab % block:
@@ -53,7 +55,8 @@ def draw_tokens(logits: Tensor, temperature: Tensor, uniform: Tensor, block: int
 class Sampler:
     """Fixed-shape sampler over one target: ``rows`` sequences of ``length`` tokens a call.
 
-    ``graphs=True`` (CUDA only) captures one graph per position at construction; the numbers are those of the eager steps.
+    ``graphs=True`` (CUDA only) captures one graph per position at construction; the numbers are
+    those of the eager steps.
     """
 
     def __init__(
@@ -86,7 +89,8 @@ class Sampler:
 
     @torch.no_grad()
     def _step(self, position: int) -> None:
-        """Read the token at ``position``, write the one at ``position + 1``. Fixed tensor work, no host decision."""
+        """Read the token at ``position``, write the one at ``position + 1``. Fixed tensor work, no
+        host decision."""
         hidden = decode_step(self.model, self.tokens[:, position], position, self.cache, self.kernels)
         drawn = self.draw(hidden @ self.model.head.T, self.temperature, self.uniform[position])
         forced = self.offset < self.table_length[self.opener]
@@ -111,9 +115,11 @@ class Sampler:
             self.graphs.append(graph)
 
     def launch(self, openers: Sequence[Sequence[int]], temperature: Tensor, uniform: Tensor) -> Tensor:
-        """Sample one shard; returns the tokens [rows, length] on the device (CUDA work may still be under way).
+        """Sample one shard; returns the tokens [rows, length] on the device (CUDA work may still be
+        under way).
 
-        Row r starts from opener r and, whenever its text ends, goes on with opener r + rows, r + 2 rows, ...
+        Row r starts from opener r and, whenever its text ends, goes on with opener r + rows, r + 2
+        rows, ...
         """
         width = self.table.shape[1]
         if len(openers) != self.table.shape[0]:
@@ -154,7 +160,8 @@ def shard_draws(settings: DistillSettings, shard: int) -> tuple[Tensor, Tensor]:
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """File of one shard: tokens [rows, length] as uint16 (or uint32 for vocabularies beyond 65,536)."""
+    """File of one shard: tokens [rows, length] as uint16 (or uint32 for vocabularies beyond
+    65,536)."""
     return folder / f"shard-{shard:05d}.npy"
 
 

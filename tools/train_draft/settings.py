@@ -1,8 +1,9 @@
 """Every knob of one distillation run, in one frozen dataclass.
 
-A run is a pure function of these settings and of the target's weights: prompts, sampled tokens, epochs, loss
-temperatures and optimiser steps all follow from ``seed``. The checkpoint stores the settings beside the weights, so
-that a run can only be resumed with the settings that it was started with.
+A run is a pure function of these settings and of the target's weights: prompts, sampled tokens,
+epochs, loss temperatures and optimiser steps all follow from ``seed``. The checkpoint stores the
+settings beside the weights, so that a run can only be resumed with the settings that it was started
+with.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ __all__ = ["DistillSettings"]
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings:
-    """Settings of a self-distillation run; the defaults are those of the demo draft that the package ships."""
+    """Settings of a self-distillation run; the defaults are those of the demo draft that the
+    package ships."""
 
     # sampling: what the target writes
     seed: int = 20261123

@@ -1,12 +1,14 @@
 """The training loop: target scores, draft learns, everything restartable.
 
-Each step: take ``batch_rows`` sequences; every ``long_every``-th step lay ``long_pack`` of them end to end, so that the
-draft also sees positions beyond one sequence (the target reads the same packed context, so its distributions stay the
-right answer); give each row a temperature; take one optimiser step on ``DistillLoss``. Matrices inside layers learn by Muon
-(orthogonalised momentum), the embedding and the norms by AdamW.
+Each step: take ``batch_rows`` sequences; every ``long_every``-th step lay ``long_pack`` of them end
+to end, so that the draft also sees positions beyond one sequence (the target reads the same packed
+context, so its distributions stay the right answer); give each row a temperature; take one
+optimiser step on ``DistillLoss``. Matrices inside layers learn by Muon (orthogonalised momentum),
+the embedding and the norms by AdamW.
 
-Which sequences a step sees follows from (seed, epoch); temperatures come from one generator whose state is in the
-checkpoint. So a run that was stopped and resumed makes the same draft as one that was not.
+Which sequences a step sees follows from (seed, epoch); temperatures come from one generator whose
+state is in the checkpoint. So a run that was stopped and resumed makes the same draft as one that
+was not.
 """
 
 from __future__ import annotations
@@ -21,24 +23,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dynasurge.errors import UsageError, flag_of
+from dynasurge.files import write_whole
 from tools.train_draft.llama import EAGER, Kernels, Llama, forward, view_of
 from tools.train_draft.loss import DistillLoss, token_terms
 from tools.train_draft.settings import DistillSettings
-from dynasurge.errors import UsageError, flag_of
-from dynasurge.files import write_whole
 
 __all__ = ["Trainer", "learning_rate_scale", "tv_share"]
 
 
 def learning_rate_scale(step: int, settings: DistillSettings) -> float:
-    """Warm up linearly, hold, fall linearly to zero over the last ``decay_share`` of the schedule."""
+    """Warm up linearly, hold, fall linearly to zero over the last ``decay_share`` of the
+    schedule."""
     warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
     left = (settings.steps - step) / settings.steps
     return warm * min(1.0, left / settings.decay_share if settings.decay_share else 1.0)
 
 
 def tv_share(step: int, settings: DistillSettings) -> float:
-    """Share of total variation in the loss: zero until ``tv_start``, then linear up to ``tv_end_weight``."""
+    """Share of total variation in the loss: zero until ``tv_start``, then linear up to
+    ``tv_end_weight``."""
     if settings.tv_start >= 1:
         return 0.0
     passed = (step / settings.steps - settings.tv_start) / (1 - settings.tv_start)
@@ -49,8 +53,8 @@ def tv_share(step: int, settings: DistillSettings) -> float:
 class Trainer:
     """One distillation run in progress: draft, optimisers, generator, step.
 
-    ``target`` is a ``Llama`` view in the compute dtype; ``draft`` a float32 module on the same device; ``sequences`` is
-    [count, length] token ids from ``load_shards``.
+    ``target`` is a ``Llama`` view in the compute dtype; ``draft`` a float32 module on the same
+    device; ``sequences`` is [count, length] token ids from ``load_shards``.
     """
 
     target: Llama
@@ -82,10 +86,12 @@ class Trainer:
 
     @torch.no_grad()
     def cache_target(self) -> None:
-        """Keep the target's hidden states of all sequences on the device, so that later steps need not run it.
+        """Keep the target's hidden states of all sequences on the device, so that later steps need
+        not run it.
 
-        It costs one target pass over the samples and 2 * width bytes a token in bfloat16 (41 GB for the demo draft's 35.7 M
-        tokens); packed steps still run the target, because their contexts differ.
+        It costs one target pass over the samples and 2 * width bytes a token in bfloat16 (41 GB for
+        the demo draft's 35.7 M tokens); packed steps still run the target, because their contexts
+        differ.
         """
         count, rows = len(self.sequences), self.settings.batch_rows
         width, device = self.target.embedding.shape[1], self.target.device
@@ -101,7 +107,8 @@ class Trainer:
         return self.step * self.settings.step_tokens
 
     def _indices(self) -> np.ndarray:
-        """Which sequences the current step sees: each epoch is its own permutation, its ragged end dropped."""
+        """Which sequences the current step sees: each epoch is its own permutation, its ragged end
+        dropped."""
         per_epoch = len(self.sequences) // self.settings.batch_rows
         epoch, index = divmod(self.step, per_epoch)
         if self._order is None or self._order[0] != epoch:
@@ -110,13 +117,15 @@ class Trainer:
         return self._order[1][start : start + self.settings.batch_rows]
 
     def _send(self, values: Tensor) -> Tensor:
-        """To the device, from pinned memory on CUDA so that the host need not wait for earlier work."""
+        """To the device, from pinned memory on CUDA so that the host need not wait for earlier
+        work."""
         if self.target.device.type != "cuda":
             return values
         return values.pin_memory().to(self.target.device, non_blocking=True)
 
     def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
-        """One optimiser step; returns (loss, mean KL, mean overlap) as tensors, without waiting for the device."""
+        """One optimiser step; returns (loss, mean KL, mean overlap) as tensors, without waiting for
+        the device."""
         settings, device = self.settings, self.target.device
         chosen = self._indices()
         batch = self._send(torch.from_numpy(self.sequences[chosen].astype(np.int64)))
@@ -168,7 +177,8 @@ class Trainer:
         save_every: int = 0,
         checkpoint: Path | None = None,
     ) -> None:
-        """Train to ``until`` steps (default: the whole schedule), logging, evaluating and saving on the way."""
+        """Train to ``until`` steps (default: the whole schedule), logging, evaluating and saving on
+        the way."""
         settings = self.settings
         last = min(settings.steps, settings.steps if until is None else until)
         window: list[tuple[Tensor, Tensor, Tensor]] = []

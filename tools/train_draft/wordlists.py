@@ -1,5 +1,5 @@
-"""Words that fill the slots of ``models/prompts.py``. All written for this project. People and events are
-made up; well-known names of firms, teams and places occur as words only.
+"""Words that fill the slots of ``models/prompts.py``. All written for this project. People and
+events are made up; well-known names of firms, teams and places occur as words only.
 
 ``WORDS[slot]`` is a list of choices separated by ``|``; a choice may hold further slots in braces.
 """

@@ -1,0 +1,7 @@
+"""Commands. A mistake costs one line and exit code 2; whatever prints, prints here.
+
+Enters: words and flags. Leaves: files, a table, an exit code.
+
+Read: main (which command), flags, run (what all that decode do), decode, sweep; growmap, calibrate,
+publish, figures.
+"""

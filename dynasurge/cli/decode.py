@@ -1,0 +1,91 @@
+"""`dynasurge` without a further word, which decodes in one mode, and `dynasurge compare`, which
+runs all three."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynasurge.cli.flags import DEFAULTS, Parser, common_flags, growmaps_flag
+from dynasurge.cli.run import evaluate, plain_name, plan_of
+from dynasurge.settings import MODES, Settings
+
+if TYPE_CHECKING:
+    from dynasurge.experiments.runner import Evaluation
+
+DESCRIPTION = """\
+Decode prompts with a token tree: a small draft model proposes a tree, the target scores it in one pass, and a
+verification rule accepts a path. The text is distributed exactly as the target's own; only the speed differs.
+"""
+EPILOG = """\
+other commands (each has its own --help):
+  dynasurge compare ...          the same prompts through auto, sTree and dTree, interleaved
+  dynasurge sweep ...            a grid: modes, trees, rules, policies, temperatures, seeds, datasets
+  dynasurge growmap SHAPE FILE   write a static tree shape: 4x8, chain8, 2ary4
+  dynasurge growmap optimise ... write the best shape for a measured acceptance vector
+  dynasurge growmap show FILE    print a shape; dynasurge growmap draw FILE --output tree.png draws it
+  dynasurge calibrate            measure this machine's passes anew: what --B auto goes by
+  dynasurge calibrate acceptance FILE   measure a pair's acceptance, for --priors
+
+example:
+  dynasurge --mode dTree --B 4 --T 0.6 --start 0 --end 14 --output runs/first
+"""
+
+
+def decode_command(arguments: list[str]) -> int:
+    parser = Parser(prog="dynasurge", description=DESCRIPTION, epilog=EPILOG)
+    common_flags(parser)
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default=DEFAULTS["mode"],
+        help="auto: one token a pass, no tree; sTree: a static tree, its shape from --growmap; dTree: a tree fitted to "
+        "each step under the budget --B (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--growmap",
+        metavar="FILE",
+        help="a .pt tree shape (see growmaps/README.md); needed by sTree; in dTree it is optional and bounds the depth",
+    )
+    args = parser.parse_args(arguments)
+    settings = Settings(**{name: getattr(args, name) for name in DEFAULTS})
+    return evaluate(args, [settings], [plain_name(args.dataset)], _summary)
+
+
+def compare_command(arguments: list[str]) -> int:
+    parser = Parser(
+        prog="dynasurge compare",
+        description="The same prompts through auto, sTree and dTree, interleaved; with --output also a figure.\n"
+        "With --use_bfs each tree runs twice: verified top-down, and by ETV (at T = 0 once: all rules are then the same).",
+        epilog="example:\n  dynasurge compare --end 7 --B 4 8 --growmap growmaps/2x2.pt --output runs/compare",
+    )
+    common_flags(parser, several=("B",))
+    growmaps_flag(parser)
+    args = parser.parse_args(arguments)
+    one = {name: [getattr(args, name)] for name in ("policy", "T", "seed")}
+    return evaluate(args, plan_of(args, **one), [plain_name(args.dataset)], _compared)
+
+
+def _summary(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, Any]) -> list[Path]:
+    """Print the closing table and write it as summary.json."""
+    from dynasurge.experiments import summary
+
+    summaries = evaluation.summaries()
+    print(summary.table(summaries))
+    return summary.write_summary(Path(args.output), summaries, about) if args.output else []
+
+
+def _compared(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, Any]) -> list[Path]:
+    """The closing table, and a figure of it."""
+    written = _summary(args, evaluation, about)
+    if not args.output:
+        return written
+
+    from dynasurge.experiments import summary
+    from dynasurge.plots.figures import compare_figure, save_figure
+
+    summaries = evaluation.summaries()
+    prompts = f"prompts: {Path(args.dataset).stem}, n = {summaries[0].prompts}, T = {args.T:g}"
+    caption = f"{summary.made_with(about)}, {prompts}"
+    return written + save_figure(compare_figure(summaries, caption), Path(args.output), "compare")

@@ -1,0 +1,80 @@
+"""`dynasurge publish`: measure what figures need beside the rows of a finished sweep, and publish
+its numbers.
+
+    dynasurge publish runs/study --output figures/data
+
+The folder that comes of it holds numbers only, no text and no tokens
+(experiments/published_records.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dynasurge.cli.flags import Parser
+from dynasurge.errors import UsageError, at_least
+from dynasurge.experiments import measurements
+from dynasurge.experiments.published_records import COMMAND, TEXT, Evidence, labelled, made
+from dynasurge.experiments.results_frame import load_frame
+from dynasurge.models.pair import load_pair
+
+SIZES = (
+    ("nodes", 32, "positions at which bounds are computed, a temperature"),
+    ("contexts", 8, "prompts at which the bias is measured"),
+    ("samples", 1000, "steps taken at each of them"),
+)
+
+
+def publish_command(arguments: Sequence[str]) -> int:
+    """Probe finished sweeps and publish their numbers; returns the exit code. Raises UsageError."""
+    parser = Parser(prog=COMMAND, description=(__doc__ or "").partition("\n\n")[0])
+    add = parser.add_argument
+    add("folders", nargs="+", metavar="FOLDER", help="what `dynasurge sweep` wrote; costs and texts are the first's")
+    add("--output", required=True, metavar="DIR", help="where the numbers go; figures/data holds the published ones")
+    add("--machine", help="its name in captions (default: what the rows say)")
+    for name, default, what in SIZES:
+        add(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+    args = parser.parse_args(arguments)
+    for name, default, _ in SIZES:
+        at_least(name, getattr(args, name), 1, default)
+    output = Path(args.output)
+    if output.resolve() in [Path(folder).resolve() for folder in args.folders]:
+        raise UsageError("--output", output, "is the sweep's own folder", f"try --output {output}-numbers")
+    made(output)
+    evidence = Evidence.read(*args.folders)
+    first = labelled(load_frame(args.folders[0]))
+    if not set(TEXT) <= set(first):
+        raise UsageError("folder", args.folders[0], "holds no texts, it was published", "name the sweep's own folder")
+    names = {name: str(first[name].iloc[0]) for name in ("draft", "target", "device", "dtype", "commit")}
+    spread = first["device_map"].iloc[0]
+    device_map = spread if isinstance(spread, str) else None  # a table's missing value is not None
+    pair = load_pair(names["draft"], names["target"], dtype=names["dtype"], device_map=device_map)
+    prompts = len(first.drop_duplicates(["dataset", "index"]))
+    tables = {"positions": measurements.positions(pair, first)}
+    with tqdm(total=args.nodes * first["T"].nunique(), desc="bounds", disable=None) as bar:
+        tables["bounds"] = measurements.bounds(pair, first, nodes=args.nodes, on_node=bar.update)
+    with tqdm(total=min(args.contexts, prompts), desc="bias", disable=None) as bar:
+        how = {"contexts": args.contexts, "samples": args.samples, "on_context": bar.update}
+        tables["bias"] = measurements.bias(pair, first, **how)
+    about = {
+        "machine": args.machine or names["device"],
+        "date": str(first["date"].max()),
+        "commit": names["commit"],
+        "commands": "; ".join(filter(None, [*map(_command, args.folders), shlex.join([*COMMAND.split(), *arguments])])),
+    }
+    dataclasses.replace(evidence, probes=tables, about=about).write(output)
+    return 0
+
+
+def _command(folder: str) -> str | None:
+    """The command that a sweep says it was made by: the indented line of its results.md."""
+    try:
+        lines = (Path(folder) / "results.md").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((line.strip() for line in lines if line.startswith("    dynasurge ")), None)

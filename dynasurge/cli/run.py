@@ -1,0 +1,101 @@
+"""What every command that decodes does: check all that is cheap, load, run with a progress bar,
+close.
+
+`evaluate` is that, over a plan of settings; a command brings its flags, its plan, and what it says
+and writes at the end. torch and transformers are imported only once the flags are known to be
+right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dynasurge.cli.flags import DEFAULTS, pair_options
+from dynasurge.errors import UsageError
+from dynasurge.experiments.grid import AXES, grid
+from dynasurge.settings import MODES, Settings
+
+if TYPE_CHECKING:
+    from dynasurge.experiments.runner import Evaluation
+
+    Close = Callable[[argparse.Namespace, Evaluation, dict[str, Any]], list[Path]]
+
+
+def plain_name(dataset: str) -> str:
+    """A dataset's name in records: ./prompts.jsonl and prompts.jsonl are one file."""
+    return os.path.normpath(dataset)
+
+
+def plan_of(args: argparse.Namespace, **axes: Any) -> list[Settings]:
+    """The grid that parsed flags span. axes: those of grid.AXES that are not lists in `args`."""
+    axes |= {"use_bfs": [False, True] if args.use_bfs else [False]}
+    lists: dict[str, Any] = {name: axes[name] if name in axes else getattr(args, name, MODES) for name in AXES}
+    return grid(**lists, etv=args.etv, **{name: getattr(args, name) for name in DEFAULTS if name not in (*AXES, "etv")})
+
+
+def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str], close: Close) -> int:
+    """Check everything cheap before anything slow, load, run with a progress bar. `close` says and
+    writes what the rows come to: it gets the flags, the finished evaluation and where its numbers
+    come from, and returns the files it wrote."""
+    from dynasurge.decoding.assembly import make_shape
+    from dynasurge.drafting.acceptance_estimates import load_priors
+    from dynasurge.experiments.datasets import load_prompts
+    from dynasurge.experiments.launch import join
+    from dynasurge.experiments.records import RecordFile
+    from dynasurge.experiments.row_maker import run_name
+
+    for settings in plan:
+        shape = make_shape(settings)
+        settings.check_room(args.prompt_len, shape.max_nodes if shape else 0)
+        load_priors(settings.priors)
+    if not 1 <= args.min_prompt_len <= args.prompt_len:
+        reason = f"outside 1 .. --prompt-len {args.prompt_len}, what prompts are cut to"
+        raise UsageError("--min-prompt-len", args.min_prompt_len, reason, f"try --min-prompt-len {args.prompt_len}")
+    processes, device = join(args.device, args.device_map)
+    output = Path(args.output) if args.output else None
+    if processes.count > 1 and output is None:
+        raise UsageError("--output", None, "several processes put their rows in one folder", "try --output runs/mine")
+    if output is not None and _exists(output) and processes.main:  # look into it before anything is loaded
+        RecordFile(output, {run_name(settings, name) for settings in plan for name in datasets}).close()
+    processes.wait()
+    data = {dataset: load_prompts(dataset, args.start, args.end) for dataset in datasets}
+
+    from tqdm import tqdm
+
+    from dynasurge.experiments import summary
+    from dynasurge.experiments.runner import Evaluation
+    from dynasurge.models.pair import load_pair
+
+    pair = load_pair(**pair_options(args) | {"device": device}, device_map=args.device_map)
+    with Evaluation(pair, plan, data, output, min_prompt_len=args.min_prompt_len, processes=processes) as evaluation:
+        silent = None if processes.main else True
+        if processes.main:
+            print(summary.memory(evaluation.engines, evaluation.capture_seconds))
+        with tqdm(total=len(evaluation), unit="run", disable=silent, dynamic_ncols=True) as bar:
+            for done in evaluation.run():
+                bar.update()
+                bar.set_postfix_str(f"{done.row['label']}: {summary.tokens_per_step(done.row):.2f} tokens/step")
+                if args.verbose:
+                    bar.write(summary.verbose(done.row), file=sys.stdout)
+        if not processes.main:
+            return 0
+        for line in summary.skipped(evaluation.skipped, data, args.min_prompt_len):
+            print(line)
+        for line in summary.cut(evaluation.cut, data, args.prompt_len):
+            print(line)
+        written = close(args, evaluation, summary.about(pair, ", ".join(datasets), evaluation.skipped))
+    if output is not None:
+        print("written: " + ", ".join(str(path) for path in [output / "records.jsonl", *written]))
+    return 0
+
+
+def _exists(folder: Path) -> bool:
+    try:
+        return folder.exists()
+    except (OSError, ValueError):  # a name that cannot be
+        return True

@@ -1,0 +1,89 @@
+"""Things that tests of several rooms look at: a step, random trees, rows of a study."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from dynasurge import Settings, TokenTree
+from dynasurge.decoding.trace import StepView
+from dynasurge.experiments.schema import PHASES
+
+
+def view(
+    path: tuple[int, ...], *, bottom_up: bool = False, rule: str = "topdown", beyond: tuple[int, ...] = ()
+) -> StepView:
+    """0 -> 1 -> (3 -> 6, 4 -> 7, 5)
+    0 -> 2 -> 8"""
+    n = 9
+    tree = TokenTree(
+        tokens=tuple(range(n)),
+        parents=(-1, 0, 0, 1, 1, 1, 3, 4, 2),
+        proposal=(1.0, *[0.25] * (n - 1)),
+        point=(True, *[False] * (n - 1)),
+        value=(1.0, *[0.5] * (n - 1)),
+    )
+    return StepView(
+        number=3,
+        rule=rule,
+        bottom_up=bottom_up,
+        tree=tree,
+        path=path,
+        beyond=beyond,
+        emitted=(*path, 50),
+        texts=tuple(f" t{node}" for node in range(n)),
+        bonus="\n<b>",
+        written=(*(f" t{node}" for node in path), "\n<b>"),
+        p=(None, *[0.125] * (n - 1)),
+        q=(None, *[0.25] * (n - 2), None),
+        reach=(1.0, *[0.0625] * (n - 1)),
+    )
+
+
+def random_parents(seed: int) -> list[int]:
+    """Drawing order as a token tree has it: a parent before its children, levels mixed."""
+    rng = random.Random(seed)
+    return [-1, *(rng.randrange(max(0, u - 12), u) for u in range(1, 80))]
+
+
+AUTO, TREE, ETV = Settings(mode="auto"), Settings(B=4), Settings(B=4, use_bfs=True)
+
+
+ABOUT = {"device": "1 CPU threads", "dtype": "float32", "commit": None}
+
+
+def row(
+    settings: Settings,
+    index: int,
+    ranks: list[list[int]],
+    children: list[list[int]] | None = None,
+    seconds: float = 1.0,
+    dataset: str = "d",
+    kind: str = "",
+) -> dict[str, Any]:
+    """A row whose steps took `ranks`, each with a bonus token; a quarter of `seconds` went to each
+    phase."""
+    accepted = [len(step) for step in ranks]
+    return {
+        "format": 2,
+        "label": settings.label,
+        "run": f"{settings.hash()}-0000-{dataset}",
+        "lossless": True,
+        "settings": settings.to_dict(),
+        "dataset": dataset,
+        "index": index,
+        "output_ids": [0] * (sum(accepted) + len(accepted)),
+        "accepted": accepted,
+        "ranks": ranks,
+        "children": children or [[2] * (len(step) + 1) for step in ranks],
+        "kind": kind,
+        "tree_size": [4 * (k + 1) for k in range(len(ranks))],
+        "tree_depth": [2] * len(ranks),
+        "tree_width": [3] * len(ranks),
+        "passes": [2] * len(ranks),
+        "confidence": [0.5 + 0.1 * k for k in range(len(ranks) - 1)] + [None],
+        "seconds": seconds + 0.5,
+        "prefill_seconds": 0.5,
+        **{f"{phase}_seconds": seconds / 4 for phase in PHASES},
+        "about": ABOUT,
+    }
