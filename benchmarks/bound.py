@@ -28,14 +28,20 @@ DRAWS = 32  # sets of children drawn at each node
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="demo")
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--T", type=float, nargs="+", default=[0.6, 1.0])
     parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8])
     args = parser.parse_args()
     pair, generator = load_pair(), torch.Generator().manual_seed(0)
-    print("| T | k | " + " | ".join(f"{policy}: top-down, bound" for policy in POLICIES) + " | nodes |")
+    print(
+        "| T | k | "
+        + " | ".join(f"{policy}: top-down, bound" for policy in POLICIES)
+        + " | nodes |"
+    )
     print("|---|---|" + "---|" * (len(POLICIES) + 1))
     for T in args.T:
         session = Session(pair, Settings(mode="auto", T=T, prompt_len=128))
@@ -48,8 +54,13 @@ def main() -> None:
         for k in args.k:
             cells = []
             for policy in POLICIES:
-                reached = [float(rank_acceptance(p, q, policy, k, generator)[0].sum(1).mean()) for _ in range(DRAWS)]
-                bound = sum(acceptance_bound(p[row], q[row], k, policy) for row in range(len(p))) / len(p)
+                reached = [
+                    float(rank_acceptance(p, q, policy, k, generator)[0].sum(1).mean())
+                    for _ in range(DRAWS)
+                ]
+                bound = sum(
+                    acceptance_bound(p[row], q[row], k, policy) for row in range(len(p))
+                ) / len(p)
                 cells.append(f"{sum(reached) / DRAWS:.3f}, {bound:.3f}")
             print(f"| {T:g} | {k} | " + " | ".join(cells) + f" | {len(p)} |", flush=True)
 

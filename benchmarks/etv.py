@@ -38,10 +38,14 @@ def shapes(growmaps: list[str], policies: list[str]) -> dict[str, dict[str, Any]
     """Tree shapes by label."""
     static = STATIC | {Path(path).stem: path for path in growmaps}
     plan: dict[str, dict[str, Any]] = {
-        label: {"mode": "sTree", "growmap": path, "policy": "sampled"} for label, path in static.items()
+        label: {"mode": "sTree", "growmap": path, "policy": "sampled"}
+        for label, path in static.items()
     }
     for policy in policies:
-        plan |= {f"dTree B={B} {policy}": {"mode": "dTree", "B": B, "policy": policy, "fill": True} for B in BUDGETS}
+        plan |= {
+            f"dTree B={B} {policy}": {"mode": "dTree", "B": B, "policy": policy, "fill": True}
+            for B in BUDGETS
+        }
     return plan
 
 
@@ -65,18 +69,33 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     pair = load_pair(args.draft, args.target)
     plan = shapes(args.growmap, args.policy)
-    common = {"new_tokens": args.new_tokens, "prompt_len": 128, "draft": args.draft, "target": args.target}
-    settings = {(T, label): Settings(T=T, **common, **own) for T in args.T for label, own in plan.items()}
+    common = {
+        "new_tokens": args.new_tokens,
+        "prompt_len": 128,
+        "draft": args.draft,
+        "target": args.target,
+    }
+    settings = {
+        (T, label): Settings(T=T, **common, **own) for T in args.T for label, own in plan.items()
+    }
     engines = make_engines(pair, list(settings.values()))
     shard = Shard(args, ("data", "index", "T", "shape", "rule"))
     for number in shard.numbers(args.prompts):
         for data in args.data:
             prompt = load_prompts(data, number, number + 1)[0]
             for ((T, label), own), rule in product(settings.items(), ("topdown", "traversal")):
-                key = {"data": Path(data).stem, "index": number, "T": T, "shape": label, "rule": rule}
+                key = {
+                    "data": Path(data).stem,
+                    "index": number,
+                    "T": T,
+                    "shape": label,
+                    "rule": rule,
+                }
                 if not shard.wants(**key):
                     continue
-                watch = Watch(rule, ["topdown", "traversal"] + (["reserved"] if "optimal" in label else []))
+                watch = Watch(
+                    rule, ["topdown", "traversal"] + (["reserved"] if "optimal" in label else [])
+                )
                 session = Session(pair, own, engines=engines, verify=watch)
                 result = session.generate(session.encode(prompt.text), index=number)
                 shard.append(
@@ -105,12 +124,20 @@ def table(args: argparse.Namespace) -> None:
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for (data, T, shape), prompts in sorted(groups.items()):
-        pairs = [[runs[data, T, shape, index, rule] for rule in ("topdown", "traversal")] for index in prompts]
+        pairs = [
+            [runs[data, T, shape, index, rule] for rule in ("topdown", "traversal")]
+            for index in prompts
+        ]
         real = np.array([[r["accepted"] / r["steps"] for r in both] for both in pairs])
-        # Trees of both runs count: which rule moved the text on does not matter to a comparison on the same tree.
+        # Trees of both runs count: which rule moved the text on does not matter to a comparison on
+        # the same tree.
         same = np.array(
             [
-                [sum(r["expected"].get(rule, math.nan) for r in both) / sum(r["steps"] for r in both) for rule in RULES]
+                [
+                    sum(r["expected"].get(rule, math.nan) for r in both)
+                    / sum(r["steps"] for r in both)
+                    for rule in RULES
+                ]
                 for both in pairs
             ]
         )
@@ -119,18 +146,26 @@ def table(args: argparse.Namespace) -> None:
             down, etv = values.T
             cells += [f"{down.mean():.3f}", f"{etv.mean():.3f}", gained(down, etv)]
         reserved = same[:, 2].mean()
-        cells.append("-" if math.isnan(reserved) else f"{reserved:.3f} ({reserved / same[:, 0].mean() - 1:+.1%})")
+        cells.append(
+            "-"
+            if math.isnan(reserved)
+            else f"{reserved:.3f} ({reserved / same[:, 0].mean() - 1:+.1%})"
+        )
         print("| " + " | ".join(cells) + " |")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     add = commands.add_parser("run", help="decode and record")
     run_flags(add)
     add.add_argument("--T", type=float, nargs="+", default=[0.6, 0.9, 1.0])
     add.add_argument("--growmap", nargs="*", default=[], help="further static trees")
-    add.add_argument("--policy", nargs="+", default=["sampled", "hybrid"], help="of the dynamic trees")
+    add.add_argument(
+        "--policy", nargs="+", default=["sampled", "hybrid"], help="of the dynamic trees"
+    )
     add.set_defaults(action=run)
     run_command(parser, commands, table)
 

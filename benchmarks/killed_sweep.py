@@ -26,14 +26,35 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCAB, PROMPTS = 96, 24
-SAME = ("label", "run", "dataset", "index", "prompt_ids", "output_ids", "accepted", "ranks", "children", "tree_size")
+SAME = (
+    "label",
+    "run",
+    "dataset",
+    "index",
+    "prompt_ids",
+    "output_ids",
+    "accepted",
+    "ranks",
+    "children",
+    "tree_size",
+)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+LAUNCH = [
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -45,30 +66,47 @@ def run(root: Path, kills: int, chance: random.Random) -> None:
     """Sweep twice, and compare."""
     command = make_study(root)
     start = time.perf_counter()
-    subprocess.run([sys.executable, *command, str(root / "whole")], env=ENVIRONMENT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, *command, str(root / "whole")],
+        env=ENVIRONMENT,
+        check=True,
+        capture_output=True,
+    )
     seconds = time.perf_counter() - start
     whole = rows(root / "whole")
     print(f"undisturbed: {len(whole)} rows in {seconds:.0f} s")
     cut = root / "cut"
     cut.mkdir()
-    (cut / "costs.json").write_bytes((root / "whole" / "costs.json").read_bytes())  # a machine has one price list
+    (cut / "costs.json").write_bytes(
+        (root / "whole" / "costs.json").read_bytes()
+    )  # a machine has one price list
     for life in range(kills):
         before = count(cut)
-        wanted = chance.randrange(2 * len(whole) // (kills + 2))  # so that every kill finds work to do
+        wanted = chance.randrange(
+            2 * len(whole) // (kills + 2)
+        )  # so that every kill finds work to do
         killed = one_life(command, cut, before + wanted, chance.random(), launched=life % 2 == 1)
         print(f"life {life + 1}: {killed}, {count(cut) - before} rows more", flush=True)
-    subprocess.run([sys.executable, *command, str(cut)], env=ENVIRONMENT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, *command, str(cut)], env=ENVIRONMENT, check=True, capture_output=True
+    )
     found = rows(cut)
-    print(f"killed {kills} times: {len(found)} rows, {'the same' if sorted(found) == sorted(whole) else 'OTHERS'}")
+    print(
+        f"killed {kills} times: {len(found)} rows, {'the same' if sorted(found) == sorted(whole) else 'OTHERS'}"
+    )
     if sorted(found) != sorted(whole):
         sys.exit(1)
 
 
-def one_life(command: list[str], folder: Path, wanted: int, moment: float, *, launched: bool) -> str:
+def one_life(
+    command: list[str], folder: Path, wanted: int, moment: float, *, launched: bool
+) -> str:
     """Run until there are so many rows and, for as long as a row takes, a `moment` longer, then
     kill: the process, or one of two. Until any row is there, the kill falls anywhere in loading."""
     start = [sys.executable, *(LAUNCH if launched else []), *command, str(folder)]
-    process = subprocess.Popen(start, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        start, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     loading = wanted == count(folder)
     while process.poll() is None and count(folder) < wanted:
         time.sleep(0.002)
@@ -99,12 +137,47 @@ def make_study(root: Path) -> list[str]:
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=0.25)
         model.save_pretrained(root / name)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(root / name)
-    lines = [{"text": " ".join(f"w{3 + (i * 7 + j) % 90}" for j in range(20))} for i in range(PROMPTS)]
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(
+            root / name
+        )
+    lines = [
+        {"text": " ".join(f"w{3 + (i * 7 + j) % 90}" for j in range(20))} for i in range(PROMPTS)
+    ]
     (root / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    flags = ["--M", "64", "--prompt-len", "12", "--new-tokens", "10", "--device", "cpu", "--dtype", "float32"]
-    flags += ["--T", "0.6", "0.9", "--seed", "0", "1", "--B", "4", "8", "auto", "--use_bfs", "--policy", "sampled"]
-    flags += ["--growmap", "growmaps/2x2.pt", "growmaps/4x8-tree.pt", "--dataset", str(root / "prompts.jsonl")]
+    flags = [
+        "--M",
+        "64",
+        "--prompt-len",
+        "12",
+        "--new-tokens",
+        "10",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    flags += [
+        "--T",
+        "0.6",
+        "0.9",
+        "--seed",
+        "0",
+        "1",
+        "--B",
+        "4",
+        "8",
+        "auto",
+        "--use_bfs",
+        "--policy",
+        "sampled",
+    ]
+    flags += [
+        "--growmap",
+        "growmaps/2x2.pt",
+        "growmaps/4x8-tree.pt",
+        "--dataset",
+        str(root / "prompts.jsonl"),
+    ]
     pair = ["--draft", str(root / "draft"), "--target", str(root / "target")]
     return ["-m", "dynasurge", "sweep", *pair, *flags, "--output"]
 

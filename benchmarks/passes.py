@@ -62,7 +62,9 @@ def captured(engine: Engine, n: int, graphs: Graphs) -> Captured[torch.Tensor]:
 
 def bandwidth(device: torch.device) -> float:
     """Bytes a second at which a large tensor is read or copied, whichever kernel is fastest."""
-    large = torch.ones(64, 2**24 if device.type == "cuda" else 2**21, device=device, dtype=torch.bfloat16)
+    large = torch.ones(
+        64, 2**24 if device.type == "cuda" else 2**21, device=device, dtype=torch.bfloat16
+    )
     size, other = large.numel() * large.element_size(), torch.empty_like(large)
     vector = torch.ones(large.shape[1], device=device, dtype=torch.bfloat16)
     return max(
@@ -88,7 +90,9 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 def curve(name: str, model: Any, kinds: list[str], widths: list[int], floor: float) -> None:
     """Milliseconds of a pass by width and engine, and the fraction of the floor that a pass of one
     token reaches."""
-    print(f"\n| {name}, ms a pass | {' | '.join(f'n = {n}' for n in widths)} | floor / t({widths[0]}) |")
+    print(
+        f"\n| {name}, ms a pass | {' | '.join(f'n = {n}' for n in widths)} | floor / t({widths[0]}) |"
+    )
     print("|---" * (len(widths) + 2) + "|")
     notes: list[str] = []
     for kind in kinds:
@@ -106,7 +110,9 @@ def curve(name: str, model: Any, kinds: list[str], widths: list[int], floor: flo
         print(f"| {kind} | {cells} | {floor / seconds[0]:.0%} |", flush=True)
         if kind != "eager":
             held = (memory(model.device) - before) / 2**30
-            notes.append(f"{kind}: captured in {graphs.seconds:.1f} s, {held:.2f} GiB more than its cache")
+            notes.append(
+                f"{kind}: captured in {graphs.seconds:.1f} s, {held:.2f} GiB more than its cache"
+            )
     print("\n" + "; ".join(notes))
 
 
@@ -134,21 +140,30 @@ def steps(pair: Pair, compiled: bool, new_tokens: int, T: float) -> None:
     for name, session in sessions.items():
         prompts = load_prompts("demo", 0, 8)
         session.generate(session.encode(prompts[-1].text))
-        done = [step for prompt in prompts[:-1] for step in session.generate(session.encode(prompt.text)).steps]
+        done = [
+            step
+            for prompt in prompts[:-1]
+            for step in session.generate(session.encode(prompt.text)).steps
+        ]
         phases = {
             phase: 1e3 * statistics.median(getattr(step, f"{phase}_seconds") for step in done)
             for phase in ("draft", "target", "verify", "other")
         }
         rest = (phases["verify"] + phases["other"]) / sum(phases.values())
         passes = statistics.mean(step.passes for step in done)
-        cells = [f"{phases['draft']:.2f} ({passes:.1f})", *(f"{phases[p]:.2f}" for p in ("target", "verify", "other"))]
+        cells = [
+            f"{phases['draft']:.2f} ({passes:.1f})",
+            *(f"{phases[p]:.2f}" for p in ("target", "verify", "other")),
+        ]
         tokens = statistics.mean(len(step.emitted) for step in done)
         print(f"| {name} | {' | '.join(cells)} | {rest:.1%} | {tokens:.2f} |")
 
 
 def growth(pair: Pair, compiled: bool, count: int) -> None:
     """Memory before and after so many steps: a GPU's, else the largest the process ever had."""
-    settings = Settings(T=1.0, prompt_len=128, new_tokens=256, B=32, fill=True, use_bfs=True, compile=compiled)
+    settings = Settings(
+        T=1.0, prompt_len=128, new_tokens=256, B=32, fill=True, use_bfs=True, compile=compiled
+    )
     session = Session(pair, settings)
     ids = session.encode(load_prompts("demo", 0, 1)[0].text)
     session.generate(ids)
@@ -157,11 +172,15 @@ def growth(pair: Pair, compiled: bool, count: int) -> None:
         done += len(session.generate(ids, index=number).steps)
         number += 1
     after = memory(pair.target.device)
-    print(f"\nmemory after {done} steps: {after / 2**20:.1f} MiB, before them {before / 2**20:.1f} MiB")
+    print(
+        f"\nmemory after {done} steps: {after / 2**20:.1f} MiB, before them {before / 2**20:.1f} MiB"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--draft", default="demo")
     add("--target", default="demo")
@@ -173,7 +192,9 @@ def main() -> None:
     add("--steps", type=int, default=0, help="decode so many steps and see whether memory grew")
     args = parser.parse_args()
     if not 0 < min(args.widths) <= max(args.widths) <= max(WIDTHS):
-        raise UsageError("--widths", args.widths, "are not all in reach", f"name some of 1 to {max(WIDTHS)}")
+        raise UsageError(
+            "--widths", args.widths, "are not all in reach", f"name some of 1 to {max(WIDTHS)}"
+        )
     pair = load_wide(args.draft, args.target, args.shape)
     device = pair.target.device
     kinds = args.engines or (["eager", "graphs"] if device.type == "cuda" else ["eager"])
@@ -185,7 +206,10 @@ def main() -> None:
         if embedding is not head:
             weights -= embedding.numel() * embedding.element_size()
         floor = weights / speed
-        print(f"\n{name}: {weights / 1e9:.2f} GB of {model.dtype} weights, floor {1e3 * floor:.2f} ms", flush=True)
+        print(
+            f"\n{name}: {weights / 1e9:.2f} GB of {model.dtype} weights, floor {1e3 * floor:.2f} ms",
+            flush=True,
+        )
         curve(name, model, kinds, args.widths, floor)
     steps(pair, "compiled" in kinds, args.new_tokens, args.T)
     if args.steps:

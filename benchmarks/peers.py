@@ -11,21 +11,24 @@ any takes the next.
 
 transformers' own, through `model.generate`:
 
-- `generate`: its default, a cache that grows; `generate, compiled`: torch.compile and one static cache for all prompts (a
-  new one for each would have its CUDA graphs recorded anew), on a GPU;
-- `assisted k`: assisted generation with the same draft, k tokens a pass; `assisted default`: up to 20, until the draft is
-  less sure than 0.4. Of these the table's reader should take the best. (transformers applies the temperature to its draft
-  twice, which is lossless but costs acceptance at T < 1; `chain k` is the same method without that);
+- `generate`: its default, a cache that grows; `generate, compiled`: torch.compile and one static
+  cache for all prompts (a new one for each would have its CUDA graphs recorded anew), on a GPU;
+- `assisted k`: assisted generation with the same draft, k tokens a pass; `assisted default`: up to
+  20, until the draft is less sure than 0.4. Of these the table's reader should take the best.
+  (transformers applies the temperature to its draft twice, which is lossless but costs acceptance
+  at T < 1; `chain k` is the same method without that);
 - `lookup k`: prompt lookup, k tokens copied from the text.
 
 The rules of other systems, whose code cannot run on these weights, within our engine, with our
 kernels, verified top-down as they do it:
 
 - `chain k`: speculative decoding (arXiv 2211.17192), our own;
-- `Sequoia` (arXiv 2402.12374): the optimal static tree of B nodes and 8 levels for acceptance by rank, measured before on
-  bundled prompts at the same temperature, sampled children;
-- `EAGLE-2` (arXiv 2406.16858): the 10 likeliest tokens a node, 6 levels, then the B best by the draft's probabilities;
-- `OPT-Tree` (arXiv 2406.17276): the likeliest tokens, best-first by the draft's probabilities, depth free;
+- `Sequoia` (arXiv 2402.12374): the optimal static tree of B nodes and 8 levels for acceptance by
+  rank, measured before on bundled prompts at the same temperature, sampled children;
+- `EAGLE-2` (arXiv 2406.16858): the 10 likeliest tokens a node, 6 levels, then the B best by the
+  draft's probabilities;
+- `OPT-Tree` (arXiv 2406.17276): the likeliest tokens, best-first by the draft's probabilities,
+  depth free;
 - `DySpec` (arXiv 2410.11744): the same with sampled children.
 
 Ours: `auto` (no tree), and `dTree` with ETV, of at most B nodes, and of as many as pay here.
@@ -109,7 +112,11 @@ class Clock(BaseStreamer):
 def theirs(pair: Pair, T: float, new_tokens: int, **how: Any) -> Method:
     """`model.generate` with these arguments. assistant: k tokens drafted a pass, or None for its
     default schedule."""
-    sampling = {"do_sample": True, "temperature": T, "top_p": 1.0, "top_k": 0} if T else {"do_sample": False}
+    sampling = (
+        {"do_sample": True, "temperature": T, "top_p": 1.0, "top_k": 0}
+        if T
+        else {"do_sample": False}
+    )
     target, draft, passes = pair.target, pair.draft, [0]
 
     def count(*_: Any) -> None:
@@ -124,14 +131,18 @@ def theirs(pair: Pair, T: float, new_tokens: int, **how: Any) -> Method:
     def run(ids: list[int], seed: int) -> Timed:
         torch.manual_seed(seed)
         if assisted:
-            draft.generation_config.num_assistant_tokens = k or 20  # 20 and 0.4 are transformers' defaults
+            draft.generation_config.num_assistant_tokens = (
+                k or 20
+            )  # 20 and 0.4 are transformers' defaults
             draft.generation_config.num_assistant_tokens_schedule = "constant"
             draft.generation_config.assistant_confidence_threshold = 0.0 if k else 0.4
         clock, passes[0] = Clock(), 0
         prompt = torch.tensor([ids], device=target.device)
         if cache is not None:
             cache.reset()
-        handle = target.register_forward_pre_hook(count) if cache is None else None  # a hook would break the graph
+        handle = (
+            target.register_forward_pre_hook(count) if cache is None else None
+        )  # a hook would break the graph
         start = time.perf_counter()
         out = target.generate(
             prompt,
@@ -147,7 +158,11 @@ def theirs(pair: Pair, T: float, new_tokens: int, **how: Any) -> Method:
             handle.remove()
         made = passes[0] - 1 if handle is not None else len(out) - 1
         return Timed(
-            output_ids=out, passes=made, first=clock.count, prefill_seconds=clock.time - start, seconds=seconds
+            output_ids=out,
+            passes=made,
+            first=clock.count,
+            prefill_seconds=clock.time - start,
+            seconds=seconds,
         )
 
     return run
@@ -183,7 +198,13 @@ def _mean(numbers: Iterable[float]) -> float:
 
 def trees(B: int, sequoia: str) -> dict[str, dict[str, Any]]:
     """What runs in our engine, by name: fields of Settings. sequoia: its growmap."""
-    literature: dict[str, Any] = {"mode": "dTree", "B": B, "fill": True, "values": "own", "lookup": False}
+    literature: dict[str, Any] = {
+        "mode": "dTree",
+        "B": B,
+        "fill": True,
+        "values": "own",
+        "lookup": False,
+    }
     methods: dict[str, dict[str, Any]] = {"auto": {"mode": "auto"}}
     methods |= {f"chain {k}": {"mode": "sTree", "growmap": f"chain{k}"} for k in CHAINS}
     methods["Sequoia"] = {"mode": "sTree", "growmap": sequoia}
@@ -217,7 +238,9 @@ def run(args: argparse.Namespace) -> None:
         if name == COMPILED:
             if pair.target.device.type != "cuda":
                 continue
-            cache = StaticCache(config=pair.target.config, max_cache_len=args.prompt_len + args.new_tokens)
+            cache = StaticCache(
+                config=pair.target.config, max_cache_len=args.prompt_len + args.new_tokens
+            )
             how = {"past_key_values": cache}
         calls[T, name] = theirs(pair, T, args.new_tokens, **how)
     if args.methods:
@@ -231,7 +254,9 @@ def run(args: argparse.Namespace) -> None:
     short = 0
     for number in shard.numbers(args.prompts):
         for data in args.data:
-            ids = pair.tokenizer(load_prompts(data, number, number + 1)[0].text).input_ids[: args.prompt_len]
+            ids = pair.tokenizer(load_prompts(data, number, number + 1)[0].text).input_ids[
+                : args.prompt_len
+            ]
             if len(ids) < args.prompt_len:  # a static cache is compiled for one length
                 short += 1
                 continue
@@ -249,7 +274,9 @@ def run(args: argparse.Namespace) -> None:
                     warm.add((T, name))
                 shard.append(key | dataclasses.asdict(method(ids, number)))
     if short:
-        print(f"{short} prompts of fewer than {args.prompt_len} tokens were left out", file=sys.stderr)
+        print(
+            f"{short} prompts of fewer than {args.prompt_len} tokens were left out", file=sys.stderr
+        )
 
 
 def table(args: argparse.Namespace) -> None:
@@ -257,18 +284,24 @@ def table(args: argparse.Namespace) -> None:
     many times `auto` and `generate` take as long (ratios of mean speeds over the prompts that both
     have, with a 95% interval); then where a step of ours spends its time."""
     rows = read_rows(*sorted(args.output.rglob("rows-*.jsonl")))
-    rows = [row for row in rows if len(row["output_ids"]) > row["first"]]  # the others ended with their first token
+    rows = [
+        row for row in rows if len(row["output_ids"]) > row["first"]
+    ]  # the others ended with their first token
     by: dict[tuple[str, float, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
         by[row["data"], row["T"], row["method"]][row["index"]] = row
     for data, T in sorted({(r["data"], r["T"]) for r in rows}):
         names = sorted({method for d, t, method in by if (d, t) == (data, T)}, key=_order)
         print(f"\n**{data}, T = {T:g}**\n")
-        print("| | n | ms a token (quartiles) | tokens per pass | over `auto` | over `generate` | text of `generate` |")
+        print(
+            "| | n | ms a token (quartiles) | tokens per pass | over `auto` | over `generate` | text of `generate` |"
+        )
         print("|---" * 7 + "|")
         for name in names:
             mine = by[data, T, name]
-            low, middle, high = np.percentile([1e3 / _speed(row) for row in mine.values()], [25, 50, 75])
+            low, middle, high = np.percentile(
+                [1e3 / _speed(row) for row in mine.values()], [25, 50, 75]
+            )
             tokens = sum(len(row["output_ids"]) - row["first"] for row in mine.values())
             per_pass = tokens / sum(row["passes"] for row in mine.values())
             cells = [str(len(mine)), f"{middle:.2f} ({low:.2f} - {high:.2f})", f"{per_pass:.2f}"]
@@ -277,9 +310,13 @@ def table(args: argparse.Namespace) -> None:
             both = plain.keys() & mine.keys()
             same = sum(plain[i]["output_ids"] == mine[i]["output_ids"] for i in both)
             print(f"| {name} | {' | '.join(cells)} | {f'{same} of {len(both)}' if both else ''} |")
-        stepping = [name for name in names if all(row.get("phases") for row in by[data, T, name].values())]
+        stepping = [
+            name for name in names if all(row.get("phases") for row in by[data, T, name].values())
+        ]
         if stepping:
-            print("\n| ms a step | nodes | draft (passes) | target | verify | other | all but draft and target |")
+            print(
+                "\n| ms a step | nodes | draft (passes) | target | verify | other | all but draft and target |"
+            )
             print("|---" * 7 + "|")
         for name in stepping:
             mean = {
@@ -288,13 +325,30 @@ def table(args: argparse.Namespace) -> None:
             }
             rest = mean["verify"] + mean["other"]
             share = rest / (rest + mean["draft"] + mean["target"])
-            cells = [f"{mean['nodes']:.1f}", f"{mean['draft']:.2f} ({mean['passes']:.1f})", f"{mean['target']:.2f}"]
-            print(f"| {name} | {' | '.join(cells)} | {mean['verify']:.2f} | {mean['other']:.2f} | {share:.1%} |")
+            cells = [
+                f"{mean['nodes']:.1f}",
+                f"{mean['draft']:.2f} ({mean['passes']:.1f})",
+                f"{mean['target']:.2f}",
+            ]
+            print(
+                f"| {name} | {' | '.join(cells)} | {mean['verify']:.2f} | {mean['other']:.2f} | {share:.1%} |"
+            )
 
 
 def _order(name: str) -> tuple[int, str]:
     """theirs, other systems', ours."""
-    words = ("generate", "assisted", "lookup", "auto", "chain", "Sequoia", "EAGLE-2", "OPT-Tree", "DySpec", "dTree")
+    words = (
+        "generate",
+        "assisted",
+        "lookup",
+        "auto",
+        "chain",
+        "Sequoia",
+        "EAGLE-2",
+        "OPT-Tree",
+        "DySpec",
+        "dTree",
+    )
     return next(n for n, word in enumerate(words) if name.startswith(word)), name
 
 
@@ -314,7 +368,9 @@ def _ratio(a: dict[int, dict[str, Any]], b: dict[int, dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     add = commands.add_parser("run", help="decode and record")
     run_flags(add)
@@ -324,7 +380,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add.add_argument("--shape", choices=SHAPES, help="widen the demo target")
     add.add_argument("--compile", action="store_true", help="torch.compile our passes, too")
     add.add_argument("--methods", nargs="+", help="only these")
-    add.add_argument("--few", type=int, help="transformers' own methods, slow ones, on the first so many prompts only")
+    add.add_argument(
+        "--few",
+        type=int,
+        help="transformers' own methods, slow ones, on the first so many prompts only",
+    )
     add.set_defaults(action=run)
     run_command(parser, commands, table, argv)
 

@@ -26,7 +26,9 @@ from dynasurge.settings import POLICIES
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", default="demo")
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--T", type=float, nargs="+", default=[0.6, 0.8, 1.0])
@@ -37,7 +39,11 @@ def main() -> None:
     pair, prompts = load_pair(), load_prompts(args.data, 0, args.prompts)
     device = f"{pair.target.device.type}, {torch.get_num_threads()} threads"
     print(f"{len(prompts)} prompts of {Path(args.data).stem}, {pair.target.dtype}, {device}")
-    print("| T | tree | " + " | ".join(f"{policy}: tokens/step, speed-up" for policy in POLICIES) + " |")
+    print(
+        "| T | tree | "
+        + " | ".join(f"{policy}: tokens/step, speed-up" for policy in POLICIES)
+        + " |"
+    )
     print("|---|---|" + "---|" * len(POLICIES))
     plan = grid(growmap=args.growmap, B=args.B, use_bfs=[True], policy=POLICIES, T=args.T)
     with tqdm(total=len(plan) * len(prompts), disable=None) as bar:

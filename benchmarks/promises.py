@@ -59,13 +59,26 @@ def _order(name: str) -> tuple[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--data", nargs="+", default=["demo"], help="prompts, as for --dataset (default: bundled ones)")
+    add(
+        "--data",
+        nargs="+",
+        default=["demo"],
+        help="prompts, as for --dataset (default: bundled ones)",
+    )
     add("--start", type=int, default=0)
     add("--end", type=int, default=10)
     add("--new-tokens", type=int, default=40)
-    add("--every", type=int, default=5, metavar="N", help="a tree at every N-th token (default: %(default)s)")
+    add(
+        "--every",
+        type=int,
+        default=5,
+        metavar="N",
+        help="a tree at every N-th token (default: %(default)s)",
+    )
     add("--T", type=float, nargs="+", default=[0.6, 0.9])
     add("--B", type=int, default=64)
     add("--topdown", action="store_true", help="verify top-down instead of by ETV")
@@ -81,11 +94,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "new_tokens": args.new_tokens,
     }
     for T in args.T:
-        grown = Settings(T=T, B=args.B, fill=True, use_bfs=not args.topdown, priors=args.priors, **common)
+        grown = Settings(
+            T=T, B=args.B, fill=True, use_bfs=not args.topdown, priors=args.priors, **common
+        )
         alone = Settings(T=T, mode="auto", **common)
         engines, promises = make_engines(pair, [grown, alone]), Promises(grown.rule)
-        session, writer = Session(pair, grown, engines=engines, verify=promises), Session(pair, alone, engines=engines)
-        prompts = [prompt for data in args.data for prompt in load_prompts(data, args.start, args.end)]
+        session, writer = (
+            Session(pair, grown, engines=engines, verify=promises),
+            Session(pair, alone, engines=engines),
+        )
+        prompts = [
+            prompt for data in args.data for prompt in load_prompts(data, args.start, args.end)
+        ]
         for prompt in tqdm(prompts, desc=f"T = {T:g}", disable=None):
             ids = session.encode(prompt.text)
             text = writer.generate(ids, index=prompt.index).output_ids
@@ -94,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("| | nodes | promised | accepted | accepted / promised |\n|---|---|---|---|---|")
         for name in sorted(promises.sums, key=_order):
             nodes, promised, accepted = promises.sums[name]
-            print(f"| {name} | {nodes:.0f} | {promised:.1f} | {accepted:.1f} | {accepted / promised:.2f} |")
+            print(
+                f"| {name} | {nodes:.0f} | {promised:.1f} | {accepted:.1f} | {accepted / promised:.2f} |"
+            )
 
 
 if __name__ == "__main__":

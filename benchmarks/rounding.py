@@ -29,7 +29,9 @@ MODES = {
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--end", type=int, default=None)
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -37,14 +39,19 @@ def main() -> None:
     pair, new = load_pair(dtype=args.dtype), args.new_tokens
     prompts = [pair.encode(prompt.text)[:128] for prompt in load_prompts("demo", 0, args.end)]
     sessions = {
-        name: Session(pair, Settings(T=0, new_tokens=new, prompt_len=128, **own)) for name, own in MODES.items()
+        name: Session(pair, Settings(T=0, new_tokens=new, prompt_len=128, **own))
+        for name, own in MODES.items()
     }
 
     def plain(*texts: list[int]) -> list[int]:
         with torch.inference_mode():
             ids = torch.tensor(texts, device=pair.target.device)
             out = pair.target.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new, eos_token_id=None
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=new,
+                eos_token_id=None,
             )
         return out[0, ids.shape[1] :].tolist()  # type: ignore[no-any-return]
 

@@ -33,7 +33,12 @@ class Shard:
         names = [Path(data).stem for data in args.data]
         for data, name in zip(args.data, names, strict=True):
             if names.count(name) > 1:
-                raise UsageError("--data", data, "rows go by the file's name, which another has, too", "rename one")
+                raise UsageError(
+                    "--data",
+                    data,
+                    "rows go by the file's name, which another has, too",
+                    "rename one",
+                )
         self._part, self._parts = args.shard
         self._key, self._seconds, self._end = key, args.seconds, math.inf
         args.output.mkdir(parents=True, exist_ok=True)
@@ -43,7 +48,9 @@ class Shard:
         if self._path.exists():
             whole = self._path.read_bytes()
             os.truncate(self._path, whole.rfind(b"\n") + 1)  # a kill may have torn the last line
-        self._done = {self._name(row) for row in read_rows(self._path)} if self._path.exists() else set()
+        self._done = (
+            {self._name(row) for row in read_rows(self._path)} if self._path.exists() else set()
+        )
 
     def numbers(self, count: int) -> Iterator[int]:
         """This process's part of 0 .. count - 1, while there is time, which begins now."""
@@ -79,7 +86,9 @@ def _agree(args: argparse.Namespace) -> None:
     how = {name: str(value) for name, value in sorted(vars(args).items()) if name not in own}
     if hasattr(args, "chosen"):  # by what it says, wherever it lies
         there = args.chosen.exists()
-        how["chosen"] = hashlib.sha256(args.chosen.read_bytes()).hexdigest()[:16] if there else "none"
+        how["chosen"] = (
+            hashlib.sha256(args.chosen.read_bytes()).hexdigest()[:16] if there else "none"
+        )
     how |= {"torch": torch.__version__, "commit": str(git_commit()), "threads": str(args.threads)}
     how["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     path = args.output / "run.json"
@@ -89,10 +98,17 @@ def _agree(args: argparse.Namespace) -> None:
     try:
         before = json.loads(path.read_text())
     except ValueError as error:
-        raise UsageError("--output", path, f"is damaged ({error})", "name another folder") from error
+        raise UsageError(
+            "--output", path, f"is damaged ({error})", "name another folder"
+        ) from error
     for name, value in before.items():
         if value != how.get(name):
-            raise UsageError("--output", path, f"made with {name} {value}, not {how.get(name)}", "name another folder")
+            raise UsageError(
+                "--output",
+                path,
+                f"made with {name} {value}, not {how.get(name)}",
+                "name another folder",
+            )
 
 
 def read_rows(*paths: Path) -> list[dict[str, Any]]:
@@ -129,7 +145,9 @@ def known(flag: str, names: Sequence[str], there: Sequence[str]) -> None:
     """Raise UsageError if one of these names is not one of those that there are."""
     for name in names:
         if name not in there:
-            raise UsageError(flag, name, "is none of these", f"choose among {', '.join(map(repr, there))}")
+            raise UsageError(
+                flag, name, "is none of these", f"choose among {', '.join(map(repr, there))}"
+            )
 
 
 def run_flags(parser: argparse.ArgumentParser) -> None:
@@ -140,9 +158,15 @@ def run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", default="demo")
     parser.add_argument("--target", default="demo")
     parser.add_argument(
-        "--shard", type=shard, default=(0, 1), metavar="I/N", help="do every N-th prompt, from the I-th"
+        "--shard",
+        type=shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="do every N-th prompt, from the I-th",
     )
-    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long; run again to go on")
+    parser.add_argument(
+        "--seconds", type=float, default=math.inf, help="stop after so long; run again to go on"
+    )
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     parser.add_argument("--output", type=Path, required=True)
 

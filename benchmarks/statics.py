@@ -28,7 +28,13 @@ from dynasurge.trees.optimal_growmap import optimal_growmap
 
 TEMPERATURES = (0.0, 0.6, 0.9)
 NAMED = ("2x8", "4x4", "4x8", "8x4", "8x8", "4x16")
-SIZES = {4: (4,), 8: (4, 6), 16: (4, 6, 8, 12), 32: (4, 6, 8, 12), 64: (4, 6, 8, 12)}  # of optimal trees: nodes, levels
+SIZES = {
+    4: (4,),
+    8: (4, 6),
+    16: (4, 6, 8, 12),
+    32: (4, 6, 8, 12),
+    64: (4, 6, 8, 12),
+}  # of optimal trees: nodes, levels
 MAKE = "make it with: trees.py choose --output FOLDER"
 
 
@@ -51,7 +57,10 @@ def choose(args: argparse.Namespace) -> None:
     for T in TEMPERATURES:
         vector = acceptance_vector(pair, prompts, T)
         plan = {}
-        for name in [*NAMED, *(f"optimal {n} nodes {d} levels" for n, depths in SIZES.items() for d in depths)]:
+        for name in [
+            *NAMED,
+            *(f"optimal {n} nodes {d} levels" for n, depths in SIZES.items() for d in depths),
+        ]:
             path = args.output / f"T{T:g}-{name.replace(' ', '-')}.pt"
             save_growmap(static_tree(name, vector), path)
             plan[name] = settings_of(args, T, mode="sTree", growmap=str(path))
@@ -96,7 +105,9 @@ def read_chosen(args: argparse.Namespace) -> dict[str, Chosen]:
             for budget in args.B:
                 best_static(chosen[name], budget)
         except (LookupError, TypeError, ValueError, UsageError) as error:
-            raise UsageError("--chosen", args.chosen, f"has no trees of {name} ({error})", MAKE) from error
+            raise UsageError(
+                "--chosen", args.chosen, f"has no trees of {name} ({error})", MAKE
+            ) from error
     return chosen
 
 
@@ -113,7 +124,9 @@ def best_static(chosen: Chosen, budget: int, costs: Costs | None = None) -> Grow
 
     def worth(name: str, tree: Growmap) -> float:
         accepted = chosen["accepted"][name]
-        return accepted if costs is None else (1.0 + accepted) / costs.step(tree.size - 1, tree.depth)
+        return (
+            accepted if costs is None else (1.0 + accepted) / costs.step(tree.size - 1, tree.depth)
+        )
 
     trees = {name: static_tree(name, chosen["vector"]) for name in chosen["accepted"]}
     fitting = {name: tree for name, tree in trees.items() if tree.size - 1 <= budget}

@@ -12,19 +12,24 @@ and what is left.
 Everything runs in this package's engine and is verified by the same rule (ETV; at T = 0 all rules
 are one), so that only the trees differ:
 
-- `static`: of the `k x d` trees and the optimal trees of at most B nodes, whichever accepts most on the bundled prompts
-  (`choose`, which takes half an hour on two CPU cores);
-- `fast static`: of the same trees the one that is fastest, by what it accepts and by this machine's latency curves;
+- `static`: of the `k x d` trees and the optimal trees of at most B nodes, whichever accepts most on
+  the bundled prompts (`choose`, which takes half an hour on two CPU cores);
+- `fast static`: of the same trees the one that is fastest, by what it accepts and by this machine's
+  latency curves;
 - `prototype`: 2 to 4 sampled children a node by budget, left to right (verification/prototype.py);
 - `DySpec` (arXiv 2410.11744): sampled children, best-first by the draft's own probabilities;
 - `OPT-Tree` (arXiv 2406.17276): the likeliest tokens, best-first by the draft's own probabilities;
-- `fixed`, `learned`: best-first by the calibrated slot values, without and with learning from the prompt;
-- `copies`: `learned`, and the text's own continuations: the package's default, filled to its budget;
-- `default`: the same as it ships: at most B nodes, and of them the nodes and levels that pay on this machine;
+- `fixed`, `learned`: best-first by the calibrated slot values, without and with learning from the
+  prompt;
+- `copies`: `learned`, and the text's own continuations: the package's default, filled to its
+  budget;
+- `default`: the same as it ships: at most B nodes, and of them the nodes and levels that pay on
+  this machine;
 - `auto`: `--B auto`, as many as pay;
-- `hindsight`: the B nodes of a tree of 256 that verification turned out most likely to go through. No method can know
-  that; it bounds what better slot values could still win on these draws. Its large trees slow a shared cache down for
-  all, so where speed counts it runs by itself: `--methods hindsight`.
+- `hindsight`: the B nodes of a tree of 256 that verification turned out most likely to go through.
+  No method can know that; it bounds what better slot values could still win on these draws. Its
+  large trees slow a shared cache down for all, so where speed counts it runs by itself: `--methods
+  hindsight`.
 
 What a step is counted as is its expected accepted length under the rule, exact given the tree: no
 luck of coins. But which text is decoded is luck, and texts differ far more than methods do. So with
@@ -122,23 +127,33 @@ def run(args: argparse.Namespace) -> None:
     for T in args.T:
         for budget in args.B:
             for method, own in METHODS.items():
-                plan[T, method, budget] = settings_of(args, T, **({"mode": "dTree", "B": budget, "fill": True} | own))
+                plan[T, method, budget] = settings_of(
+                    args, T, **({"mode": "dTree", "B": budget, "fill": True} | own)
+                )
         plan[T, "auto", 0] = settings_of(args, T, mode="dTree")
         plan[T, "no tree", 0] = alone[T]
-        plan[T, "hindsight", LARGE] = settings_of(args, T, mode="dTree", B=LARGE, fill=True, lookup=False)
+        plan[T, "hindsight", LARGE] = settings_of(
+            args, T, mode="dTree", B=LARGE, fill=True, lookup=False
+        )
     plan = {key: settings for key, settings in plan.items() if key[1] in args.methods}
     engines = make_engines(pair, [*plan.values(), *alone.values()])
     hindsight = Hindsight()
-    writers = {T: Session(pair, settings, engines=engines) for T, settings in alone.items() if args.every}
+    writers = {
+        T: Session(pair, settings, engines=engines) for T, settings in alone.items() if args.every
+    }
     sessions = {
-        key: Session(pair, settings, engines=engines, verify=hindsight if key[1] == "hindsight" else None)
+        key: Session(
+            pair, settings, engines=engines, verify=hindsight if key[1] == "hindsight" else None
+        )
         for key, settings in plan.items()
     }
     for number in shard.numbers(args.prompts):
         prompts = {data: load_prompts(data, number, number + 1)[0] for data in args.data}
         for (data, prompt), T in itertools.product(prompts.items(), args.T):
             own = {"data": Path(data).stem, "index": number, "T": T}
-            keys = {(t, method, B): own | {"method": method, "B": B} for t, method, B in plan if t == T}
+            keys = {
+                (t, method, B): own | {"method": method, "B": B} for t, method, B in plan if t == T
+            }
             wanted = [name for name, key in keys.items() if shard.wants(**key)]
             if not wanted:
                 continue
@@ -152,7 +167,10 @@ def run(args: argparse.Namespace) -> None:
                 if args.every:
                     steps = next(walks)
                     tokens = sum(1 + step.expected for step in steps)
-                    seconds = sum(step.draft_seconds + step.target_seconds + step.verify_seconds for step in steps)
+                    seconds = sum(
+                        step.draft_seconds + step.target_seconds + step.verify_seconds
+                        for step in steps
+                    )
                 else:
                     result = sessions[name].generate(ids, index=number)
                     steps, tokens = result.steps, len(result.output_ids)
@@ -168,14 +186,18 @@ def run(args: argparse.Namespace) -> None:
                         "size": [step.tree.size for step in steps],
                         "depth": [step.tree.depth for step in steps],
                         "passes": [step.passes for step in steps],
-                        "confidence": [step.confidence if step.tree.size else None for step in steps],
+                        "confidence": [
+                            step.confidence if step.tree.size else None for step in steps
+                        ],
                         "seconds": round(seconds, 6),
                     }
                 )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(required=True)
     add = commands.add_parser("choose", help="the best static trees, on the bundled prompts")
     add.add_argument("--prompts", type=int, default=14)
@@ -188,11 +210,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = commands.add_parser("run", help="decode and record")
     run_flags(add)
     add.add_argument("--T", type=float, nargs="+", default=list(TEMPERATURES))
-    add.add_argument("--B", type=int, nargs="+", choices=BUDGETS, default=list(BUDGETS), help="(default: all)")
-    add.add_argument("--every", type=int, default=0, metavar="N", help="at every N-th token of the target's own text")
+    add.add_argument(
+        "--B", type=int, nargs="+", choices=BUDGETS, default=list(BUDGETS), help="(default: all)"
+    )
+    add.add_argument(
+        "--every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="at every N-th token of the target's own text",
+    )
     add.add_argument("--shape", choices=SHAPES, help="widen the demo target")
     add.add_argument("--compile", action="store_true", help="torch.compile passes")
-    add.add_argument("--chosen", type=Path, default=Path("runs/chosen/chosen.json"), help="what `choose` wrote")
+    add.add_argument(
+        "--chosen", type=Path, default=Path("runs/chosen/chosen.json"), help="what `choose` wrote"
+    )
     add.add_argument(
         "--methods",
         nargs="+",
@@ -201,7 +233,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add.set_defaults(action=run)
     run_command(
-        parser, commands, table, argv, speeds="and tokens a second", kinds="and what copies bring, by kind of prompt"
+        parser,
+        commands,
+        table,
+        argv,
+        speeds="and tokens a second",
+        kinds="and what copies bring, by kind of prompt",
     )
 
 

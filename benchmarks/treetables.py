@@ -48,7 +48,11 @@ def _compare(values: Values, ours: str, names: Sequence[str], form: str) -> None
     """Print a row a (data, T, B): by method, and the gain of `ours` over the best static tree and
     over the best of RIVALS, of the prompts that all these methods have."""
     names = [name for name in names if any(key[3] == name for key in values)]
-    heads = {f"`{ours}` over the best static": STATIC, "over the best other": RIVALS} if ours in names else {}
+    heads = (
+        {f"`{ours}` over the best static": STATIC, "over the best other": RIVALS}
+        if ours in names
+        else {}
+    )
     there = {head: [name for name in names if name in several] for head, several in heads.items()}
     gains = {head: several for head, several in there.items() if several}
     print(f"\n| {' | '.join(['prompts', 'T', 'B', 'n', *names, *gains])} |")
@@ -77,10 +81,19 @@ def _by_kind(rows: Sequence[dict[str, Any]], accepted: Values) -> None:
             wanted = {(name, B): (name, B) for name in ("learned", "copies") for B in BUDGETS}
             found = _paired(mine, data, T, wanted)
             if found is not None:
-                a, b = (np.sum([found[name, B] for B in BUDGETS], axis=0) for name in ("learned", "copies"))
-                numbers = f"{a[:, 1].sum():.0f} | {rate(a, 2):.3f} | {rate(b, 2):.3f} | {gained(a, b)}"
+                a, b = (
+                    np.sum([found[name, B] for B in BUDGETS], axis=0)
+                    for name in ("learned", "copies")
+                )
+                numbers = (
+                    f"{a[:, 1].sum():.0f} | {rate(a, 2):.3f} | {rate(b, 2):.3f} | {gained(a, b)}"
+                )
                 out.append(f"| {data} | {kind} | {T:g} | {len(a)} | {numbers} |")
-    _print("| prompts | kind | T | n | steps | learned | copies | gain |", out, "`learned` and `copies` at every B")
+    _print(
+        "| prompts | kind | T | n | steps | learned | copies | gain |",
+        out,
+        "`learned` and `copies` at every B",
+    )
 
 
 def _adapted(speeds: Values) -> None:
@@ -93,10 +106,19 @@ def _adapted(speeds: Values) -> None:
             continue
         best = max(BUDGETS, key=lambda budget: float(rate(found[budget], 2)))
         own, alone = found["auto"], found["no tree"]
-        cells = [data, f"{T:g}", str(len(own)), f"{rate(alone, 2):.0f}", str(best), f"{rate(found[best], 2):.0f}"]
+        cells = [
+            data,
+            f"{T:g}",
+            str(len(own)),
+            f"{rate(alone, 2):.0f}",
+            str(best),
+            f"{rate(found[best], 2):.0f}",
+        ]
         cells += [f"{rate(own, 2):.0f}", gained(found[best], own), gained(alone, own)]
         out.append(f"| {' | '.join(cells)} |")
-    head = "| prompts | T | n | no tree | best B | its speed | auto | over the best B | over no tree |"
+    head = (
+        "| prompts | T | n | no tree | best B | its speed | auto | over the best B | over no tree |"
+    )
     _print(head, out, "`no tree`, `auto`, and `default` at every B")
 
 
@@ -113,7 +135,9 @@ def _rows(values: Values) -> list[tuple[str, float]]:
     return single + ([("all", T) for T in sorted({T for _, T in single})] if several else [])
 
 
-def _paired(values: Values, data: str, T: float, wanted: dict[Any, tuple[str, int]]) -> dict[Any, np.ndarray] | None:
+def _paired(
+    values: Values, data: str, T: float, wanted: dict[Any, tuple[str, int]]
+) -> dict[Any, np.ndarray] | None:
     """Amounts and what they are counted by, [prompts, 2], of the prompts that have all that is
     wanted (by any name: method and B; what has no tree has no B); None if there are none."""
     columns: dict[Any, dict[Prompt, tuple[float, float]]] = {
@@ -125,4 +149,8 @@ def _paired(values: Values, data: str, T: float, wanted: dict[Any, tuple[str, in
         for name, (method, budget) in wanted.items()
     }
     prompts = sorted(set.intersection(*map(set, columns.values())))
-    return {name: np.array([column[i] for i in prompts]) for name, column in columns.items()} if prompts else None
+    return (
+        {name: np.array([column[i] for i in prompts]) for name, column in columns.items()}
+        if prompts
+        else None
+    )

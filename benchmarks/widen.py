@@ -5,10 +5,10 @@
 The function does not change, so prompts, drafts and acceptance stay real; the cost is that of the
 large model. With h, d the small and H, D the large hidden and head size:
 
-- the residual stream is padded with zeros. An RMSNorm then sees the mean square times h / H, so its weight is multiplied by
-  sqrt(h / H) and its epsilon by h / H;
-- the pair of dimensions that rotary embedding turns with frequency theta^(-2i/d) moves to the pair of frequency
-  theta^(-2j/D), j = i D / d, with the same theta;
+- the residual stream is padded with zeros. An RMSNorm then sees the mean square times h / H, so its
+  weight is multiplied by sqrt(h / H) and its epsilon by h / H;
+- the pair of dimensions that rotary embedding turns with frequency theta^(-2i/d) moves to the pair
+  of frequency theta^(-2j/D), j = i D / d, with the same theta;
 - attention divides by sqrt(D) instead of sqrt(d), so queries are multiplied by sqrt(D / d);
 - grouped keys and values are repeated, a copy for each query head of the group;
 - what is new in heads, neurons and layers has output projections of zero.
@@ -35,9 +35,24 @@ from dynasurge.errors import UsageError
 from dynasurge.models.pair import Pair, load_target
 
 SHAPES: dict[str, dict[str, int]] = {
-    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-    "13b": {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40},
-    "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 30, "num_attention_heads": 16},
+    "7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "13b": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+    },
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 16,
+    },
 }
 
 
@@ -48,9 +63,13 @@ def load_wide(draft: str, target: str, shape: str | None) -> Pair:
     if shape is None:
         return pair
     if not isinstance(pair.target, LlamaForCausalLM):
-        raise UsageError("--target", target, "is no LLaMA", "name one that is, or leave --shape out")
+        raise UsageError(
+            "--target", target, "is no LLaMA", "name one that is, or leave --shape out"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return dataclasses.replace(pair, target=widen(pair.target, SHAPES[shape], device=device, dtype=torch.bfloat16))
+    return dataclasses.replace(
+        pair, target=widen(pair.target, SHAPES[shape], device=device, dtype=torch.bfloat16)
+    )
 
 
 @torch.no_grad()
@@ -110,9 +129,13 @@ def wide_config(old: LlamaConfig, shape: dict[str, int]) -> LlamaConfig:
     )
     for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         if shape[name] < getattr(old, name):
-            raise ValueError(f"{name} {shape[name]} is below the small model's {getattr(old, name)}")
+            raise ValueError(
+                f"{name} {shape[name]} is below the small model's {getattr(old, name)}"
+            )
     if _head_size(config) % _head_size(old):
-        raise ValueError(f"head size {_head_size(config)} is no multiple of the small model's {_head_size(old)}")
+        raise ValueError(
+            f"head size {_head_size(config)} is no multiple of the small model's {_head_size(old)}"
+        )
     return config
 
 
@@ -121,7 +144,8 @@ def _attention(kind: str, wide: Tensor, source: Tensor, old: Any, new: Any) -> N
     d, D, heads = _head_size(old), _head_size(new), old.num_attention_heads
     group = heads // old.num_key_value_heads
     step = D // d
-    # Where each dimension of a small head goes: its rotary pair (i, i + d/2) to the pair (i step, i step + D/2).
+    # Where each dimension of a small head goes: its rotary pair (i, i + d/2) to the pair (i step, i
+    # step + D/2).
     low = torch.arange(d // 2, device=wide.device) * step
     turned = torch.cat([low, low + D // 2])
     plain = torch.arange(d, device=wide.device)
@@ -148,12 +172,16 @@ def _head_size(config: Any) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--target", default="demo")
     parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, help="a folder to save the model and its tokenizer in")
+    parser.add_argument(
+        "--output", type=Path, help="a folder to save the model and its tokenizer in"
+    )
     args = parser.parse_args()
     small, tokenizer = load_target(args.target, torch.float32)
     device, dtype = torch.device(args.device), getattr(torch, args.dtype)
@@ -162,9 +190,15 @@ def main() -> None:
     with torch.inference_mode():
         expected = small(ids).logits.float()
         found = wide(ids.to(device)).logits.float().cpu()
-    print(f"{sum(p.numel() for p in wide.parameters()) / 1e9:.2f} billion parameters in {args.dtype}")
-    print(f"logits: largest {expected.abs().max():.1f}, largest difference {(found - expected).abs().max():.2g}")
-    print(f"same argmax at {(found.argmax(-1) == expected.argmax(-1)).float().mean():.0%} of {ids.shape[1]} positions")
+    print(
+        f"{sum(p.numel() for p in wide.parameters()) / 1e9:.2f} billion parameters in {args.dtype}"
+    )
+    print(
+        f"logits: largest {expected.abs().max():.1f}, largest difference {(found - expected).abs().max():.2g}"
+    )
+    print(
+        f"same argmax at {(found.argmax(-1) == expected.argmax(-1)).float().mean():.0%} of {ids.shape[1]} positions"
+    )
     if args.output is not None:
         wide.save_pretrained(args.output)
         tokenizer.save_pretrained(args.output)

@@ -48,7 +48,14 @@ def measure(pair: Pair, args: argparse.Namespace, T: float) -> list[dict[str, np
     generator = torch.Generator().manual_seed(0)
     session = Session(
         pair,
-        Settings(draft=args.draft, target=args.target, mode="auto", T=T, prompt_len=128, new_tokens=args.new_tokens),
+        Settings(
+            draft=args.draft,
+            target=args.target,
+            mode="auto",
+            T=T,
+            prompt_len=128,
+            new_tokens=args.new_tokens,
+        ),
     )
     found: list[dict[str, list[torch.Tensor]]] = [defaultdict(list) for _ in NAMES]
     prompts = [prompt for data in args.data for prompt in load_prompts(data, args.start, args.end)]
@@ -75,7 +82,10 @@ def measure(pair: Pair, args: argparse.Namespace, T: float) -> list[dict[str, np
                 }
                 for name, values in (node | child).items():
                     columns[name].append(values)
-    return [{name: torch.cat(parts).double().numpy() for name, parts in columns.items()} for columns in found]
+    return [
+        {name: torch.cat(parts).double().numpy() for name, parts in columns.items()}
+        for columns in found
+    ]
 
 
 def explained(rows: dict[str, np.ndarray], features: Sequence[str]) -> float:
@@ -97,9 +107,16 @@ def explained(rows: dict[str, np.ndarray], features: Sequence[str]) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--data", nargs="+", default=["demo"], help="JSONL files of prompts (default: the bundled ones)")
+    add(
+        "--data",
+        nargs="+",
+        default=["demo"],
+        help="JSONL files of prompts (default: the bundled ones)",
+    )
     add("--start", type=int, default=0)
     add("--end", type=int, default=20)
     add("--T", type=float, nargs="+", default=[0.6, 0.9])
@@ -112,7 +129,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured = {T: measure(pair, args, T) for T in args.T}
     print(f"| | {' | '.join(f'{name}, T = {T:g}' for T in args.T for name in NAMES)} |")
     print("|---" * (1 + len(NAMES) * len(args.T)) + "|")
-    means = [np.average(rows["accepted"], weights=rows["tried"]) for of in measured.values() for rows in of]
+    means = [
+        np.average(rows["accepted"], weights=rows["tried"])
+        for of in measured.values()
+        for rows in of
+    ]
     print(f"| accepted, if tried | {' | '.join(f'{mean:.2f}' for mean in means)} |")
     for label, features in FEATURES.items():
         shares = [explained(rows, features) for of in measured.values() for rows in of]

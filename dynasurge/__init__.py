@@ -33,7 +33,12 @@ if TYPE_CHECKING:
     from dynasurge.models.pair import Pair, load_pair
     from dynasurge.settings import Settings
     from dynasurge.trees.growmap import Growmap, build_growmap, load_growmap, save_growmap
-    from dynasurge.trees.optimal_growmap import SizedGrowmap, best_size, expected_accepted, optimal_growmap
+    from dynasurge.trees.optimal_growmap import (
+        SizedGrowmap,
+        best_size,
+        expected_accepted,
+        optimal_growmap,
+    )
     from dynasurge.trees.token_tree import TokenTree
 
 

@@ -25,4 +25,6 @@ def flag_of(name: str) -> str:
 def at_least(name: str, value: int, least: int, example: int) -> None:
     """Raise UsageError if a settings field is below `least`; an example mends it."""
     if value < least:
-        raise UsageError(flag_of(name), value, f"must be at least {least}", f"try {flag_of(name)} {example}")
+        raise UsageError(
+            flag_of(name), value, f"must be at least {least}", f"try {flag_of(name)} {example}"
+        )

@@ -22,7 +22,9 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a file beside `path` to write to. It takes `path`'s place when the block ends, and is
     removed if the block fails or is stopped (Ctrl-C too). Raises OSError if it cannot be written,
     before the block if that can be seen."""
-    partial = Path(f"{os.fspath(path)}.{os.getpid()}.partial")  # two runs that write one file do not meet
+    partial = Path(
+        f"{os.fspath(path)}.{os.getpid()}.partial"
+    )  # two runs that write one file do not meet
     if Path(path).is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     partial.touch()

@@ -5,10 +5,10 @@ Every random number comes from one explicit CPU `torch.Generator`; the few unifo
 moved to where the probabilities are, so a seed means the same on every device. Losslessness rests
 on two facts of this file:
 
-- `to_probs` works in float32 or better. In half precision a token whose probability rounds to zero can still be drawn,
-  and a drawn token with q = 0 would always be accepted.
-- A token of probability zero is never drawn (see `invert`), and a draw uses the very numbers that verification will
-  read, so the proposal a rule is told is the law the token was drawn from.
+- `to_probs` works in float32 or better. In half precision a token whose probability rounds to zero
+  can still be drawn, and a drawn token with q = 0 would always be accepted.
+- A token of probability zero is never drawn (see `invert`), and a draw uses the very numbers that
+  verification will read, so the proposal a rule is told is the law the token was drawn from.
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-LEAST = 1e-30  # below it a divisor counts as this, so that not even a sum of such quotients overflows
+LEAST = (
+    1e-30  # below it a divisor counts as this, so that not even a sum of such quotients overflows
+)
 
 
 class NoMassError(ValueError):
     """A distribution without mass: the model's logits are NaN, or all -inf."""
 
     def __init__(self) -> None:
-        super().__init__("cannot draw: the distribution has no mass (the model's logits are NaN or all -inf)")
+        super().__init__(
+            "cannot draw: the distribution has no mass (the model's logits are NaN or all -inf)"
+        )
 
 
 def to_probs(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
@@ -79,7 +83,11 @@ def draw_distinct(probs: torch.Tensor, k: int, generator: torch.Generator) -> to
 def uniforms(k: int, probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """What `draw_by` needs for k draws from each row of probs [m, V]: float64 [m, k, 2] in [0, 1),
     on the rows' device."""
-    numbers = torch.rand(k, 2, len(probs), generator=generator, dtype=torch.float64).permute(2, 0, 1).contiguous()
+    numbers = (
+        torch.rand(k, 2, len(probs), generator=generator, dtype=torch.float64)
+        .permute(2, 0, 1)
+        .contiguous()
+    )
     return numbers.to(probs.device, non_blocking=True)
 
 
@@ -88,7 +96,9 @@ def draw_by(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     m, vocab = probs.shape
     width = math.ceil(math.sqrt(vocab))
     blocks = F.pad(probs, (0, -vocab % width)).view(m, -1, width)
-    if blocks.data_ptr() == probs.data_ptr():  # F.pad by nothing returns its input, which we must not write to
+    if (
+        blocks.data_ptr() == probs.data_ptr()
+    ):  # F.pad by nothing returns its input, which we must not write to
         blocks = blocks.clone()
     mass = blocks.sum(-1, dtype=torch.float64)
     return (_draw_on_cpu if probs.device.type == "cpu" else _draw_on_gpu)(blocks, mass, uniforms)
@@ -97,7 +107,10 @@ def draw_by(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
 def _draw_on_gpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """The loop of `draw_by`, without waiting for the device. It writes to its blocks [m, blocks,
     width] and mass."""
-    rows, zero = torch.arange(len(blocks), device=blocks.device), blocks.new_zeros(())  # no number from the host
+    rows, zero = (
+        torch.arange(len(blocks), device=blocks.device),
+        blocks.new_zeros(()),
+    )  # no number from the host
     tokens = torch.empty(uniforms.shape[:2], dtype=torch.int64, device=blocks.device)
     for j in range(uniforms.shape[1]):
         block, exhausted = invert(mass, uniforms[:, j, 0])

@@ -85,10 +85,27 @@ class Settings:
         _one_of("--values", self.values, VALUES)
         _one_of("--etv", self.etv, ETVS)
         _finite("--T", self.T, self.T >= 0, "a temperature is 0 (greedy) or more", "try --T 0.6")
-        _finite("--T", self.T, self.T == 0 or self.T > 1e-30, "is too small to divide by", "use --T 0 for greedy text")
+        _finite(
+            "--T",
+            self.T,
+            self.T == 0 or self.T > 1e-30,
+            "is too small to divide by",
+            "use --T 0 for greedy text",
+        )
         object.__setattr__(self, "T", self.T + 0.0)  # -0 is 0, and has its hash
-        _finite("--P", self.P, 0 < self.P <= 1, "top-p lies in (0, 1]", "use --P 1.0 to keep every token")
-        for name, example in (("M", 384), ("max_children", 8), ("prompt_len", 128), ("new_tokens", 128)):
+        _finite(
+            "--P",
+            self.P,
+            0 < self.P <= 1,
+            "top-p lies in (0, 1]",
+            "use --P 1.0 to keep every token",
+        )
+        for name, example in (
+            ("M", 384),
+            ("max_children", 8),
+            ("prompt_len", 128),
+            ("new_tokens", 128),
+        ):
             if (value := getattr(self, name)) is not None:
                 at_least(name, value, 1, example)
         if self.B != "auto":
@@ -96,21 +113,39 @@ class Settings:
                 raise UsageError("--B", self.B, "neither a whole number nor auto", "try --B 8")
             at_least("B", self.B, 1, 8)
             if self.B > 4096:
-                raise UsageError("--B", self.B, "no step pays for more than 4096 nodes", "try --B 64")
+                raise UsageError(
+                    "--B", self.B, "no step pays for more than 4096 nodes", "try --B 64"
+                )
         elif self.fill:
-            raise UsageError("--fill", True, "there is no budget to fill with --B auto", "name one, as in --B 64")
+            raise UsageError(
+                "--fill", True, "there is no budget to fill with --B auto", "name one, as in --B 64"
+            )
         if self.priors is not None and self.values == "own":
-            raise UsageError("--priors", self.priors, "--values own asks the draft alone", "leave one of the two out")
+            raise UsageError(
+                "--priors",
+                self.priors,
+                "--values own asks the draft alone",
+                "leave one of the two out",
+            )
         if self.max_depth is not None:
             at_least("max_depth", self.max_depth, 1, 4)
         if not 0 <= self.seed < 2**63:
             raise UsageError("--seed", self.seed, "outside 0 .. 2^63-1", "use --seed 0")
         if self.mode == "sTree" and self.growmap is None:
-            raise UsageError("--growmap", None, "sTree needs a tree shape", "try --growmap growmaps/4x8-tree.pt")
+            raise UsageError(
+                "--growmap", None, "sTree needs a tree shape", "try --growmap growmaps/4x8-tree.pt"
+            )
         if self.mode == "auto" and self.growmap is not None:
-            raise UsageError("--growmap", self.growmap, "auto mode drafts no tree", "leave it out, or use --mode sTree")
+            raise UsageError(
+                "--growmap",
+                self.growmap,
+                "auto mode drafts no tree",
+                "leave it out, or use --mode sTree",
+            )
         if self.mode == "auto" and self.use_bfs:
-            raise UsageError("--use_bfs", True, "auto mode verifies no tree", "leave it out, or use --mode dTree")
+            raise UsageError(
+                "--use_bfs", True, "auto mode verifies no tree", "leave it out, or use --mode dTree"
+            )
         if self.etv != "traversal" and not self.use_bfs:
             raise UsageError("--etv", self.etv, "ETV is off", "add --use_bfs")
         if self.etv == "reserved" and self.T > 0:
@@ -118,7 +153,9 @@ class Settings:
                 reason = "needs child counts fixed before drawing, which a dynamic tree has not"
                 raise UsageError("--etv", self.etv, reason, "use --mode sTree, or --etv traversal")
             if self.policy != "sampled":
-                raise UsageError("--etv", self.etv, "needs sampled children", "use --policy sampled")
+                raise UsageError(
+                    "--etv", self.etv, "needs sampled children", "use --policy sampled"
+                )
 
     @property
     def label(self) -> str:
@@ -130,7 +167,11 @@ class Settings:
         elif self.mode == "dTree":
             label += f" B={self.B}"
         if self.use_bfs:
-            label += " +ETV" if self.etv == "traversal" else f" +{self.etv}{'' if self.lossless else ' (lossy)'}"
+            label += (
+                " +ETV"
+                if self.etv == "traversal"
+                else f" +{self.etv}{'' if self.lossless else ' (lossy)'}"
+            )
         return label
 
     @property
@@ -195,7 +236,11 @@ def growmap_name(path: str) -> str:
 def _typed(name: str, value: object, kind: str) -> None:
     """Raise UsageError unless a field's value is of its kind; None is what some fields are when
     they are left out."""
-    right: dict[str, tuple[type, ...]] = {"a whole number": (int,), "a number": (int, float), "a text": (str,)}
+    right: dict[str, tuple[type, ...]] = {
+        "a whole number": (int,),
+        "a number": (int, float),
+        "a text": (str,),
+    }
     optional = value is None and name in ("M", "prompt_len", "max_depth", "growmap", "priors")
     if not optional and (not isinstance(value, right[kind]) or isinstance(value, bool)):
         raise UsageError(flag_of(name), repr(value), f"is not {kind}", f"give {kind}")
@@ -207,5 +252,7 @@ def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _finite(flag: str, value: float, ok: bool, reason: str, remedy: str) -> None:
-    if not ok or value == float("inf"):  # NaN fails every comparison, so `ok` is already False for it
+    if not ok or value == float(
+        "inf"
+    ):  # NaN fails every comparison, so `ok` is already False for it
         raise UsageError(flag, value, reason, remedy)

@@ -55,7 +55,9 @@ def usable(table: torch.Tensor) -> bool:
     return triton is not None and (table.is_cuda or INTERPRETED) and table.dtype == torch.float32
 
 
-def draw(q: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def draw(
+    q: torch.Tensor, uniforms: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`proposing.draw` on a GPU: q float32 [w, V], uniforms float64 [w, k, 2]. Returns tokens int64
     and masses [w, k], sums and sums of squares [w], float64."""
     rows, vocab = q.shape
@@ -70,7 +72,17 @@ def draw(q: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.T
     q, uniforms = q.contiguous(), uniforms.contiguous()
     _masses[(rows, blocks // CHUNK)](q, mass, squares, vocab, blocks, CHUNK=CHUNK, WIDTH=width)
     _draw[(rows,)](
-        q, uniforms, mass, tokens, masses, totals, vocab, k, BLOCKS=blocks, WIDTH=width, K=triton.next_power_of_2(k)
+        q,
+        uniforms,
+        mass,
+        tokens,
+        masses,
+        totals,
+        vocab,
+        k,
+        BLOCKS=blocks,
+        WIDTH=width,
+        K=triton.next_power_of_2(k),
     )
     return tokens, masses, totals, squares.sum(-1)
 
@@ -123,7 +135,9 @@ if triton is not None:
         threshold = uniform * tl.max(running, 0)
         positive = weights > 0
         first = tl.min(tl.where((running > threshold) & positive, places, SIZE), 0)
-        last = tl.max(tl.where(positive, places, -1), 0)  # if rounding leaves none above the threshold
+        last = tl.max(
+            tl.where(positive, places, -1), 0
+        )  # if rounding leaves none above the threshold
         return tl.where(first < SIZE, first, tl.where(last >= 0, last, SIZE))
 
     @triton.jit
@@ -215,7 +229,9 @@ if triton is not None:
             for rank in range(k):
                 here = ranks == rank
                 if tl.sum((here & sampled).to(tl.int32), 0) > 0:
-                    total_q = tl.maximum(free + tl.sum(tl.where(waits & sampled, of_q, 0.0), 0), TINY)
+                    total_q = tl.maximum(
+                        free + tl.sum(tl.where(waits & sampled, of_q, 0.0), 0), TINY
+                    )
                     own_p = tl.sum(tl.where(here, from_p, 0.0), 0)
                     own_q = tl.sum(tl.where(here, of_q, 0.0), 0)
                     left = tl.maximum(own_p - t * own_q, 0.0)

@@ -69,13 +69,18 @@ GEMMA_3N = HEAD | K(
     activation_sparsity_pattern=[0.0] * 4,
 )
 
-# Prompts of the test have 20 tokens, texts 50. A window of 8 is behind the prompt, 30 in the text, 200 beyond it.
+# Prompts of the test have 20 tokens, texts 50. A window of 8 is behind the prompt, 30 in the text,
+# 200 beyond it.
 SAME: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", K()),
     "llama to its last position": ("llama", K(max_position_embeddings=50)),
     "llama, yarn": (
         "llama",
-        K(rope_parameters=K(rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16)),
+        K(
+            rope_parameters=K(
+                rope_type="yarn", rope_theta=1e4, factor=4.0, original_max_position_embeddings=16
+            )
+        ),
     ),
     "qwen3": ("qwen3", HEAD),
     "qwen3_moe": ("qwen3_moe", HEAD | MOE),
@@ -92,11 +97,19 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3": ("phi3", K(sliding_window=None)),
     "phi3, LongRoPE, short": (
         "phi3",
-        PHI | K(original_max_position_embeddings=50, rope_parameters=LONG | K(original_max_position_embeddings=50)),
+        PHI
+        | K(
+            original_max_position_embeddings=50,
+            rope_parameters=LONG | K(original_max_position_embeddings=50),
+        ),
     ),
     "phi3, LongRoPE, long": (
         "phi3",
-        PHI | K(original_max_position_embeddings=18, rope_parameters=LONG | K(original_max_position_embeddings=18)),
+        PHI
+        | K(
+            original_max_position_embeddings=18,
+            rope_parameters=LONG | K(original_max_position_embeddings=18),
+        ),
     ),
     "phi3, window 8": ("phi3", K(sliding_window=8)),
     "deepseek_v2": ("deepseek_v2", MLA),
@@ -106,7 +119,10 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral, window 30": ("mistral", K(sliding_window=30)),
     "mistral, window 200": ("mistral", K(sliding_window=200)),
     "qwen2, window 8": ("qwen2", K(use_sliding_window=True, sliding_window=8, max_window_layers=0)),
-    "qwen2, window 30 above": ("qwen2", K(use_sliding_window=True, sliding_window=30, max_window_layers=1)),
+    "qwen2, window 30 above": (
+        "qwen2",
+        K(use_sliding_window=True, sliding_window=30, max_window_layers=1),
+    ),
     "starcoder2, window 8": ("starcoder2", K(sliding_window=8)),
     "ministral, window 30": ("ministral", HEAD | K(sliding_window=30)),
     "gemma2, window 8": ("gemma2", GEMMA | K(sliding_window=8)),
@@ -152,7 +168,9 @@ def build(kind: str, config: dict[str, Any], *, seed: int = 0, std: float = 0.4)
     """A model in float32 whose weights are drawn by name, so that a seed is one model."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(BASE | config)))
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(kind, **(BASE | config))
+        )
     draws = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, parameter in sorted(model.named_parameters()):
@@ -163,7 +181,9 @@ def build(kind: str, config: dict[str, Any], *, seed: int = 0, std: float = 0.4)
     return model.float().eval()
 
 
-def blurred(model: PreTrainedModel, kind: str, config: dict[str, Any], *, std: float) -> PreTrainedModel:
+def blurred(
+    model: PreTrainedModel, kind: str, config: dict[str, Any], *, std: float
+) -> PreTrainedModel:
     """A draft that is right now and then: the model, a little off."""
     draft, draws = build(kind, config), torch.Generator().manual_seed(5)
     with torch.no_grad():

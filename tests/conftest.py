@@ -32,7 +32,9 @@ DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
 
 
-def tiny_model(architecture: str, *, layers: int = 2, seed: int = 0, vocab: int = VOCAB) -> PreTrainedModel:
+def tiny_model(
+    architecture: str, *, layers: int = 2, seed: int = 0, vocab: int = VOCAB
+) -> PreTrainedModel:
     """A random causal LM in float32 whose next-token distributions are far from uniform."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -69,7 +71,11 @@ def tiny_tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="</s>"
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
     )
 
 
@@ -85,7 +91,10 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[st
     not equal."""
     root = tmp_path_factory.mktemp("models")
     return {
-        name: (save_model(root / f"{name}-draft", name, layers=1), save_model(root / f"{name}-target", name))
+        name: (
+            save_model(root / f"{name}-draft", name, layers=1),
+            save_model(root / f"{name}-target", name),
+        )
         for name in ARCHITECTURES
     }
 
@@ -100,7 +109,11 @@ def pair(tiny_folders: dict[str, tuple[str, str]]) -> list[str]:
 def prompts(tmp_path: Path) -> str:
     path = tmp_path / "prompts.jsonl"
     rows = [
-        {"id": f"p{i}", "kind": "test", "text": " ".join(f"w{3 + (i * 7 + j) % 90}" for j in range(20))}
+        {
+            "id": f"p{i}",
+            "kind": "test",
+            "text": " ".join(f"w{3 + (i * 7 + j) % 90}" for j in range(20)),
+        }
         for i in range(4)
     ]
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")

@@ -11,7 +11,11 @@ from dynasurge.experiments.schema import PHASES
 
 
 def view(
-    path: tuple[int, ...], *, bottom_up: bool = False, rule: str = "topdown", beyond: tuple[int, ...] = ()
+    path: tuple[int, ...],
+    *,
+    bottom_up: bool = False,
+    rule: str = "topdown",
+    beyond: tuple[int, ...] = (),
 ) -> StepView:
     """0 -> 1 -> (3 -> 6, 4 -> 7, 5)
     0 -> 2 -> 8"""

@@ -26,7 +26,9 @@ Table = Callable[[tuple[int, ...]], list[float]]
 Law = dict[tuple[int, ...], float]
 
 
-def random_table(seed: int, vocab: int = VOCAB, sharpness: float = 1.5, zeros: bool = False) -> Table:
+def random_table(
+    seed: int, vocab: int = VOCAB, sharpness: float = 1.5, zeros: bool = False
+) -> Table:
     """A language model: next-token probabilities for every context, different for each, float64."""
     rows: dict[tuple[int, ...], list[float]] = {}
 
@@ -123,7 +125,9 @@ def scripted(monkeypatch: Any) -> None:
     """Let a Script decide every draw of the library."""
     monkeypatch.setattr(probabilities, "draw_distinct", _scripted_distinct)
     monkeypatch.setattr(probabilities, "uniforms", lambda k, probs, script: (k, script))
-    monkeypatch.setattr(probabilities, "draw_by", lambda probs, chance: _scripted_distinct(probs, *chance))
+    monkeypatch.setattr(
+        probabilities, "draw_by", lambda probs, chance: _scripted_distinct(probs, *chance)
+    )
     monkeypatch.setattr(probabilities, "draw", lambda probs, script: script.choose(probs.tolist()))
 
 
@@ -178,7 +182,11 @@ def total_variation(a: Law, b: Law) -> float:
 
 
 def verify_law(
-    trees: Iterator[tuple[float, TokenTree, Any]], rule: Rule, target: Table, prompt: tuple[int, ...], length: int
+    trees: Iterator[tuple[float, TokenTree, Any]],
+    rule: Rule,
+    target: Table,
+    prompt: tuple[int, ...],
+    length: int,
 ) -> Law:
     """The emitted law of trees [(weight, tree, q)] verified by `rule`; equal trees are merged
     first."""
@@ -193,7 +201,11 @@ def verify_law(
             law = rule(tree, p, q)
             for node, chance in enumerate(law.stop.tolist()):
                 if chance > 0:
-                    yield weight * chance, path_tokens(tree, node), law.bonus(torch.tensor([node]))[0]
+                    yield (
+                        weight * chance,
+                        path_tokens(tree, node),
+                        law.bonus(torch.tensor([node]))[0],
+                    )
 
     return emitted_law(outcomes(), target, prompt, length)
 

@@ -70,7 +70,9 @@ def _table(costs: Costs) -> str:
     growth reckons."""
     rows = [("width", "target ms", "draft ms", "ms a node")]
     before = (0, 0.0)
-    for width, target, draft in zip(costs.widths, costs.target_seconds, costs.draft_seconds, strict=True):
+    for width, target, draft in zip(
+        costs.widths, costs.target_seconds, costs.draft_seconds, strict=True
+    ):
         now = (width, costs.target(width - 1))
         price = f"{1e3 * (now[1] - before[1]) / (now[0] - before[0]):.3f}" if width > 1 else "-"
         rows.append((str(width), f"{1e3 * target:.2f}", f"{1e3 * draft:.2f}", price))
@@ -87,18 +89,29 @@ def _acceptance(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("file", metavar="FILE", help="the .json file to write")
     model_flags(parser)
-    parser.add_argument("--data", default=DEMO, metavar="NAME", help="prompts, as for --dataset (default: %(default)s)")
     parser.add_argument(
-        "--priors", metavar="FILE", help="what the trees are grown by; a second round from the first's FILE settles it"
+        "--data",
+        default=DEMO,
+        metavar="NAME",
+        help="prompts, as for --dataset (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--priors",
+        metavar="FILE",
+        help="what the trees are grown by; a second round from the first's FILE settles it",
     )
     args = parser.parse_args(arguments)
     start, prompts = load_priors(args.priors), load_prompts(args.data)
     try:
         with write_whole(args.file) as partial:
             pair = load_pair(**pair_options(args))
-            with tqdm(total=len(rounds()) * len(prompts), unit="prompt", disable=None, dynamic_ncols=True) as bar:
+            with tqdm(
+                total=len(rounds()) * len(prompts), unit="prompt", disable=None, dynamic_ncols=True
+            ) as bar:
                 curves = calibrate(pair, prompts, start, bar.update)
             partial.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise UsageError("FILE", args.file, f"cannot be written ({error})", "name a writable path") from error
+        raise UsageError(
+            "FILE", args.file, f"cannot be written ({error})", "name a writable path"
+        ) from error
     print(f"written: {args.file}")

@@ -76,7 +76,9 @@ def _summary(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, 
     return summary.write_summary(Path(args.output), summaries, about) if args.output else []
 
 
-def _compared(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, Any]) -> list[Path]:
+def _compared(
+    args: argparse.Namespace, evaluation: Evaluation, about: dict[str, Any]
+) -> list[Path]:
     """The closing table, and a figure of it."""
     written = _summary(args, evaluation, about)
     if not args.output:

@@ -25,8 +25,19 @@ def figures_command(arguments: Sequence[str]) -> int:
     UsageError."""
     parser = Parser(prog="dynasurge figures", description=(__doc__ or "").partition("\n\n")[0])
     add = parser.add_argument
-    add("records", nargs="?", default="figures/data", metavar="FOLDER", help="evidence (default: %(default)s)")
-    add("--output", default="figures", metavar="DIR", help="where PNG and SVG files go (default: %(default)s)")
+    add(
+        "records",
+        nargs="?",
+        default="figures/data",
+        metavar="FOLDER",
+        help="evidence (default: %(default)s)",
+    )
+    add(
+        "--output",
+        default="figures",
+        metavar="DIR",
+        help="where PNG and SVG files go (default: %(default)s)",
+    )
     add("--notebooks", default="notebooks", metavar="DIR", help="(default: %(default)s)")
     args = parser.parse_args(arguments)
     evidence = Evidence.read(args.records)
@@ -35,7 +46,9 @@ def figures_command(arguments: Sequence[str]) -> int:
         evidence.probe(name)
     books = sorted(Path(args.notebooks).glob("*.ipynb"))
     if not books:
-        raise UsageError("--notebooks", args.notebooks, "holds no notebook", "name the folder that does")
+        raise UsageError(
+            "--notebooks", args.notebooks, "holds no notebook", "name the folder that does"
+        )
     output = made(Path(args.output)).resolve()
     wanted = {"records": str(Path(args.records).resolve()), "output": str(output)}
     for path in books:

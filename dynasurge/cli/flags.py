@@ -32,11 +32,15 @@ class Parser(argparse.ArgumentParser):
     """argparse, but a mistake costs one line and flags are never abbreviated."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs
+        )
 
     def error(self, message: str) -> NoReturn:
         field, _, reason = message.partition(": ")
-        raise UsageError(self.prog, field, reason or "cannot be understood", f"see {self.prog} --help")
+        raise UsageError(
+            self.prog, field, reason or "cannot be understood", f"see {self.prog} --help"
+        )
 
 
 def model_flags(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +52,12 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"draft model: hub name (NAME@REVISION) or folder {default}",
     )
-    add("--target", default=DEFAULTS["target"], metavar="NAME", help=f"target model: hub name or folder {default}")
+    add(
+        "--target",
+        default=DEFAULTS["target"],
+        metavar="NAME",
+        help=f"target model: hub name or folder {default}",
+    )
     add(
         "--trust-remote-code",
         action="store_true",
@@ -80,7 +89,11 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
     def add(flag: str, **options: Any) -> None:
         if flag.removeprefix("--") in several:
             first = options["default"]
-            many = options["help"].replace("%(default)s", str(first)).replace(" (default", "; one or more (default")
+            many = (
+                options["help"]
+                .replace("%(default)s", str(first))
+                .replace(" (default", "; one or more (default")
+            )
             options |= {"default": [first], "nargs": "+", "help": many}
         parser.add_argument(flag, **options)
 
@@ -97,8 +110,20 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
         action="store_true",
         help="on a GPU: let torch.compile fuse small kernels before steps are captured, which takes two to four minutes",
     )
-    add("--T", type=float, default=DEFAULTS["T"], metavar="X", help=f"temperature; 0 is greedy {default}")
-    add("--P", type=float, default=DEFAULTS["P"], metavar="X", help=f"top-p, in (0, 1]; 1 keeps every token {default}")
+    add(
+        "--T",
+        type=float,
+        default=DEFAULTS["T"],
+        metavar="X",
+        help=f"temperature; 0 is greedy {default}",
+    )
+    add(
+        "--P",
+        type=float,
+        default=DEFAULTS["P"],
+        metavar="X",
+        help=f"top-p, in (0, 1]; 1 keeps every token {default}",
+    )
     add(
         "--dataset",
         default="demo",
@@ -107,12 +132,32 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
         f".csv or .parquet file {default}",
     )
     add("--start", default=0, help=f"first prompt, counted from 0 {default}", **number)
-    add("--end", default=None, help=f"one past the last prompt (default: at most {DEFAULT_ROWS} prompts)", **number)
-    add("--prompt-len", default=DEFAULTS["prompt_len"], help=f"prompts are cut to N tokens {default}", **number)
+    add(
+        "--end",
+        default=None,
+        help=f"one past the last prompt (default: at most {DEFAULT_ROWS} prompts)",
+        **number,
+    )
+    add(
+        "--prompt-len",
+        default=DEFAULTS["prompt_len"],
+        help=f"prompts are cut to N tokens {default}",
+        **number,
+    )
     short = f"prompts of fewer than N tokens are left out, and counted {default}"
     add("--min-prompt-len", default=1, help=short, **number)
-    add("--new-tokens", default=DEFAULTS["new_tokens"], help=f"generate up to N tokens {default}", **number)
-    add("--M", default=DEFAULTS["M"], help=f"cache length: prompt + new tokens + tree must fit {default}", **number)
+    add(
+        "--new-tokens",
+        default=DEFAULTS["new_tokens"],
+        help=f"generate up to N tokens {default}",
+        **number,
+    )
+    add(
+        "--M",
+        default=DEFAULTS["M"],
+        help=f"cache length: prompt + new tokens + tree must fit {default}",
+        **number,
+    )
     add(
         "--B",
         type=budget,
@@ -121,7 +166,11 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
         help="dTree: at most N drafted nodes a tree, root not counted; auto: as many as pay for their time here "
         f"{default}",
     )
-    add("--fill", action="store_true", help="dTree: spend the whole budget, whether or not a node pays for its time")
+    add(
+        "--fill",
+        action="store_true",
+        help="dTree: spend the whole budget, whether or not a node pays for its time",
+    )
     add(
         "--values",
         choices=VALUES,
@@ -141,9 +190,17 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
         default=DEFAULTS["lookup"],
         help=f"dTree: also propose what followed the last tokens earlier in the text {default}",
     )
-    add("--max-depth", default=None, help=f"dTree: at most N levels (default: {AUTO_DEPTH})", **number)
     add(
-        "--max-children", default=DEFAULTS["max_children"], help=f"dTree: at most N children a node {default}", **number
+        "--max-depth",
+        default=None,
+        help=f"dTree: at most N levels (default: {AUTO_DEPTH})",
+        **number,
+    )
+    add(
+        "--max-children",
+        default=DEFAULTS["max_children"],
+        help=f"dTree: at most N children a node {default}",
+        **number,
     )
     add(
         "--policy",
@@ -164,9 +221,22 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
         help="the rule of --use_bfs: traversal; reserved: never shorter than top-down, sampled static trees only; bfs: the "
         f"original prototype's, which changes the text's distribution (lossy) {default}",
     )
-    add("--seed", default=DEFAULTS["seed"], help=f"the same seed gives the same text {default}", **number)
-    add("--output", metavar="DIR", help="write records.jsonl and what it comes to there; run again to resume")
-    add("--verbose", action="store_true", help="print each prompt's text and acceptance as it is done")
+    add(
+        "--seed",
+        default=DEFAULTS["seed"],
+        help=f"the same seed gives the same text {default}",
+        **number,
+    )
+    add(
+        "--output",
+        metavar="DIR",
+        help="write records.jsonl and what it comes to there; run again to resume",
+    )
+    add(
+        "--verbose",
+        action="store_true",
+        help="print each prompt's text and acceptance as it is done",
+    )
 
 
 def growmaps_flag(parser: argparse.ArgumentParser) -> None:

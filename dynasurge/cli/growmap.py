@@ -64,8 +64,12 @@ def _optimise(arguments: Sequence[str]) -> None:
         epilog="example:\n  dynasurge growmap optimise --acceptance 0.6,0.2,0.1 --nodes 63 --depth 10 tree.pt",
     )
     parser.add_argument("--acceptance", metavar="LIST", required=True, help=ACCEPTANCE_HELP)
-    parser.add_argument("--nodes", type=int, metavar="N", required=True, help="at most N nodes, root not counted")
-    parser.add_argument("--depth", type=int, metavar="N", required=True, help="at most N levels below the root")
+    parser.add_argument(
+        "--nodes", type=int, metavar="N", required=True, help="at most N nodes, root not counted"
+    )
+    parser.add_argument(
+        "--depth", type=int, metavar="N", required=True, help="at most N levels below the root"
+    )
     parser.add_argument("file", metavar="FILE", help="the .pt file to write")
     args = parser.parse_args(arguments)
     acceptance = read_acceptance(args.acceptance)
@@ -76,10 +80,15 @@ def _optimise(arguments: Sequence[str]) -> None:
 
 
 def _show(arguments: Sequence[str]) -> None:
-    parser = Parser(prog="dynasurge growmap show", description="Print a growmap: its levels, and the tree as text.")
+    parser = Parser(
+        prog="dynasurge growmap show",
+        description="Print a growmap: its levels, and the tree as text.",
+    )
     parser.add_argument("file", metavar="FILE", help="a .pt growmap")
     parser.add_argument(
-        "--acceptance", metavar="LIST", help=f"print the expected accepted length, too. {ACCEPTANCE_HELP}"
+        "--acceptance",
+        metavar="LIST",
+        help=f"print the expected accepted length, too. {ACCEPTANCE_HELP}",
     )
     args = parser.parse_args(arguments)
     growmap = load_growmap(args.file)
@@ -97,10 +106,13 @@ def _show(arguments: Sequence[str]) -> None:
 
 def _draw(arguments: Sequence[str]) -> None:
     parser = Parser(
-        prog="dynasurge growmap draw", description="Draw a growmap: root on top, siblings in drawing order."
+        prog="dynasurge growmap draw",
+        description="Draw a growmap: root on top, siblings in drawing order.",
     )
     parser.add_argument("file", metavar="FILE", help="a .pt growmap")
-    parser.add_argument("--output", metavar="PICTURE", required=True, help="the .png or .svg file to write")
+    parser.add_argument(
+        "--output", metavar="PICTURE", required=True, help="the .png or .svg file to write"
+    )
     args = parser.parse_args(arguments)
     growmap = load_growmap(args.file)
 
@@ -111,7 +123,11 @@ def _draw(arguments: Sequence[str]) -> None:
     print(f"written: {args.output}")
 
 
-FORMS: dict[str, Callable[[Sequence[str]], None]] = {"optimise": _optimise, "show": _show, "draw": _draw}
+FORMS: dict[str, Callable[[Sequence[str]], None]] = {
+    "optimise": _optimise,
+    "show": _show,
+    "draw": _draw,
+}
 
 
 def read_acceptance(text: str) -> Acceptance:
@@ -122,7 +138,9 @@ def read_acceptance(text: str) -> Acceptance:
         try:
             return [float(entry) for entry in text.split(",")]
         except ValueError as error:
-            raise UsageError("--acceptance", text, "not numbers with commas between", remedy) from error
+            raise UsageError(
+                "--acceptance", text, "not numbers with commas between", remedy
+            ) from error
     try:
         data = json.loads(Path(text).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -143,7 +161,9 @@ def sketch(growmap: Growmap) -> str:
         shapes[u] = known.setdefault(tuple(shapes[child] for child in children[u]), len(known))
 
     lines: list[str] = []
-    waiting = [("", "", [0])]  # in front of the line, in front of the lines below it, siblings alike
+    waiting = [
+        ("", "", [0])
+    ]  # in front of the line, in front of the lines below it, siblings alike
     while waiting:
         mark, indent, alike = waiting.pop()
         chain = alike[:1]

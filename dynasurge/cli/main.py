@@ -24,7 +24,9 @@ from dynasurge.errors import UsageError
 
 RESUME = "finished prompts are kept, run the same command to go on"
 LOST = "nothing was kept; with --output DIR a stopped run goes on where it was"
-COMMANDS = {  # the word: its module, imported only then, for some load torch; and what is said where it was stopped
+# the word: its module, imported only then, for some load torch; and what is said where it was
+# stopped
+COMMANDS = {
     "compare": ("decode", None),
     "sweep": ("sweep", RESUME),
     "growmap": ("growmap", "nothing was written"),

@@ -34,23 +34,44 @@ def publish_command(arguments: Sequence[str]) -> int:
     """Probe finished sweeps and publish their numbers; returns the exit code. Raises UsageError."""
     parser = Parser(prog=COMMAND, description=(__doc__ or "").partition("\n\n")[0])
     add = parser.add_argument
-    add("folders", nargs="+", metavar="FOLDER", help="what `dynasurge sweep` wrote; costs and texts are the first's")
-    add("--output", required=True, metavar="DIR", help="where the numbers go; figures/data holds the published ones")
+    add(
+        "folders",
+        nargs="+",
+        metavar="FOLDER",
+        help="what `dynasurge sweep` wrote; costs and texts are the first's",
+    )
+    add(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="where the numbers go; figures/data holds the published ones",
+    )
     add("--machine", help="its name in captions (default: what the rows say)")
     for name, default, what in SIZES:
-        add(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+        add(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})"
+        )
     args = parser.parse_args(arguments)
     for name, default, _ in SIZES:
         at_least(name, getattr(args, name), 1, default)
     output = Path(args.output)
     if output.resolve() in [Path(folder).resolve() for folder in args.folders]:
-        raise UsageError("--output", output, "is the sweep's own folder", f"try --output {output}-numbers")
+        raise UsageError(
+            "--output", output, "is the sweep's own folder", f"try --output {output}-numbers"
+        )
     made(output)
     evidence = Evidence.read(*args.folders)
     first = labelled(load_frame(args.folders[0]))
     if not set(TEXT) <= set(first):
-        raise UsageError("folder", args.folders[0], "holds no texts, it was published", "name the sweep's own folder")
-    names = {name: str(first[name].iloc[0]) for name in ("draft", "target", "device", "dtype", "commit")}
+        raise UsageError(
+            "folder",
+            args.folders[0],
+            "holds no texts, it was published",
+            "name the sweep's own folder",
+        )
+    names = {
+        name: str(first[name].iloc[0]) for name in ("draft", "target", "device", "dtype", "commit")
+    }
     spread = first["device_map"].iloc[0]
     device_map = spread if isinstance(spread, str) else None  # a table's missing value is not None
     pair = load_pair(names["draft"], names["target"], dtype=names["dtype"], device_map=device_map)
@@ -65,7 +86,9 @@ def publish_command(arguments: Sequence[str]) -> int:
         "machine": args.machine or names["device"],
         "date": str(first["date"].max()),
         "commit": names["commit"],
-        "commands": "; ".join(filter(None, [*map(_command, args.folders), shlex.join([*COMMAND.split(), *arguments])])),
+        "commands": "; ".join(
+            filter(None, [*map(_command, args.folders), shlex.join([*COMMAND.split(), *arguments])])
+        ),
     }
     dataclasses.replace(evidence, probes=tables, about=about).write(output)
     return 0

@@ -34,11 +34,19 @@ def plain_name(dataset: str) -> str:
 def plan_of(args: argparse.Namespace, **axes: Any) -> list[Settings]:
     """The grid that parsed flags span. axes: those of grid.AXES that are not lists in `args`."""
     axes |= {"use_bfs": [False, True] if args.use_bfs else [False]}
-    lists: dict[str, Any] = {name: axes[name] if name in axes else getattr(args, name, MODES) for name in AXES}
-    return grid(**lists, etv=args.etv, **{name: getattr(args, name) for name in DEFAULTS if name not in (*AXES, "etv")})
+    lists: dict[str, Any] = {
+        name: axes[name] if name in axes else getattr(args, name, MODES) for name in AXES
+    }
+    return grid(
+        **lists,
+        etv=args.etv,
+        **{name: getattr(args, name) for name in DEFAULTS if name not in (*AXES, "etv")},
+    )
 
 
-def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str], close: Close) -> int:
+def evaluate(
+    args: argparse.Namespace, plan: list[Settings], datasets: list[str], close: Close
+) -> int:
     """Check everything cheap before anything slow, load, run with a progress bar. `close` says and
     writes what the rows come to: it gets the flags, the finished evaluation and where its numbers
     come from, and returns the files it wrote."""
@@ -55,13 +63,27 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
         load_priors(settings.priors)
     if not 1 <= args.min_prompt_len <= args.prompt_len:
         reason = f"outside 1 .. --prompt-len {args.prompt_len}, what prompts are cut to"
-        raise UsageError("--min-prompt-len", args.min_prompt_len, reason, f"try --min-prompt-len {args.prompt_len}")
+        raise UsageError(
+            "--min-prompt-len",
+            args.min_prompt_len,
+            reason,
+            f"try --min-prompt-len {args.prompt_len}",
+        )
     processes, device = join(args.device, args.device_map)
     output = Path(args.output) if args.output else None
     if processes.count > 1 and output is None:
-        raise UsageError("--output", None, "several processes put their rows in one folder", "try --output runs/mine")
-    if output is not None and _exists(output) and processes.main:  # look into it before anything is loaded
-        RecordFile(output, {run_name(settings, name) for settings in plan for name in datasets}).close()
+        raise UsageError(
+            "--output",
+            None,
+            "several processes put their rows in one folder",
+            "try --output runs/mine",
+        )
+    if (
+        output is not None and _exists(output) and processes.main
+    ):  # look into it before anything is loaded
+        RecordFile(
+            output, {run_name(settings, name) for settings in plan for name in datasets}
+        ).close()
     processes.wait()
     data = {dataset: load_prompts(dataset, args.start, args.end) for dataset in datasets}
 
@@ -72,14 +94,18 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
     from dynasurge.models.pair import load_pair
 
     pair = load_pair(**pair_options(args) | {"device": device}, device_map=args.device_map)
-    with Evaluation(pair, plan, data, output, min_prompt_len=args.min_prompt_len, processes=processes) as evaluation:
+    with Evaluation(
+        pair, plan, data, output, min_prompt_len=args.min_prompt_len, processes=processes
+    ) as evaluation:
         silent = None if processes.main else True
         if processes.main:
             print(summary.memory(evaluation.engines, evaluation.capture_seconds))
         with tqdm(total=len(evaluation), unit="run", disable=silent, dynamic_ncols=True) as bar:
             for done in evaluation.run():
                 bar.update()
-                bar.set_postfix_str(f"{done.row['label']}: {summary.tokens_per_step(done.row):.2f} tokens/step")
+                bar.set_postfix_str(
+                    f"{done.row['label']}: {summary.tokens_per_step(done.row):.2f} tokens/step"
+                )
                 if args.verbose:
                     bar.write(summary.verbose(done.row), file=sys.stdout)
         if not processes.main:
@@ -88,7 +114,9 @@ def evaluate(args: argparse.Namespace, plan: list[Settings], datasets: list[str]
             print(line)
         for line in summary.cut(evaluation.cut, data, args.prompt_len):
             print(line)
-        written = close(args, evaluation, summary.about(pair, ", ".join(datasets), evaluation.skipped))
+        written = close(
+            args, evaluation, summary.about(pair, ", ".join(datasets), evaluation.skipped)
+        )
     if output is not None:
         print("written: " + ", ".join(str(path) for path in [output / "records.jsonl", *written]))
     return 0

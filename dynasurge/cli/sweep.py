@@ -38,12 +38,16 @@ def sweep_command(arguments: Sequence[str]) -> int:
     """Run `dynasurge sweep` with the arguments after that word; returns the exit code."""
     args = sweep_parser().parse_args(arguments)
     if not args.output:
-        raise UsageError("--output", None, "a sweep is a folder of records", "try --output runs/sweep")
+        raise UsageError(
+            "--output", None, "a sweep is a folder of records", "try --output runs/sweep"
+        )
     datasets = list(dict.fromkeys(map(plain_name, args.dataset)))
     names = [Path(dataset).stem for dataset in datasets]
     for dataset, name in zip(datasets, names, strict=True):
         if names.count(name) > 1:
-            raise UsageError("--dataset", dataset, "two files of one name make one table", "rename one of them")
+            raise UsageError(
+                "--dataset", dataset, "two files of one name make one table", "rename one of them"
+            )
     return evaluate(args, plan_of(args), datasets, _results)
 
 
@@ -70,11 +74,21 @@ def _results(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, 
     table = results_table(frame)
     print(table)
     made = summary.made_with(about)
-    short = [f"{name}: rows {', '.join(map(str, rows))}" for name, rows in about["skipped"].items() if rows]
-    left_out = f"Left out, fewer than {args.min_prompt_len} tokens: {'; '.join(short)}.\n\n" if short else ""
+    short = [
+        f"{name}: rows {', '.join(map(str, rows))}"
+        for name, rows in about["skipped"].items()
+        if rows
+    ]
+    left_out = (
+        f"Left out, fewer than {args.min_prompt_len} tokens: {'; '.join(short)}.\n\n"
+        if short
+        else ""
+    )
     mixed = summary.origins(frame)
     print(mixed, end="")
-    body = f"{table}\n{left_out}{mixed}{made}, commit {about['commit']}:\n\n    {about['command']}\n"
+    body = (
+        f"{table}\n{left_out}{mixed}{made}, commit {about['commit']}:\n\n    {about['command']}\n"
+    )
     with write_output(output / "results.md") as partial:
         partial.write_text(body, encoding="utf-8")
     written = [output / "records.parquet", output / "results.md"]

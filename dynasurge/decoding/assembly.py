@@ -30,7 +30,9 @@ from dynasurge.verification.prototype import bfs
 from dynasurge.verification.rules import RULES
 
 CAPTURED_RULES = ("topdown", "traversal")
-LARGEST = 1 << 14  # slots of a level, and entries of all nodes' paths; larger trees are made node by node
+LARGEST = (
+    1 << 14
+)  # slots of a level, and entries of all nodes' paths; larger trees are made node by node
 SIZES = (16, 32, 64, 128)  # nodes that a captured pass has room for, then multiples of the last
 
 
@@ -55,8 +57,17 @@ def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
         return StaticShape(growmap)
     depth = growmap.depth if growmap is not None else settings.depth_bound
     if depth < 1:
-        raise UsageError("--growmap", settings.growmap, "is a root alone", "name a deeper one, or use --mode auto")
-    bounds: dict[str, Any] = {"budget": settings.budget, "max_depth": depth, "max_children": settings.max_children}
+        raise UsageError(
+            "--growmap",
+            settings.growmap,
+            "is a root alone",
+            "name a deeper one, or use --mode auto",
+        )
+    bounds: dict[str, Any] = {
+        "budget": settings.budget,
+        "max_depth": depth,
+        "max_children": settings.max_children,
+    }
     if settings.T == 0 or settings.policy != "sampled":
         bounds["later_child"] = 1.0
     return BestFirst(**bounds) if settings.fill or costs is None else Thrifty(**bounds, costs=costs)
@@ -65,7 +76,9 @@ def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
 def can_capture(pair: Pair) -> bool:
     """Whether steps of this pair can be captured: on a GPU, unless a model is spread over
     several."""
-    return pair.target.device.type == "cuda" and all(len(places(model)) < 2 for model in (pair.target, pair.draft))
+    return pair.target.device.type == "cuda" and all(
+        len(places(model)) < 2 for model in (pair.target, pair.draft)
+    )
 
 
 def make_layout(settings: Settings, shape: Shape) -> Layout:
@@ -73,7 +86,9 @@ def make_layout(settings: Settings, shape: Shape) -> Layout:
     if settings.mode == "sTree" and settings.growmap is not None:
         growmap = load_growmap(settings.growmap)
         return growmap_layout(growmap.children, growmap.depths)
-    children = max(2, min(settings.max_children, shape.max_nodes))  # one may be a copy, or the one behind a point
+    children = max(
+        2, min(settings.max_children, shape.max_nodes)
+    )  # one may be a copy, or the one behind a point
     return Layout(depth=shape.max_depth, width=FRONTIER, children=children)
 
 
@@ -88,11 +103,18 @@ def can_hold(settings: Settings, shape: Shape) -> bool:
 def captured_size(shape: Shape) -> int:
     """Nodes that a captured pass over the largest tree of this shape has room for: few sizes make
     few graphs."""
-    return next((size for size in SIZES if size >= shape.max_nodes), -(-shape.max_nodes // SIZES[-1]) * SIZES[-1])
+    return next(
+        (size for size in SIZES if size >= shape.max_nodes),
+        -(-shape.max_nodes // SIZES[-1]) * SIZES[-1],
+    )
 
 
 def make_trees(
-    settings: Settings, shape: Shape, acceptance: Acceptance | None, costs: Costs | None, device: torch.device
+    settings: Settings,
+    shape: Shape,
+    acceptance: Acceptance | None,
+    costs: Costs | None,
+    device: torch.device,
 ) -> Trees:
     """What a captured decoder grows under these settings."""
     assert acceptance is not None
@@ -113,7 +135,11 @@ def make_trees(
         policy=settings.policy if settings.T > 0 else "topk",
         budget=shape.max_nodes,
         pace=Pace(
-            sizes=(*sizes, largest), budget=shape.max_nodes, max_depth=layout.depth, costs=paid, fixed=not dynamic
+            sizes=(*sizes, largest),
+            budget=shape.max_nodes,
+            max_depth=layout.depth,
+            costs=paid,
+            fixed=not dynamic,
         ),
         acceptance=acceptance,
         growmap=growmap,

@@ -15,7 +15,9 @@ from dynasurge.drafting.growth import Draft
 from dynasurge.drafting.tree_budget import Slot
 from dynasurge.trees.token_tree import TokenTree
 
-HEAD = 3  # numbers that come back of a step: the node where the path ends, its depth, the bonus token;
+HEAD = (
+    3  # numbers that come back of a step: the node where the path ends, its depth, the bonus token;
+)
 COLUMNS = 8  # and of each node: see `closing`
 
 
@@ -56,7 +58,9 @@ class Inputs:
         self.table, self.cut, self.uniforms, self.last = (
             part.view(shape) for part, shape in zip(self._device.split(sizes), shapes, strict=True)
         )
-        self._host = [pinned(sum(sizes), device) for _ in range(2)]  # one is being sent while the other is filled
+        self._host = [
+            pinned(sum(sizes), device) for _ in range(2)
+        ]  # one is being sent while the other is filled
 
     def fill(self, generator: torch.Generator, trees: Trees | None) -> torch.Tensor:
         """What the next step will be told."""
@@ -101,7 +105,14 @@ def closing(
     tokens, *numbers = (part[slot] for part in of_slots)
     told = (end, depth, bonus, emitted, exists, tokens, parent, *numbers, stop)
     packed = torch.cat([part.double() for part in told])
-    return packed, emitted, length + levels, length + of_target, length + of_draft, length + depth + 1
+    return (
+        packed,
+        emitted,
+        length + levels,
+        length + of_target,
+        length + of_draft,
+        length + depth + 1,
+    )
 
 
 class Outcome:
@@ -110,14 +121,20 @@ class Outcome:
     def __init__(self, numbers: np.ndarray, levels: int) -> None:
         self.end, self.depth, self.bonus = (int(number) for number in numbers[:HEAD])
         self.emitted = [int(token) for token in numbers[HEAD : HEAD + levels]]
-        self._nodes = numbers[HEAD + levels + 1 :].reshape(COLUMNS, -1).copy() if len(numbers) > HEAD else None
+        self._nodes = (
+            numbers[HEAD + levels + 1 :].reshape(COLUMNS, -1).copy()
+            if len(numbers) > HEAD
+            else None
+        )
         self.stop = self._nodes[-1] if self._nodes is not None else np.ones(1)
 
     def draft(self, passes: int, *, static: bool) -> Draft:
         """The tree as the rest of the package knows it."""
         assert self._nodes is not None
         count = int(self._nodes[0].sum())
-        _, token, parent, proposal, kind, x, value, _ = (row[:count].tolist() for row in self._nodes)
+        _, token, parent, proposal, kind, x, value, _ = (
+            row[:count].tolist() for row in self._nodes
+        )
         tree = TokenTree(
             tokens=tuple(int(t) for t in token),
             parents=tuple(int(p) for p in parent),
@@ -125,7 +142,9 @@ class Outcome:
             point=tuple(node == 0 or k >= POINT for node, k in enumerate(kind)),
             value=() if static else tuple(value),
         )
-        ranks = {0: 0} | {child: rank for family in tree.children for rank, child in enumerate(family)}
+        ranks = {0: 0} | {
+            child: rank for family in tree.children for rank, child in enumerate(family)
+        }
         slots = [
             Slot(
                 token=tree.tokens[node],

@@ -29,7 +29,10 @@ LOOKED_AT = 1e-300  # by this levels are looked at while drafting, and none is f
 
 
 def captured_costs(
-    target: Engine, draft: Engine, widths: Sequence[int], on_width: Callable[[], object] = lambda: None
+    target: Engine,
+    draft: Engine,
+    widths: Sequence[int],
+    on_width: Callable[[], object] = lambda: None,
 ) -> Costs:
     """Measure them. on_width is called after each width. Engines are reset before and after. Raises
     RuntimeError if something cannot be captured."""
@@ -57,7 +60,9 @@ def captured_costs(
         decoder.prefill(text)
         generator = torch.Generator().manual_seed(0)
         steps = [decoder.rehearse(len(text), size, generator) for _ in range(REPEATS + 1)][1:]
-        scored.append(statistics.median(step["target_seconds"] + step["verify_seconds"] for step in steps))
+        scored.append(
+            statistics.median(step["target_seconds"] + step["verify_seconds"] for step in steps)
+        )
         drafted.append(statistics.median(step["draft_seconds"] for step in steps) / levels)
         rest.append(statistics.median(step["other_seconds"] for step in steps))
         on_width()

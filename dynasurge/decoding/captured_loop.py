@@ -31,11 +31,26 @@ from dataclasses import dataclass
 import torch
 
 from dynasurge import probabilities
-from dynasurge.decoding.captured_exchange import COLUMNS, HEAD, Inputs, Outcome, Trees, closing, pinned
+from dynasurge.decoding.captured_exchange import (
+    COLUMNS,
+    HEAD,
+    Inputs,
+    Outcome,
+    Trees,
+    closing,
+    pinned,
+)
 from dynasurge.decoding.loop import StepRecord, cut
 from dynasurge.drafting.captured_budget import LAG, Size
 from dynasurge.drafting.captured_frontier import Proposer
-from dynasurge.drafting.captured_tree import CONTEXT, Forest, Nodes, assemble, read_level, read_nodes
+from dynasurge.drafting.captured_tree import (
+    CONTEXT,
+    Forest,
+    Nodes,
+    assemble,
+    read_level,
+    read_nodes,
+)
 from dynasurge.drafting.growth import bare, read_on, teach
 from dynasurge.models.cuda_graphs import Captured, Graphs, Signal, Stopwatch, fused
 from dynasurge.models.engine import Engine
@@ -62,7 +77,14 @@ class CapturedDecoder:
     `decoding.Decoder` does."""
 
     def __init__(
-        self, target: Engine, draft: Engine | None, trees: Trees | None, *, rule: str, T: float, P: float
+        self,
+        target: Engine,
+        draft: Engine | None,
+        trees: Trees | None,
+        *,
+        rule: str,
+        T: float,
+        P: float,
     ) -> None:
         """Captures everything. Raises RuntimeError if something cannot be captured."""
         self._target, self._draft, self._trees = target, draft, trees
@@ -71,9 +93,15 @@ class CapturedDecoder:
         self._compiled = target.compiled
         self._levels = trees.layout.depth if trees is not None else 0
         self._sizes = trees.pace.sizes if trees is not None else (0,)
-        self._text = torch.full((CONTEXT + target.static_length + self._levels + 2,), -1, device=device)
-        self._length = torch.zeros(1, dtype=torch.int64, device=device)  # committed tokens: the root's place
-        self._p = torch.zeros(max(self._sizes) + 2, target.vocab, dtype=torch.float32, device=device)
+        self._text = torch.full(
+            (CONTEXT + target.static_length + self._levels + 2,), -1, device=device
+        )
+        self._length = torch.zeros(
+            1, dtype=torch.int64, device=device
+        )  # committed tokens: the root's place
+        self._p = torch.zeros(
+            max(self._sizes) + 2, target.vocab, dtype=torch.float32, device=device
+        )
         self._inputs = Inputs(trees, device)
         if trees is not None:
             table = None if trees.own or trees.growmap is not None else self._inputs.table
@@ -96,12 +124,20 @@ class CapturedDecoder:
             self._grow.append(graphs.capture(lambda level=level: self._level(level)))  # type: ignore[misc]
         self._score: dict[int, Captured[Nodes | None]] = {}
         self._verify: dict[int, Captured[torch.Tensor]] = {}
-        for n in sorted(self._sizes, reverse=True):  # the largest first, so that the others find its memory
+        for n in sorted(
+            self._sizes, reverse=True
+        ):  # the largest first, so that the others find its memory
             self._score[n] = graphs.capture(lambda n=n: self._pass(n))  # type: ignore[misc]
             self._verify[n] = graphs.capture(lambda n=n: self._judge(n), self._length.zero_)  # type: ignore[misc]
         self.capture_seconds = graphs.seconds
-        self._watch, self._back = Stopwatch(device), [pinned(self._packed(max(self._sizes)), device) for _ in range(2)]
-        self._best, self._seen = pinned(self._levels, device), [Signal(device) for _ in range(self._levels)]
+        self._watch, self._back = (
+            Stopwatch(device),
+            [pinned(self._packed(max(self._sizes)), device) for _ in range(2)],
+        )
+        self._best, self._seen = (
+            pinned(self._levels, device),
+            [Signal(device) for _ in range(self._levels)],
+        )
 
     def prefill(self, prompt: Sequence[int]) -> None:
         """As `Decoder.prefill`."""
@@ -129,7 +165,11 @@ class CapturedDecoder:
         return self._phases()
 
     def steps(
-        self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
+        self,
+        prompt: Sequence[int],
+        new_tokens: int,
+        generator: torch.Generator,
+        eos: frozenset[int] = frozenset(),
     ) -> Iterator[StepRecord]:
         """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of
         `eos`."""
@@ -156,7 +196,9 @@ class CapturedDecoder:
                 return
             root, flying = emitted[-1], following
 
-    def follow(self, text: Sequence[int], places: Sequence[int], generator: torch.Generator) -> Iterator[StepRecord]:
+    def follow(
+        self, text: Sequence[int], places: Sequence[int], generator: torch.Generator
+    ) -> Iterator[StepRecord]:
         """As `Decoder.follow`."""
         for place in places:
             self._read_on(text[:place])
@@ -166,7 +208,8 @@ class CapturedDecoder:
             emitted = [*back.emitted[: back.depth], back.bonus]
             yield self._learn(step, back, text[place - 1], emitted, self._levels, self._phases())
 
-    # --- what is captured ------------------------------------------------------------------------------------------
+    # --- what is captured
+    # ------------------------------------------------------------------------------------------
 
     def _root(self) -> torch.Tensor:
         """Read the last two tokens with the draft (it may not have read the first of them), propose
@@ -195,7 +238,9 @@ class CapturedDecoder:
     def _fill(self, level: int, logits: torch.Tensor) -> torch.Tensor:
         q = fused(probabilities.to_proposal, self._compiled)(logits, self._T, self._P)
         rows = self._forest.layout.rows(level)
-        self._proposer.fill(self._forest, level, q, self._inputs.uniforms[rows], self._text, self._length + 1)
+        self._proposer.fill(
+            self._forest, level, q, self._inputs.uniforms[rows], self._text, self._length + 1
+        )
         return self._forest.best(level)
 
     def _pass(self, n: int) -> Nodes | None:
@@ -203,12 +248,16 @@ class CapturedDecoder:
         nodes = None
         if self._trees is None:
             tokens, positions, rows = self._text[CONTEXT + self._length], self._length, self._length
-            hidden = (torch.arange(self._target.static_length, device=self._device) > self._length)[None]
+            hidden = (torch.arange(self._target.static_length, device=self._device) > self._length)[
+                None
+            ]
         else:
             nodes = assemble(self._forest, n, self._trees.budget, compiled=self._compiled)
             own = (self._forest.token, nodes.slot, nodes.depth, nodes.path)
             reading = fused(read_nodes, self._compiled)
-            tokens, positions, rows, hidden = reading(*own, self._length, self._target.static_length)
+            tokens, positions, rows, hidden = reading(
+                *own, self._length, self._target.static_length
+            )
         logits = self._target.score_at(tokens, positions, rows, hidden)
         self._p[: n + 1].copy_(probabilities.to_probs(logits, self._T, self._P))
         return nodes
@@ -219,7 +268,9 @@ class CapturedDecoder:
         length, nodes = self._length, self._score[n].result
         if nodes is None:
             bonus = probabilities.draw_by(self._p[:1], self._inputs.last[1:, None])[0]
-            self._text.index_copy_(0, CONTEXT + 1 + length, bonus.clamp(min=0))  # none: the next step may be on its way
+            self._text.index_copy_(
+                0, CONTEXT + 1 + length, bonus.clamp(min=0)
+            )  # none: the next step may be on its way
             length += 1
             return torch.cat([bonus.clamp(max=0), torch.zeros_like(bonus), bonus]).double()
         forest = self._forest
@@ -228,7 +279,14 @@ class CapturedDecoder:
         of_nodes = (nodes.slot, nodes.depth, nodes.path, nodes.parent, nodes.exists)
         of_slots = (forest.token, forest.proposal, forest.kind, forest.x, forest.slot_value)
         told, emitted, to, of_target, of_draft, longer = fused(closing, self._compiled)(
-            judged.end, judged.bonus, judged.stop, length, forest.chain, forest.layout.children, of_nodes, of_slots
+            judged.end,
+            judged.bonus,
+            judged.stop,
+            length,
+            forest.chain,
+            forest.layout.children,
+            of_nodes,
+            of_slots,
         )
         assert self._draft is not None
         self._text.index_copy_(0, CONTEXT + 1 + to, emitted.clamp(min=0))  # as above
@@ -237,7 +295,8 @@ class CapturedDecoder:
         length.copy_(longer)
         return told
 
-    # --- the host's side -------------------------------------------------------------------------------------------
+    # --- the host's side
+    # -------------------------------------------------------------------------------------------
 
     def _prepare(self, generator: torch.Generator) -> tuple[Size, torch.Tensor]:
         """Settle how large the next tree may be, and all that its step will be told."""
@@ -299,10 +358,21 @@ class CapturedDecoder:
         """Of the step that was read. away: see `Flying`."""
         idle, draft, target, verify = self._watch.laps(MARKS)
         rest = max(0.0, idle - away)
-        return {"draft_seconds": draft, "target_seconds": target, "verify_seconds": verify, "other_seconds": rest}
+        return {
+            "draft_seconds": draft,
+            "target_seconds": target,
+            "verify_seconds": verify,
+            "other_seconds": rest,
+        }
 
     def _learn(
-        self, step: Flying, back: Outcome, root: int, emitted: list[int], room: int, phases: dict[str, float]
+        self,
+        step: Flying,
+        back: Outcome,
+        root: int,
+        emitted: list[int],
+        room: int,
+        phases: dict[str, float],
     ) -> StepRecord:
         """The record of a step, after which the next trees go. room: for drafted tokens in the
         text."""
@@ -317,7 +387,10 @@ class CapturedDecoder:
             tree=draft.tree,
             path=path_to(draft.tree, back.end)[: min(len(emitted), room)],
             emitted=tuple(emitted),
-            expected=sum(chance * min(depth, room) for chance, depth in zip(stop, draft.tree.depths, strict=True)),
+            expected=sum(
+                chance * min(depth, room)
+                for chance, depth in zip(stop, draft.tree.depths, strict=True)
+            ),
             confidence=draft.confidence,
             passes=draft.passes,
             **phases,

@@ -44,7 +44,9 @@ METHOD = 3  # of measuring; curves of another are measured anew
 def widths_of(target: Engine, draft: Engine) -> tuple[int, ...]:
     """The widths at which both engines can be measured as they will run."""
     widths = CAPTURED_WIDTHS if target.captures else WIDTHS
-    limiting = (target,) if target.captures else (target, draft)  # captured draft passes have one price
+    limiting = (
+        (target,) if target.captures else (target, draft)
+    )  # captured draft passes have one price
     widest = min(min(e.widest, e.reach - min(TEXT // 2, e.reach // 4)) for e in limiting)
     return tuple(w for w in widths if w <= max(1, widest))
 
@@ -75,12 +77,16 @@ def _measure(target: Engine, draft: Engine, on_width: Callable[[], object]) -> C
 
     def judge(logits: torch.Tensor) -> None:
         p = probabilities.to_probs(logits, 1.0)
-        even = torch.full_like(p[0], 1 / p.shape[-1])  # a draft of p itself could leave nothing to draw from
+        even = torch.full_like(
+            p[0], 1 / p.shape[-1]
+        )  # a draft of p itself could leave nothing to draw from
         verify(traversal, _tree(len(p)), p, [even] * len(p), generator)
 
     for engine in (target, draft):
         engine.reset()
-        engine.extend([1 + number % 50 for number in range(max(1, min(TEXT, engine.reach - widths[-1])))])
+        engine.extend(
+            [1 + number % 50 for number in range(max(1, min(TEXT, engine.reach - widths[-1])))]
+        )
     drafted: list[list[float]] = [[] for _ in widths]
     verified: list[list[float]] = [[] for _ in widths]
     for _ in range(ROUNDS):
@@ -123,16 +129,31 @@ def _seconds(engine: Engine, width: int, work: Callable[[torch.Tensor], None]) -
 def cache_file(target: Engine, draft: Engine) -> Path:
     """Where the curves of this machine and pair live."""
     device = target.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else platform.processor() or platform.machine()
+    )
     configs = [engine.model.config.to_json_string() for engine in (target, draft)]
-    key = [name, os.cpu_count(), torch.get_num_threads(), torch.__version__, str(target.model.dtype), *configs]
+    key = [
+        name,
+        os.cpu_count(),
+        torch.get_num_threads(),
+        torch.__version__,
+        str(target.model.dtype),
+        *configs,
+    ]
     kind = [target.captures, target.compiled, METHOD]
     digest = hashlib.sha256(json.dumps([*key, *kind]).encode()).hexdigest()[:16]
     return cache_folder() / "latency" / f"{digest}.json"
 
 
 def load_costs(
-    target: Engine, draft: Engine, *, anew: bool = False, on_width: Callable[[], object] = lambda: None
+    target: Engine,
+    draft: Engine,
+    *,
+    anew: bool = False,
+    on_width: Callable[[], object] = lambda: None,
 ) -> Costs:
     """This machine's curves for the pair behind these engines. They are measured, and kept, if
     there are none, if those there cannot be read or stop short of what these engines run, or if
@@ -159,6 +180,8 @@ def read_costs(path: Path) -> Costs | None:
     try:
         data = json.loads(path.read_text())
         step_seconds = data.pop("step_seconds")
-        return Costs(step_seconds=step_seconds, **{name: tuple(numbers) for name, numbers in data.items()})
+        return Costs(
+            step_seconds=step_seconds, **{name: tuple(numbers) for name, numbers in data.items()}
+        )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

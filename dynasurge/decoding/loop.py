@@ -58,7 +58,9 @@ Verify = Callable[[TokenTree, Rows, Sequence[torch.Tensor], torch.Generator], Ve
 class Decoder:
     """A target engine, perhaps a drafter, and a way to verify: yields the steps of a generation."""
 
-    def __init__(self, target: TreeEngine, drafter: Drafter | None, verify: Verify, *, T: float, P: float) -> None:
+    def __init__(
+        self, target: TreeEngine, drafter: Drafter | None, verify: Verify, *, T: float, P: float
+    ) -> None:
         self._target, self._drafter, self._verify = target, drafter, verify
         self._T, self._P = T, P
 
@@ -71,7 +73,11 @@ class Decoder:
                 self._drafter.start(prompt[:-1])
 
     def steps(
-        self, prompt: Sequence[int], new_tokens: int, generator: torch.Generator, eos: frozenset[int] = frozenset()
+        self,
+        prompt: Sequence[int],
+        new_tokens: int,
+        generator: torch.Generator,
+        eos: frozenset[int] = frozenset(),
     ) -> Iterator[StepRecord]:
         """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of
         `eos`.
@@ -84,14 +90,20 @@ class Decoder:
         clock = _Clock(self._target.device)
         while len(text) < end:
             draft, verdict = self._step(text, generator, end - len(text) - 1, clock)
-            emitted = cut([draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], end - len(text), eos)
+            emitted = cut(
+                [draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus],
+                end - len(text),
+                eos,
+            )
             text += emitted
             clock.mark("other")
             yield _record(draft, verdict, emitted, clock)
             if emitted[-1] in eos:
                 return
 
-    def follow(self, text: Sequence[int], places: Sequence[int], generator: torch.Generator) -> Iterator[StepRecord]:
+    def follow(
+        self, text: Sequence[int], places: Sequence[int], generator: torch.Generator
+    ) -> Iterator[StepRecord]:
         """After `prefill` of a part of it, the step behind each of the first `places` (rising)
         tokens of a text that goes on as it is, whatever steps emit: so that trees can be compared
         at the same places."""
@@ -101,10 +113,21 @@ class Decoder:
                 read_on(self._target, text[: place - 1])
             draft, verdict = self._step(list(text[:place]), generator, FAR, clock, keep=False)
             clock.mark("other")
-            yield _record(draft, verdict, [draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus], clock)
+            yield _record(
+                draft,
+                verdict,
+                [draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus],
+                clock,
+            )
 
     def _step(
-        self, text: list[int], generator: torch.Generator, room: int, clock: _Clock, *, keep: bool = True
+        self,
+        text: list[int],
+        generator: torch.Generator,
+        room: int,
+        clock: _Clock,
+        *,
+        keep: bool = True,
     ) -> tuple[Draft, Verdict]:
         """Draft, score, verify; keep: and commit the path."""
         clock.start()
@@ -125,17 +148,25 @@ class Decoder:
             return bare(text[-1])
         return self._drafter.grow(text, generator, max_depth)
 
-    def _judge(self, draft: Draft, logits: torch.Tensor, generator: torch.Generator, length: int) -> Verdict:
+    def _judge(
+        self, draft: Draft, logits: torch.Tensor, generator: torch.Generator, length: int
+    ) -> Verdict:
         """Verify a tree behind a text of `length` tokens."""
         try:
             return self._verify(draft.tree, self._probs(logits), draft.q, generator)
-        except probabilities.NoMassError as error:  # which verification notices without waiting once more
+        except (
+            probabilities.NoMassError
+        ) as error:  # which verification notices without waiting once more
             raise no_numbers("--target", f"after {length} tokens") from error
 
     def _probs(self, logits: torch.Tensor) -> Rows:
         # A GPU takes less time for all rows at once than for starting one kernel more.
         lazy = logits.device.type == "cpu"
-        return _LazyProbs(logits, self._T, self._P) if lazy else probabilities.to_probs(logits, self._T, self._P)
+        return (
+            _LazyProbs(logits, self._T, self._P)
+            if lazy
+            else probabilities.to_probs(logits, self._T, self._P)
+        )
 
 
 def _record(draft: Draft, verdict: Verdict, emitted: list[int], clock: _Clock) -> StepRecord:
@@ -143,7 +174,9 @@ def _record(draft: Draft, verdict: Verdict, emitted: list[int], clock: _Clock) -
         tree=draft.tree,
         path=verdict.path[: len(emitted)],
         emitted=tuple(emitted),
-        expected=sum(chance * depth for chance, depth in zip(verdict.stop, draft.tree.depths, strict=True)),
+        expected=sum(
+            chance * depth for chance, depth in zip(verdict.stop, draft.tree.depths, strict=True)
+        ),
         confidence=draft.confidence,
         passes=draft.passes,
         **clock.lap(),
@@ -196,6 +229,8 @@ class _Clock:
         phases, self._phases = self._phases, {}
         if self._events:
             both = phases["target_seconds"] + phases["verify_seconds"]
-            phases["target_seconds"] = min(both, self._events[0].elapsed_time(self._events[1]) / 1e3)
+            phases["target_seconds"] = min(
+                both, self._events[0].elapsed_time(self._events[1]) / 1e3
+            )
             phases["verify_seconds"] = both - phases["target_seconds"]
         return phases

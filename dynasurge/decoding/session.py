@@ -99,11 +99,18 @@ def make_engines(pair: Pair, plan: Sequence[Settings], prompt: int | None = None
             rooms.append((text, 0, 0))
         else:
             nodes = captured_size(shape) if can_capture(pair) else shape.max_nodes
-            rooms.append((text + nodes, text + shape.max_read, text + make_layout(settings, shape).row_count))
+            rooms.append(
+                (text + nodes, text + shape.max_read, text + make_layout(settings, shape).row_count)
+            )
     target_room, draft_room, static_room = map(max, zip(*rooms, strict=True))
-    how: dict[str, Any] = {"vocab": pair.vocab, "compiled": any(settings.compile for settings in plan)}
+    how: dict[str, Any] = {
+        "vocab": pair.vocab,
+        "compiled": any(settings.compile for settings in plan),
+    }
     target = Engine(pair.target, target_room, **how)
-    target.captures = can_capture(pair) and all(reads_all(pair, settings, prompt) for settings in plan)
+    target.captures = can_capture(pair) and all(
+        reads_all(pair, settings, prompt) for settings in plan
+    )
     draft = None
     if draft_room:
         draft = Engine(pair.draft, draft_room, static_length=static_room, shared=pair.shared, **how)
@@ -145,7 +152,9 @@ class Session:
         the child policy, the rule: to compare, or to look on."""
         self.pair, self.settings = pair, settings
         self._shared = engines
-        self._parts = Parts(costs=costs, acceptance=acceptance, shape=shape, policy=policy, verify=verify)
+        self._parts = Parts(
+            costs=costs, acceptance=acceptance, shape=shape, policy=policy, verify=verify
+        )
         self._longest = 0
         self.capture_seconds = 0.0
         longest = longest if longest is not None else settings.prompt_len
@@ -157,21 +166,33 @@ class Session:
     def _make(self, longest: int) -> None:
         """Engines and a decoder for prompts of up to so many tokens."""
         pair, settings = self.pair, replace(self.settings, prompt_len=longest)
-        parts, shape, costs, acceptance = self._parts, self._parts.shape, self._parts.costs, self._parts.acceptance
+        parts, shape, costs, acceptance = (
+            self._parts,
+            self._parts.shape,
+            self._parts.costs,
+            self._parts.acceptance,
+        )
         usual = shape is None and parts.policy is None and parts.verify is None
         known, shape = shape is not None, shape or make_shape(settings)
         settings.check_room(longest, shape.max_nodes if shape else 0)
-        self.engines = self._shared if self._shared is not None else make_engines(pair, [settings], longest)
+        self.engines = (
+            self._shared if self._shared is not None else make_engines(pair, [settings], longest)
+        )
         self._longest = longest
         if settings.pays and not known:
             assert self.engines.draft is not None
             costs = costs or load_costs(self.engines.target, self.engines.draft)
             shape = make_shape(settings, costs)
         if shape is not None:
-            acceptance = acceptance or make_acceptance(settings.values, settings.rule, settings.T, settings.priors)
+            acceptance = acceptance or make_acceptance(
+                settings.values, settings.rule, settings.T, settings.priors
+            )
         captures = usual and settings.rule in CAPTURED_RULES and self.engines.target.captures
         captures = captures and reads_all(pair, settings, longest)
-        if shape is not None and readable(pair.draft.config, longest) < longest + settings.new_tokens:
+        if (
+            shape is not None
+            and readable(pair.draft.config, longest) < longest + settings.new_tokens
+        ):
             said = f"reads {readable(pair.draft.config, longest)} positions; behind these nothing is drafted"
             warnings.warn(f"--draft {pair.draft_name}: {said}", stacklevel=3)
         if captures and (shape is None or can_hold(settings, shape)):
@@ -197,7 +218,11 @@ class Session:
         self._decoder = Decoder(self.engines.target, drafter, verify, T=settings.T, P=settings.P)
 
     def _captured(
-        self, settings: Settings, shape: Shape | None, acceptance: Acceptance | None, costs: Costs | None
+        self,
+        settings: Settings,
+        shape: Shape | None,
+        acceptance: Acceptance | None,
+        costs: Costs | None,
     ) -> CapturedDecoder | None:
         """The decoder whose steps are captured; None, with a warning, where a model cannot be."""
         target, draft = self.engines.target, self.engines.draft
@@ -212,7 +237,9 @@ class Session:
                 decoder = CapturedDecoder(
                     target, draft if trees else None, trees, rule=rule, T=settings.T, P=settings.P
                 )
-        except RuntimeError as error:  # what a capture raises if the model looks at values on the host
+        except (
+            RuntimeError
+        ) as error:  # what a capture raises if the model looks at values on the host
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             if target.device.type == "cuda":
@@ -221,7 +248,9 @@ class Session:
             target.captures = False
             lacks = "torch.compile and CUDA graphs" if target.compiled else "CUDA graphs"
             names = f"{self.pair.target_name}, {self.pair.draft_name}"
-            warnings.warn(f"{names}: decoding without {lacks}, which is slower: {reason}", stacklevel=4)
+            warnings.warn(
+                f"{names}: decoding without {lacks}, which is slower: {reason}", stacklevel=4
+            )
             return None
         self.capture_seconds = decoder.capture_seconds
         return decoder
@@ -267,7 +296,12 @@ class Session:
         )
 
     def stream(
-        self, prompt: Prompt, *, index: int = 0, new_tokens: int | None = None, eos: frozenset[int] | None = None
+        self,
+        prompt: Prompt,
+        *,
+        index: int = 0,
+        new_tokens: int | None = None,
+        eos: frozenset[int] | None = None,
     ) -> Iterator[StepRecord]:
         """The records of `generate`, each decoded when it is asked for: to look on, or to stop
         anywhere.
@@ -290,15 +324,21 @@ class Session:
         """Make room for a prompt and so many new tokens. Raises UsageError if that can't be."""
         if not isinstance(new_tokens, int) or not 0 < new_tokens <= self.settings.new_tokens:
             reason = f"this session generates 1 to {self.settings.new_tokens} tokens"
-            raise UsageError("new_tokens", new_tokens, reason, "make a session with a larger new_tokens")
+            raise UsageError(
+                "new_tokens", new_tokens, reason, "make a session with a larger new_tokens"
+            )
         check_positions(self.pair, len(ids), new_tokens)
         if len(ids) > self._longest:
             if not self._grows:
                 reason = f"this session reads 1 to {self._longest} tokens"
-                raise UsageError("prompt", f"of {len(ids)} tokens", reason, "cut it, or set prompt_len")
+                raise UsageError(
+                    "prompt", f"of {len(ids)} tokens", reason, "cut it, or set prompt_len"
+                )
             self._make(len(ids) if not self._longest else -(-len(ids) // ROOM) * ROOM)
 
-    def _steps(self, ids: list[int], index: int, new_tokens: int | None, eos: frozenset[int]) -> Iterator[StepRecord]:
+    def _steps(
+        self, ids: list[int], index: int, new_tokens: int | None, eos: frozenset[int]
+    ) -> Iterator[StepRecord]:
         target = self.engines.target
         text = target.texts
         for step in self._decoder.steps(
@@ -308,12 +348,20 @@ class Session:
             if target.texts != text:
                 reason = "was left for another one that uses the same engines"
                 raise UsageError(
-                    "prompt", index, reason, "finish a text first, or give each session engines of its own"
+                    "prompt",
+                    index,
+                    reason,
+                    "finish a text first, or give each session engines of its own",
                 )
 
 
 def follow(
-    sessions: Sequence[Session], prompt: list[int], text: list[int], *, index: int = 0, every: int = 4
+    sessions: Sequence[Session],
+    prompt: list[int],
+    text: list[int],
+    *,
+    index: int = 0,
+    every: int = 4,
 ) -> list[list[StepRecord]]:
     """By session, the steps it would make at every so many tokens of a `text` that goes on behind
     `prompt` as it is, whatever they emit: trees at the same places, learning on the way. Engines
@@ -326,7 +374,9 @@ def follow(
         engines.reset()
     for session in sessions:
         session._decoder.prefill(prompt)
-        walks.append(session._decoder.follow([*prompt, *text], places, _stream(session.settings.seed, index)))
+        walks.append(
+            session._decoder.follow([*prompt, *text], places, _stream(session.settings.seed, index))
+        )
     records: list[list[StepRecord]] = [[] for _ in sessions]
     for place in places:
         for session, walk, own in zip(sessions, walks, records, strict=True):
@@ -351,7 +401,9 @@ def check_positions(pair: Pair, prompt: int, new_tokens: int) -> None:
     remedy = "use smaller --prompt-len or --new-tokens"
     reason = f"reads {limit} positions, {need} are needed"
     if limit == rope_switch(config):
-        reason = f"changes its rotary factors (LongRoPE) behind {limit} positions, and {need} are needed"
+        reason = (
+            f"changes its rotary factors (LongRoPE) behind {limit} positions, and {need} are needed"
+        )
         remedy += f", or a prompt of more than {limit + 1} tokens"
     raise UsageError("--target", pair.target_name, reason, remedy)
 

@@ -35,7 +35,9 @@ from dynasurge.settings import Settings
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rows, Verdict, reach
 
-PICTURES: dict[type, Callable[[Any], str]] = {}  # how a notebook shows a step and a trace: plots/tree_svg.py says
+PICTURES: dict[
+    type, Callable[[Any], str]
+] = {}  # how a notebook shows a step and a trace: plots/tree_svg.py says
 LETTER = 8  # tokens at most in one letter of any script
 Fate = Literal["root", "accepted", "cut", "rejected", "untried"]
 
@@ -84,7 +86,9 @@ class StepView:
             if node in path:
                 continue
             below_refused = self.bottom_up and fates[parent] == "rejected"
-            successor = next((n for n in path if self.tree.parents[n] == parent), self.tree.size + 1)
+            successor = next(
+                (n for n in path if self.tree.parents[n] == parent), self.tree.size + 1
+            )
             if below_refused or (parent in on_path and node < successor) or self.rule == "bfs":
                 fates[node] = "rejected"
         return tuple(fates)
@@ -125,7 +129,10 @@ def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:
     session = WatchedSession(pair, Settings(**(names | settings)))
     ids = session.encode(prompt)
     steps = list(session.watch(ids))
-    read, text = (str(pair.tokenizer.decode(part)) for part in (ids, [t for step in steps for t in step.emitted]))
+    read, text = (
+        str(pair.tokenizer.decode(part))
+        for part in (ids, [t for step in steps for t in step.emitted])
+    )
     return Trace(prompt=read, settings=session.settings, text=text, steps=steps)
 
 
@@ -133,7 +140,9 @@ class WatchedSession(Session):
     """A Session that yields StepViews."""
 
     def __init__(self, pair: Pair, settings: Settings, *, engines: Engines | None = None) -> None:
-        self._seen: dict[int, dict[int, float]] = {}  # by the distribution that children were drawn from: q by token
+        self._seen: dict[
+            int, dict[int, float]
+        ] = {}  # by the distribution that children were drawn from: q by token
         self._policy, self._rule = make_policy(settings), make_verify(settings)
         self._p: tuple[float | None, ...] = ()
         self._q: tuple[float | None, ...] = ()
@@ -148,17 +157,26 @@ class WatchedSession(Session):
         for number, record in enumerate(self.stream(ids, index=index)):
             yield self._view(number, record)
 
-    def _propose(self, q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
+    def _propose(
+        self, q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator
+    ) -> list[Children]:
         families = self._policy(q, wishes, generator)
         for row, children in zip(q, families, strict=True):
-            self._seen[id(children.base)] = dict(zip(children.tokens, row[children.tokens].tolist(), strict=True))
+            self._seen[id(children.base)] = dict(
+                zip(children.tokens, row[children.tokens].tolist(), strict=True)
+            )
         return families
 
-    def _judge(self, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator) -> Verdict:
+    def _judge(
+        self, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator
+    ) -> Verdict:
         verdict = self._rule(tree, p, q, generator)
         self._p = _at_parents(tree, p)
         mine = [self._seen.get(id(base), {}) for base in q]
-        self._q = (None, *(mine[u].get(t) for u, t in zip(tree.parents[1:], tree.tokens[1:], strict=True)))
+        self._q = (
+            None,
+            *(mine[u].get(t) for u, t in zip(tree.parents[1:], tree.tokens[1:], strict=True)),
+        )
         self._reach, self._accepted = tuple(reach(tree, verdict.stop)), verdict.path
         self._seen.clear()
         return verdict

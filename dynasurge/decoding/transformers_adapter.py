@@ -58,7 +58,12 @@ GENERATES_OWN = {  # what `generate` is told, by the field of Settings it decide
     "device": "model.to",
     "device_map": "from_pretrained",
 }
-OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")  # that trees do not have
+OUTPUTS = (
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
+)  # that trees do not have
 HARMLESS = {
     *CACHES,
     "position_ids",
@@ -78,7 +83,9 @@ def custom_generate(draft: str | PreTrainedModel = DEMO, **settings: Any) -> Tre
     """
     for name, word in GENERATES_OWN.items():
         if name in settings:
-            raise UsageError(name, settings[name], "is generate's to say", f"leave it out here, and use {word}")
+            raise UsageError(
+                name, settings[name], "is generate's to say", f"leave it out here, and use {word}"
+            )
     name = draft if isinstance(draft, str) else str(draft.name_or_path) or type(draft).__name__
     return TreeGenerate(draft, Settings(draft=name, **settings))
 
@@ -92,7 +99,9 @@ class TreeGenerate:
         self._pair: Pair | None = None
         self._engines: Engines | None = None
         self._room = 0  # tokens of text that the engines hold
-        self._fits: tuple[Any, ...] = ()  # the target's dtype, device and vocabulary when the pair was made
+        self._fits: tuple[
+            Any, ...
+        ] = ()  # the target's dtype, device and vocabulary when the pair was made
         self._owner: int | None = None  # the thread that decodes with it
         self._lock = threading.Lock()
 
@@ -111,7 +120,9 @@ class TreeGenerate:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has a lock of its own."""
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_owner")}
+        return {
+            name: value for name, value in vars(self).items() if name not in ("_lock", "_owner")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.Lock(), _owner=None)
@@ -136,18 +147,26 @@ class TreeGenerate:
         known = model.config.get_text_config().vocab_size
         if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < known:
             raise UsageError(
-                "input_ids", int(input_ids.max()), f"the model knows ids 0 to {known - 1}", "mend the prompt"
+                "input_ids",
+                int(input_ids.max()),
+                f"the model knows ids 0 to {known - 1}",
+                "mend the prompt",
             )
         _refuse_config(generation_config, assistant)
         T, P = _law(generation_config, logits_processor)
         if self._owner == threading.get_ident():
             raise UsageError(
-                "custom_generate", "in use", "a text is being decoded with it", "make another for this one"
+                "custom_generate",
+                "in use",
+                "a text is being decoded with it",
+                "make another for this one",
             )
         with self._lock:
             self._owner = threading.get_ident()
             try:
-                return self._decode(model, input_ids, stopping_criteria, generation_config, streamer, T, P)
+                return self._decode(
+                    model, input_ids, stopping_criteria, generation_config, streamer, T, P
+                )
             finally:
                 self._owner = None
 
@@ -164,7 +183,9 @@ class TreeGenerate:
         session = self._session(model, input_ids.shape[1], generation_config.max_length, T, P)
         text = input_ids
         for token in (
-            token for step in session.stream(input_ids[0].tolist(), eos=frozenset()) for token in step.emitted
+            token
+            for step in session.stream(input_ids[0].tolist(), eos=frozenset())
+            for token in step.emitted
         ):
             new = torch.tensor([token], device=input_ids.device)
             text = torch.cat([text, new[None]], dim=1)
@@ -180,11 +201,19 @@ class TreeGenerate:
             else text
         )
 
-    def _session(self, model: PreTrainedModel, prompt: int, length: int, T: float, P: float) -> Session:
+    def _session(
+        self, model: PreTrainedModel, prompt: int, length: int, T: float, P: float
+    ) -> Session:
         """A session for one call; the draft and the caches are kept for the next."""
         pair = self._pair
         config = model.config.get_text_config()
-        fits = (model.dtype, model.device, config.vocab_size, layer_kinds(config), rope_switch(config))
+        fits = (
+            model.dtype,
+            model.device,
+            config.vocab_size,
+            layer_kinds(config),
+            rope_switch(config),
+        )
         if pair is None or pair.target is not model or self._fits != fits:
             pair, self._room, self._fits = self._fit(model), 0, fits
         seed = int(torch.randint(2**63 - 1, ())) if T > 0 else 0
@@ -200,7 +229,9 @@ class TreeGenerate:
         """The draft beside this target, which it must fit. Raises UsageError."""
         target, name = str(model.name_or_path) or type(model).__name__, self._settings.draft
         draft, tokenizer = (
-            load_model("--draft", name, model.dtype, trust_remote_code=self._settings.trust_remote_code)
+            load_model(
+                "--draft", name, model.dtype, trust_remote_code=self._settings.trust_remote_code
+            )
             if isinstance(self._draft, str)
             else (self._draft, _beside(self._draft))
         )
@@ -212,7 +243,14 @@ class TreeGenerate:
         self_test("--target", target, model)
         # Decoding speaks token ids: nobody asks this pair's tokenizer.
         tokenizer = cast(PreTrainedTokenizerBase, targets)
-        return Pair(draft=draft, target=model, tokenizer=tokenizer, draft_name=name, target_name=target, shared=shared)
+        return Pair(
+            draft=draft,
+            target=model,
+            tokenizer=tokenizer,
+            draft_name=name,
+            target_name=target,
+            shared=shared,
+        )
 
 
 def _beside(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
@@ -237,35 +275,57 @@ def _callers(*names: str) -> list[Any]:
 def _asked_for_stop_strings() -> Any:
     """What the `generate` that is running, if one is, was asked to stop at."""
     frame = inspect.currentframe()
-    while frame is not None and not (frame.f_code.co_name == "generate" and "kwargs" in frame.f_locals):
+    while frame is not None and not (
+        frame.f_code.co_name == "generate" and "kwargs" in frame.f_locals
+    ):
         frame = frame.f_back
     if frame is None:
         return None
     asked, told = frame.f_locals, frame.f_locals.get("generation_config")
     model = asked.get("self")
     configs = [told, getattr(model, "generation_config", None)] if told is None else [told]
-    found = [asked["kwargs"].get("stop_strings"), *(getattr(config, "stop_strings", None) for config in configs)]
+    found = [
+        asked["kwargs"].get("stop_strings"),
+        *(getattr(config, "stop_strings", None) for config in configs),
+    ]
     return next(filter(None, found), None)
 
 
-def _refuse_inputs(input_ids: torch.Tensor, model_kwargs: dict[str, Any], config: GenerationConfig) -> None:
+def _refuse_inputs(
+    input_ids: torch.Tensor, model_kwargs: dict[str, Any], config: GenerationConfig
+) -> None:
     """Raise UsageError unless the input is one prompt of token ids, read from its start and without
     padding."""
     one = "generate for one prompt at a time"
     if (config.num_beams or 1) > 1:
-        raise UsageError("num_beams", config.num_beams, "trees are verified along one text", "use num_beams=1")
+        raise UsageError(
+            "num_beams", config.num_beams, "trees are verified along one text", "use num_beams=1"
+        )
     if (config.num_return_sequences or 1) > 1:
         count = config.num_return_sequences
-        raise UsageError("num_return_sequences", count, "a tree continues one text", "call generate once for each")
+        raise UsageError(
+            "num_return_sequences",
+            count,
+            "a tree continues one text",
+            "call generate once for each",
+        )
     if input_ids.shape[0] != 1:
-        raise UsageError("input_ids", f"of batch size {input_ids.shape[0]}", "a tree continues one text", one)
+        raise UsageError(
+            "input_ids", f"of batch size {input_ids.shape[0]}", "a tree continues one text", one
+        )
     if input_ids.shape[1] == 0:
-        raise UsageError("input_ids", "of no token", "a tree needs a root", "give at least one token")
+        raise UsageError(
+            "input_ids", "of no token", "a tree needs a root", "give at least one token"
+        )
     mask = model_kwargs.get("attention_mask")
     if mask is not None and not torch.as_tensor(mask).all():
-        raise UsageError("attention_mask", "with zeros", "padding is not read", f"{one}, without padding")
+        raise UsageError(
+            "attention_mask", "with zeros", "padding is not read", f"{one}, without padding"
+        )
     positions = model_kwargs.get("position_ids")
-    count = torch.arange(input_ids.shape[1])  # of every axis, where text has the positions of pictures
+    count = torch.arange(
+        input_ids.shape[1]
+    )  # of every axis, where text has the positions of pictures
     if positions is not None and not bool((positions.cpu() == count).all()):
         raise UsageError("position_ids", "given", "do not count from 0", "leave them out")
     for name in CACHES:
@@ -274,11 +334,15 @@ def _refuse_inputs(input_ids: torch.Tensor, model_kwargs: dict[str, Any], config
             reason = "trees keep a cache of their own"
             raise UsageError(name, f"of {cache.get_seq_length()} tokens", reason, "leave it out")
     for name, value in model_kwargs.items():
-        said = value is not None and not (isinstance(value, dict) and not value)  # {}: encoders with nothing to encode
+        said = value is not None and not (
+            isinstance(value, dict) and not value
+        )  # {}: encoders with nothing to encode
         if name == "token_type_ids" and said:
             said = bool(value.any())
         if name not in HARMLESS and said:
-            named = ", ".join(value) if name == "mm_encoder_outputs" else name  # of pictures, sound, ...
+            named = (
+                ", ".join(value) if name == "mm_encoder_outputs" else name
+            )  # of pictures, sound, ...
             raise UsageError(named, "given", "trees continue text only", "leave it out")
 
 
@@ -292,7 +356,12 @@ def _refuse_config(config: GenerationConfig, assistant: object) -> None:
         raise UsageError(name, "given", "the tree's draft does its work", "leave it out")
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-        raise UsageError("generation mode", mode.value, "trees decode greedily or sample", "leave out what asks for it")
+        raise UsageError(
+            "generation mode",
+            mode.value,
+            "trees decode greedily or sample",
+            "leave out what asks for it",
+        )
 
 
 def _law(config: GenerationConfig, processors: LogitsProcessorList) -> tuple[float, float]:
@@ -301,7 +370,9 @@ def _law(config: GenerationConfig, processors: LogitsProcessorList) -> tuple[flo
     for processor in processors:
         if isinstance(processor, TopKLogitsWarper):
             reason = "trees sample at a temperature and a top-p only"
-            raise UsageError("top_k", processor.top_k, reason, "use top_k=0 (50 is generate's own default)")
+            raise UsageError(
+                "top_k", processor.top_k, reason, "use top_k=0 (50 is generate's own default)"
+            )
         if isinstance(processor, TemperatureLogitsWarper):
             T *= processor.temperature
         elif isinstance(processor, TopPLogitsWarper):
@@ -309,6 +380,9 @@ def _law(config: GenerationConfig, processors: LogitsProcessorList) -> tuple[flo
         else:
             name = type(processor).__name__
             raise UsageError(
-                "logits processor", name, "would change what the target says", "leave out what asks for it"
+                "logits processor",
+                name,
+                "would change what the target says",
+                "leave out what asks for it",
             )
     return T, P

@@ -67,14 +67,23 @@ BIN_EDGES = {
     "lookup": (2.5, 4.5),
     "blind": (2.5, 4.5),
 }
-SAMPLED = ("first", "second", "third", "later")  # siblings, each tried where the elder ones were refused
+SAMPLED = (
+    "first",
+    "second",
+    "third",
+    "later",
+)  # siblings, each tried where the elder ones were refused
 KINDS = (*SAMPLED, "tail", "point", "echo", "lookup")  # in tables; a `blind` copy is never in one
 COUNTED = ("echo", "lookup", "blind")  # x counts tokens; of the others it is a probability
 CELLS = 256  # of a table
 DEPTHS = ("", "+", "++")  # behind a kind's name: the class of depth that its child is in,
 LEVELS = (2, 4)  # the first level of each but the first
 CLASSES = tuple(kind + depth for kind in BIN_EDGES for depth in DEPTHS)
-TEXTS = ("topdown", "traversal", "greedy")  # sampled text by rule, and T = 0, where all rules are one
+TEXTS = (
+    "topdown",
+    "traversal",
+    "greedy",
+)  # sampled text by rule, and T = 0, where all rules are one
 Curve = tuple[tuple[float, ...], tuple[float, ...]]  # knots x, rising, and the acceptance at each
 Curves = dict[str, Curve]  # by kind
 Priors = dict[str, dict[float, Curves]]  # by text, then by temperature
@@ -106,7 +115,10 @@ def _read(path: str | os.PathLike[str]) -> Priors:
 
 
 def _by_temperature(text: str, entries: Any) -> dict[float, Curves]:
-    out = {float(T): {kind: _curve(text, kind, knots) for kind, knots in entries[T].items()} for T in entries}
+    out = {
+        float(T): {kind: _curve(text, kind, knots) for kind, knots in entries[T].items()}
+        for T in entries
+    }
     if not out or not all(math.isfinite(T) for T in out):
         raise ValueError(f"{text}: is of no temperature")
     return out
@@ -140,7 +152,10 @@ def curves_at(priors: Mapping[float, Curves], T: float) -> Curves:
     above = min((t for t in priors if t >= T), default=max(priors))
     first, second = priors[below], priors[above]
     share = (T - below) / (above - below) if above > below else 0.0
-    return {kind: _between(first.get(kind), second.get(kind), share) for kind in first.keys() | second.keys()}
+    return {
+        kind: _between(first.get(kind), second.get(kind), share)
+        for kind in first.keys() | second.keys()
+    }
 
 
 def _between(a: Curve | None, b: Curve | None, share: float) -> Curve:
@@ -165,7 +180,10 @@ def cells(kind: str) -> list[float]:
     """The feature at each cell of a table: counts as they are, probabilities closer together near
     0."""
     counted = kind in COUNTED
-    return [float(cell) if counted else min(1.0, ((cell + 0.5) / (CELLS - 1)) ** 2) for cell in range(CELLS)]
+    return [
+        float(cell) if counted else min(1.0, ((cell + 0.5) / (CELLS - 1)) ** 2)
+        for cell in range(CELLS)
+    ]
 
 
 class Acceptance:
@@ -176,7 +194,9 @@ class Acceptance:
         for kind in CLASSES:  # what was not met so deep is as further up
             if kind not in curves and kind.endswith("+") and kind[:-1] in self._curves:
                 self._curves[kind] = self._curves[kind[:-1]]
-        self._grid: tuple[torch.Tensor, torch.Tensor] | None = None  # prior and bin of each cell of `table`
+        self._grid: tuple[torch.Tensor, torch.Tensor] | None = (
+            None  # prior and bin of each cell of `table`
+        )
         self.reset()
 
     def reset(self) -> None:
@@ -201,7 +221,10 @@ class Acceptance:
         if self._grid is None:
             features = {kind: cells(kind.rstrip("+")) for kind in kinds}
             prior = [[self._prior(kind, x) for x in features[kind]] for kind in kinds]
-            bins = [[most * number + _bin(kind, x) for x in features[kind]] for number, kind in enumerate(kinds)]
+            bins = [
+                [most * number + _bin(kind, x) for x in features[kind]]
+                for number, kind in enumerate(kinds)
+            ]
             self._grid = torch.tensor(prior, dtype=torch.float64), torch.tensor(bins)
         prior_, bins_ = self._grid
         learned = torch.ones(len(kinds) * most, dtype=torch.float64)

@@ -37,8 +37,12 @@ LAG = 2  # levels from the one that is looked at to the one that is decided on
 START_DEPTH = 6  # levels, before a prompt teaches better,
 PRIOR = 2.0  # as so many steps would have it
 FIRST = 0.65  # what the best node of a tree is worth, before a prompt teaches better
-HOPE = 0.5  # a level is worth the best slot LAG levels above it, in doubt, as so much worth of slots would have it
-DOUBT = 0.5  # what nothing was seen of lately is worth what is usual, as so many steps would have it
+# a level is worth the best slot LAG levels above it, in doubt, as so much worth of slots would have
+# it
+HOPE = 0.5
+DOUBT = (
+    0.5  # what nothing was seen of lately is worth what is usual, as so many steps would have it
+)
 MEMORY = 0.7  # of the weight of a step in the next
 
 
@@ -68,9 +72,14 @@ class Pace:
     costs: Costs | None = None
     fixed: bool = False
     cut: float = 0.0  # what a slot must be worth to be proposed
-    _ranks: list[tuple[float, float]] = field(default_factory=list)  # by rank in a tree: steps, its worth
+    _ranks: list[tuple[float, float]] = field(
+        default_factory=list
+    )  # by rank in a tree: steps, its worth
     _passes: tuple[float, float] = (0.0, 0.0)  # steps, draft passes
-    _below: tuple[float, float] = (0.0, 0.0)  # what levels' best slots were worth, and the levels LAG below them
+    _below: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # what levels' best slots were worth, and the levels LAG below them
     _taught: bool = False
 
     def __post_init__(self) -> None:
@@ -78,7 +87,11 @@ class Pace:
 
     def reset(self) -> None:
         """A new prompt begins."""
-        self._ranks, self._passes, self._below = [(0.0, 0.0)] * max(self.sizes), (0.0, 0.0), (0.0, 0.0)
+        self._ranks, self._passes, self._below = (
+            [(0.0, 0.0)] * max(self.sizes),
+            (0.0, 0.0),
+            (0.0, 0.0),
+        )
         self.cut, self._taught = 0.0, False
 
     def choose(self) -> Size:
@@ -92,18 +105,24 @@ class Pace:
         tokens = list(accumulate(worth, initial=1.0))
         steps, passes = self._passes
         drafting = costs.draft(1) * (passes + PRIOR * START_DEPTH) / (steps + PRIOR)
-        rates = {n: tokens[n] / (costs.target(n) + costs.step_seconds + drafting) for n in self.sizes}
+        rates = {
+            n: tokens[n] / (costs.target(n) + costs.step_seconds + drafting) for n in self.sizes
+        }
         nodes = max(self.sizes, key=rates.__getitem__)
         best, below = self._below
         price = costs.draft(1) * rates[nodes]  # tokens
         depth = self.max_depth if worth[0] >= price else LAG - 1
         return Size(nodes=nodes, depth=depth, least=price * (best + HOPE) / (below + HOPE))
 
-    def learn(self, size: Size, values: Sequence[float], depths: Sequence[int], passes: int) -> None:
+    def learn(
+        self, size: Size, values: Sequence[float], depths: Sequence[int], passes: int
+    ) -> None:
         """A tree of this size had nodes of these slot values at these depths (the root left out),
         after so many draft passes."""
         full, least = len(values) == min(size.nodes, self.budget), min(values, default=0.0)
-        self.cut = SLACK * (least if full else min(self.cut, least))  # one that was not filled must be offered more
+        self.cut = SLACK * (
+            least if full else min(self.cut, least)
+        )  # one that was not filled must be offered more
         ranked = sorted(values, reverse=True) + [0.0] * (size.nodes - len(values))
         best, sums = [0.0] * passes, [0.0] * passes  # by level
         for value, depth in zip(values, depths, strict=True):
@@ -124,7 +143,9 @@ class Pace:
         return out
 
 
-def _remembered(sums: Sequence[tuple[float, float]], seen: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+def _remembered(
+    sums: Sequence[tuple[float, float]], seen: Iterable[tuple[float, float]]
+) -> list[tuple[float, float]]:
     """Pairs of sums that fade, with what was seen of the first of them."""
     pairs = zip_longest(sums, seen, fillvalue=(0.0, 0.0))
     return [(MEMORY * a + new_a, MEMORY * b + new_b) for (a, b), (new_a, new_b) in pairs]

@@ -16,7 +16,13 @@ from typing import Any
 import torch
 
 from dynasurge.drafting.acceptance_estimates import CELLS, depth_class
-from dynasurge.drafting.captured_proposals import Drawn, Proposed, draw_children, find_copies, propose
+from dynasurge.drafting.captured_proposals import (
+    Drawn,
+    Proposed,
+    draw_children,
+    find_copies,
+    propose,
+)
 from dynasurge.drafting.captured_tree import ECHO, LATER, POINT, TAIL, Forest
 from dynasurge.models.cuda_graphs import fused
 
@@ -62,16 +68,29 @@ class Proposer:
         found = self._run(find_copies, text, known, forest.context[rows]) if self.copies else None
         cut = self.cut if self.policy == "hybrid" and self.growmap is None else None
         number = self.growmap[forest.number[above]] if self.growmap is not None else None
-        base, drawn = draw_children(self.policy, q, uniforms, found, *_limits(cut, node_value, number))
+        base, drawn = draw_children(
+            self.policy, q, uniforms, found, *_limits(cut, node_value, number)
+        )
         if number is not None:
             assert self.growmap is not None
             forest.number[slots].copy_(number.flatten())
-            settled = self._run(shaped, self.policy, drawn, slot_value, number, self.growmap[number, 0] >= 0)
+            settled = self._run(
+                shaped, self.policy, drawn, slot_value, number, self.growmap[number, 0] >= 0
+            )
         else:
             table = self.table[depth_class(level)] if self.table is not None else None
-            settled = self._run(settle, self.policy, drawn, slot_value, node_value, table, cut, self.most)
+            settled = self._run(
+                settle, self.policy, drawn, slot_value, node_value, table, cut, self.most
+            )
         for mine, theirs in zip(
-            (forest.token, forest.kind, forest.proposal, forest.x, forest.slot_value, forest.node_value),
+            (
+                forest.token,
+                forest.kind,
+                forest.proposal,
+                forest.x,
+                forest.slot_value,
+                forest.node_value,
+            ),
             settled,
             strict=True,
         ):
@@ -108,7 +127,9 @@ def settle(
         made = Proposed(*(part.gather(1, order) for part in made))
         before, after = before.gather(1, order), after.gather(1, order)
     if cut is not None:
-        made = made._replace(exists=made.exists & ((made.kind != TAIL) | (node_value[:, None] * before >= cut)))
+        made = made._replace(
+            exists=made.exists & ((made.kind != TAIL) | (node_value[:, None] * before >= cut))
+        )
     slots, nodes = values(made, before, after, slot_value, node_value)
     return made.tokens, made.kind, made.proposal, made.x, slots, nodes
 
@@ -132,7 +153,11 @@ def _leading(made: Proposed, most: int) -> torch.Tensor:
 
 
 def shaped(
-    policy: str, drawn: Drawn, slot_value: torch.Tensor, number: torch.Tensor, branches: torch.Tensor
+    policy: str,
+    drawn: Drawn,
+    slot_value: torch.Tensor,
+    number: torch.Tensor,
+    branches: torch.Tensor,
 ) -> Settled:
     """`settle` for a static tree: number [w, k], the children's numbers in the growmap, -1 for
     none; branches, whether they have children."""
@@ -159,7 +184,11 @@ def estimates(table: torch.Tensor | None, made: Proposed) -> tuple[torch.Tensor,
 
 
 def values(
-    made: Proposed, before: torch.Tensor, after: torch.Tensor, slot_value: torch.Tensor, node_value: torch.Tensor
+    made: Proposed,
+    before: torch.Tensor,
+    after: torch.Tensor,
+    slot_value: torch.Tensor,
+    node_value: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Slot and node values [w, k] of children whose parents have the values [w]: never above parent
     or elder sibling."""

@@ -17,7 +17,8 @@ from dynasurge.drafting.proposals import AGREES, worth_copying
 
 pad = torch.nn.functional.pad
 GAINS = [0] + [  # by how much each token more lengthens a match
-    n - max((m for m in LENGTHS if m < n), default=0) if n in LENGTHS else 0 for n in range(1, CONTEXT + 1)
+    n - max((m for m in LENGTHS if m < n), default=0) if n in LENGTHS else 0
+    for n in range(1, CONTEXT + 1)
 ]
 
 
@@ -61,7 +62,9 @@ class Proposed(NamedTuple):
     own_before: torch.Tensor
 
 
-def draw(q: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def draw(
+    q: torch.Tensor, uniforms: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """k tokens without replacement from each row of q [w, V] by uniforms [w, k, 2], -1 where there
     are no more; their masses [w, k]; the row's sum and sum of squares [w]. float64."""
     if triton_kernels.usable(q):
@@ -71,7 +74,9 @@ def draw(q: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return tokens, masses, q.sum(-1, dtype=torch.float64), q.double().square().sum(-1)
 
 
-def find_copies(text: torch.Tensor, length: torch.Tensor, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def find_copies(
+    text: torch.Tensor, length: torch.Tensor, context: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What drafting/prompt_lookup.py finds, for contexts [w, CONTEXT] at once: tokens and match
     lengths [w], 0 for none. text: int64 [CONTEXT + T], behind as many -1; length: [1], how many of
     its tokens are known."""
@@ -83,7 +88,9 @@ def find_copies(text: torch.Tensor, length: torch.Tensor, context: torch.Tensor)
         same = same & (windows[None, :, -n] == mine) & (mine >= 0)
         match = match + same * GAINS[n]
     places = torch.arange(len(windows), device=text.device)
-    best = (match * (places < length) * len(windows) + places).amax(-1)  # the longest, and of those the latest
+    best = (match * (places < length) * len(windows) + places).amax(
+        -1
+    )  # the longest, and of those the latest
     return text[CONTEXT + best % len(windows)], best // len(windows)
 
 
@@ -132,9 +139,13 @@ def draw_children(
 def propose(policy: str, drawn: Drawn) -> Proposed:
     """The children of w nodes in drawing order."""
     k = drawn.k
-    made = _sampled(drawn) if policy == "sampled" else _points(drawn, k if policy == "topk" else k - 1)
+    made = (
+        _sampled(drawn) if policy == "sampled" else _points(drawn, k if policy == "topk" else k - 1)
+    )
     if policy == "hybrid":
-        made = Proposed(*(torch.cat([head, own], 1) for head, own in zip(_tail(drawn), made, strict=True)))
+        made = Proposed(
+            *(torch.cat([head, own], 1) for head, own in zip(_tail(drawn), made, strict=True))
+        )
     copies = drawn.copies
     if copies is None:
         return made
@@ -145,11 +156,17 @@ def propose(policy: str, drawn: Drawn) -> Proposed:
     match, held = copies.match[:, None], copies.held[:, None]
     one = torch.ones_like(match)
     copied = (at, copies.token[:, None], kind, one, match, match, held, held)
-    made = Proposed(made.exists | at, *(torch.where(at, a, b) for a, b in zip(copied[1:], made[1:], strict=True)))
+    made = Proposed(
+        made.exists | at,
+        *(torch.where(at, a, b) for a, b in zip(copied[1:], made[1:], strict=True)),
+    )
     if policy != "sampled":
         return made
     assert drawn.total is not None
-    head, rest = good & (column == 0), drawn.total[:, None]  # one child sampled from the rest, then the copy
+    head, rest = (
+        good & (column == 0),
+        drawn.total[:, None],
+    )  # one child sampled from the rest, then the copy
     return made._replace(
         exists=made.exists & (~good | (column < 2)),
         kind=torch.where(head, TAIL, made.kind),
@@ -165,9 +182,14 @@ def _sampled(drawn: Drawn) -> Proposed:
     assert drawn.masses is not None
     assert drawn.total is not None
     assert drawn.squares is not None
-    left, squares = _before(drawn.total, drawn.masses), _before(drawn.squares, drawn.masses.square())
+    left, squares = (
+        _before(drawn.total, drawn.masses),
+        _before(drawn.squares, drawn.masses.square()),
+    )
     proposal = torch.where(left > 0, drawn.masses / left, 1.0).clamp(max=1.0)
-    mean = torch.where(left > 0, squares / (left * left), 1.0).clamp(0.0, 1.0)  # all that may be known before the draw
+    mean = torch.where(left > 0, squares / (left * left), 1.0).clamp(
+        0.0, 1.0
+    )  # all that may be known before the draw
     rank = torch.arange(proposal.shape[1], device=proposal.device).expand_as(drawn.tokens)
     return Proposed(
         exists=drawn.tokens >= 0,
@@ -195,7 +217,9 @@ def _tail(drawn: Drawn) -> Proposed:
     rest = drawn.total[:, None]
     proposal = torch.where(rest > 0, drawn.masses / rest, 1.0).clamp(max=1.0)
     kind = torch.full_like(drawn.tokens, TAIL)
-    return Proposed(drawn.tokens >= 0, drawn.tokens.clamp(min=0), kind, proposal, rest, rest, rest, rest)
+    return Proposed(
+        drawn.tokens >= 0, drawn.tokens.clamp(min=0), kind, proposal, rest, rest, rest, rest
+    )
 
 
 def _points(drawn: Drawn, k: int) -> Proposed:
@@ -205,4 +229,6 @@ def _points(drawn: Drawn, k: int) -> Proposed:
     missing = k - drawn.values.shape[1]
     values, tokens = pad(drawn.values, (0, missing)), pad(drawn.best, (0, missing))
     kind = torch.full_like(tokens, POINT)
-    return Proposed(values > 0, tokens, kind, torch.ones_like(values), values, values, values, values)
+    return Proposed(
+        values > 0, tokens, kind, torch.ones_like(values), values, values, values, values
+    )

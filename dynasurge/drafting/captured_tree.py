@@ -101,7 +101,9 @@ class Forest:
     base: torch.Tensor
 
     @classmethod
-    def empty(cls, layout: Layout, vocab: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Forest:
+    def empty(
+        cls, layout: Layout, vocab: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> Forest:
         """Room for one tree."""
         slots, rows = layout.slot_count, layout.row_count
         whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
@@ -144,9 +146,13 @@ class Forest:
         layout, rows = self.layout, self.layout.rows(level + 1)
         slots = layout.slots(level)
         numbers = torch.arange(rows.start, rows.stop, device=by.device)
-        start, depth = (torch.full((1,), number, device=by.device) for number in (slots.start, level))
+        start, depth = (
+            torch.full((1,), number, device=by.device) for number in (slots.start, level)
+        )
         texts = (self.chain, self.context, self.token)
-        found = fused(next_rows, compiled)(by[slots], numbers, start, depth, *texts, layout.children)
+        found = fused(next_rows, compiled)(
+            by[slots], numbers, start, depth, *texts, layout.children
+        )
         for mine, theirs in zip((self.row_slot, self.chain, self.context), found, strict=True):
             mine[rows].copy_(theirs)
         return rows
@@ -170,7 +176,9 @@ def next_rows(
     slot `start` [1]: their slots [w], chains and contexts."""
     if len(values) <= SORTED:  # comparing all with all is one small kernel
         places = torch.arange(len(values), device=values.device)
-        ahead = (values > values[:, None]) | ((values == values[:, None]) & (places < places[:, None]))
+        ahead = (values > values[:, None]) | (
+            (values == values[:, None]) & (places < places[:, None])
+        )
         order = torch.zeros_like(places).scatter(0, ahead.sum(1), places)
     else:
         order = values.sort(descending=True, stable=True).indices
@@ -209,12 +217,19 @@ def read_level(
 
 
 def read_nodes(
-    token: torch.Tensor, slot: torch.Tensor, depth: torch.Tensor, path: torch.Tensor, length: torch.Tensor, columns: int
+    token: torch.Tensor,
+    slot: torch.Tensor,
+    depth: torch.Tensor,
+    path: torch.Tensor,
+    length: torch.Tensor,
+    columns: int,
 ) -> Reading:
     """The target's: the root and n nodes, as in `Nodes`, behind a text of `length` [1] tokens."""
     seen = torch.where(path < len(slot), length + path, -1)
     hidden = hidden_rows(length + 1, seen, columns)  # all see the root
-    return Reading(token[slot], length + depth, length + torch.arange(len(slot), device=slot.device), hidden)
+    return Reading(
+        token[slot], length + depth, length + torch.arange(len(slot), device=slot.device), hidden
+    )
 
 
 def hidden_rows(known: torch.Tensor, seen: torch.Tensor, columns: int) -> torch.Tensor:
@@ -252,7 +267,9 @@ def assemble(forest: Forest, n: int, budget: int | None = None, *, compiled: boo
     slot, parent, depth, exists, number, path, seen = fused(best_nodes, compiled)(
         *tensors, n, most, forest.layout.children
     )
-    return Nodes(slot=slot, parent=parent, depth=depth, exists=exists, number=number, path=path, seen=seen)
+    return Nodes(
+        slot=slot, parent=parent, depth=depth, exists=exists, number=number, path=path, seen=seen
+    )
 
 
 def best_nodes(
@@ -283,7 +300,9 @@ def best_nodes(
     path = torch.where(level < depth[:, None], chain, n + 1)
     path = torch.where((level == depth[:, None]) & exists[:, None], places[:, None], path)
     parent = torch.where(depth > 0, path.gather(1, (depth - 1).clamp(min=0)[:, None])[:, 0], -1)
-    seen = torch.zeros(n + 1, n + 2, dtype=torch.bool, device=slot.device).scatter(1, path, True)[:, :-1]
+    seen = torch.zeros(n + 1, n + 2, dtype=torch.bool, device=slot.device).scatter(1, path, True)[
+        :, :-1
+    ]
     return slot, parent, depth, exists, number, path, seen
 
 
@@ -292,8 +311,14 @@ def growmap_layout(children: Sequence[Sequence[int]], depths: Sequence[int]) -> 
     branch."""
     depth = max(depths)
     branching = [
-        sum(bool(own) for own, d in zip(children, depths, strict=True) if d == level) for level in range(depth)
+        sum(bool(own) for own, d in zip(children, depths, strict=True) if d == level)
+        for level in range(depth)
     ]
     # Few widths make few kinds of draft pass; a chain does without much room.
     widths = tuple(2 if count <= 2 else -(-count // FRONTIER) * FRONTIER for count in branching[1:])
-    return Layout(depth=depth, width=max(widths, default=1), children=max(map(len, children)), widths=(1, *widths))
+    return Layout(
+        depth=depth,
+        width=max(widths, default=1),
+        children=max(map(len, children)),
+        widths=(1, *widths),
+    )

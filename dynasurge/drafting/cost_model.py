@@ -44,7 +44,8 @@ class Costs:
             widths=self.widths + tuple(other.widths[at] for at in more),
             target_seconds=self.target_seconds
             + tuple(max(other.target_seconds[at], *self.target_seconds) for at in more),
-            draft_seconds=self.draft_seconds + tuple(max(other.draft_seconds[at], *self.draft_seconds) for at in more),
+            draft_seconds=self.draft_seconds
+            + tuple(max(other.draft_seconds[at], *self.draft_seconds) for at in more),
         )
 
     def target(self, nodes: int) -> float:

@@ -65,7 +65,9 @@ class Draft:
         """The mean probability that the draft gave the tokens it proposed first at a node; NaN if
         it proposed none."""
         own = [
-            slot.x for slot in self.slots if slot.rank == 0 and slot.kind.startswith(("first", "point")) and slot.depth
+            slot.x
+            for slot in self.slots
+            if slot.rank == 0 and slot.kind.startswith(("first", "point")) and slot.depth
         ]
         return sum(own) / len(own) if own else math.nan
 
@@ -113,14 +115,20 @@ class Drafter:
         if self._lookup is not None:
             self._lookup.read(text)
         last = min(max_depth, self._shape.max_depth)
-        drafted = min(last, self._limit - len(text) + 1)  # a level is drafted by reading the one above
+        drafted = min(
+            last, self._limit - len(text) + 1
+        )  # a level is drafted by reading the one above
         if drafted > 0:
-            q = probabilities.to_proposal(self._engine.extend(text[self._engine.length :])[None], self._T, self._P)
+            q = probabilities.to_proposal(
+                self._engine.extend(text[self._engine.length :])[None], self._T, self._P
+            )
             passes = 1
         for depth in range(1, drafted + 1):
             self._propose(pool, level, q, generator)
             kept = self._shape.keep(pool)
-            level = self._shape.expand(pool, kept, [index for index in kept if pool[index].depth == depth])
+            level = self._shape.expand(
+                pool, kept, [index for index in kept if pool[index].depth == depth]
+            )
             if not level or depth == drafted:
                 break
             q = self._score(pool, level)
@@ -129,16 +137,22 @@ class Drafter:
         self._shape.grown(pool, kept, passes)
         return _assemble(pool, kept, passes)
 
-    def learn(self, draft: Draft, path: Sequence[int], reach: Sequence[float], *, keep: bool = True) -> None:
+    def learn(
+        self, draft: Draft, path: Sequence[int], reach: Sequence[float], *, keep: bool = True
+    ) -> None:
         """Commit the accepted path's cache rows, unless the text goes on otherwise (not `keep`),
         and observe how every child fared. reach[u]: the probability that the rule had of accepting
         node u."""
         rows = [draft.slots[node].row for node in path] if keep else []
-        self._engine.commit([row for row in rows if row is not None])  # none where nothing was drafted
+        self._engine.commit(
+            [row for row in rows if row is not None]
+        )  # none where nothing was drafted
         teach(self._acceptance, draft, reach)
         self._shape.verified(len(path) + 1)
 
-    def _propose(self, pool: list[Slot], level: Sequence[int], q: torch.Tensor, generator: torch.Generator) -> None:
+    def _propose(
+        self, pool: list[Slot], level: Sequence[int], q: torch.Tensor, generator: torch.Generator
+    ) -> None:
         """Append every node's children to the pool, in drawing order, each with its values."""
         wishes = [self._wish(pool, index) for index in level]
         for index, children in zip(level, self._policy(q, wishes, generator), strict=True):
@@ -150,7 +164,9 @@ class Drafter:
         below = DEPTHS[depth_class(parent.depth + 1)]
         worth = [(child, estimate(child.kind + below, child.x, child.own)) for child in children]
         sampled = [entry for entry in worth if not entry[0].point]
-        points = sorted((entry for entry in worth if entry[0].point), key=lambda entry: entry[1], reverse=True)
+        points = sorted(
+            (entry for entry in worth if entry[0].point), key=lambda entry: entry[1], reverse=True
+        )
         best_point = points[0][1] if points else 0.0
         cap, refused = parent.slot_value, 1.0
         for rank, (child, after) in enumerate([*sampled, *points]):
@@ -162,7 +178,9 @@ class Drafter:
             elif child.kind == "tail":
                 if not self._shape.pays(parent.node_value * before):
                     continue  # settled by the draft's mass alone, not by the token
-                before = max(before, best_point)  # verified before the points, so it takes its place before them
+                before = max(
+                    before, best_point
+                )  # verified before the points, so it takes its place before them
             cap = min(cap, parent.node_value * before)  # never above parent or elder sibling
             pool.append(
                 Slot(
@@ -193,7 +211,9 @@ class Drafter:
         while level:
             before = len(pool)
             for index in level:
-                found = self._lookup.find(_path(pool, index)) if pool[index].depth < max_depth else None
+                found = (
+                    self._lookup.find(_path(pool, index)) if pool[index].depth < max_depth else None
+                )
                 if found is not None:
                     self._append(pool, index, [copied(found[0], float(found[1]), None)])
             kept = self._shape.keep(pool)
@@ -219,8 +239,13 @@ def teach(acceptance: Acceptance, draft: Draft, reach: Sequence[float]) -> None:
         refused = 1.0
         for child in children:
             slot, tried = draft.slots[child], reach[draft.tree.parents[child]]
-            if slot.kind.startswith(SAMPLED):  # their estimates are given the refusal of elder siblings
-                tried, refused = tried * refused, refused - (reach[child] / tried if tried > 0 else 0.0)
+            if slot.kind.startswith(
+                SAMPLED
+            ):  # their estimates are given the refusal of elder siblings
+                tried, refused = (
+                    tried * refused,
+                    refused - (reach[child] / tried if tried > 0 else 0.0),
+                )
             acceptance.observe(slot.kind, slot.x, max(0.0, tried), reach[child])
 
 
@@ -237,7 +262,15 @@ def bare(token: int) -> Draft:
 
 def _root(token: int) -> Slot:
     return Slot(
-        token=token, parent=-1, depth=0, rank=0, proposal=1.0, kind="point", x=1.0, slot_value=1.0, node_value=1.0
+        token=token,
+        parent=-1,
+        depth=0,
+        rank=0,
+        proposal=1.0,
+        kind="point",
+        x=1.0,
+        slot_value=1.0,
+        node_value=1.0,
     )
 
 

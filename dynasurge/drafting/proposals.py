@@ -4,10 +4,13 @@ A policy looks at the draft's distributions at the nodes of one level and propos
 each, in drawing order. What they are worth is not its business (drafting/acceptance_estimates.py),
 only what they are:
 
-- `sampled`: k tokens without replacement from q (Sequoia, arXiv 2402.12374; DySpec, arXiv 2410.11744);
-- `topk`: the k likeliest tokens, each a point mass (EAGLE-2, arXiv 2406.16858; OPT-Tree, arXiv 2406.17276);
-- `hybrid`: one token sampled outside the top k - 1, verified first, then those k - 1 as point masses. At a single node
-  topdown verification then accepts as much as any lossless rule can (verification/single_node_bound.py).
+- `sampled`: k tokens without replacement from q (Sequoia, arXiv 2402.12374; DySpec, arXiv
+  2410.11744);
+- `topk`: the k likeliest tokens, each a point mass (EAGLE-2, arXiv 2406.16858; OPT-Tree, arXiv
+  2406.17276);
+- `hybrid`: one token sampled outside the top k - 1, verified first, then those k - 1 as point
+  masses. At a single node topdown verification then accepts as much as any lossless rule can
+  (verification/single_node_bound.py).
 
 k may differ from node to node, but is settled before anything is drawn there: from the draft's
 distribution and what is known of the node. A `Wish` says how: at most `k` children, and no points
@@ -95,14 +98,20 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
     """wishes[i].k tokens without replacement from row i of q [m, V], only one where there is a
     copy. Floors do not apply."""
     k = max(wish.k for wish in wishes)
-    base, packed = _sampled(q, _notes(q, wishes), probabilities.uniforms(k, q, generator), _any_copy(wishes))
+    base, packed = _sampled(
+        q, _notes(q, wishes), probabilities.uniforms(k, q, generator), _any_copy(wishes)
+    )
     out = []
-    for row, wish, (left, squares, copied_mass, *drawn) in zip(base, wishes, packed.tolist(), strict=True):
+    for row, wish, (left, squares, copied_mass, *drawn) in zip(
+        base, wishes, packed.tolist(), strict=True
+    ):
         children, half = Children(base=row), len(drawn) // 2
         tokens, masses = drawn[:half], drawn[half:]
         if wish.copy is not None and copied_mass >= 0:
             if tokens[0] >= 0:
-                children.members.append(_settled(int(tokens[0]), min(1.0, masses[0] / left), "tail", left))
+                children.members.append(
+                    _settled(int(tokens[0]), min(1.0, masses[0] / left), "tail", left)
+                )
             _add_copy(children, wish, copied_mass)
             out.append(children)
             continue
@@ -110,7 +119,9 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
             if token < 0:
                 break
             chance = min(1.0, mass / left) if left > 0 else 1.0
-            mean = min(max(squares / (left * left), 0.0), 1.0) if left > 0 else 1.0  # what is known before the draw
+            mean = (
+                min(max(squares / (left * left), 0.0), 1.0) if left > 0 else 1.0
+            )  # what is known before the draw
             children.members.append(
                 Child(
                     token=int(token),
@@ -119,7 +130,9 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
                     x=chance,
                     x_before=mean,
                     own=chance,
-                    own_before=mean if rank == 0 else 1.0,  # DySpec's rule: later slots by what elder ones leave
+                    own_before=mean
+                    if rank == 0
+                    else 1.0,  # DySpec's rule: later slots by what elder ones leave
                 )
             )
             left, squares = left - mass, squares - mass * mass
@@ -160,9 +173,13 @@ def hybrid(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) 
     """Row i of q [m, V]: the top wishes[i].k - 1 tokens that reach the floor, as points, behind one
     from the rest."""
     k = max(wish.k for wish in wishes)
-    base, packed = _hybrid(q, _notes(q, wishes), probabilities.uniforms(1, q, generator), _any_copy(wishes), k)
+    base, packed = _hybrid(
+        q, _notes(q, wishes), probabilities.uniforms(1, q, generator), _any_copy(wishes), k
+    )
     out = []
-    for row, wish, (copied_mass, head, mass, rest, *best) in zip(base, wishes, packed.tolist(), strict=True):
+    for row, wish, (copied_mass, head, mass, rest, *best) in zip(
+        base, wishes, packed.tolist(), strict=True
+    ):
         children, half = Children(base=row), len(best) // 2
         if head >= 0:
             children.members.append(_settled(int(head), min(1.0, mass / rest), "tail", rest))
@@ -178,19 +195,28 @@ def _hybrid(
     base, held = _set_apart(q, notes, copies)
     best = base.topk(min(k - 1, q.shape[-1]), dim=-1)
     places, floors = notes[:, :1] - 1, notes[:, 1:2]
-    outside = (torch.arange(best.indices.shape[1], device=q.device) >= places) | (best.values < floors)
+    outside = (torch.arange(best.indices.shape[1], device=q.device) >= places) | (
+        best.values < floors
+    )
     base = base.scatter(1, best.indices, best.values * outside)  # without the points of each row
     drawn = probabilities.draw_by(base, uniforms)
     mass = base.gather(1, drawn.clamp(min=0))
     return base, _pack(
-        held, drawn, mass, base.sum(-1, keepdim=True), best.indices, best.values.masked_fill(outside, 0.0)
+        held,
+        drawn,
+        mass,
+        base.sum(-1, keepdim=True),
+        best.indices,
+        best.values.masked_fill(outside, 0.0),
     )
 
 
 POLICIES: dict[str, Policy] = {"sampled": sampled, "topk": topk, "hybrid": hybrid}
 
 
-def _add_points(children: Children, tokens: Sequence[float], values: Sequence[float], floor: float = 0.0) -> None:
+def _add_points(
+    children: Children, tokens: Sequence[float], values: Sequence[float], floor: float = 0.0
+) -> None:
     for token, value in zip(tokens, values, strict=False):
         if value > 0 and value >= floor:
             children.members.append(_settled(int(token), 1.0, "point", value))
@@ -213,13 +239,18 @@ def copied(token: int, match: float, own: float | None) -> Child:
     asked."""
     kind = "blind" if own is None else "echo" if own >= AGREES else "lookup"
     own = own or 0.0
-    return Child(token=token, proposal=1.0, kind=kind, x=match, x_before=match, own=own, own_before=own)
+    return Child(
+        token=token, proposal=1.0, kind=kind, x=match, x_before=match, own=own, own_before=own
+    )
 
 
 def _notes(q: torch.Tensor, wishes: Sequence[Wish]) -> torch.Tensor:
     """What the wishes say, float64 [m, 4] on q's device: k, floor, the copy's token and its match
     (0 for no copy)."""
-    rows = [(wish.k, wish.floor, *((0, 0.0) if wish.copy is None else (wish.copy, int(wish.match)))) for wish in wishes]
+    rows = [
+        (wish.k, wish.floor, *((0, 0.0) if wish.copy is None else (wish.copy, int(wish.match))))
+        for wish in wishes
+    ]
     return torch.tensor(rows, dtype=torch.float64).to(q.device, non_blocking=True)
 
 

@@ -1,10 +1,11 @@
 """Shapes: how wide and how deep a tree grows, and when it stops.
 
 - `StaticShape`: the growmap says how many children each node gets; everything drawn stays.
-- `BestFirst`: a dynamic tree. Of all slots proposed so far the most valuable stay, `budget` of them.
-- `Thrifty`: a dynamic tree for which the budget is only a maximum. An accepted token is worth the time that decoding takes
-  for one. So before every step it chooses, from the slot values of this prompt's last trees, the size n of the average
-  tree that makes the most of its time,
+- `BestFirst`: a dynamic tree. Of all slots proposed so far the most valuable stay, `budget` of
+  them.
+- `Thrifty`: a dynamic tree for which the budget is only a maximum. An accepted token is worth the
+  time that decoding takes for one. So before every step it chooses, from the slot values of this
+  prompt's last trees, the size n of the average tree that makes the most of its time,
 
       max over n of (sum of the n best slot values) - (tokens per second so far) * (seconds of a target pass over n nodes),
 
@@ -33,7 +34,9 @@ from dynasurge.trees.growmap import Growmap
 NO_DISTRIBUTION = torch.empty(0)  # of a node that the draft has not read
 SLACK = 0.5  # how far below the last step's cut slots are still proposed
 TYPICAL = 0.6  # before a prompt teaches better: the r-th best slot of a tree is worth TYPICAL / r,
-GROWTH = 0.35  # and a level gains so much, beyond the price of its nodes, for all that the nodes above it are worth
+# and a level gains so much, beyond the price of its nodes, for all that the nodes above it are
+# worth
+GROWTH = 0.35
 STEPS = 2.0  # how many steps these guesses are worth
 LONGEST_REST = 16  # steps without a look at the draft
 LATER_CHILD = 0.5  # of a sampled child, about; the j-th likeliest token has at most 1 / j
@@ -132,13 +135,19 @@ class StaticShape:
     def _number(self, pool: Sequence[Slot], index: int) -> int:
         """The growmap's number of a slot: the path of ranks that leads to it."""
         slot = pool[index]
-        return self._growmap.children[self._number(pool, slot.parent)][slot.rank] if slot.parent >= 0 else 0
+        return (
+            self._growmap.children[self._number(pool, slot.parent)][slot.rank]
+            if slot.parent >= 0
+            else 0
+        )
 
 
 class BestFirst:
     """The `budget` slots of highest value; ties go to the slot proposed first."""
 
-    def __init__(self, *, budget: int, max_depth: int, max_children: int, later_child: float = LATER_CHILD) -> None:
+    def __init__(
+        self, *, budget: int, max_depth: int, max_children: int, later_child: float = LATER_CHILD
+    ) -> None:
         """later_child: the j-th child of a node is hardly accepted more than this / j of the time;
         fewer are proposed."""
         self._later_child = later_child
@@ -157,7 +166,9 @@ class BestFirst:
         value, cut = pool[index].node_value, SLACK * self._cut
         if cut <= 0 or value <= 0:
             return Wish(k=self._max_children if value > 0 else 0)
-        return Wish(k=min(self._max_children, 1 + int(self._later_child * value / cut)), floor=cut / value)
+        return Wish(
+            k=min(self._max_children, 1 + int(self._later_child * value / cut)), floor=cut / value
+        )
 
     def pays(self, value: float) -> bool:
         return value >= SLACK * self._cut
@@ -166,7 +177,8 @@ class BestFirst:
         return [0, *sorted(_by_value(pool, 1)[: self.max_nodes])]
 
     def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
-        # A full tree loses its least valuable slots to new ones; what could not be among those need not be drafted.
+        # A full tree loses its least valuable slots to new ones; what could not be among those need
+        # not be drafted.
         price = min(pool[index].slot_value for index in kept) if len(kept) > self.max_nodes else 0.0
         return [index for index in level if pool[index].node_value > price]
 
@@ -183,19 +195,33 @@ class Thrifty(BestFirst):
     final."""
 
     def __init__(
-        self, *, budget: int, max_depth: int, max_children: int, costs: Costs, later_child: float = LATER_CHILD
+        self,
+        *,
+        budget: int,
+        max_depth: int,
+        max_children: int,
+        costs: Costs,
+        later_child: float = LATER_CHILD,
     ) -> None:
         self._costs = costs
         self._target = [costs.target(nodes) for nodes in range(budget + 1)]
-        self._final, self._seen = [0], 1  # what stays so far, and how much of the pool that was chosen from
+        self._final, self._seen = (
+            [0],
+            1,
+        )  # what stays so far, and how much of the pool that was chosen from
         self._expanded = 1.0  # what the nodes above the newest level are worth
-        super().__init__(budget=budget, max_depth=max_depth, max_children=max_children, later_child=later_child)
+        super().__init__(
+            budget=budget, max_depth=max_depth, max_children=max_children, later_child=later_child
+        )
 
     def reset(self) -> None:
         super().reset()
-        self._worth = [STEPS * TYPICAL / rank for rank in range(1, self.max_nodes + 1)]  # sums over steps, by rank
+        self._worth = [
+            STEPS * TYPICAL / rank for rank in range(1, self.max_nodes + 1)
+        ]  # sums over steps, by rank
         guesses = [
-            (1.0 + sum(self._worth[:n]) / STEPS, self._costs.step(n, n.bit_length())) for n in range(len(self._worth))
+            (1.0 + sum(self._worth[:n]) / STEPS, self._costs.step(n, n.bit_length()))
+            for n in range(len(self._worth))
         ]
         tokens, seconds = max(guesses, key=lambda guess: guess[0] / guess[1])
         self._steps, self._tokens, self._seconds = STEPS, STEPS * tokens, STEPS * seconds
@@ -225,7 +251,11 @@ class Thrifty(BestFirst):
         if self._expanded:
             self._above += self._expanded
             self._gained += sum(pool[index].slot_value - self._cut for index in level)
-        level = [index for index in level if pool[index].node_value > self._cut] if len(kept) <= self.max_nodes else []
+        level = (
+            [index for index in level if pool[index].node_value > self._cut]
+            if len(kept) <= self.max_nodes
+            else []
+        )
         self._expanded = sum(pool[index].node_value for index in level)
         gain = self._expanded * self._gained / self._above
         return level if level and gain > self.rate * self._costs.draft(len(level)) else []
@@ -242,7 +272,9 @@ class Thrifty(BestFirst):
             self._steps += 1.0
             self._begin()
             pays = self._cut < 1.0
-            self._rest, self._pause = (0, 1) if pays else (self._pause, min(2 * self._pause, LONGEST_REST))
+            self._rest, self._pause = (
+                (0, 1) if pays else (self._pause, min(2 * self._pause, LONGEST_REST))
+            )
 
     def _begin(self) -> None:
         """Settle, before a step, what a slot must be worth in it."""
@@ -257,7 +289,9 @@ class Thrifty(BestFirst):
 
 def _by_value(pool: Sequence[Slot], start: int) -> list[int]:
     """Slots from number `start` on that are worth anything, best first."""
-    # sort() is stable: equal values keep drawing order, so a parent or an earlier sibling always goes first
+    # sort() is stable: equal values keep drawing order, so a parent or an earlier sibling always
+    # goes first
     return sorted(
-        (index for index in range(start, len(pool)) if pool[index].slot_value > 0), key=lambda i: -pool[i].slot_value
+        (index for index in range(start, len(pool)) if pool[index].slot_value > 0),
+        key=lambda i: -pool[i].slot_value,
     )

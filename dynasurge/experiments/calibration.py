@@ -30,7 +30,15 @@ import numpy as np
 from scipy.optimize import isotonic_regression
 
 from dynasurge.decoding.session import Session, make_engines
-from dynasurge.drafting.acceptance_estimates import COUNTED, SAMPLED, TEXTS, Acceptance, Curve, Priors, curves_at
+from dynasurge.drafting.acceptance_estimates import (
+    COUNTED,
+    SAMPLED,
+    TEXTS,
+    Acceptance,
+    Curve,
+    Priors,
+    curves_at,
+)
 from dynasurge.experiments.datasets import Prompt
 from dynasurge.models.pair import Pair
 from dynasurge.settings import STUDY_PROMPT, Policy, Settings
@@ -54,7 +62,9 @@ class Recorder(Acceptance):
 
     def __init__(self, prior: Mapping[str, Curve]) -> None:
         super().__init__(prior, learn=False)
-        self._sums: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(lambda: [0.0, 0.0, 0.0]))
+        self._sums: dict[str, dict[int, list[float]]] = defaultdict(
+            lambda: defaultdict(lambda: [0.0, 0.0, 0.0])
+        )
 
     def observe(self, kind: str, x: float, tried: float, accepted: float) -> None:
         sums = self._sums[kind][bisect.bisect(EDGES[kind.rstrip("+")], x)]
@@ -64,14 +74,19 @@ class Recorder(Acceptance):
     def curves(self) -> Knots:
         """By kind: knots `x`, the mean feature of each bin, and the `acceptance` there; the prior's
         own curve for a kind with too few trials."""
-        out: Knots = {kind: {"x": list(xs), "acceptance": list(ys)} for kind, (xs, ys) in self._curves.items()}
+        out: Knots = {
+            kind: {"x": list(xs), "acceptance": list(ys)} for kind, (xs, ys) in self._curves.items()
+        }
         for kind in self._sums:
             bins = _pooled([sums for _, sums in sorted(self._sums[kind].items())])
             if bins:
                 tried, x, accepted = np.array(bins).T
                 # more of any feature is never worse: what falls is chance
                 rising = isotonic_regression(accepted / tried, weights=tried).x
-                out[kind] = {"x": (x / tried).round(5).tolist(), "acceptance": rising.clip(0.0, 1.0).round(5).tolist()}
+                out[kind] = {
+                    "x": (x / tried).round(5).tolist(),
+                    "acceptance": rising.clip(0.0, 1.0).round(5).tolist(),
+                }
         return dict(sorted(out.items()))
 
 
@@ -96,7 +111,10 @@ def rounds() -> list[tuple[str, float]]:
 
 
 def calibrate(
-    pair: Pair, prompts: Sequence[Prompt], start: Priors, on_prompt: Callable[[], object] = lambda: None
+    pair: Pair,
+    prompts: Sequence[Prompt],
+    start: Priors,
+    on_prompt: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, Knots]]:
     """The curves by text and temperature, measured on trees grown with `start`. on_prompt is called
     once a prompt in each of `rounds`."""

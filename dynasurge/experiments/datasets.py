@@ -37,10 +37,16 @@ class HubDataset:
 
 
 HUB_DATASETS = {
-    "cnn": HubDataset(path="abisee/cnn_dailymail", config="3.0.0", split="validation", field="article"),
+    "cnn": HubDataset(
+        path="abisee/cnn_dailymail", config="3.0.0", split="validation", field="article"
+    ),
     "c4": HubDataset(path="allenai/c4", config="en", split="validation", field="text"),
-    "wiki": HubDataset(path="wikimedia/wikipedia", config="20231101.en", split="train", field="text"),
-    "openwebtext": HubDataset(path="Skylion007/openwebtext", config=None, split="train", field="text"),
+    "wiki": HubDataset(
+        path="wikimedia/wikipedia", config="20231101.en", split="train", field="text"
+    ),
+    "openwebtext": HubDataset(
+        path="Skylion007/openwebtext", config=None, split="train", field="text"
+    ),
 }
 
 
@@ -69,7 +75,9 @@ def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) ->
     if end is not None and end < 1:
         raise UsageError("--end", end, "is one past the last row", "use --end 1 or more")
     if end is not None and start >= end:
-        raise UsageError("--start", start, f"not below --end {end}", f"use --start 0 or --end {start + 1}")
+        raise UsageError(
+            "--start", start, f"not below --end {end}", f"use --start 0 or --end {start + 1}"
+        )
     stop = min(start + DEFAULT_ROWS if end is None else end, sys.maxsize)
     if dataset in HUB_DATASETS:
         revision, rows = _hub_rows(dataset, start, stop)
@@ -77,16 +85,26 @@ def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) ->
         path = DEMO_PROMPTS if dataset == DEMO else Path(dataset)
         if dataset != DEMO and path.suffix not in FILE_TYPES:
             known = ", ".join((DEMO, *HUB_DATASETS))
-            raise UsageError("--dataset", dataset, "unknown", f"choose {known}, or a {'/'.join(FILE_TYPES)} file")
+            raise UsageError(
+                "--dataset", dataset, "unknown", f"choose {known}, or a {'/'.join(FILE_TYPES)} file"
+            )
         rows = list(itertools.islice(_file_rows(path), min(start, stop), stop))
         revision = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     if not rows or (end is not None and len(rows) < end - start):
         available = start + len(rows)
         flag, value = ("--end", end) if end is not None and rows else ("--start", start)
         if not rows and start == 0:
-            raise UsageError("--dataset", dataset, "holds no prompt", "give one with at least one row of text")
-        held = f"--dataset {dataset} has {available} rows" if rows else f"--dataset {dataset} has no row there"
-        raise UsageError(flag, value, held, f"use --end {available}" if rows else "use a smaller --start")
+            raise UsageError(
+                "--dataset", dataset, "holds no prompt", "give one with at least one row of text"
+            )
+        held = (
+            f"--dataset {dataset} has {available} rows"
+            if rows
+            else f"--dataset {dataset} has no row there"
+        )
+        raise UsageError(
+            flag, value, held, f"use --end {available}" if rows else "use a smaller --start"
+        )
     return [_prompt(start + i, row, revision) for i, row in enumerate(rows)]
 
 
@@ -99,7 +117,9 @@ def _prompt(index: int, row: dict[str, Any], revision: str) -> Prompt:
 def _said(value: Any) -> str:
     """A field as text; nothing for one that is missing, which a table's reader gives as NaN."""
     missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return "" if missing else str(value).encode(errors="replace").decode()  # half a surrogate pair cannot be written
+    return (
+        "" if missing else str(value).encode(errors="replace").decode()
+    )  # half a surrogate pair cannot be written
 
 
 def _hub_rows(name: str, start: int, stop: int) -> tuple[str, list[dict[str, Any]]]:
@@ -110,13 +130,23 @@ def _hub_rows(name: str, start: int, stop: int) -> tuple[str, list[dict[str, Any
     source = HUB_DATASETS[name]
     try:
         revision = HfApi().dataset_info(source.path).sha or "main"
-        stream = load_dataset(source.path, source.config, split=source.split, revision=revision, streaming=True)
-        rows = list(itertools.islice(stream.skip(start), stop - start))  # take() would open one file more
-    except Exception as error:  # the hub's client raises many unrelated types when there is no network
+        stream = load_dataset(
+            source.path, source.config, split=source.split, revision=revision, streaming=True
+        )
+        rows = list(
+            itertools.islice(stream.skip(start), stop - start)
+        )  # take() would open one file more
+    except (
+        Exception
+    ) as error:  # the hub's client raises many unrelated types when there is no network
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "check the network, or use --dataset demo or a local file"
-        raise UsageError("--dataset", name, f"cannot be fetched from the hub ({reason})", remedy) from error
-    return revision, [{"id": row.get("id", start + i), "text": row[source.field]} for i, row in enumerate(rows)]
+        raise UsageError(
+            "--dataset", name, f"cannot be fetched from the hub ({reason})", remedy
+        ) from error
+    return revision, [
+        {"id": row.get("id", start + i), "text": row[source.field]} for i, row in enumerate(rows)
+    ]
 
 
 def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
@@ -124,7 +154,9 @@ def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
     left out."""
     try:
         if path.suffix in (".txt", ".jsonl"):
-            lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+            lines = [
+                line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()
+            ]
             rows = [{"text": line} if path.suffix == ".txt" else json.loads(line) for line in lines]
             return _with_text(path, rows)
         import pandas as pd  # slow to import
@@ -136,12 +168,16 @@ def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
         raise
     except (OSError, ValueError, ImportError, RecursionError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError("--dataset", path, f"cannot be read ({reason})", "check the path and the format") from error
+        raise UsageError(
+            "--dataset", path, f"cannot be read ({reason})", "check the path and the format"
+        ) from error
 
 
 def _with_text(path: Path, rows: list[Any]) -> list[dict[str, Any]]:
     for number, row in enumerate(rows):
-        field = next((f for f in TEXT_FIELDS if isinstance(row, dict) and isinstance(row.get(f), str)), None)
+        field = next(
+            (f for f in TEXT_FIELDS if isinstance(row, dict) and isinstance(row.get(f), str)), None
+        )
         if field is None:
             remedy = f"name the text field one of {', '.join(TEXT_FIELDS)}"
             raise UsageError("--dataset", path, f"row {number} has no text field", remedy)

@@ -39,20 +39,37 @@ def grid(
     names = [growmap_name(path) for path in growmap]
     for path, name in zip(growmap, names, strict=True):
         if names.count(name) > 1:
-            raise UsageError("--growmap", path, "two files of one name make one column", "rename one, or give it once")
+            raise UsageError(
+                "--growmap",
+                path,
+                "two files of one name make one column",
+                "rename one, or give it once",
+            )
         if " +" in name:
-            raise UsageError("--growmap", path, "its name reads like a rule's", "rename it without ' +'")
+            raise UsageError(
+                "--growmap", path, "its name reads like a rule's", "rename it without ' +'"
+            )
     plan = []
     for t, s, m in product(T, seed, mode):
         for tree in _trees(m, growmap, B):
-            choices = [("sampled", False)] if m == "auto" else [(GREEDY, False)] if t == 0 else product(policy, use_bfs)
+            choices = (
+                [("sampled", False)]
+                if m == "auto"
+                else [(GREEDY, False)]
+                if t == 0
+                else product(policy, use_bfs)
+            )
             for p, with_etv in choices:
                 own = tree | ({"use_bfs": True, "etv": etv} if with_etv else {})
-                plan.append(Settings(**(shared | own | {"mode": m, "T": t, "seed": s, "policy": p})))
+                plan.append(
+                    Settings(**(shared | own | {"mode": m, "T": t, "seed": s, "policy": p}))
+                )
     return list(dict.fromkeys(plan))
 
 
-def _trees(mode: str, growmaps: Sequence[str], budgets: Sequence[int | str]) -> Iterator[dict[str, Any]]:
+def _trees(
+    mode: str, growmaps: Sequence[str], budgets: Sequence[int | str]
+) -> Iterator[dict[str, Any]]:
     """What tells a mode's trees apart. Only dynamic trees have a budget to fill."""
     if mode == "dTree":
         yield from ({"B": budget} for budget in budgets)

@@ -8,7 +8,9 @@ import os
 from dynasurge.errors import UsageError
 from dynasurge.experiments.workers import ALONE, Processes
 
-PATIENCE = datetime.timedelta(days=30)  # the others may have a slow prompt, or a whole night of them
+PATIENCE = datetime.timedelta(
+    days=30
+)  # the others may have a slow prompt, or a whole night of them
 
 
 def join(device: str, device_map: str | None = None) -> tuple[Processes, str]:
@@ -22,9 +24,16 @@ def join(device: str, device_map: str | None = None) -> tuple[Processes, str]:
     if count == 1:
         return ALONE, device
     if device not in ("auto", "cpu", "cuda"):
-        raise UsageError("--device", device, f"{count} processes cannot share it", "leave it out: each takes its own")
+        raise UsageError(
+            "--device",
+            device,
+            f"{count} processes cannot share it",
+            "leave it out: each takes its own",
+        )
     if device_map is not None and int(os.environ.get("LOCAL_WORLD_SIZE", count)) > 1:
-        reason = "spreads one model over all GPUs, but there is more than one process on this machine"
+        reason = (
+            "spreads one model over all GPUs, but there is more than one process on this machine"
+        )
         raise UsageError("--device-map", device_map, reason, "launch one process a machine")
     import torch
     from accelerate import PartialState

@@ -1,11 +1,12 @@
 """Probes: what a pair does at single positions of text that its target wrote, measured after a
 sweep, without decoding.
 
-- `positions`: how much draft and target agree at every token of the text. The *overlap* sum(min(p, q)) is the probability
-  that one sampled child is accepted there.
+- `positions`: how much draft and target agree at every token of the text. The *overlap* sum(min(p,
+  q)) is the probability that one sampled child is accepted there.
 - `bounds`: how often a rule accepts one of k children, and what no lossless rule could beat
   (verification/single_node_bound.py).
-- `bias`: how far the original prototype's rule bends the next token's distribution (experiments/rule_bias.py).
+- `bias`: how far the original prototype's rule bends the next token's distribution
+  (experiments/rule_bias.py).
 
 Texts are taken from a sweep's rows; what comes out is numbers only.
 """
@@ -43,12 +44,21 @@ def positions(pair: Pair, frame: pd.DataFrame) -> pd.DataFrame:
             "confidence": q.amax(-1).tolist(),
             "certainty": p.amax(-1).tolist(),
         }
-        lines.append(pd.DataFrame(numbers).assign(**{name: row[name] for name in ("dataset", "kind", "index", "T")}))
+        lines.append(
+            pd.DataFrame(numbers).assign(
+                **{name: row[name] for name in ("dataset", "kind", "index", "T")}
+            )
+        )
     return pd.concat(lines, ignore_index=True)
 
 
 def bounds(
-    pair: Pair, frame: pd.DataFrame, *, nodes: int = 32, draws: int = 8, on_node: Tick = lambda: None
+    pair: Pair,
+    frame: pd.DataFrame,
+    *,
+    nodes: int = 32,
+    draws: int = 8,
+    on_node: Tick = lambda: None,
 ) -> pd.DataFrame:
     """One line a (T, policy, k, rule): the probability `accepted` that one of k children of a node
     is accepted, a mean over `draws` sets of children at each of `nodes` positions spread over the
@@ -63,25 +73,39 @@ def bounds(
             for policy, k in product(policies, CHILDREN):
                 bound = acceptance_bound(p, q, k, policy)
                 for rule in RULES if policy == "sampled" else ("topdown", "traversal"):
-                    generator, sets = torch.Generator().manual_seed(node), 1 if policy == "topk" else draws
+                    generator, sets = (
+                        torch.Generator().manual_seed(node),
+                        1 if policy == "topk" else draws,
+                    )
                     accepted = node_acceptance(RULES[rule], p, q, k, policy, sets, generator)
                     lines.append((T, policy, k, rule, accepted, bound))
             on_node()
     columns = ["T", "policy", "k", "rule", "accepted", "bound"]
     groups = pd.DataFrame(lines, columns=columns).groupby(columns[:4], sort=False)
-    return groups.agg(accepted=("accepted", "mean"), bound=("bound", "mean"), nodes=("bound", "size")).reset_index()
+    return groups.agg(
+        accepted=("accepted", "mean"), bound=("bound", "mean"), nodes=("bound", "size")
+    ).reset_index()
 
 
 def bias(
-    pair: Pair, frame: pd.DataFrame, *, contexts: int = 8, samples: int = 1000, on_context: Tick = lambda: None
+    pair: Pair,
+    frame: pd.DataFrame,
+    *,
+    contexts: int = 8,
+    samples: int = 1000,
+    on_context: Tick = lambda: None,
 ) -> pd.DataFrame:
     """`first_token_bias` at the first `contexts` prompts of these rows."""
     prompts = frame.drop_duplicates(["dataset", "index"]).head(contexts)
-    ids = {number: [int(token) for token in row] for number, row in enumerate(prompts["prompt_ids"])}
+    ids = {
+        number: [int(token) for token in row] for number, row in enumerate(prompts["prompt_ids"])
+    }
     return first_token_bias(pair, ids, samples=samples, on_context=on_context)
 
 
-def _spread(pair: Pair, frame: pd.DataFrame, nodes: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+def _spread(
+    pair: Pair, frame: pd.DataFrame, nodes: int
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(number, p [V], q [V]) at up to `nodes` tokens, evenly spread over the texts."""
     total = sum(len(row["output_ids"]) for row in _texts(frame))
     chosen = set(torch.linspace(0, total - 1, min(nodes, total)).long().tolist())
@@ -99,8 +123,12 @@ def _texts(frame: pd.DataFrame) -> list[Any]:
     return list(first.drop_duplicates(["dataset", "index", "T"]).to_dict(orient="records"))
 
 
-def _distributions(pair: Pair, frame: pd.DataFrame) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor]]:
+def _distributions(
+    pair: Pair, frame: pd.DataFrame
+) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor]]:
     """A row of `_texts`, and p and q [tokens, V] along it."""
     for row in _texts(frame):
-        prompt, output = ([int(token) for token in row[name]] for name in ("prompt_ids", "output_ids"))
+        prompt, output = (
+            [int(token) for token in row[name]] for name in ("prompt_ids", "output_ids")
+        )
         yield row, *text_distributions(pair, prompt, output, T=row["T"], P=row["P"])

@@ -27,7 +27,9 @@ COMPLEXITY = {
 }
 
 
-def acceptance_by_position(frame: pd.DataFrame, width: int = 16, by: Sequence[str] = COLUMN) -> pd.DataFrame:
+def acceptance_by_position(
+    frame: pd.DataFrame, width: int = 16, by: Sequence[str] = COLUMN
+) -> pd.DataFrame:
     """accepted_per_step and steps by where in the output a step began, in bins of `width`
     tokens."""
     steps = _explode(frame, by, accepted="accepted")
@@ -37,7 +39,9 @@ def acceptance_by_position(frame: pd.DataFrame, width: int = 16, by: Sequence[st
     return _means(steps, by, "position")
 
 
-def complexity_along(frame: pd.DataFrame, width: int = 16, by: Sequence[str] = COLUMN) -> pd.DataFrame:
+def complexity_along(
+    frame: pd.DataFrame, width: int = 16, by: Sequence[str] = COLUMN
+) -> pd.DataFrame:
     """How hard the text is, as it goes on: the mean of each of COMPLEXITY by where in the output a
     step began, in bins of `width` tokens, with the number of steps. Give it the rows of one prompt,
     or of many."""
@@ -51,7 +55,9 @@ def complexity_by_kind(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.Da
     """Which kinds of prompt get deep narrow trees and which get bushy ones: the mean of each of
     COMPLEXITY by kind, with the numbers of steps and prompts."""
     groups = [*by, "kind"]
-    out = _complexity(_explode(frame, groups, **{name: name for name in COMPLEXITY.values()}), groups)
+    out = _complexity(
+        _explode(frame, groups, **{name: name for name in COMPLEXITY.values()}), groups
+    )
     prompts = frame.drop_duplicates([*groups, "dataset", "index"]).groupby(groups).size()
     return out.join(prompts.rename("prompts"), on=groups)
 
@@ -62,11 +68,15 @@ def _complexity(steps: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return pd.DataFrame({"steps": groups.size(), **columns}).reset_index()
 
 
-def acceptance_by_confidence(frame: pd.DataFrame, bins: int = 5, by: Sequence[str] = COLUMN) -> pd.DataFrame:
+def acceptance_by_confidence(
+    frame: pd.DataFrame, bins: int = 5, by: Sequence[str] = COLUMN
+) -> pd.DataFrame:
     """accepted_per_step and steps by the draft's confidence in a step's tree (see `Draft`), in
     `bins` equal intervals of [0, 1], named by their middles. Steps in which the draft proposed
     nothing are left out."""
-    steps = _explode(frame, by, accepted="accepted", confidence="confidence").dropna(subset=["confidence"])
+    steps = _explode(frame, by, accepted="accepted", confidence="confidence").dropna(
+        subset=["confidence"]
+    )
     interval = (steps["confidence"] * bins).astype(int).clip(0, bins - 1)
     return _means(steps.assign(confidence=(interval + 0.5) / bins), by, "confidence")
 
@@ -92,7 +102,9 @@ def _choices(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     children, their count, the rank it went on to (-1 for none), and whether it went on."""
     records = [
         (*group, depth, count, ranks[depth - 1] if depth <= len(ranks) else -1)
-        for *group, rows, counts in zip(*(frame[name] for name in (*by, "ranks", "children")), strict=True)
+        for *group, rows, counts in zip(
+            *(frame[name] for name in (*by, "ranks", "children")), strict=True
+        )
         for ranks, children in zip(rows, counts, strict=True)
         for depth, count in enumerate(children, start=1)
         if count

@@ -51,7 +51,9 @@ def git_commit() -> str | None:
     """The commit of the clone that this package runs from, `-dirty` behind it if files differ; None
     without a clone."""
     try:
-        _git("ls-files", "--error-unmatch", __file__)  # an installed package may lie in a clone of something else
+        _git(
+            "ls-files", "--error-unmatch", __file__
+        )  # an installed package may lie in a clone of something else
         return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None
@@ -59,5 +61,7 @@ def git_commit() -> str | None:
 
 def _git(*arguments: str) -> str:
     folder = Path(__file__).parent
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=True
+    )
     return done.stdout.strip()

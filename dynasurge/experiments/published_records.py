@@ -60,13 +60,22 @@ class Evidence:
         frames = [load_frame(folder) for folder in folders]
         frame = labelled(pd.concat(frames, ignore_index=True))
         if frame.duplicated(["run", "index"]).any():
-            raise UsageError("folders", ", ".join(map(str, folders)), "hold the same rows", "name each folder once")
+            raise UsageError(
+                "folders",
+                ", ".join(map(str, folders)),
+                "hold the same rows",
+                "name each folder once",
+            )
         home = Path(folders[0])
         tables = {name: home / f"{name}.parquet" for name in PROBES}
         return cls(
             frame=frame,
             costs=read_costs(home / "costs.json"),
-            probes={name: _kinds(pd.read_parquet(path)) for name, path in tables.items() if path.exists()},
+            probes={
+                name: _kinds(pd.read_parquet(path))
+                for name, path in tables.items()
+                if path.exists()
+            },
             about=dict(frames[0].attrs),
         )
 
@@ -78,7 +87,12 @@ class Evidence:
         for folder in (here, *here.parents):
             if (folder / PUBLISHED / "records.parquet").exists():
                 return cls.read(folder / PUBLISHED)
-        raise UsageError("records", PUBLISHED, "is not in this folder or above", "run from a clone, or name your own")
+        raise UsageError(
+            "records",
+            PUBLISHED,
+            "is not in this folder or above",
+            "run from a clone, or name your own",
+        )
 
     @classmethod
     def measure(
@@ -91,8 +105,13 @@ class Evidence:
         """Run a small sweep now, then probe its texts. wanted: by name of PROBES, the probe's
         keyword arguments."""
         prompts = sum(map(len, data.values()))
-        with tempfile.TemporaryDirectory() as folder, tqdm(total=len(plan) * prompts, unit="run") as bar:
-            frame = labelled(sweep(pair, plan, data, Path(folder), on_row=lambda done: bar.update()))
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            tqdm(total=len(plan) * prompts, unit="run") as bar,
+        ):
+            frame = labelled(
+                sweep(pair, plan, data, Path(folder), on_row=lambda done: bar.update())
+            )
             costs = read_costs(Path(folder) / "costs.json")
         tables = {name: PROBES[name](pair, frame, **how) for name, how in wanted.items()}
         about = {"date": str(frame["date"].max())}
@@ -101,13 +120,17 @@ class Evidence:
     def probe(self, name: str) -> pd.DataFrame:
         """A table by name of PROBES. Raises UsageError if it was not measured."""
         if name not in self.probes:
-            raise UsageError("records", name, "was not measured there", f"make such a folder with {COMMAND}")
+            raise UsageError(
+                "records", name, "was not measured there", f"make such a folder with {COMMAND}"
+            )
         return self.probes[name]
 
     def curve(self) -> Costs:
         """The latency curve. Raises UsageError if none was measured."""
         if self.costs is None:
-            raise UsageError("records", "costs.json", "was not measured there", "sweep dTree without --fill, too")
+            raise UsageError(
+                "records", "costs.json", "was not measured there", "sweep dTree without --fill, too"
+            )
         return self.costs
 
     def at(self, T: float) -> Evidence:
@@ -117,7 +140,9 @@ class Evidence:
             name: table[table["T"] == nearest] if nearest in set(table["T"]) else table
             for name, table in self.probes.items()
         }
-        return dataclasses.replace(self, frame=self.frame[self.frame["T"] == nearest], probes=tables)
+        return dataclasses.replace(
+            self, frame=self.frame[self.frame["T"] == nearest], probes=tables
+        )
 
     def caption(self, frame: pd.DataFrame | None = None, shown: str = "") -> str:
         """Pair, machine, dtype, date, datasets, number of prompts and temperatures of these rows
@@ -125,8 +150,17 @@ class Evidence:
         temperatures."""
         rows = self.frame if frame is None or frame.empty else frame
         first = rows.iloc[0]
-        pair = "demo pair" if first["draft"] == first["target"] == DEMO else f"{first['draft']} -> {first['target']}"
-        made = [pair, self.about.get("machine", first["device"]), first["dtype"], self.about.get("date", "")]
+        pair = (
+            "demo pair"
+            if first["draft"] == first["target"] == DEMO
+            else f"{first['draft']} -> {first['target']}"
+        )
+        made = [
+            pair,
+            self.about.get("machine", first["device"]),
+            first["dtype"],
+            self.about.get("date", ""),
+        ]
         datasets = ", ".join(Path(name).stem for name in rows["dataset"].unique())
         n = len(rows[["dataset", "index"]].drop_duplicates())
         degrees = ", ".join(f"{t:g}" for t in sorted(rows["T"].unique()))
@@ -146,7 +180,9 @@ class Evidence:
         about = "\n".join(f"- {name}: {value}" for name, value in self.about.items())
         size = f"{len(numbers)} rows. {self.caption()}."
         with write_whole(folder / "README.md") as partial:
-            partial.write_text(f"# What the figures are drawn from\n\n{size}\n\n{about}\n", encoding="utf-8")
+            partial.write_text(
+                f"# What the figures are drawn from\n\n{size}\n\n{about}\n", encoding="utf-8"
+            )
 
 
 def made(folder: Path) -> Path:
@@ -154,7 +190,9 @@ def made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError("--output", folder, f"cannot be made ({error.strerror})", "name another folder") from error
+        raise UsageError(
+            "--output", folder, f"cannot be made ({error.strerror})", "name another folder"
+        ) from error
     return folder
 
 
@@ -169,5 +207,7 @@ def _kinds(table: pd.DataFrame) -> pd.DataFrame:
     if "kind" not in table:
         return table
     return table.assign(
-        kind=table["kind"].where(table["kind"] != "", table["dataset"].map(lambda name: Path(name).stem))
+        kind=table["kind"].where(
+            table["kind"] != "", table["dataset"].map(lambda name: Path(name).stem)
+        )
     )

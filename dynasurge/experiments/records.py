@@ -39,7 +39,9 @@ class RecordFile:
     them.
     """
 
-    def __init__(self, folder: Path | None, runs: Collection[str], processes: Processes = ALONE) -> None:
+    def __init__(
+        self, folder: Path | None, runs: Collection[str], processes: Processes = ALONE
+    ) -> None:
         """folder: None is one that is thrown away. runs: the run names it may hold.
 
         Raises UsageError if the folder holds others, or rows that this version cannot read, if
@@ -49,9 +51,17 @@ class RecordFile:
         self._where: dict[Key, tuple[Path, int]] = {}
         with ExitStack() as failing:
             failing.callback(self.close)
-            self.folder = Path(self._open.enter_context(tempfile.TemporaryDirectory())) if folder is None else folder
+            self.folder = (
+                Path(self._open.enter_context(tempfile.TemporaryDirectory()))
+                if folder is None
+                else folder
+            )
             self._main_path = self.folder / "records.jsonl"
-            self._path = self._main_path if processes.main else self.folder / f"records.{processes.rank}.jsonl"
+            self._path = (
+                self._main_path
+                if processes.main
+                else self.folder / f"records.{processes.rank}.jsonl"
+            )
             try:
                 self._prepare()
             except (OSError, ValueError) as error:
@@ -82,7 +92,9 @@ class RecordFile:
         row = _row_at(*where)
         if row["prompt_ids"] != list(prompt_ids):
             reason = f"holds row {prompt.index} of another text"
-            raise UsageError("--output", self.folder, reason, "the dataset has changed: name another folder")
+            raise UsageError(
+                "--output", self.folder, reason, "the dataset has changed: name another folder"
+            )
         return row
 
     def has(self, run: str, index: int) -> bool:
@@ -122,7 +134,10 @@ class RecordFile:
         for path in self._paths()[1:]:
             for start, line, row in _lines(path):
                 if self._where[row["run"], row["index"]] == (path, start):
-                    self._where[row["run"], row["index"]] = self._main_path, _append(self._main_path, line)
+                    self._where[row["run"], row["index"]] = (
+                        self._main_path,
+                        _append(self._main_path, line),
+                    )
             path.unlink()
 
     def _prepare(self) -> None:
@@ -131,7 +146,9 @@ class RecordFile:
             self._open.enter_context(self._locked(self._main_path))
             for path in self._paths():
                 if path != self._main_path:
-                    with self._locked(path):  # a killed launch may have left a process behind that still writes
+                    with self._locked(
+                        path
+                    ):  # a killed launch may have left a process behind that still writes
                         pass
                 _mend(path)
         self._processes.wait()
@@ -139,7 +156,8 @@ class RecordFile:
             self._open.enter_context(self._locked(self._path))
         self._path.touch()  # find out now, not after the first prompt
         self._scan()
-        self._processes.wait()  # nobody appends before all have seen the same rows, or shares would overlap
+        # nobody appends before all have seen the same rows, or shares would overlap
+        self._processes.wait()
 
     @contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
@@ -179,11 +197,18 @@ def write_output(path: Path) -> Iterator[Path]:
 
 def _stranger(folder: Path, row: Row, runs: Collection[str]) -> UsageError:
     """A run's name is its settings' hash, its files' hash and its dataset."""
-    if any(run.startswith(f"{row.get('hash')}-") and run.endswith(f"-{row.get('dataset')}") for run in runs):
-        reason = f"holds records of {row['label']} with a growmap or priors file that has changed since"
+    if any(
+        run.startswith(f"{row.get('hash')}-") and run.endswith(f"-{row.get('dataset')}")
+        for run in runs
+    ):
+        reason = (
+            f"holds records of {row['label']} with a growmap or priors file that has changed since"
+        )
         return UsageError("--output", folder, reason, "name another folder")
     about = f"{row['label']}, T = {row['settings'].get('T')}, seed {row['settings'].get('seed')}, {row.get('dataset')}"
-    return UsageError("--output", folder, f"holds records of other settings ({about})", "name another folder")
+    return UsageError(
+        "--output", folder, f"holds records of other settings ({about})", "name another folder"
+    )
 
 
 def _unwritable(folder: Path, error: OSError | ValueError) -> UsageError:
@@ -234,10 +259,14 @@ def _row(path: Path, number: int, line: bytes) -> Row:
         if version == FORMAT:
             _check(row)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError("--output", path, f"line {number} is no record", "mend it, or name another folder") from error
+        raise UsageError(
+            "--output", path, f"line {number} is no record", "mend it, or name another folder"
+        ) from error
     if version != FORMAT:
         reason = f"line {number} was written by another version of dynasurge (format {version}, this one's is {FORMAT})"
-        raise UsageError("--output", path, reason, "go on with that version, or name another folder")
+        raise UsageError(
+            "--output", path, reason, "go on with that version, or name another folder"
+        )
     return row
 
 

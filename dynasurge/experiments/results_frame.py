@@ -52,7 +52,9 @@ def to_frame(rows: Iterable[Row]) -> pd.DataFrame:
     bonus), decode_seconds (prefill excluded)."""
     frame = pd.DataFrame([_flat(row) for row in rows])
     if frame.empty:
-        raise UsageError("records", "no rows", "nothing is finished yet", "wait for the first prompt")
+        raise UsageError(
+            "records", "no rows", "nothing is finished yet", "wait for the first prompt"
+        )
     frame["B"] = frame["B"].astype(str)
     return frame
 
@@ -84,15 +86,22 @@ def load_frame(path: str | Path) -> pd.DataFrame:
     try:
         if path.is_file():
             return pd.read_parquet(path) if path.suffix == ".parquet" else to_frame(_rows([path]))
-        finished, files = path / "records.parquet", [file for file in record_files(path) if file.exists()]
-        if finished.exists() and all(finished.stat().st_mtime >= file.stat().st_mtime for file in files):
+        finished, files = (
+            path / "records.parquet",
+            [file for file in record_files(path) if file.exists()],
+        )
+        if finished.exists() and all(
+            finished.stat().st_mtime >= file.stat().st_mtime for file in files
+        ):
             return pd.read_parquet(finished)
         return to_frame(_rows(files or [path / "records.jsonl"]))
     except UsageError:
         raise
     except (OSError, ValueError, KeyError) as error:
         reason = f"cannot be read ({str(error).splitlines()[0]})"
-        raise UsageError("records", path, reason, "name a folder that `dynasurge sweep` wrote") from error
+        raise UsageError(
+            "records", path, reason, "name a folder that `dynasurge sweep` wrote"
+        ) from error
 
 
 def _rows(files: Iterable[Path]) -> Iterator[Row]:
@@ -120,7 +129,9 @@ class Paired:
     prompts: int
 
 
-def paired(frame: pd.DataFrame, a: str, b: str, measure: str, *, rng: np.random.Generator) -> Paired:
+def paired(
+    frame: pd.DataFrame, a: str, b: str, measure: str, *, rng: np.random.Generator
+) -> Paired:
     """Compare the settings labelled `a` and `b` by a name of MEASURES, on the prompts (and T, P,
     seeds) both have.
 
@@ -131,11 +142,23 @@ def paired(frame: pd.DataFrame, a: str, b: str, measure: str, *, rng: np.random.
     sides = [frame[frame["label"] == label].set_index(PAIRING)[[over, under]] for label in (a, b)]
     for label, side in zip((a, b), sides, strict=True):
         if side.index.has_duplicates:
-            raise UsageError("label", label, "names several settings", "narrow the frame, to one policy for instance")
+            raise UsageError(
+                "label",
+                label,
+                "names several settings",
+                "narrow the frame, to one policy for instance",
+            )
     both = sides[0].join(sides[1], lsuffix="_a", rsuffix="_b", how="inner")
     if both.empty:
-        raise UsageError("labels", f"{a}, {b}", "share no prompt", f"choose from {', '.join(frame['label'].unique())}")
-    sums = both.groupby(["dataset", "index"]).sum().to_numpy()  # [prompts, 4]: over and under of a, then of b
+        raise UsageError(
+            "labels",
+            f"{a}, {b}",
+            "share no prompt",
+            f"choose from {', '.join(frame['label'].unique())}",
+        )
+    sums = (
+        both.groupby(["dataset", "index"]).sum().to_numpy()
+    )  # [prompts, 4]: over and under of a, then of b
     n = len(sums)
     drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ sums
     low, high = np.nanpercentile(_ratio(drawn), (2.5, 97.5)) if n >= ENOUGH else (np.nan, np.nan)
@@ -165,14 +188,21 @@ def speedup_by_prompt(frame: pd.DataFrame, measure: str = "tokens_per_second") -
     value = frame[over] / frame[under]
     base = frame.assign(base=value)[frame["label"] == "auto"][[*PAIRING, "base"]]
     if base.duplicated(PAIRING).any():
-        raise UsageError("label", "auto", "has several rows a prompt", "narrow the frame, to one sweep for instance")
+        raise UsageError(
+            "label",
+            "auto",
+            "has several rows a prompt",
+            "narrow the frame, to one sweep for instance",
+        )
     trees = frame.assign(value=value)[frame["label"] != "auto"].merge(base, on=PAIRING)
     return trees.assign(speedup=trees["value"] / trees["base"]).drop(columns=["value", "base"])
 
 
 def time_breakdown(frame: pd.DataFrame, by: Sequence[str] = tuple(COLUMN)) -> pd.DataFrame:
     """Milliseconds a step by phase (draft, target, verify, other) of every group."""
-    sums = frame.groupby(list(by), sort=False)[[*(f"{phase}_seconds" for phase in PHASES), "steps"]].sum()
+    sums = frame.groupby(list(by), sort=False)[
+        [*(f"{phase}_seconds" for phase in PHASES), "steps"]
+    ].sum()
     out = pd.DataFrame({phase: 1e3 * sums[f"{phase}_seconds"] / sums["steps"] for phase in PHASES})
     return out.reset_index()
 
@@ -191,15 +221,22 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
     if len(again):
         label = again["label"].iloc[0]
         raise UsageError(
-            "label", label, "has several rows a prompt", "narrow the frame, to one sweep and P for instance"
+            "label",
+            label,
+            "has several rows a prompt",
+            "narrow the frame, to one sweep and P for instance",
         )
-    sums = frame.groupby(COLUMN, sort=False)[sorted({name for pair in MEASURES.values() for name in pair})].sum()
+    sums = frame.groupby(COLUMN, sort=False)[
+        sorted({name for pair in MEASURES.values() for name in pair})
+    ].sum()
     out = pd.DataFrame({name: sums[over] / sums[under] for name, (over, under) in MEASURES.items()})
     rates = _times(frame).groupby(level=COLUMN, sort=False).median()
     out[rates.columns] = rates
     out["prompts"] = frame.groupby(COLUMN, sort=False)["index"].nunique()
     out["lossless"] = frame.groupby(COLUMN, sort=False)["lossless"].first()
-    by_prompt = speedup_by_prompt(frame).groupby([*COLUMN, "index"])["speedup"].mean()  # of its seeds
+    by_prompt = (
+        speedup_by_prompt(frame).groupby([*COLUMN, "index"])["speedup"].mean()
+    )  # of its seeds
     medians = {key: _median(values) for key, values in by_prompt.groupby(level=COLUMN)}
     for place, name in enumerate(("speedup", "speedup_low", "speedup_high")):
         out[name] = [medians.get(key, (np.nan,) * 3)[place] for key in out.index]
@@ -214,7 +251,11 @@ def _times(frame: pd.DataFrame) -> pd.DataFrame:
     token = sums["decode_seconds"] / sums["tokens"]
     request = (sums["prefill_seconds"] + token * sums["new_tokens"]) / sums["requests"]
     return pd.DataFrame(
-        {"tokens_per_second": 1 / token, "latency_per_token_s": token, "latency_per_request_s": request}
+        {
+            "tokens_per_second": 1 / token,
+            "latency_per_token_s": token,
+            "latency_per_request_s": request,
+        }
     )
 
 
@@ -233,7 +274,9 @@ def trees(frame: pd.DataFrame) -> pd.DataFrame:
     groups = frame.assign(drafted=frame["tree_size"].map(sum)).groupby(COLUMN, sort=False)
     kind = groups[["mode", "B", "fill"]].first()
     sums = groups[["drafted", "steps"]].sum()
-    out = results(frame).merge(kind.assign(nodes=sums["drafted"] / sums["steps"]).reset_index(), on=COLUMN)
+    out = results(frame).merge(
+        kind.assign(nodes=sums["drafted"] / sums["steps"]).reset_index(), on=COLUMN
+    )
     named = out["label"].str.partition(" +")
     return out.assign(tree=named[0], rule=named[2].where(named[2] != "", "top-down"))
 
@@ -254,7 +297,12 @@ def results_table(frame: pd.DataFrame) -> str:
     lines: list[str] = []
     for dataset, group in results(frame).groupby("dataset", sort=False):
         prompts = sorted(group["prompts"].unique())
-        lines += [f"**{Path(str(dataset)).stem}** (n = {', '.join(map(str, prompts))})", "", head, "|---" * 9 + "|"]
+        lines += [
+            f"**{Path(str(dataset)).stem}** (n = {', '.join(map(str, prompts))})",
+            "",
+            head,
+            "|---" * 9 + "|",
+        ]
         lines += [_line(row) for row in group.to_dict(orient="records")] + [""]
     return "\n".join(lines)
 
@@ -280,4 +328,6 @@ def _speedup(row: dict[str, Any]) -> str:
     if row["speedup"] != row["speedup"]:
         return ""
     known = row["speedup_low"] == row["speedup_low"]
-    return f"{row['speedup']:.2f}x" + (f" [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" if known else "")
+    return f"{row['speedup']:.2f}x" + (
+        f" [{row['speedup_low']:.2f}, {row['speedup_high']:.2f}]" if known else ""
+    )

@@ -15,7 +15,12 @@ from dynasurge.trees.growmap import load_growmap
 
 
 def make_row(
-    run: str, settings: Settings, dataset: str, prompt: Prompt, result: Generation, about: dict[str, str | None]
+    run: str,
+    settings: Settings,
+    dataset: str,
+    prompt: Prompt,
+    result: Generation,
+    about: dict[str, str | None],
 ) -> Row:
     """The record of one prompt under one setting.
 
@@ -48,7 +53,10 @@ def make_row(
         "tree_depth": [step.tree.depth for step in steps],
         "tree_width": [step.tree.width for step in steps],
         "passes": [step.passes for step in steps],
-        "confidence": [round(step.confidence, 4) if step.confidence == step.confidence else None for step in steps],
+        "confidence": [
+            round(step.confidence, 4) if step.confidence == step.confidence else None
+            for step in steps
+        ],
         "seconds": result.seconds,
         "prefill_seconds": result.prefill_seconds,
     }

@@ -65,7 +65,9 @@ class Remembering:
         first token."""
         first = {node: tree.tokens[node] for node in tree.children[0]}
         self.forward(list(first.values()), [-1] * len(first))
-        return torch.stack([self._known[first[u]] if u in first else self._root for u in range(tree.size + 1)])
+        return torch.stack(
+            [self._known[first[u]] if u in first else self._root for u in range(tree.size + 1)]
+        )
 
     def commit(self, nodes: Sequence[int]) -> None:
         """Nothing is ever committed."""
@@ -73,7 +75,9 @@ class Remembering:
     def _read(self, tokens: Sequence[int]) -> None:
         for at in range(0, len(tokens), AHEAD):
             some = tokens[at : at + AHEAD]
-            self._known |= dict(zip(some, self._engine.forward(some, [-1] * len(some)).float(), strict=True))
+            self._known |= dict(
+                zip(some, self._engine.forward(some, [-1] * len(some)).float(), strict=True)
+            )
             self._engine.commit([])
 
 
@@ -107,13 +111,20 @@ def first_token_bias(
 
 
 def _count(
-    pair: Pair, ids: Sequence[int], shape: StaticShape, T: float, samples: int, generator: torch.Generator
+    pair: Pair,
+    ids: Sequence[int],
+    shape: StaticShape,
+    T: float,
+    samples: int,
+    generator: torch.Generator,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """How often each bin was emitted first by rule, and the target's law of bins; float64 [BINS +
     1] each."""
     vocab = pair.target.config.get_text_config().vocab_size
     target, draft = (Remembering(model, ids, vocab) for model in (pair.target, pair.draft))
-    drafter = Drafter(draft, shape, POLICIES["sampled"], make_acceptance("fixed", "topdown", T), T=T, P=1.0)
+    drafter = Drafter(
+        draft, shape, POLICIES["sampled"], make_acceptance("fixed", "topdown", T), T=T, P=1.0
+    )
     law = probabilities.to_probs(target.extend([])[None], T)[0].double().cpu()
     bins = law.topk(BINS).indices
     number = {token: place for place, token in enumerate(bins.tolist())}

@@ -31,7 +31,9 @@ from dynasurge.models.pair import Pair
 from dynasurge.settings import Settings
 
 WARM_UP_TOKENS = 12
-UNMEASURED = Costs(widths=(1,), target_seconds=(1.0,), draft_seconds=(1.0,))  # where no tree goes by costs
+UNMEASURED = Costs(
+    widths=(1,), target_seconds=(1.0,), draft_seconds=(1.0,)
+)  # where no tree goes by costs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +93,18 @@ class Evaluation:
             for size in {len(task.ids) for task in self._tasks}:
                 check_positions(pair, size, settings.new_tokens)
         self.engines = engines = make_engines(pair, plan, longest)
-        self._runs = {dataset: [run_name(settings, dataset) for settings in plan] for dataset in data}
-        self.records = RecordFile(output, {run for runs in self._runs.values() for run in runs}, processes)
+        self._runs = {
+            dataset: [run_name(settings, dataset) for settings in plan] for dataset in data
+        }
+        self.records = RecordFile(
+            output, {run for runs in self._runs.values() for run in runs}, processes
+        )
         try:
             self._check_texts()
             costs = self._costs(engines)
             self._sessions = [
-                Session(pair, settings, engines=engines, longest=longest, costs=costs) for settings in plan
+                Session(pair, settings, engines=engines, longest=longest, costs=costs)
+                for settings in plan
             ]
         except BaseException:
             self.records.close()
@@ -178,19 +185,28 @@ class Evaluation:
     def _finished(self, task: _Task) -> bool:
         return all(self.records.has(run, task.prompt.index) for run in self._runs[task.dataset])
 
-    def _long_enough(self, pair: Pair, dataset: str, prompts: Sequence[Prompt], min_prompt_len: int) -> list[_Task]:
+    def _long_enough(
+        self, pair: Pair, dataset: str, prompts: Sequence[Prompt], min_prompt_len: int
+    ) -> list[_Task]:
         limit = self._plan[0].prompt_len
         texts = [_encode(pair, prompt.text) for prompt in prompts]
         encoded = [
-            _Task(dataset=dataset, prompt=prompt, ids=ids[:limit]) for prompt, ids in zip(prompts, texts, strict=True)
+            _Task(dataset=dataset, prompt=prompt, ids=ids[:limit])
+            for prompt, ids in zip(prompts, texts, strict=True)
         ]
         tasks = [task for task in encoded if len(task.ids) >= min_prompt_len]
-        self.skipped[dataset] = [task.prompt.index for task in encoded if len(task.ids) < min_prompt_len]
-        self.cut[dataset] = sum(len(ids) > len(task.ids) for ids, task in zip(texts, encoded, strict=True))
+        self.skipped[dataset] = [
+            task.prompt.index for task in encoded if len(task.ids) < min_prompt_len
+        ]
+        self.cut[dataset] = sum(
+            len(ids) > len(task.ids) for ids, task in zip(texts, encoded, strict=True)
+        )
         if not tasks:
             longest = max(len(task.ids) for task in encoded)
             held = f"no row asked for of --dataset {dataset} has so many tokens"
-            remedy = f"use --min-prompt-len {longest}, or other rows" if longest else "choose other rows"
+            remedy = (
+                f"use --min-prompt-len {longest}, or other rows" if longest else "choose other rows"
+            )
             raise UsageError("--min-prompt-len", min_prompt_len, held, remedy)
         return tasks
 
@@ -210,7 +226,9 @@ class Evaluation:
         ):
             reason = "is missing, damaged or too short, and rows here went by it"
             raise UsageError("--output", path, reason, "put it back, or name another folder")
-        if self._processes.main and (kept is None or kept.widths[-1] < widths_of(engines.target, engines.draft)[-1]):
+        if self._processes.main and (
+            kept is None or kept.widths[-1] < widths_of(engines.target, engines.draft)[-1]
+        ):
             costs = load_costs(engines.target, engines.draft)
             if kept is not None:  # a wider grid: what trees went by so far stays as it is
                 costs = kept.extended(costs)

@@ -54,7 +54,11 @@ def about(pair: Pair, dataset: str, skipped: Mapping[str, Sequence[int]]) -> dic
 
 def made_with(about: dict[str, Any]) -> str:
     """The start of a figure's caption: pair, machine and date."""
-    pair = "demo pair" if about["draft"] == about["target"] == DEMO else f"{about['draft']} -> {about['target']}"
+    pair = (
+        "demo pair"
+        if about["draft"] == about["target"] == DEMO
+        else f"{about['draft']} -> {about['target']}"
+    )
     return f"{pair}, {about['device']}, {about['dtype']}, {about['date']}"
 
 
@@ -83,7 +87,9 @@ def _size(count: int) -> str:
 def origins(frame: pd.DataFrame) -> str:
     """A line for rows that were not all made alike, because a sweep went on elsewhere or later;
     empty if they were."""
-    made = frame.groupby(["device", "dtype", "torch", "transformers", "commit"], dropna=False).size()
+    made = frame.groupby(
+        ["device", "dtype", "torch", "transformers", "commit"], dropna=False
+    ).size()
     if len(made) == 1:
         return ""
     parts = [
@@ -93,7 +99,9 @@ def origins(frame: pd.DataFrame) -> str:
     return f"Rows of different origin, whose times should not be compared: {'; '.join(parts)}.\n\n"
 
 
-def skipped(indices: Mapping[str, Sequence[int]], data: Mapping[str, Sequence[Prompt]], least: int) -> list[str]:
+def skipped(
+    indices: Mapping[str, Sequence[int]], data: Mapping[str, Sequence[Prompt]], least: int
+) -> list[str]:
     """A line for each dataset of which prompts were too short."""
     return [
         f"skipped {len(indices[name])} of {len(prompts)} prompts of {name}: fewer than {least} tokens"
@@ -128,7 +136,12 @@ def table(summaries: Sequence[Summary]) -> str:
             rows.append([field.name, *(_number(getattr(s, field.name)) for s in summaries)])
     base = summaries[0].tokens_per_second
     if len(summaries) > 1:
-        rows.append([f"speed-up over {summaries[0].label}", *(f"{s.tokens_per_second / base:.2f}x" for s in summaries)])
+        rows.append(
+            [
+                f"speed-up over {summaries[0].label}",
+                *(f"{s.tokens_per_second / base:.2f}x" for s in summaries),
+            ]
+        )
     lines = [columns(rows)]
     for s in summaries:
         steps = "  ".join(f"{count}:{number}" for count, number in s.acceptance_histogram.items())
@@ -147,4 +160,6 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
+    return (
+        str(value) if isinstance(value, int) else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
+    )

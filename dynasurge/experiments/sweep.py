@@ -42,7 +42,9 @@ def sweep(
     Arguments and errors are those of `Evaluation`. on_row is called with what this process did or
     found finished. Of several processes the first writes the file, and all return the whole frame.
     """
-    with Evaluation(pair, plan, data, output, min_prompt_len=min_prompt_len, processes=processes) as evaluation:
+    with Evaluation(
+        pair, plan, data, output, min_prompt_len=min_prompt_len, processes=processes
+    ) as evaluation:
         for done in evaluation.run():
             on_row(done)
         return write_frame(evaluation, output) if processes.main else to_frame(evaluation.rows())

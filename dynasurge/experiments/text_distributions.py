@@ -63,7 +63,9 @@ def rank_acceptance(
         passed = (1.0 - weights).cumprod(-1)
         accepted[rows, :count] = weights
         accepted[rows, 1:count] *= passed[:, :-1]
-        proposal[rows, :count] = torch.tensor([drawn[row].proposal for row in rows], dtype=p.dtype, device=p.device)
+        proposal[rows, :count] = torch.tensor(
+            [drawn[row].proposal for row in rows], dtype=p.dtype, device=p.device
+        )
     return accepted, proposal
 
 

@@ -23,7 +23,11 @@ def layer_kinds(config: PreTrainedConfig) -> dict[str, int | None]:
     """The kinds of a model's layers (`config.layer_types`; all are alike where it has none), each
     with the size of its window or chunk, None where it sees everything."""
     config = config.get_text_config()
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    window = (
+        getattr(config, "sliding_window", None)
+        if getattr(config, "use_sliding_window", True)
+        else None
+    )
     chunk = getattr(config, "attention_chunk_size", None)
     sizes = {FULL: None, SLIDING: window, CHUNKED: chunk}
     alike = SLIDING if window is not None else CHUNKED if chunk is not None else FULL
@@ -36,7 +40,9 @@ def hidden_in(kind: str, size: int | None, hidden: torch.Tensor) -> torch.Tensor
     positions hidden, too."""
     if size is None or hidden.shape[-1] <= size:
         return hidden
-    place = (~hidden).cumsum(-1)  # of a visible row in its path, from 1; a node is the last of its own
+    place = (~hidden).cumsum(
+        -1
+    )  # of a visible row in its path, from 1; a node is the last of its own
     own = place[:, -1:]
     outside = place <= own - size if kind == SLIDING else (place - 1) // size != (own - 1) // size
     return hidden | outside
@@ -53,7 +59,10 @@ class Masks:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """hidden: see `hidden_in`."""
-        masks = {kind: self._additive(hidden_in(kind, size, hidden)) for kind, size in self._kinds.items()}
+        masks = {
+            kind: self._additive(hidden_in(kind, size, hidden))
+            for kind, size in self._kinds.items()
+        }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
     def _additive(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,10 @@ NEEDED = {
     "attention_mask": "takes no attention mask",
     "position_ids": "takes no position_ids: it counts positions by cache row, and siblings of a tree share one position",
 }  # arguments of forward, and what to say of one that lacks it
-CACHES = ("past_key_values", "cache")  # what forward calls its cache: until transformers 5.23, from 5.24 on
+CACHES = (
+    "past_key_values",
+    "cache",
+)  # what forward calls its cache: until transformers 5.23, from 5.24 on
 NO_LIMIT = 1 << 60
 
 
@@ -40,7 +43,12 @@ def check_model(flag: str, name: str, model: PreTrainedModel) -> None:
         raise UsageError(flag, name, reason, MODELS)
     attention = model.config.get_text_config()._attn_implementation
     if attention not in ("sdpa", "eager"):
-        raise UsageError(flag, name, f"{attention} attention takes no tree mask", 'use attn_implementation="sdpa"')
+        raise UsageError(
+            flag,
+            name,
+            f"{attention} attention takes no tree mask",
+            'use attn_implementation="sdpa"',
+        )
 
 
 def _reason(model: PreTrainedModel) -> str | None:
@@ -61,7 +69,9 @@ def _reason(model: PreTrainedModel) -> str | None:
     if not cache_arguments(type(model), None):
         return "takes no cache of keys and values"
     if getattr(config, "alibi", False):
-        return "has ALiBi: it biases attention by cache row, and siblings of a tree share one position"
+        return (
+            "has ALiBi: it biases attention by cache row, and siblings of a tree share one position"
+        )
     for kind, size in layer_kinds(config).items():
         if size is not None and (not isinstance(size, int) or size < 2):
             return f"has {kind} layers of {size!r} positions"
@@ -82,7 +92,9 @@ def readable(config: PreTrainedConfig, prompt: int) -> int:
     config = config.get_text_config()
     limit: int = getattr(config, "max_position_embeddings", None) or NO_LIMIT
     switch = rope_switch(config)
-    if switch is None or prompt - 1 > switch:  # all but the prompt's last token are read in one pass, beyond the switch
+    if (
+        switch is None or prompt - 1 > switch
+    ):  # all but the prompt's last token are read in one pass, beyond the switch
         return limit
     return min(limit, switch)
 

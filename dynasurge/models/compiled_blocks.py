@@ -69,7 +69,8 @@ class Once(CustomGraphPass):  # type: ignore[misc]
     """Of equal products of the same rows, makes one."""
 
     KINDS = frozenset(
-        getattr(torch.ops.aten, name).default for name in ("view", "reshape", "t", "permute", "mm", "addmm")
+        getattr(torch.ops.aten, name).default
+        for name in ("view", "reshape", "t", "permute", "mm", "addmm")
     )
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -92,9 +93,16 @@ class Once(CustomGraphPass):  # type: ignore[misc]
 class Regions:
     """The compiled parts of a model that decodes by a cache."""
 
-    def __init__(self, model: PreTrainedModel, cache: TreeCache, groups: list[list[nn.Linear]]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, cache: TreeCache, groups: list[list[nn.Linear]]
+    ) -> None:
         """groups: see `joined`."""
-        self._model, self._cache, self._blocks, self._groups = model, cache, blocks_of(model), groups
+        self._model, self._cache, self._blocks, self._groups = (
+            model,
+            cache,
+            blocks_of(model),
+            groups,
+        )
         self._called = next(iter(cache_arguments(type(model), cache)))
         small = len(self._blocks) <= SMALL
         self._whole = torch.compile(type(model).forward, dynamic=False) if small else None
@@ -106,8 +114,12 @@ class Regions:
         for group in self._groups:
             join(group)  # again, if somebody has given the model other weights
         hooks, numbered = [], []
-        parts: list[Any] = [module for group in self._groups for module in group] if tokens > 1 else []
-        before = [(changed, vars(changed).get("forward")) for changed in (self._model, *self._blocks)]
+        parts: list[Any] = (
+            [module for group in self._groups for module in group] if tokens > 1 else []
+        )
+        before = [
+            (changed, vars(changed).get("forward")) for changed in (self._model, *self._blocks)
+        ]
         try:
             for module in parts:
                 module.__class__ = Part
@@ -115,15 +127,22 @@ class Regions:
                 vars(self._model)["forward"] = partial(self._whole, self._model)
             for number, block in enumerate(self._blocks):
                 for module in block.modules():
-                    if tokens == 1 and isinstance(module, nn.Linear) and module.in_features > module.out_features:
+                    if (
+                        tokens == 1
+                        and isinstance(module, nn.Linear)
+                        and module.in_features > module.out_features
+                    ):
                         hooks.append(module.register_forward_pre_hook(_settle))
                     if self._block is not None and hasattr(module, "layer_idx"):
                         numbered.append((module, module.layer_idx))
                         module.layer_idx = 0  # type: ignore[assignment]
                 if self._block is not None:
-                    vars(block)["forward"] = partial(self._block, block, self._called, OneLayer(self._cache, number))
+                    vars(block)["forward"] = partial(
+                        self._block, block, self._called, OneLayer(self._cache, number)
+                    )
             with torch._inductor.config.patch(
-                coordinate_descent_tuning=tokens == 1, post_grad_custom_pre_pass=Once() if tokens > 1 else None
+                coordinate_descent_tuning=tokens == 1,
+                post_grad_custom_pre_pass=Once() if tokens > 1 else None,
             ):
                 yield
         finally:
@@ -155,9 +174,13 @@ def joined(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Li
 def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Linear]]:
     """The linear modules, those together that got the very same rows while a pass ran, and could be
     one. A module that is called several times, or shares its matrix with another, is left out."""
-    seen: dict[object, tuple[torch.Tensor, list[nn.Linear]]] = {}  # with the rows, so that their id stays theirs
+    seen: dict[
+        object, tuple[torch.Tensor, list[nn.Linear]]
+    ] = {}  # with the rows, so that their id stays theirs
     calls: Counter[nn.Module] = Counter()
-    owners = Counter(id(weight) for module in model.modules() for weight in module.parameters(recurse=False))
+    owners = Counter(
+        id(weight) for module in model.modules() for weight in module.parameters(recurse=False)
+    )
 
     def see(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         assert isinstance(module, nn.Linear)
@@ -166,13 +189,19 @@ def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn
             kind = (id(inputs[0]), module.bias is None, module.weight.dtype, module.weight.device)
             seen.setdefault(kind, (inputs[0], []))[1].append(module)
 
-    hooks = [module.register_forward_pre_hook(see) for module in model.modules() if type(module) is nn.Linear]
+    hooks = [
+        module.register_forward_pre_hook(see)
+        for module in model.modules()
+        if type(module) is nn.Linear
+    ]
     try:
         run()
     finally:
         for hook in hooks:
             hook.remove()
-    groups = [[m for m in group if calls[m] == 1 == owners[id(m.weight)]] for _, group in seen.values()]
+    groups = [
+        [m for m in group if calls[m] == 1 == owners[id(m.weight)]] for _, group in seen.values()
+    ]
     return [group for group in groups if group]
 
 
@@ -181,7 +210,9 @@ def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn
 def join(group: list[nn.Linear]) -> None:
     """Move the matrices of modules together and prepare each to be a `Part`. Those that are already
     stay where they are: captured graphs know their place."""
-    if all(_joined(module) and vars(module)["joint"] is vars(group[0])["joint"] for module in group):
+    if all(
+        _joined(module) and vars(module)["joint"] is vars(group[0])["joint"] for module in group
+    ):
         return
     joint, start = _together([module.weight for module in group]), 0
     joint_bias = None if group[0].bias is None else _together([module.bias for module in group])
@@ -218,7 +249,11 @@ def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
     class."""
     layers = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == layers and len({type(block) for block in module}) == 1:
+        if (
+            isinstance(module, nn.ModuleList)
+            and len(module) == layers
+            and len({type(block) for block in module}) == 1
+        ):
             return list(module)
     raise RuntimeError("its blocks are not alike")
 

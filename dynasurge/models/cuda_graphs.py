@@ -17,7 +17,9 @@ from typing import Any, Generic, TypeVar
 import torch
 import torch._dynamo.config
 
-WARM_UPS = 3  # calls before a capture: libraries allocate their workspaces, and kernels are compiled, in the first ones
+# calls before a capture: libraries allocate their workspaces, and kernels are compiled, in the
+# first ones
+WARM_UPS = 3
 SHAPES = 200  # of passes: each is compiled by itself
 R = TypeVar("R")
 
@@ -29,13 +31,17 @@ def fused(function: Callable[..., R], compiled: bool) -> Callable[..., R]:
 
 @functools.cache
 def _compiled(function: Callable[..., R]) -> Callable[..., R]:
-    return torch.compile(function)  # not dynamic=False: from the second size on, sizes are variables, one code for all
+    return torch.compile(
+        function
+    )  # not dynamic=False: from the second size on, sizes are variables, one code for all
 
 
 class Captured(Generic[R]):
     """A function that was captured. `result` is what its last replay returned."""
 
-    def __init__(self, function: Callable[[], R], graph: torch.cuda.CUDAGraph | None, result: R) -> None:
+    def __init__(
+        self, function: Callable[[], R], graph: torch.cuda.CUDAGraph | None, result: R
+    ) -> None:
         self._function, self._graph, self.result = function, graph, result
 
     def replay(self) -> None:
@@ -55,7 +61,9 @@ class Graphs:
         self._pool: Any = None
 
     @torch.inference_mode()
-    def capture(self, function: Callable[[], R], ready: Callable[[], object] = lambda: None) -> Captured[R]:
+    def capture(
+        self, function: Callable[[], R], ready: Callable[[], object] = lambda: None
+    ) -> Captured[R]:
         """Call it some times, capture it, and replay it once, so that its results mean something
         from now on. It must not wait for the device: raises RuntimeError if it does. ready: called
         before each of these calls."""
@@ -120,7 +128,9 @@ class Stopwatch:
     def mark(self) -> None:
         """Here."""
         if self._device.type == "cuda":
-            self._marks.append(self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True))
+            self._marks.append(
+                self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
+            )
             self._marks[-1].record()
         else:
             self._marks.append(time.perf_counter())

@@ -66,8 +66,12 @@ def _unpacked(gguf: Path) -> Path:
 def _unpack(gguf: Path, folder: Path) -> None:
     options: dict[str, Any] = {"gguf_file": gguf.name}
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, **options)
-    if hasattr(transformers, "GgufConfig"):  # without it, transformers >= 5.23 keeps the weights packed
+    if hasattr(
+        transformers, "GgufConfig"
+    ):  # without it, transformers >= 5.23 keeps the weights packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **options)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        gguf.parent, dtype=torch.float32, **options
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

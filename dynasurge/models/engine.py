@@ -63,7 +63,8 @@ class Engine:
     ) -> None:
         self.model, self.compiled = model, compiled
         self.texts = 0  # begun so far
-        self.captures = False  # whether steps are captured, see decoding/captured_loop.py; not all models can be
+        # whether steps are captured, see decoding/captured_loop.py; not all models can be
+        self.captures = False
         self.widest = max_length  # the widest pass to be measured, see decoding/latency.py
         aligned = ALIGNED if model.device.type == "cuda" else 1
         self.static_length = -(-(static_length or max_length) // aligned) * aligned
@@ -77,11 +78,15 @@ class Engine:
         self._keeps = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         with torch.inference_mode():
             self._cache = TreeCache(self._sample(), self.max_length, self.static_length)
-        self._settled = False  # whether the model's matrices lie where they will stay, see regions.joined
+        self._settled = (
+            False  # whether the model's matrices lie where they will stay, see regions.joined
+        )
         self._regions: Regions | None = None  # when there is something to compile
         self._parents: list[int] = []
         self._depths: list[int] = []
-        self._sees = np.zeros((0, 0), dtype=bool)  # [nodes or more, same]: the ancestors of each node, itself included
+        self._sees = np.zeros(
+            (0, 0), dtype=bool
+        )  # [nodes or more, same]: the ancestors of each node, itself included
 
     @torch.inference_mode()
     def reset(self) -> None:
@@ -131,7 +136,9 @@ class Engine:
         logits = self._fitted(self._run(numbers[:1], numbers[1:], None, keep=1))[-1]
         self._cache.append(len(tokens))
         self._cache.commit(range(len(tokens)))
-        if not logits.amax().isfinite():  # NaN and inf survive amax; looked at once a text, for it waits
+        if (
+            not logits.amax().isfinite()
+        ):  # NaN and inf survive amax; looked at once a text, for it waits
             raise no_numbers("model", self.model.name_or_path)
         return logits
 
@@ -140,7 +147,9 @@ class Engine:
         self._cache.cut(length)
 
     @torch.inference_mode()
-    def forward(self, tokens: Sequence[int], parents: Sequence[int], *, keep: int = 0) -> torch.Tensor:
+    def forward(
+        self, tokens: Sequence[int], parents: Sequence[int], *, keep: int = 0
+    ) -> torch.Tensor:
         """Score new nodes behind the text and the nodes already there.
 
         tokens: n ids. parents: n node numbers, counted from the first node since the last commit;
@@ -160,7 +169,11 @@ class Engine:
 
     @torch.inference_mode()
     def score_at(
-        self, tokens: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, hidden: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+        hidden: torch.Tensor,
     ) -> torch.Tensor:
         """A static pass: everything about it is on the device, so that it can be captured in a CUDA
         graph.
@@ -175,7 +188,9 @@ class Engine:
             if not self._settled:
                 groups, self._settled = joined(self.model, run), True
                 self._regions = Regions(self.model, self._cache, groups) if self.compiled else None
-            regions = self._regions.installed(len(tokens)) if self._regions is not None else nullcontext()
+            regions = (
+                self._regions.installed(len(tokens)) if self._regions is not None else nullcontext()
+            )
             with regions, sdpa_kernel(STATIC_ATTENTION, set_priority=True):
                 return self._fitted(run())
         finally:
@@ -191,14 +206,18 @@ class Engine:
 
     def _fitted(self, logits: torch.Tensor) -> torch.Tensor:
         if self.vocab != logits.shape[-1]:
-            logits = F.pad(logits, (0, self.vocab - logits.shape[-1]), value=-torch.inf)  # a negative pad cuts
+            logits = F.pad(
+                logits, (0, self.vocab - logits.shape[-1]), value=-torch.inf
+            )  # a negative pad cuts
         return logits if self._shared is None else logits.masked_fill(~self._shared, -torch.inf)
 
     @torch.inference_mode()
     def commit(self, nodes: Sequence[int]) -> None:
         """Make the path `nodes` (numbers as in `forward`, parents first) part of the text; drop all
         other nodes."""
-        assert all(self._parents[n] == p for n, p in zip(nodes, (-1, *nodes), strict=False)), "nodes are not a path"
+        assert all(self._parents[n] == p for n, p in zip(nodes, (-1, *nodes), strict=False)), (
+            "nodes are not a path"
+        )
         self._cache.commit(list(nodes))
         self._clear()
 
@@ -219,14 +238,18 @@ class Engine:
         self._parents.clear()
         self._depths.clear()
 
-    def _score(self, tokens: list[int], positions: list[int], ancestors: torch.Tensor, keep: int) -> torch.Tensor:
+    def _score(
+        self, tokens: list[int], positions: list[int], ancestors: torch.Tensor, keep: int
+    ) -> torch.Tensor:
         """One pass. ancestors: bool [n, nodes], which nodes of the tree each new node sees, itself
         included."""
         numbers = torch.tensor([tokens, positions], device=self.device)
         hidden = F.pad(~ancestors, (self.length, 0))
         return self._run(numbers[:1], numbers[1:], hidden.to(self.device), keep)
 
-    def _run(self, ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor | None, keep: int) -> torch.Tensor:
+    def _run(
+        self, ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor | None, keep: int
+    ) -> torch.Tensor:
         """Call the model. ids, positions: int64 [1, n]; hidden: bool [n, rows of the cache], what a
         node may not see, None for a text's beginning. Returns logits [n, V]; with keep > 0, only
         those of the last `keep` nodes.
@@ -249,8 +272,19 @@ class Engine:
         mask = self._masks(torch.zeros(1, 1, dtype=torch.bool, device=self.device))
         try:
             room = cache_arguments(type(self.model), cache)
-            self.model(input_ids=number, attention_mask=mask, position_ids=number, use_cache=True, **room)
+            self.model(
+                input_ids=number, attention_mask=mask, position_ids=number, use_cache=True, **room
+            )
             return states_of(cache)
-        except (AttributeError, TypeError, ValueError, KeyError, IndexError, NotImplementedError) as error:
-            reason = f"cannot read a tree ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+            KeyError,
+            IndexError,
+            NotImplementedError,
+        ) as error:
+            reason = (
+                f"cannot read a tree ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            )
             raise UsageError("model", self.model.name_or_path, reason, MODELS) from error

@@ -13,8 +13,14 @@ from dynasurge.errors import UsageError
 
 Part = Literal["model", "cache", "prompt", "tree"]
 SHRINK: dict[Part, tuple[str, str]] = {
-    "model": ("while a model loaded", "use a smaller model, --dtype bfloat16, or --device-map auto over several GPUs"),
-    "cache": ("making room for the cache", "shrink the cache: use smaller --new-tokens, --prompt-len or tree"),
+    "model": (
+        "while a model loaded",
+        "use a smaller model, --dtype bfloat16, or --device-map auto over several GPUs",
+    ),
+    "cache": (
+        "making room for the cache",
+        "shrink the cache: use smaller --new-tokens, --prompt-len or tree",
+    ),
     "prompt": ("reading the prompt", "shrink the prompt: use a smaller --prompt-len"),
     "tree": ("drafting or scoring a tree", "shrink the tree: use a smaller --B or --growmap"),
 }

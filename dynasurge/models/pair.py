@@ -23,7 +23,12 @@ from dynasurge.models.self_test import self_test as test_model
 from dynasurge.models.vocabulary import shared_tokens
 from dynasurge.settings import DEMO, DTYPES
 
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")  # that transformers knows, besides devices
+DEVICE_MAPS = (
+    "auto",
+    "balanced",
+    "balanced_low_0",
+    "sequential",
+)  # that transformers knows, besides devices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,15 +91,21 @@ def load_pair(
     if where.type == "cuda" and where.index is not None:
         torch.cuda.set_device(where)  # kernels of our own and events go where the models are
     number = resolve_dtype(dtype, where)
-    target_model, tokenizer = load_target(target, number, device_map, trust_remote_code=trust_remote_code)
-    draft_model, draft_tokenizer = load_model("--draft", draft, number, trust_remote_code=trust_remote_code)
+    target_model, tokenizer = load_target(
+        target, number, device_map, trust_remote_code=trust_remote_code
+    )
+    draft_model, draft_tokenizer = load_model(
+        "--draft", draft, number, trust_remote_code=trust_remote_code
+    )
     shared = check_pair(draft, draft_model, draft_tokenizer, target, target_model, tokenizer)
     with shrinking("model"):
         if device_map is None:
             torch.nn.Module.to(target_model, where)
         elif len(places(target_model)) > 1 and {"cpu", "disk"} & places(target_model):
             reason = f"{target} does not fit on the GPUs together"
-            raise UsageError("--device-map", device_map, reason, "use more or larger GPUs, or --dtype bfloat16")
+            raise UsageError(
+                "--device-map", device_map, reason, "use more or larger GPUs, or --dtype bfloat16"
+            )
         torch.nn.Module.to(draft_model, target_model.device)
         for flag, name, model in (
             ("--draft", draft, draft_model),
@@ -121,9 +132,13 @@ def load_target(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a target and its tokenizer, which it must have. Arguments: as in `load_pair`. Raises
     UsageError."""
-    model, tokenizer = load_model("--target", name, dtype, device_map, trust_remote_code=trust_remote_code)
+    model, tokenizer = load_model(
+        "--target", name, dtype, device_map, trust_remote_code=trust_remote_code
+    )
     if tokenizer is None:
-        raise UsageError("--target", name, "has no tokenizer", "use a folder or hub name with tokenizer files")
+        raise UsageError(
+            "--target", name, "has no tokenizer", "use a folder or hub name with tokenizer files"
+        )
     return model, tokenizer
 
 
@@ -157,7 +172,9 @@ def resolve_device(device: str, flag: str = "--device") -> torch.device:
         where = torch.device(device)
         torch.zeros(1, device=where).item()
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise UsageError(flag, device, "not on this machine", f"use {flag} cpu, or leave it out") from error
+        raise UsageError(
+            flag, device, "not on this machine", f"use {flag} cpu, or leave it out"
+        ) from error
     return where
 
 
@@ -171,8 +188,15 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         chosen: torch.dtype = getattr(torch, name)
         return chosen
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    # oneDNN claims bfloat16 on any x86 processor with AVX-512, but without these it emulates, three times slower.
+        return (
+            torch.bfloat16
+            if torch.cuda.is_bf16_supported(including_emulation=False)
+            else torch.float32
+        )
+    # oneDNN claims bfloat16 on any x86 processor with AVX-512, but without these it emulates, three
+    # times slower.
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     native |= platform.machine() not in ("x86_64", "AMD64")
-    return torch.bfloat16 if native and torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return (
+        torch.bfloat16 if native and torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    )

@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from dynasurge.errors import UsageError
 
-Prompt = Any  # str, ids in a list, tensor or array of one or two dimensions, or what a tokenizer returns
+Prompt = (
+    Any  # str, ids in a list, tensor or array of one or two dimensions, or what a tokenizer returns
+)
 ONE = "give one prompt at a time"
 
 
@@ -24,14 +26,23 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, vocab: int, prompt: Pr
     if isinstance(prompt, str):
         assert tokenizer is not None, "text needs a tokenizer"
         if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise UsageError("prompt", repr(prompt)[:60], "holds half a surrogate pair", "correct the text")
+            raise UsageError(
+                "prompt", repr(prompt)[:60], "holds half a surrogate pair", "correct the text"
+            )
         prompt = tokenizer(prompt).input_ids
     ids = _flat(_unwrapped(prompt))
     if not ids:
-        raise UsageError("prompt", repr(given)[:60], "shorter than one token", "give at least one word")
+        raise UsageError(
+            "prompt", repr(given)[:60], "shorter than one token", "give at least one word"
+        )
     for token in ids:
         if not 0 <= token < vocab:
-            raise UsageError("prompt", f"token {token}", f"the model knows ids 0 to {vocab - 1}", "correct the prompt")
+            raise UsageError(
+                "prompt",
+                f"token {token}",
+                f"the model knows ids 0 to {vocab - 1}",
+                "correct the prompt",
+            )
     return ids
 
 
@@ -40,12 +51,19 @@ def _unwrapped(prompt: Prompt) -> Prompt:
     if not isinstance(prompt, Mapping):
         return getattr(prompt, "ids", prompt)  # an Encoding of the tokenizers library
     if "input_ids" not in prompt:
-        raise UsageError("prompt", f"with {', '.join(map(str, prompt))}", "has no input_ids", "give text or token ids")
+        raise UsageError(
+            "prompt",
+            f"with {', '.join(map(str, prompt))}",
+            "has no input_ids",
+            "give text or token ids",
+        )
     for name, value in prompt.items():
         if name not in ("input_ids", "attention_mask", "token_type_ids") and value is not None:
             raise UsageError("prompt", f"with {name}", "trees continue text only", "leave it out")
     ids, mask = _flat(prompt["input_ids"]), prompt.get("attention_mask")
-    if mask is not None and (len(seen := _flat(mask, "attention_mask")) != len(ids) or not all(seen)):
+    if mask is not None and (
+        len(seen := _flat(mask, "attention_mask")) != len(ids) or not all(seen)
+    ):
         reason = "zeros in its attention_mask are not read"
         raise UsageError("prompt", "with padding", reason, f"{ONE}, unpadded")
     return ids
@@ -55,19 +73,28 @@ def _flat(prompt: Prompt, field: str = "prompt") -> list[int]:
     """A list of numbers from one or two dimensions of them."""
     values = _plain(prompt)
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise UsageError(field, type(prompt).__name__, "is neither text nor token ids", "give a text or a list of ids")
+        raise UsageError(
+            field,
+            type(prompt).__name__,
+            "is neither text nor token ids",
+            "give a text or a list of ids",
+        )
     values = [_plain(value) for value in values]
     if values and isinstance(values[0], list | tuple | str | Mapping):
         if isinstance(values[0], Mapping):
             remedy = "pass what tokenizer.apply_chat_template makes of them"
-            raise UsageError(field, f"of {len(values)} messages", "a chat is not a text yet", remedy)
+            raise UsageError(
+                field, f"of {len(values)} messages", "a chat is not a text yet", remedy
+            )
         if len(values) > 1 or isinstance(values[0], str):
             raise UsageError(field, f"of {len(values)} texts", "a tree continues one text", ONE)
         values = [_plain(value) for value in values[0]]
     for value in values:
         whole = isinstance(value, Integral) or (field != "prompt" and value in (0.0, 1.0))
         if not whole or (isinstance(value, bool) and field == "prompt"):
-            raise UsageError(field, f"with {str(value)[:40]!r}", "is no token id", "give whole numbers")
+            raise UsageError(
+                field, f"with {str(value)[:40]!r}", "is no token id", "give whole numbers"
+            )
     return [int(value) for value in values]
 
 

@@ -30,9 +30,20 @@ TEXT, TRIES = 9, 3
 PARENTS = [-1, 0, 0, 1]  # root, a, b, c
 PATH = (0, 1, 3)
 WINDOW = 5
-NAMES = ("the root", "a child", "its younger sibling", "a grandchild", "a token behind a committed path")
-LEAST = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.02}  # relative differences that are rounding anyway
-UNSTEADY = 0.15  # a model whose own passes differ by so much looks ahead, or does not do what its config says
+NAMES = (
+    "the root",
+    "a child",
+    "its younger sibling",
+    "a grandchild",
+    "a token behind a committed path",
+)
+LEAST = {
+    torch.float64: 1e-4,
+    torch.float32: 1e-3,
+    torch.float16: 0.02,
+}  # relative differences that are rounding anyway
+# a model whose own passes differ by so much looks ahead, or does not do what its config says
+UNSTEADY = 0.15
 HALF, NOISE = 0.05, 8.0  # as LEAST, in bfloat16; times what the model's own passes differ by
 REMEDY = "use another model; transformers' own generate may serve this one"
 
@@ -54,7 +65,9 @@ def self_test(flag: str, name: str, model: PreTrainedModel) -> None:
 
 
 @torch.inference_mode()
-def _difference(flag: str, name: str, model: PreTrainedModel, attempt: int) -> tuple[float, str] | None:
+def _difference(
+    flag: str, name: str, model: PreTrainedModel, attempt: int
+) -> tuple[float, str] | None:
     """The largest difference, relative to the logits' spread, that is no rounding, and its node's
     name."""
     vocab, positions = model.config.get_text_config().vocab_size, readable(model.config, TEXT)
@@ -121,7 +134,11 @@ def _small_windows(model: PreTrainedModel) -> Iterator[None]:
     """Inside, windows and chunks are so small that the test's text goes beyond their edge."""
     config = model.config.get_text_config()
     names = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
-    before = {names[kind]: size for kind, size in layer_kinds(config).items() if size is not None and kind in names}
+    before = {
+        names[kind]: size
+        for kind, size in layer_kinds(config).items()
+        if size is not None and kind in names
+    }
     try:
         for name, size in before.items():
             setattr(config, name, min(size, WINDOW))

@@ -40,9 +40,15 @@ def shared_tokens(
     differing = [token for token, number in mine.items() if its.get(token, number) != number]
     if differing:
         token = min(differing, key=lambda token: mine[token])
-        reason = f"its token {token!r} has id {mine[token]}, but id {its[token]} in --target {target}"
+        reason = (
+            f"its token {token!r} has id {mine[token]}, but id {its[token]} in --target {target}"
+        )
         raise UsageError("--draft", draft, reason, FAMILY)
-    ids = [number for token, number in mine.items() if token in its and number < min(draft_size, target_size)]
+    ids = [
+        number
+        for token, number in mine.items()
+        if token in its and number < min(draft_size, target_size)
+    ]
     if not ids:
         raise UsageError("--draft", draft, f"has no token in common with --target {target}", FAMILY)
     shared = torch.zeros(target_size, dtype=torch.bool)

@@ -61,7 +61,8 @@ class Background:
         seconds pass first."""
         with self.changed:
             return self.changed.wait_for(
-                lambda: self._closed or all(run.finished or len(run.steps) > step for run in runs), timeout
+                lambda: self._closed or all(run.finished or len(run.steps) > step for run in runs),
+                timeout,
             )
 
     def close(self) -> None:
@@ -92,7 +93,9 @@ class Background:
                         self._tell(run)
         except UsageError as mistake:
             error = str(mistake)
-        except Exception as fault:  # nobody waits for this thread: what goes wrong in it must be shown
+        except (
+            Exception
+        ) as fault:  # nobody waits for this thread: what goes wrong in it must be shown
             error = f"{type(fault).__name__}: {fault}"
         with self.changed:
             run.finished, run.error = True, error

@@ -27,7 +27,15 @@ from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.models.pair import Pair, load_pair
 from dynasurge.plots.background import Background, Run
-from dynasurge.plots.tree_svg import STYLE, above_one_another, headline, palette_rules, step_svg, strip_svg, text_html
+from dynasurge.plots.tree_svg import (
+    STYLE,
+    above_one_another,
+    headline,
+    palette_rules,
+    step_svg,
+    strip_svg,
+    text_html,
+)
 from dynasurge.settings import AUTO_NODES, ETVS, MODES, POLICIES, Settings
 
 try:
@@ -35,7 +43,9 @@ try:
     import ipywidgets as ipw
     import traitlets
 except ImportError as error:
-    raise ImportError(f"dynasurge.plots.explorer needs {error.name}; pip install 'dynasurge[notebooks]'") from error
+    raise ImportError(
+        f"dynasurge.plots.explorer needs {error.name}; pip install 'dynasurge[notebooks]'"
+    ) from error
 
 BUDGETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, AUTO_NODES)
 GROWMAP = "4x8"  # the shape that sTree begins with
@@ -47,7 +57,12 @@ USED = {
     "rule": ("sTree", "dTree"),
 }  # by which modes
 LARGEST_SEED = 2**53 - 1  # that a page can count to
-BUTTONS = {"first": "fast-backward", "previous": "step-backward", "next": "step-forward", "last": "fast-forward"}
+BUTTONS = {
+    "first": "fast-backward",
+    "previous": "step-backward",
+    "next": "step-forward",
+    "last": "fast-forward",
+}
 
 
 class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
@@ -58,12 +73,18 @@ class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
     """
 
     _esm = STYLE.with_name("tree.js")
-    _css = palette_rules() + STYLE.read_text("utf-8") + STYLE.with_name("widget.css").read_text("utf-8")
+    _css = (
+        palette_rules()
+        + STYLE.read_text("utf-8")
+        + STYLE.with_name("widget.css").read_text("utf-8")
+    )
     status = traitlets.Unicode().tag(sync=True)
     text = traitlets.Unicode().tag(sync=True)
     tree = traitlets.Unicode().tag(sync=True)
     strip = traitlets.Unicode().tag(sync=True)
-    _painted: tuple[Run, int] | None = None  # the run and the step whose tree and text are on the page
+    _painted: tuple[Run, int] | None = (
+        None  # the run and the step whose tree and text are on the page
+    )
 
     def paint(self, run: Run, number: int) -> None:
         """Show step `number` of a run, or its last so far."""
@@ -102,13 +123,18 @@ class Side:
         values |= {"use_bfs": etv, "etv": rule if etv else "traversal", "seed": seed}
         static, dynamic = values["mode"] == "sTree", values["mode"] == "dTree"
         values["fill"] = values["fill"] and dynamic and values["B"] != "auto"
-        # A dynamic tree may have a growmap, too, that bounds its depth, but only from where the side started.
-        values["growmap"] = growmap if static else self.settings.growmap if dynamic and self.bounded else None
+        # A dynamic tree may have a growmap, too, that bounds its depth, but only from where the
+        # side started.
+        values["growmap"] = (
+            growmap if static else self.settings.growmap if dynamic and self.bounded else None
+        )
         settings = dataclasses.replace(self.settings, **values)
         shape = make_shape(settings)
         if shape is not None and shape.max_nodes > AUTO_NODES:
             flag, value = ("--growmap", growmap) if static else ("--B", settings.B)
-            raise UsageError(flag, value, f"has {shape.max_nodes} nodes", f"use at most {AUTO_NODES}")
+            raise UsageError(
+                flag, value, f"has {shape.max_nodes} nodes", f"use at most {AUTO_NODES}"
+            )
         return settings
 
     @property
@@ -126,13 +152,25 @@ def make_side(settings: Settings, on_choice: Callable[[Side], None]) -> Side:
     budgets = sorted({*BUDGETS, settings.budget} if settings.B != "auto" else BUDGETS)
     own = settings.growmap or GROWMAP
     controls = {
-        "mode": ipw.Dropdown(options=MODES, value=settings.mode, description="mode", **style("auto")),
+        "mode": ipw.Dropdown(
+            options=MODES, value=settings.mode, description="mode", **style("auto")
+        ),
         "growmap": ipw.Text(own, description="growmap", continuous_update=False, **style("140px")),
-        "B": ipw.Dropdown(options=["auto", *budgets], value=settings.B, description="B", **style("auto")),
-        "fill": ipw.Checkbox(settings.fill, description="fill", indent=False, layout={"width": "60px"}),
-        "T": ipw.BoundedFloatText(settings.T, min=0, max=100, step=0.1, description="T", **style("90px")),
-        "policy": ipw.Dropdown(options=POLICIES, value=settings.policy, description="policy", **style("auto")),
-        "rule": ipw.Dropdown(options=["topdown", *ETVS], value=settings.rule, description="rule", **style("auto")),
+        "B": ipw.Dropdown(
+            options=["auto", *budgets], value=settings.B, description="B", **style("auto")
+        ),
+        "fill": ipw.Checkbox(
+            settings.fill, description="fill", indent=False, layout={"width": "60px"}
+        ),
+        "T": ipw.BoundedFloatText(
+            settings.T, min=0, max=100, step=0.1, description="T", **style("90px")
+        ),
+        "policy": ipw.Dropdown(
+            options=POLICIES, value=settings.policy, description="policy", **style("auto")
+        ),
+        "rule": ipw.Dropdown(
+            options=["topdown", *ETVS], value=settings.rule, description="rule", **style("auto")
+        ),
     }
     side = Side(settings=settings, controls=controls)
     for control in controls.values():
@@ -168,19 +206,31 @@ class Explorer:
         first = Settings(**(room | settings))
         for name in (*room, "seed", "draft", "target", "dtype", "device"):
             if name in (compare or {}):
-                raise UsageError("compare", name, "is the same on both sides", "give it to Explorer itself")
+                raise UsageError(
+                    "compare", name, "is the same on both sides", "give it to Explorer itself"
+                )
         second = dataclasses.replace(first, **(compare or {}))
-        self._sides = [make_side(chosen, lambda side: self._start([side])) for chosen in (first, second)]
-        models = pair or load_pair(first.draft, first.target, dtype=first.dtype, device=first.device)
+        self._sides = [
+            make_side(chosen, lambda side: self._start([side])) for chosen in (first, second)
+        ]
+        models = pair or load_pair(
+            first.draft, first.target, dtype=first.dtype, device=first.device
+        )
         roomiest = Settings(**room, mode="dTree", B=AUTO_NODES)
         self._background = Background(models, roomiest, self._show)
         wide, demo = {"width": "100%"}, load_prompts()
         bundled = [(f"{p.kind}: {p.text[:70]}…".replace("\n", " "), p.text) for p in demo]
         chosen = demo[0].text if prompt is None else ""
-        self._bundled = ipw.Dropdown(options=[("your own prompt", ""), *bundled], value=chosen, layout=wide)
+        self._bundled = ipw.Dropdown(
+            options=[("your own prompt", ""), *bundled], value=chosen, layout=wide
+        )
         self._prompt = ipw.Textarea(prompt or chosen, continuous_update=False, rows=3, layout=wide)
-        self._seed = ipw.BoundedIntText(first.seed, max=LARGEST_SEED, description="seed", layout={"width": "170px"})
-        self._both = ipw.Checkbox(compare is not None, description="compare two settings", indent=False)
+        self._seed = ipw.BoundedIntText(
+            first.seed, max=LARGEST_SEED, description="seed", layout={"width": "170px"}
+        )
+        self._both = ipw.Checkbox(
+            compare is not None, description="compare two settings", indent=False
+        )
         self._step = ipw.IntSlider(0, max=0, description="step", layout={"width": "340px"})
         self._views = ipw.HBox(layout={"width": "100%", "grid_gap": "16px"})
         row = ipw.HBox([*map(self._button, BUTTONS), self._step, self._seed, self._both])
@@ -216,7 +266,9 @@ class Explorer:
         self.box.close()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        pictures = [step_svg(steps[min(self.step, len(steps) - 1)]) for steps in self.steps if steps]
+        pictures = [
+            step_svg(steps[min(self.step, len(steps) - 1)]) for steps in self.steps if steps
+        ]
         widget: dict[str, Any] = self.box._repr_mimebundle_(**kwargs)
         return widget | ({"image/svg+xml": above_one_another(pictures)} if pictures else {})
 
@@ -250,15 +302,24 @@ class Explorer:
         self._start(self._shown)
 
     def _go(self, where: str | int) -> None:
-        goals = {"next": self.step + 1, "previous": self.step - 1, "first": 0, "last": self._step.max}
-        self._step.value = goals[where] if isinstance(where, str) else where  # the slider keeps to its range
+        goals = {
+            "next": self.step + 1,
+            "previous": self.step - 1,
+            "first": 0,
+            "last": self._step.max,
+        }
+        self._step.value = (
+            goals[where] if isinstance(where, str) else where
+        )  # the slider keeps to its range
 
     def _arrange(self) -> None:
         """Put one or two sides on the page, and decode for those that have nothing to show."""
         layout = {"flex": "1 1 0", "min_width": "0", "overflow": "visible"}
         wrap = {"flex_flow": "row wrap"}
         self._views.children = [
-            ipw.VBox([ipw.HBox(list(side.controls.values()), layout=wrap), side.view], layout=layout)
+            ipw.VBox(
+                [ipw.HBox(list(side.controls.values()), layout=wrap), side.view], layout=layout
+            )
             for side in self._shown
         ]
         self._start([side for side in self._sides if side not in self._shown or not side.run.steps])
@@ -273,7 +334,9 @@ class Explorer:
                     side.controls[name].disabled = side.controls["mode"].value not in modes
                 if side in self._shown:
                     try:
-                        side.run = self._background.start(self._prompt.value, side.chosen(self._seed.value))
+                        side.run = self._background.start(
+                            self._prompt.value, side.chosen(self._seed.value)
+                        )
                     except UsageError as mistake:
                         side.run.error = str(mistake)
         self._show()
@@ -283,7 +346,8 @@ class Explorer:
         with self._background.changed:
             runs = [side.run for side in self._shown]
             last = max(len(run.steps) for run in runs) - 1
-            # While a run is young the slider stays where it is: the same step is what a reader compares.
+            # While a run is young the slider stays where it is: the same step is what a reader
+            # compares.
             self._step.max = max(last, 0 if all(run.finished for run in runs) else self._step.max)
             for side in self._shown:
                 side.view.paint(side.run, self.step)

@@ -74,7 +74,9 @@ def compare_figure(summaries: Sequence[Summary], caption: str) -> Figure:
     return figure
 
 
-def _bars(axes: Axes, summaries: Sequence[Summary], values: list[float], labels: list[str], colour: str) -> None:
+def _bars(
+    axes: Axes, summaries: Sequence[Summary], values: list[float], labels: list[str], colour: str
+) -> None:
     bars = axes.bar(range(len(values)), values, color=colour, edgecolor=INK, width=0.6)
     axes.bar_label(bars, labels, padding=2, color=INK, fontsize=9)
     for bar, summary in zip(bars, summaries, strict=True):
@@ -95,11 +97,15 @@ def study_figure(table: pd.DataFrame, caption: str) -> Figure:
     panels = list(table.groupby("T", sort=True))
     widest = max(len(panel) for _, panel in panels)
     figure = new_figure(1.6 + 0.55 * widest, 2.9 * len(panels) + 0.3)
-    for axes, (T, panel) in zip(figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True):
+    for axes, (T, panel) in zip(
+        figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
+    ):
         trees = panel[panel["label"] != "auto"].reset_index(drop=True)
         with_etv = trees["label"].str.contains(" +", regex=False)
         colours = [PLAIN if plain else ETV for plain in ~with_etv]
-        bars = axes.bar(trees.index, 1e3 * trees["latency_per_token_s"], color=colours, edgecolor=INK, width=0.7)
+        bars = axes.bar(
+            trees.index, 1e3 * trees["latency_per_token_s"], color=colours, edgecolor=INK, width=0.7
+        )
         keys = [
             Patch(facecolor=PLAIN, edgecolor=INK, label="top-down"),
             Patch(facecolor=ETV, edgecolor=INK, label="ETV"),
@@ -107,13 +113,27 @@ def study_figure(table: pd.DataFrame, caption: str) -> Figure:
         for bar, lossless in zip(bars, trees["lossless"], strict=True):
             bar.set_hatch("" if lossless else LOSSY)
         for latency in panel.loc[panel["label"] == "auto", "latency_per_token_s"]:
-            keys.append(axes.axhline(1e3 * latency, color=INK, linestyle="--", linewidth=0.8, label="auto (no tree)"))
-        names = trees["label"] if trees["policy"].nunique() < 2 else trees["label"] + " " + trees["policy"]
+            keys.append(
+                axes.axhline(
+                    1e3 * latency, color=INK, linestyle="--", linewidth=0.8, label="auto (no tree)"
+                )
+            )
+        names = (
+            trees["label"]
+            if trees["policy"].nunique() < 2
+            else trees["label"] + " " + trees["policy"]
+        )
         axes.set_xticks(trees.index, [name.replace(" ", "\n") for name in names], fontsize=7)
         axes.set_ylabel("ms a token", fontsize=8)
         axes.set_title(f"T = {T:g}", fontsize=9, loc="left")
         right = axes.twinx()
-        style = {"color": INK, "marker": "o", "markersize": 3, "linewidth": 0.8, "label": "accepted (right)"}
+        style = {
+            "color": INK,
+            "marker": "o",
+            "markersize": 3,
+            "linewidth": 0.8,
+            "label": "accepted (right)",
+        }
         keys += right.plot(trees.index, trees["accepted_per_step"], **style)
         right.set_ylabel("accepted (tokens / step)", fontsize=8)
         quiet(right)
@@ -152,7 +172,9 @@ def complexity_figure(tables: Mapping[str, pd.DataFrame], caption: str) -> Figur
 
 
 @styled
-def tree_figure(parents: Sequence[int], *, labels: Sequence[str] | None = None, caption: str = "") -> Figure:
+def tree_figure(
+    parents: Sequence[int], *, labels: Sequence[str] | None = None, caption: str = ""
+) -> Figure:
     """A tree with its root on top and siblings from left to right in drawing order.
 
     parents: -1 for the root, parents[u] < u, as in a Growmap or a TokenTree. labels: one a node,
@@ -161,27 +183,48 @@ def tree_figure(parents: Sequence[int], *, labels: Sequence[str] | None = None, 
     depths, xs = depths_of(parents), tree_positions(parents)
     names = [str(u) for u in range(len(parents))] if labels is None else labels
     left, width, levels = min(xs), max(xs) - min(xs) + 1, max(depths) + 1
-    wanted = 0.12 + 0.075 * max(len(name) for name in names)  # inches: a label of 7 points and its box
+    wanted = 0.12 + 0.075 * max(
+        len(name) for name in names
+    )  # inches: a label of 7 points and its box
     across, down = min(wanted, PAGE / width), min(0.45, PAGE / levels)
     inches = max(across * width + 0.6, 0.065 * len(caption) + 0.3)
     figure = new_figure(inches, down * levels + 0.6)
     axes = figure.subplots()
-    # A stem, a bar and a drop a child: straight edges to the last of many siblings would run through the boxes of others.
+    # A stem, a bar and a drop a child: straight edges to the last of many siblings would run
+    # through the boxes of others.
     edges = [[(x, depth - 0.5), (x, depth)] for x, depth in zip(xs, depths, strict=True) if depth]
     for u, family in enumerate(children_of(parents)):
         if family:
             edges += [[(xs[u], depths[u]), (xs[u], depths[u] + 0.5)]]
             edges += [[(xs[family[0]], depths[u] + 0.5), (xs[family[-1]], depths[u] + 0.5)]]
     axes.add_collection(
-        LineCollection(edges, colors=INK, linewidths=0.7, capstyle="projecting", zorder=1), autolim=False
+        LineCollection(edges, colors=INK, linewidths=0.7, capstyle="projecting", zorder=1),
+        autolim=False,
     )
     if across < wanted or down < 0.3:
-        axes.scatter(xs, depths, s=(50 * min(across, down)) ** 2, color=SPEED, edgecolors=INK, linewidths=0.3, zorder=2)
+        axes.scatter(
+            xs,
+            depths,
+            s=(50 * min(across, down)) ** 2,
+            color=SPEED,
+            edgecolors=INK,
+            linewidths=0.3,
+            zorder=2,
+        )
     else:
         box = {"boxstyle": "round,pad=0.25", "edgecolor": INK, "linewidth": 0.6}
         for u, name in enumerate(names):
             style = {**box, "facecolor": SPEED if u else LENGTH}
-            axes.text(xs[u], depths[u], name, fontsize=7, ha="center", va="center", bbox=style, parse_math=False)
+            axes.text(
+                xs[u],
+                depths[u],
+                name,
+                fontsize=7,
+                ha="center",
+                va="center",
+                bbox=style,
+                parse_math=False,
+            )
     axes.set_xlim(left - 0.6, left + width - 0.4)
     axes.set_ylim(levels - 0.5, -0.5)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=min(levels, 40), integer=True))
@@ -205,7 +248,10 @@ def step_figure(step: StepView, *, caption: str | None = None) -> Figure:
     """
     caption = headline(step) if caption is None else caption
     layout, kinds = step_layout(step), [*step.fates, "bonus"]
-    width, height = max(layout.width, LETTER * len(caption) + 2 * MARGIN), layout.height + (CAPTION if caption else 0.0)
+    width, height = (
+        max(layout.width, LETTER * len(caption) + 2 * MARGIN),
+        layout.height + (CAPTION if caption else 0.0),
+    )
     figure = Figure(figsize=(width / PIXELS, height / PIXELS))
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
@@ -216,8 +262,14 @@ def step_figure(step: StepView, *, caption: str | None = None) -> Figure:
         if node:
             _, border, dashes = NODE_STYLES[kind]
             strong = kind in ("accepted", "bonus")
-            style: dict[str, Any] = {"edgecolor": border, "linestyle": dashes, "linewidth": 2.0 if strong else 0.9}
-            axes.add_patch(PathPatch(MplPath(layout.edge(node), curve), fill=False, zorder=1 + strong, **style))
+            style: dict[str, Any] = {
+                "edgecolor": border,
+                "linestyle": dashes,
+                "linewidth": 2.0 if strong else 0.9,
+            }
+            axes.add_patch(
+                PathPatch(MplPath(layout.edge(node), curve), fill=False, zorder=1 + strong, **style)
+            )
     axes.text(MARGIN, height - 8, caption, fontsize=8, color=LIGHT["faint"], parse_math=False)
     return figure
 
@@ -231,12 +283,26 @@ def _box(axes: Axes, step: StepView, layout: Layout, node: int) -> None:
     for out, inside, colour, line in [(0.0, face, border, dashes), *ring]:
         rounding = f"round,pad=0,rounding_size={BOX / 2 + out if sampled else 3 + out}"
         place = (layout.left[node] - out, layout.y[node] - BOX / 2 - out)
-        style: dict[str, Any] = {"facecolor": inside, "edgecolor": colour, "linestyle": line, "zorder": 3}
-        axes.add_patch(FancyBboxPatch(place, layout.widths[node] + 2 * out, BOX + 2 * out, rounding, **style))
+        style: dict[str, Any] = {
+            "facecolor": inside,
+            "edgecolor": colour,
+            "linestyle": line,
+            "zorder": 3,
+        }
+        axes.add_patch(
+            FancyBboxPatch(place, layout.widths[node] + 2 * out, BOX + 2 * out, rounding, **style)
+        )
     ink = {"accepted": LIGHT["on_accepted"], "untried": LIGHT["faint"]}.get(kind, INK)
-    letters: dict[str, Any] = {"fontsize": FONT * 72 / PIXELS, "family": "monospace", "color": ink, "zorder": 4}
+    letters: dict[str, Any] = {
+        "fontsize": FONT * 72 / PIXELS,
+        "family": "monospace",
+        "color": ink,
+        "zorder": 4,
+    }
     x = layout.left[node] + PAD
-    axes.text(x, layout.y[node], layout.labels[node], va="center_baseline", parse_math=False, **letters)
+    axes.text(
+        x, layout.y[node], layout.labels[node], va="center_baseline", parse_math=False, **letters
+    )
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -258,4 +324,6 @@ def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
             dateless = {"Date": None} if suffix == ".svg" else {"Software": None}
             figure.savefig(partial, format=suffix[1:], dpi=200, metadata=dateless)
     except OSError as error:
-        raise UsageError("--output", path, f"cannot be written ({error})", "name a writable path") from error
+        raise UsageError(
+            "--output", path, f"cannot be written ({error})", "name a writable path"
+        ) from error

@@ -25,7 +25,9 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
-def run(path: Path, parameters: Mapping[str, Any] | None = None, *, output: Path | None = None) -> Any:
+def run(
+    path: Path, parameters: Mapping[str, Any] | None = None, *, output: Path | None = None
+) -> Any:
     """Execute a notebook in its own folder; returns it, an nbformat notebook with outputs.
 
     parameters: by name, those of its `parameters` cell only; output: where to write it, if
@@ -35,9 +37,16 @@ def run(path: Path, parameters: Mapping[str, Any] | None = None, *, output: Path
     known = papermill.inspect_notebook(path)
     for name, value in (parameters or {}).items():
         if name not in known:
-            raise UsageError(name, value, f"no parameter of {path.name}", f"choose one of {', '.join(known)}")
+            raise UsageError(
+                name, value, f"no parameter of {path.name}", f"choose one of {', '.join(known)}"
+            )
     return papermill.execute_notebook(
-        path, output, dict(parameters or {}), kernel_name=KERNEL["name"], cwd=path.parent, progress_bar=True
+        path,
+        output,
+        dict(parameters or {}),
+        kernel_name=KERNEL["name"],
+        cwd=path.parent,
+        progress_bar=True,
     )
 
 
@@ -45,13 +54,19 @@ def clean(notebook: Any) -> Any:
     """A copy of an nbformat notebook without traces of the machine that ran it; cells keep their
     tags."""
     notebook = deepcopy(notebook)
-    notebook.metadata = NotebookNode(kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python"))
+    notebook.metadata = NotebookNode(
+        kernelspec=NotebookNode(KERNEL), language_info=NotebookNode(name="python")
+    )
     for cell in notebook.cells:
         tags = [tag for tag in cell.metadata.get("tags", []) if tag != "injected-parameters"]
         cell.metadata = NotebookNode({"tags": tags} if tags else {})
         if cell.cell_type == "code":
             cell.execution_count = None
-            kept = [output for output in cell.outputs if output.get("name") != "stderr" and not _bar(output)]
+            kept = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr" and not _bar(output)
+            ]
             cell.outputs = [_clean_output(output) for output in kept]
     return notebook
 
@@ -68,7 +83,9 @@ def _clean_output(output: Any) -> Any:
     if "metadata" in output:
         output.metadata = NotebookNode()
     if len(output.get("data", {})) > 1:
-        output.data.pop(WIDGET, None)  # without its state it is nothing; the picture beside it stays
+        output.data.pop(
+            WIDGET, None
+        )  # without its state it is nothing; the picture beside it stays
     return output
 
 

@@ -14,9 +14,26 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dynasurge.plots.style import ETV, FAINT, INK, LINES, LOSSY, MARKERS, PLAIN, new_figure, quiet, say, styled
+from dynasurge.plots.style import (
+    ETV,
+    FAINT,
+    INK,
+    LINES,
+    LOSSY,
+    MARKERS,
+    PLAIN,
+    new_figure,
+    quiet,
+    say,
+    styled,
+)
 
-RULES = {"top-down": PLAIN, "ETV": ETV, "reserved": "#5b8c5a", "bfs (lossy)": "#f5f5f5"}  # light, dark, middle, white
+RULES = {
+    "top-down": PLAIN,
+    "ETV": ETV,
+    "reserved": "#5b8c5a",
+    "bfs (lossy)": "#f5f5f5",
+}  # light, dark, middle, white
 
 
 @styled
@@ -27,7 +44,11 @@ def comparison_figure(table: pd.DataFrame, caption: str) -> Figure:
     table = table[~(table["fill"] & (table["mode"] == "dTree"))]
     temperatures = sorted(table["T"].unique())
     names = list(
-        dict.fromkeys(table.loc[table["mode"] != "auto"].sort_values("mode", ascending=False, kind="stable")["tree"])
+        dict.fromkeys(
+            table.loc[table["mode"] != "auto"].sort_values("mode", ascending=False, kind="stable")[
+                "tree"
+            ]
+        )
     )
     rules = [rule for rule in RULES if rule in set(table.loc[table["mode"] != "auto", "rule"])]
     figure = new_figure(3.2 + 0.95 * len(names), 2.3 * len(temperatures) + 0.7)
@@ -36,7 +57,11 @@ def comparison_figure(table: pd.DataFrame, caption: str) -> Figure:
         at = table[table["T"] == T]
         for axes, (column, factor) in zip(
             panels,
-            (("latency_per_token_s", 1e3), ("latency_per_request_s", 1.0), ("accepted_per_step", 1.0)),
+            (
+                ("latency_per_token_s", 1e3),
+                ("latency_per_request_s", 1.0),
+                ("accepted_per_step", 1.0),
+            ),
             strict=True,
         ):
             values = {rule: _column(at, rule, names, column) * factor for rule in rules}
@@ -45,7 +70,13 @@ def comparison_figure(table: pd.DataFrame, caption: str) -> Figure:
             else:
                 _grouped(axes, values)
                 for auto in at.loc[at["mode"] == "auto", column]:
-                    axes.axhline(auto * factor, color=INK, linestyle="--", linewidth=0.9, label="auto (no tree)")
+                    axes.axhline(
+                        auto * factor,
+                        color=INK,
+                        linestyle="--",
+                        linewidth=0.9,
+                        label="auto (no tree)",
+                    )
             _divide(axes, names)
             quiet(axes)
         panels[0].set_ylabel(f"T = {T:g}\nlatency (ms / token)")
@@ -69,7 +100,16 @@ def _grouped(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
     for number, (rule, heights) in enumerate(values.items()):
         x = np.arange(len(heights)) + (number - (len(values) - 1) / 2) * width
         hatch = LOSSY if "lossy" in rule else ""
-        axes.bar(x, heights, width, color=RULES[rule], edgecolor=INK, linewidth=0.5, hatch=hatch, label=rule)
+        axes.bar(
+            x,
+            heights,
+            width,
+            color=RULES[rule],
+            edgecolor=INK,
+            linewidth=0.5,
+            hatch=hatch,
+            label=rule,
+        )
 
 
 def _segments(axes: Axes, values: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
@@ -96,7 +136,17 @@ def _divide(axes: Axes, names: Sequence[str]) -> None:
         axes.axvline(static - 0.5, color=INK, linewidth=0.6)
         for x, ha, title in ((static - 0.6, "right", "static"), (static - 0.4, "left", "dynamic")):
             place = axes.get_xaxis_transform()
-            axes.text(x, 1.01, title, transform=place, ha=ha, va="bottom", fontsize=7, style="italic", color=INK)
+            axes.text(
+                x,
+                1.01,
+                title,
+                transform=place,
+                ha=ha,
+                va="bottom",
+                fontsize=7,
+                style="italic",
+                color=INK,
+            )
 
 
 @styled
@@ -114,7 +164,9 @@ def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
         axes.bar(x, values.mean(), 0.6, color=colour, edgecolor=INK, hatch=LOSSY if lossy else "")
         axes.plot(x + np.linspace(-0.15, 0.15, len(values)), values, ".", color=INK, markersize=3)
     noise = bias.loc[bias["rule"] == rules[0], "total_variation"].mean()
-    axes.axhline(noise, color=INK, linestyle=":", linewidth=0.9, label="counting noise, of a lossless rule")
+    axes.axhline(
+        noise, color=INK, linestyle=":", linewidth=0.9, label="counting noise, of a lossless rule"
+    )
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center")
     axes.set_xticks(range(len(rules)), rules)
     axes.set_ylabel("total variation from the target")
@@ -135,7 +187,9 @@ def bound_figure(bounds: pd.DataFrame, caption: str) -> Figure:
         lines = bounds[bounds["policy"] == policy]
         best = lines.drop_duplicates("k")
         axes.plot(best["k"], best["bound"], color=INK, label="upper bound")
-        axes.fill_between(best["k"], best["bound"], 1.0, color=FAINT, linewidth=0, label="no lossless rule")
+        axes.fill_between(
+            best["k"], best["bound"], 1.0, color=FAINT, linewidth=0, label="no lossless rule"
+        )
         for number, (rule, group) in enumerate(lines.groupby("rule", sort=False)):
             shift = 2.0 ** (0.14 * (number - 1))  # beside each other where they agree
             marks = {"marker": MARKERS[number], "linestyle": "", "color": LINES[number]}

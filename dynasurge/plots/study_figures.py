@@ -48,7 +48,10 @@ def acceptance_figure(frame: pd.DataFrame, caption: str) -> Figure:
             results_frame.acceptance_by_confidence(frame, by=["label"]),
             "accepted_per_step",
         ),
-        ("depth", "depth in the tree (level)"): (results_frame.acceptance_by_depth(frame, by=["label"]), "accepted"),
+        ("depth", "depth in the tree (level)"): (
+            results_frame.acceptance_by_depth(frame, by=["label"]),
+            "accepted",
+        ),
         ("rank", "sibling rank (drawing order, from 0)"): (
             results_frame.acceptance_by_rank(frame, by=["label"]),
             "accepted",
@@ -62,7 +65,9 @@ def acceptance_figure(frame: pd.DataFrame, caption: str) -> Figure:
             lines = lines[count >= min(ENOUGH, count.max())]
             axes.plot(lines[x], lines[y], label=label, **line_style(number))
         axes.set_xlabel(title)
-        axes.set_ylabel("accepted (tokens / step)" if y == "accepted_per_step" else "share accepted")
+        axes.set_ylabel(
+            "accepted (tokens / step)" if y == "accepted_per_step" else "share accepted"
+        )
         quiet(axes)
         if x in ("depth", "rank"):
             axes.xaxis.get_major_locator().set_params(integer=True)
@@ -84,7 +89,10 @@ def overlap_figure(positions: pd.DataFrame, caption: str) -> Figure:
         values = positions.loc[positions["kind"] == kind, "overlap"].sort_values()
         style = line_style(number) | {"marker": ""}
         left.plot(
-            values, np.arange(1, len(values) + 1) / len(values), label=f"{kind or 'all'} ({values.mean():.2f})", **style
+            values,
+            np.arange(1, len(values) + 1) / len(values),
+            label=f"{kind or 'all'} ({values.mean():.2f})",
+            **style,
         )
     left.set_xlabel("overlap of draft and target, sum of min(p, q)")
     left.set_ylabel("share of tokens at or below")
@@ -92,7 +100,9 @@ def overlap_figure(positions: pd.DataFrame, caption: str) -> Figure:
     bins = (positions["confidence"] * 10).astype(int).clip(0, 9)
     means = positions.groupby((bins + 0.5) / 10)["overlap"].mean()
     right.plot(means.index, means, label="mean overlap", **line_style(0))
-    right.plot([0, 1], [0, 1], color=INK, linewidth=0.7, linestyle=":", label="overlap = confidence")
+    right.plot(
+        [0, 1], [0, 1], color=INK, linewidth=0.7, linestyle=":", label="overlap = confidence"
+    )
     right.set_xlabel("draft confidence, max of q")
     right.set_ylabel("overlap")
     right.legend()
@@ -119,17 +129,26 @@ def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
     groups = {name: group for name, group in kinds.items() if len(group)}
     panels = figure.subplots(1, 2)
     for axes, column, title in zip(
-        panels, ("tokens_per_step", "tokens_per_second"), ("tokens / step", "tokens / s"), strict=True
+        panels,
+        ("tokens_per_step", "tokens_per_second"),
+        ("tokens / step", "tokens / s"),
+        strict=True,
     ):
         for number, (name, group) in enumerate(groups.items()):
             lines, style = group.sort_values("nodes"), line_style(number)
-            axes.plot(lines["nodes"], lines[column], label=name, **(style | {"linestyle": MARKS[name]}))
+            axes.plot(
+                lines["nodes"], lines[column], label=name, **(style | {"linestyle": MARKS[name]})
+            )
             if name == FILLED:
                 continue  # how many nodes these have is their budget
-            for place, (x, y, tree) in enumerate(zip(lines["nodes"], lines[column], lines["tree"], strict=True)):
+            for place, (x, y, tree) in enumerate(
+                zip(lines["nodes"], lines[column], lines["tree"], strict=True)
+            ):
                 text, left = tree.removeprefix("sTree ").removeprefix("dTree "), place % 2 == 0
                 style = {"fontsize": 6, "ha": "right" if left else "left", "va": "center"}
-                axes.annotate(text, (x, y), (-6 if left else 6, 0), textcoords="offset points", **style)
+                axes.annotate(
+                    text, (x, y), (-6 if left else 6, 0), textcoords="offset points", **style
+                )
         for auto in plain.loc[plain["mode"] == "auto", column]:
             axes.axhline(auto, color=INK, linestyle="--", linewidth=0.9, label="auto (no tree)")
         axes.set_xscale("log", base=2)
@@ -152,15 +171,26 @@ def costs_figure(costs: Costs, chosen: Sequence[int], caption: str) -> Figure:
     """
     figure = new_figure(7.2, 3.0)
     left, right = figure.subplots(1, 2)
-    curves = {"target": [costs.target(w - 1) for w in costs.widths], "draft": [costs.draft(w) for w in costs.widths]}
+    curves = {
+        "target": [costs.target(w - 1) for w in costs.widths],
+        "draft": [costs.draft(w) for w in costs.widths],
+    }
     for number, (name, seconds) in enumerate(curves.items()):
-        left.plot(costs.widths, [1e3 * s for s in seconds], label=f"{name} pass", **line_style(number))
+        left.plot(
+            costs.widths, [1e3 * s for s in seconds], label=f"{name} pass", **line_style(number)
+        )
     left.set_xscale("log", base=2)
     left.set_xticks(costs.widths, [str(w) if w not in (24, 48, 96) else "" for w in costs.widths])
     left.set_xlabel("tokens in a pass")
     left.set_ylabel("latency (ms)")
     left.legend()
-    right.hist(chosen, bins=np.arange(max(chosen, default=1) + 2) - 0.5, color=PLAIN, edgecolor=INK, linewidth=0.5)
+    right.hist(
+        chosen,
+        bins=np.arange(max(chosen, default=1) + 2) - 0.5,
+        color=PLAIN,
+        edgecolor=INK,
+        linewidth=0.5,
+    )
     right.set_xlabel("nodes drafted with --B auto (a step)")
     right.set_ylabel("steps")
     for axes in (left, right):

@@ -70,7 +70,9 @@ def new_figure(width: float, height: float) -> Figure:
 
 def say(figure: Figure, caption: str) -> None:
     """Write a caption below everything, wrapped to the figure's width."""
-    figure.supxlabel(caption.replace("$", r"\$"), fontsize=7, color=INK, wrap=True)  # a dollar begins no formula
+    figure.supxlabel(
+        caption.replace("$", r"\$"), fontsize=7, color=INK, wrap=True
+    )  # a dollar begins no formula
 
 
 def line_style(number: int) -> dict[str, Any]:

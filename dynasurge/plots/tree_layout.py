@@ -26,13 +26,19 @@ VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"})
 
 def visible(text: str, longest: int = LONGEST) -> str:
     """A token's text with its white space shown, cut to `longest` letters: ` the` is `·the`."""
-    shown = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.translate(VISIBLE)) or "∅"
+    shown = (
+        "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text.translate(VISIBLE))
+        or "∅"
+    )
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 def columns_of(text: str) -> int:
     """Fixed-width columns that a text takes: two for a wide letter, none for an accent."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +112,8 @@ def tree_positions(parents: Sequence[int]) -> list[float]:
     """
     children = children_of(parents)
     shift = [0.0] * len(parents)  # from the parent
-    # lefts[u], rights[u]: the outline of u's subtree, on its own level and each below, relative to u
+    # lefts[u], rights[u]: the outline of u's subtree, on its own level and each below, relative to
+    # u
     lefts: list[list[float]] = [[0.0] for _ in parents]
     rights: list[list[float]] = [[0.0] for _ in parents]
     for u in reversed(range(len(parents))):

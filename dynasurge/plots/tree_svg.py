@@ -20,7 +20,8 @@ from dynasurge.files import ASSETS
 from dynasurge.plots.tree_layout import BOX, PAD, Layout, visible
 
 STYLE = ASSETS / "tree.css"
-# Blue, vermilion and orange of Okabe and Ito's palette, which most colour-blind eyes tell apart; in grey print the accepted
+# Blue, vermilion and orange of Okabe and Ito's palette, which most colour-blind eyes tell apart; in
+# grey print the accepted
 # path is dark, the bonus middling, the rest white with full or dotted borders.
 LIGHT = {
     "paper": "#ffffff",
@@ -92,10 +93,16 @@ def step_svg(step: StepView, *, standalone: bool = True) -> str:
 
 def above_one_another(pictures: Sequence[str]) -> str:
     """Several standalone pictures as one."""
-    sizes = [re.match(r'<svg [^>]*width="([\d.e+]+)" height="([\d.e+]+)"', picture) for picture in pictures]
-    widths, heights = zip(*[(float(size[1]), float(size[2])) for size in sizes if size], strict=True)
+    sizes = [
+        re.match(r'<svg [^>]*width="([\d.e+]+)" height="([\d.e+]+)"', picture)
+        for picture in pictures
+    ]
+    widths, heights = zip(
+        *[(float(size[1]), float(size[2])) for size in sizes if size], strict=True
+    )
     placed = [
-        picture.replace("<svg ", f'<svg y="{sum(heights[:number]):g}" ', 1) for number, picture in enumerate(pictures)
+        picture.replace("<svg ", f'<svg y="{sum(heights[:number]):g}" ', 1)
+        for number, picture in enumerate(pictures)
     ]
     size = f'width="{max(widths):g}" height="{sum(heights):g}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(placed)}</svg>'
@@ -105,7 +112,9 @@ def _edges(step: StepView, layout: Layout) -> list[str]:
     out = []
     kinds = [*step.fates, "bonus"]
     # The accepted path is drawn last, on top of the curves that start where it does.
-    for node in sorted(range(1, len(layout.parents)), key=lambda node: kinds[node] in ("accepted", "bonus")):
+    for node in sorted(
+        range(1, len(layout.parents)), key=lambda node: kinds[node] in ("accepted", "bonus")
+    ):
         a, b, c, d, e = (f"{x:g},{y:g}" for x, y in layout.edge(node))
         out.append(f'<path class="{kinds[node]}" d="M{a}L{b}C{c} {d} {e}"/>')
     return out
@@ -140,7 +149,11 @@ def describe(step: StepView, node: int) -> str:
         return f"{visible(step.bonus or '', 60)}\nthe bonus token, drawn from what the target has left here"
     lines = [visible(step.texts[node], 60)]
     if node:
-        how = "chosen outright" if tree.point[node] else f"drawn with probability {tree.proposal[node]:.3g}"
+        how = (
+            "chosen outright"
+            if tree.point[node]
+            else f"drawn with probability {tree.proposal[node]:.3g}"
+        )
         p, q = (_number(numbers[node]) for numbers in (step.p, step.q))
         lines += [f"p {p} (target)", f"q {q} (draft), {how}"]
         if tree.value:
@@ -154,16 +167,26 @@ def describe(step: StepView, node: int) -> str:
 
 
 def strip_svg(
-    steps: Sequence[StepView], now: int | None = None, *, width: float = 640.0, standalone: bool = False
+    steps: Sequence[StepView],
+    now: int | None = None,
+    *,
+    width: float = 640.0,
+    standalone: bool = False,
 ) -> str:
     """Tokens and tree size of every step so far as two rows of bars; now: the step to mark;
     standalone: with its own style. `data-step` names the step of each column."""
-    longest, largest = (max(numbers) for numbers in zip(*((len(s.emitted), s.tree.size) for s in steps), strict=True))
+    longest, largest = (
+        max(numbers)
+        for numbers in zip(*((len(s.emitted), s.tree.size) for s in steps), strict=True)
+    )
     wide = min(18.0, width / len(steps))
     out = []
     for number, step in enumerate(steps):
         x, thin = number * wide, f'width="{max(1.0, 0.8 * wide):g}"'
-        for kind, below, count in (("accepted", 0, len(step.path)), ("bonus", len(step.path), step.bonus is not None)):
+        for kind, below, count in (
+            ("accepted", 0, len(step.path)),
+            ("bonus", len(step.path), step.bonus is not None),
+        ):
             top, tall = BAR * (1 - (below + count) / longest) + 14, BAR * count / longest
             out.append(f'<rect class="{kind}" x="{x:g}" y="{top:g}" {thin} height="{tall:g}"/>')
         tall = (BAR - 14) * step.tree.size / max(1, largest)
@@ -215,13 +238,22 @@ def _vain(step: StepView) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "not asked" if value is None else f"{value:.3f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
+    return (
+        "not asked"
+        if value is None
+        else f"{value:.3f}"
+        if value >= 0.001 or value == 0
+        else f"{value:.1e}"
+    )
 
 
 def palette_rules() -> str:
     """The palette as CSS variables of `.dynasurge`, light or dark as JupyterLab's or VS Code's
     theme says, else as the browser prefers."""
-    light, dark = ("".join(f"--{name}: {value}; " for name, value in colours.items()) for colours in (LIGHT, DARK))
+    light, dark = (
+        "".join(f"--{name}: {value}; " for name, value in colours.items())
+        for colours in (LIGHT, DARK)
+    )
     return (
         f".dynasurge {{ {light}}}\n@media (prefers-color-scheme: dark) {{ .dynasurge {{ {dark}}} }}\n"
         f'[data-jp-theme-light="true"] .dynasurge, .vscode-light .dynasurge {{ {light}}}\n'

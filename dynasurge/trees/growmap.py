@@ -69,7 +69,10 @@ class Growmap:
     @cached_property
     def levels(self) -> tuple[tuple[int, ...], ...]:
         """Node numbers by level, root first."""
-        return tuple(tuple(u for u, d in enumerate(self.depths) if d == level) for level in range(self.depth + 1))
+        return tuple(
+            tuple(u for u, d in enumerate(self.depths) if d == level)
+            for level in range(self.depth + 1)
+        )
 
     def mask(self) -> torch.Tensor:
         """int64 [size, size]: 1 where the column is the row's ancestor, or the row itself."""
@@ -107,7 +110,10 @@ def build_growmap(spec: str) -> Growmap:
 def _sized(spec: str, size: int, parents: Any) -> Growmap:
     if size > 4097:
         raise UsageError(
-            "growmap", spec, f"has {size} nodes", "no step pays for more than 4096; choose a smaller shape"
+            "growmap",
+            spec,
+            f"has {size} nodes",
+            "no step pays for more than 4096; choose a smaller shape",
         )
     return Growmap(parents=tuple(parents()))
 
@@ -117,8 +123,13 @@ def save_growmap(growmap: Growmap, path: str | os.PathLike[str]) -> None:
     try:
         with write_whole(path) as partial:
             torch.save(growmap.to_dict(), partial)
-    except (OSError, RuntimeError) as error:  # torch raises the latter for a folder that does not exist
-        raise UsageError("growmap", path, f"cannot be written ({error})", "name a writable path") from error
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # torch raises the latter for a folder that does not exist
+        raise UsageError(
+            "growmap", path, f"cannot be written ({error})", "name a writable path"
+        ) from error
 
 
 def load_growmap(path: str | os.PathLike[str]) -> Growmap:
@@ -140,9 +151,13 @@ def load_growmap(path: str | os.PathLike[str]) -> Growmap:
     try:
         data = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load raises half a dozen unrelated types on a corrupt file
-        raise UsageError("--growmap", path, f"not a readable .pt file ({type(error).__name__})", remedy) from error
+        raise UsageError(
+            "--growmap", path, f"not a readable .pt file ({type(error).__name__})", remedy
+        ) from error
     if not isinstance(data, dict):
-        raise UsageError("--growmap", path, f"holds a {type(data).__name__}, not a dictionary", remedy)
+        raise UsageError(
+            "--growmap", path, f"holds a {type(data).__name__}, not a dictionary", remedy
+        )
     try:
         return _from_dict(data)
     except _FieldError as error:
@@ -152,9 +167,17 @@ def load_growmap(path: str | os.PathLike[str]) -> Growmap:
 def _same(given: Any, expected: Any) -> bool:
     try:
         if isinstance(expected, torch.Tensor):
-            return isinstance(given, torch.Tensor) and given.shape == expected.shape and bool((given == expected).all())
+            return (
+                isinstance(given, torch.Tensor)
+                and given.shape == expected.shape
+                and bool((given == expected).all())
+            )
         return type(given) is type(expected) and bool(given == expected)
-    except (RuntimeError, NotImplementedError, TypeError):  # tensors of odd layouts, or where numbers belong
+    except (
+        RuntimeError,
+        NotImplementedError,
+        TypeError,
+    ):  # tensors of odd layouts, or where numbers belong
         return False
 
 
@@ -163,7 +186,9 @@ class _FieldError(ValueError):
 
 
 def _from_dict(data: dict[str, Any]) -> Growmap:
-    missing = [f for f in ("roots", "branches", "Successors", "mask", "depth", "size") if f not in data]
+    missing = [
+        f for f in ("roots", "branches", "Successors", "mask", "depth", "size") if f not in data
+    ]
     if missing:
         raise _FieldError(f"field '{missing[0]}' is missing")
     successors = data["Successors"]
@@ -175,7 +200,9 @@ def _from_dict(data: dict[str, Any]) -> Growmap:
     if [child for children in successors for child in children] != list(range(1, len(successors))):
         raise _FieldError("field 'Successors' does not number the nodes breadth first from 0")
     try:
-        growmap = Growmap(parents=(-1, *(u for u, children in enumerate(successors) for _ in children)))
+        growmap = Growmap(
+            parents=(-1, *(u for u, children in enumerate(successors) for _ in children))
+        )
     except ValueError as error:
         raise _FieldError(f"field 'Successors' is not a tree ({error})") from error
     for field, expected in growmap.to_dict().items():

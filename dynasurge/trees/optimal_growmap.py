@@ -80,13 +80,20 @@ def expected_accepted(growmap: Growmap, acceptance: Acceptance) -> float:
     levels = acceptance_levels(acceptance, growmap.depth)
     reached = [1.0] + [0.0] * (growmap.size - 1)
     for u, children in enumerate(growmap.children):
-        for child, chance in zip(children, levels[growmap.depths[u]] if children else (), strict=False):
+        for child, chance in zip(
+            children, levels[growmap.depths[u]] if children else (), strict=False
+        ):
             reached[child] = reached[u] * float(chance)
     return sum(reached[1:])
 
 
 def best_size(
-    acceptance: Acceptance, latency: Latency, draft_time: float, *, max_nodes: int = 128, max_depth: int = 16
+    acceptance: Acceptance,
+    latency: Latency,
+    draft_time: float,
+    *,
+    max_nodes: int = 128,
+    max_depth: int = 16,
 ) -> SizedGrowmap:
     """The optimal growmap of the size and depth that emit the most tokens per second.
 
@@ -112,7 +119,10 @@ def best_size(
     expected = expected_accepted(tree, acceptance)
     seconds = float(target[tree.size - 2]) + tree.depth * draft_time
     return SizedGrowmap(
-        growmap=tree, expected_accepted=expected, seconds=seconds, tokens_per_second=(expected + 1) / seconds
+        growmap=tree,
+        expected_accepted=expected,
+        seconds=seconds,
+        tokens_per_second=(expected + 1) / seconds,
     )
 
 
@@ -120,11 +130,19 @@ def acceptance_levels(acceptance: Acceptance, depth: int) -> list[NDArray[np.flo
     """One checked float64 vector a level, `depth` of them; the last one given is repeated. Raises
     UsageError."""
     if len(acceptance) and isinstance(acceptance[0], Sequence | np.ndarray):
-        rows = [_vector(row, f"vector {n} of {len(acceptance)} ") for n, row in enumerate(acceptance, start=1)]
+        rows = [
+            _vector(row, f"vector {n} of {len(acceptance)} ")
+            for n, row in enumerate(acceptance, start=1)
+        ]
     else:
         rows = [_vector(acceptance, "")]
     if not rows[0].any():
-        raise UsageError("--acceptance", rows[0].tolist(), "nothing is ever accepted", "no tree helps: use --mode auto")
+        raise UsageError(
+            "--acceptance",
+            rows[0].tolist(),
+            "nothing is ever accepted",
+            "no tree helps: use --mode auto",
+        )
     return [rows[min(level, len(rows) - 1)] for level in range(depth)]
 
 
@@ -161,7 +179,8 @@ def _programme(
         subtree = np.concatenate([[0.0], 1 + below[:-1]])
         rest, ranks = np.zeros(nodes + 1), []
         for chance in chances[nodes - 1 :: -1]:
-            # others[m, i] = rest[m - i], -inf for i > m: a view, so a max-plus convolution is one sum and one argmax
+            # others[m, i] = rest[m - i], -inf for i > m: a view, so a max-plus convolution is one
+            # sum and one argmax
             others = sliding_window_view(np.concatenate([outside, rest]), nodes + 1)[:, ::-1]
             gain = others + chance * subtree
             gain[:, 0] = 0
@@ -191,11 +210,15 @@ def _pass_seconds(latency: Latency, max_nodes: int) -> NDArray[np.float64]:
     if isinstance(latency, Mapping):
         sizes = sorted(latency)
         if not sizes or sizes[-1] < 2:
-            raise UsageError("latency", dict(latency), "no pass of 2 tokens or more", "measure some tree sizes")
+            raise UsageError(
+                "latency", dict(latency), "no pass of 2 tokens or more", "measure some tree sizes"
+            )
         tokens = np.arange(2, min(max_nodes + 1, sizes[-1]) + 1)
         seconds = np.interp(tokens, sizes, [latency[size] for size in sizes])
     else:
-        seconds = np.array([latency(tokens) for tokens in range(2, max_nodes + 2)], dtype=np.float64)
+        seconds = np.array(
+            [latency(tokens) for tokens in range(2, max_nodes + 2)], dtype=np.float64
+        )
     if not ((seconds > 0) & np.isfinite(seconds)).all():
         raise UsageError("latency", seconds.min(), "a pass takes time", "give seconds above 0")
     return seconds
@@ -203,4 +226,6 @@ def _pass_seconds(latency: Latency, max_nodes: int) -> NDArray[np.float64]:
 
 def _check_range(name: str, value: int, most: int) -> None:
     if not 1 <= value <= most:
-        raise UsageError(name, value, f"must lie in 1..{most}", f"use {name} {max(1, min(value, most))}")
+        raise UsageError(
+            name, value, f"must lie in 1..{most}", f"use {name} {max(1, min(value, most))}"
+        )

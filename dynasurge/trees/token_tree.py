@@ -37,7 +37,9 @@ class TokenTree:
         last: dict[int, bool] = {}
         for node, parent in enumerate(self.parents):
             if last.get(parent, False) and not self.point[node]:
-                raise ValueError(f"node {node} is sampled but follows a point child; sampled children come first")
+                raise ValueError(
+                    f"node {node} is sampled but follows a point child; sampled children come first"
+                )
             last[parent] = self.point[node]
 
     @classmethod

@@ -64,7 +64,9 @@ def law(forest: Forest, nodes: Nodes, p: torch.Tensor, rule: str, *, compiled: b
     layout, none = forest.layout, nodes.none
     rows, k = layout.row_count, layout.children
     tensors = (nodes.number, forest.row_slot, forest.token, forest.kind, p, forest.base)
-    node, child, point, tokens, drawn, from_q, of_p, of_q, row_of = fused(_families, compiled)(*tensors, none, k)
+    node, child, point, tokens, drawn, from_q, of_p, of_q, row_of = fused(_families, compiled)(
+        *tensors, none, k
+    )
     zero = p.new_zeros(())
     p.index_put_((of_p, tokens[:-1]), zero)
     forest.base.index_put_((of_q, tokens[:-1]), zero)
@@ -130,8 +132,20 @@ def _families(
     from_q = torch.where(exists & ~point, base[:-1].gather(1, tokens), 0.0)
     every = torch.arange(rows, device=p.device)
     of_p, of_q = torch.where(exists, node[:, None], none), torch.where(exists, every[:, None], rows)
-    row_of = torch.full((none + 1,), rows, dtype=torch.int64, device=p.device).scatter(0, node, every)
-    return node, child, point, pad(tokens, (0, 0, 0, 1)), pad(drawn, (0, 0, 0, 1)), from_q, of_p, of_q, row_of
+    row_of = torch.full((none + 1,), rows, dtype=torch.int64, device=p.device).scatter(
+        0, node, every
+    )
+    return (
+        node,
+        child,
+        point,
+        pad(tokens, (0, 0, 0, 1)),
+        pad(drawn, (0, 0, 0, 1)),
+        from_q,
+        of_p,
+        of_q,
+        row_of,
+    )
 
 
 def _ends(stop: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
@@ -156,7 +170,9 @@ def _bonus(
     return torch.where(mass > 0, left, whole)
 
 
-def _bottom_up(accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+def _bottom_up(
+    accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
     """A node gets its turn after everything below it, and below its elder siblings and its
     ancestors', was refused."""
     accept, sees = accept[:-1], seen.float()
@@ -167,7 +183,9 @@ def _bottom_up(accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor,
     return torch.where(exists, accept * turn, 0.0)
 
 
-def _top_down(accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+def _top_down(
+    accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
     """A child is tried if its parent was accepted and its elder siblings were refused."""
     accept = accept[:-1]
     places = torch.arange(len(accept), device=accept.device)
@@ -187,7 +205,11 @@ def share_level(shares: triton_kernels.Shares, rows: slice, *, bottom_up: bool) 
     exists, point = child < none, shares.point[rows]
     p, q = shares.p[node.clamp(max=none)], shares.q[rows]
     drawn, from_q = shares.drawn[rows].double(), shares.from_q[rows].double()
-    a = shares.accept[node][:, None] if bottom_up else torch.ones(len(p), 1, dtype=torch.float64, device=p.device)
+    a = (
+        shares.accept[node][:, None]
+        if bottom_up
+        else torch.ones(len(p), 1, dtype=torch.float64, device=p.device)
+    )
     tiny, free = torch.finfo(p.dtype).tiny, q.sum(-1, keepdim=True, dtype=torch.float64)
     scale, t = a, torch.zeros_like(a)
     weights, kept, waits = torch.zeros_like(drawn), torch.zeros_like(drawn), exists.clone()
@@ -196,18 +218,26 @@ def share_level(shares: triton_kernels.Shares, rows: slice, *, bottom_up: bool) 
         tried = exists[:, here] & ~point[:, here]
         total = free + torch.where(waits & ~point, from_q, 0.0).sum(-1, keepdim=True)
         left = (drawn[:, here] - t * from_q[:, here]).relu()
-        weight = (scale * left / (from_q[:, here] / total.clamp(min=tiny)).clamp(min=tiny)).clamp(max=1.0)
+        weight = (scale * left / (from_q[:, here] / total.clamp(min=tiny)).clamp(min=tiny)).clamp(
+            max=1.0
+        )
         weights[:, here] = torch.where(tried, weight, weights[:, here])
         more = t + 1.0 / (total.clamp(min=tiny) * scale.clamp(min=LEAST))
         t = torch.where(tried, more.clamp(max=triton_kernels.MOST), t)
         kept[:, here] = torch.where(tried, (drawn[:, here] - t * from_q[:, here]).relu(), 0.0)
         waits[:, here] &= ~tried
-        rest = torch.addcmul(p, t.to(p.dtype), q, value=-1.0).relu_().sum(-1, keepdim=True, dtype=torch.float64)
+        rest = (
+            torch.addcmul(p, t.to(p.dtype), q, value=-1.0)
+            .relu_()
+            .sum(-1, keepdim=True, dtype=torch.float64)
+        )
         rest = rest + torch.where(waits, (drawn - t * from_q).relu(), 0.0).sum(-1, keepdim=True)
         mass = scale * (rest + kept.sum(-1, keepdim=True))
         refused = (1.0 - a + mass).clamp(min=tiny)
         a = torch.where(tried, (mass / refused).clamp(max=1.0), a)
-        scale = torch.where(tried, torch.where(scale / refused < 1.0 / LEAST, scale / refused, 0.0), scale)
+        scale = torch.where(
+            tried, torch.where(scale / refused < 1.0 / LEAST, scale / refused, 0.0), scale
+        )
     taken = torch.where(exists & point, scale * (drawn - t * from_q).relu(), 0.0)
     chance = (taken / (1.0 - taken.cumsum(-1) + taken).clamp(min=tiny)).clamp(max=1.0)
     weights = torch.where(exists & point, chance, weights)

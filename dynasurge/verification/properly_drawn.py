@@ -28,7 +28,11 @@ def _likeliest_first(tokens: Sequence[int], q: Sequence[float]) -> list[int]:
 
 
 def _without_the_unlikeliest(tokens: Sequence[int], q: Sequence[float]) -> list[int]:
-    return [token for token in tokens if len(tokens) == 1 or token != min(tokens, key=lambda token: q[token])]
+    return [
+        token
+        for token in tokens
+        if len(tokens) == 1 or token != min(tokens, key=lambda token: q[token])
+    ]
 
 
 def _by_number(tokens: Sequence[int], q: Sequence[float]) -> list[int]:
@@ -43,7 +47,12 @@ MISTAKES: dict[str, Tamper] = {
 
 
 def emitted_law(
-    p: Sequence[float], q: Sequence[float], k: int, *, rule: str = "topdown", tamper: Tamper | None = None
+    p: Sequence[float],
+    q: Sequence[float],
+    k: int,
+    *,
+    rule: str = "topdown",
+    tamper: Tamper | None = None,
 ) -> list[float]:
     """The law of the first emitted token, exact.
 
@@ -70,7 +79,9 @@ def _draws(q: Sequence[float], k: int) -> Iterator[tuple[float, tuple[int, ...]]
         yield chance, drawn
 
 
-def _verified(p: Sequence[float], q: Sequence[float], children: Sequence[int], rule: str) -> torch.Tensor:
+def _verified(
+    p: Sequence[float], q: Sequence[float], children: Sequence[int], rule: str
+) -> torch.Tensor:
     """The law of the first emitted token, given the children. float64 [V]."""
     n = len(children)
     tree = TokenTree(
@@ -79,7 +90,9 @@ def _verified(p: Sequence[float], q: Sequence[float], children: Sequence[int], r
         proposal=(1.0, *[1.0] * n),
         point=(True, *[False] * n),
     )
-    rows = torch.tensor([p] * (n + 1), dtype=torch.float64)  # what follows a child does not matter here
+    rows = torch.tensor(
+        [p] * (n + 1), dtype=torch.float64
+    )  # what follows a child does not matter here
     stop = RULES[rule](tree, rows, [torch.tensor(q, dtype=torch.float64)] + [rows.new_empty(0)] * n)
     law = stop.stop[0] * stop.bonus(torch.tensor([0]))[0].double()
     for node, token in enumerate(children, start=1):

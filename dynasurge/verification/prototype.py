@@ -34,10 +34,14 @@ def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Ge
         node = queue.popleft()
         longest = node if tree.depths[node] > tree.depths[longest] else longest
         target, kept = rows[node], False
-        for child, proposal in proposals(tree, q[node] if q[node].numel() else torch.zeros_like(target), node):
+        for child, proposal in proposals(
+            tree, q[node] if q[node].numel() else torch.zeros_like(target), node
+        ):
             token = tree.tokens[child]
             passes = min(1.0, float(target[token] / proposal[token]))
-            if probabilities.draw(torch.tensor([1.0 - passes, passes], dtype=torch.float64), generator):
+            if probabilities.draw(
+                torch.tensor([1.0 - passes, passes], dtype=torch.float64), generator
+            ):
                 queue.append(child)
                 kept = True
             else:
@@ -48,7 +52,9 @@ def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Ge
             bonus = target
     # What it would have done on average is not known: only what it did.
     stop = tuple(float(node == longest) for node in range(tree.size + 1))
-    return Verdict(path=path_to(tree, longest), bonus=probabilities.draw(bonus, generator), stop=stop)
+    return Verdict(
+        path=path_to(tree, longest), bonus=probabilities.draw(bonus, generator), stop=stop
+    )
 
 
 def proposals(tree: TokenTree, base: torch.Tensor, node: int) -> Iterator[tuple[int, torch.Tensor]]:

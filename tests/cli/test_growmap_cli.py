@@ -9,7 +9,14 @@ import pytest
 import torch
 from conftest import assert_one_line
 
-from dynasurge import Growmap, build_growmap, expected_accepted, load_growmap, optimal_growmap, save_growmap
+from dynasurge import (
+    Growmap,
+    build_growmap,
+    expected_accepted,
+    load_growmap,
+    optimal_growmap,
+    save_growmap,
+)
 from dynasurge.cli.growmap import sketch
 from dynasurge.cli.main import main
 
@@ -25,26 +32,61 @@ def tree(tmp_path: Path) -> str:
 
 def test_optimise_writes_the_best_tree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "best.pt"
-    command = ["growmap", "optimise", "--acceptance", "0.6,0.2,0.1", "--nodes", "63", "--depth", "5", str(out)]
+    command = [
+        "growmap",
+        "optimise",
+        "--acceptance",
+        "0.6,0.2,0.1",
+        "--nodes",
+        "63",
+        "--depth",
+        "5",
+        str(out),
+    ]
     assert main(command) == 0
     growmap = load_growmap(out)
     assert growmap == optimal_growmap(VECTOR, 63, 5)
     expected = f"{expected_accepted(growmap, VECTOR):.4f}"
-    assert capsys.readouterr().out == f"{out}: 64 nodes with the root, depth 5, expected accepted per step {expected}\n"
+    assert (
+        capsys.readouterr().out
+        == f"{out}: 64 nodes with the root, depth 5, expected accepted per step {expected}\n"
+    )
 
 
-@pytest.mark.parametrize("content", [VECTOR, {"acceptance": VECTOR}, [VECTOR, VECTOR], {"acceptance": [VECTOR]}])
+@pytest.mark.parametrize(
+    "content", [VECTOR, {"acceptance": VECTOR}, [VECTOR, VECTOR], {"acceptance": [VECTOR]}]
+)
 def test_acceptance_may_be_a_file(content: object, tmp_path: Path) -> None:
     path, out = tmp_path / "measured.json", tmp_path / "best.pt"
     path.write_text(json.dumps(content))
-    assert main(["growmap", "optimise", "--acceptance", str(path), "--nodes", "9", "--depth", "3", str(out)]) == 0
+    assert (
+        main(
+            [
+                "growmap",
+                "optimise",
+                "--acceptance",
+                str(path),
+                "--nodes",
+                "9",
+                "--depth",
+                "3",
+                str(out),
+            ]
+        )
+        == 0
+    )
     assert load_growmap(out) == optimal_growmap(VECTOR, 9, 3)
 
 
-def test_show_prints_sizes_levels_and_the_tree(tree: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_prints_sizes_levels_and_the_tree(
+    tree: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["growmap", "show", tree, "--acceptance", "0.5,0.25"]) == 0
     head, levels, drawing, legend = capsys.readouterr().out.split("\n\n")
-    assert head == f"{tree}: 5 nodes with the root, depth 2, width 2\nexpected accepted per step 1.1250"
+    assert (
+        head
+        == f"{tree}: 5 nodes with the root, depth 2, width 2\nexpected accepted per step 1.1250"
+    )
     assert [line.split() for line in levels.splitlines()[1:]] == [
         ["0", "1", "2"],
         ["1", "2", "1", "1"],
@@ -82,7 +124,9 @@ def test_large_and_deep_trees_can_be_drawn() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "SVG"])
-def test_draw_writes_a_picture(suffix: str, tree: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_draw_writes_a_picture(
+    suffix: str, tree: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tree = str(Path(tree).rename(tmp_path / "no $\\formula$.pt"))
     out = tmp_path / "pictures" / f"tree.{suffix}"
     out.parent.mkdir()
@@ -100,13 +144,20 @@ def test_each_form_explains_itself(form: str, capsys: pytest.CaptureFixture[str]
     assert f"dynasurge growmap {form}".strip() in capsys.readouterr().out
 
 
-# --- mistakes: exit code 2, one line that names the flag, the value and the remedy, nothing written ------------------
+# --- mistakes: exit code 2, one line that names the flag, the value and the remedy, nothing written
+# ------------------
 
 BAD_OPTIMISE = [
-    (["--acceptance", "0.6;0.2"], "--acceptance 0.6;0.2: not numbers with commas between; write 0.6,0.2,0.1"),
+    (
+        ["--acceptance", "0.6;0.2"],
+        "--acceptance 0.6;0.2: not numbers with commas between; write 0.6,0.2,0.1",
+    ),
     (["--acceptance", ""], "not numbers with commas between"),
     (["--acceptance", "0.6,"], "not numbers with commas between"),
-    (["--acceptance", "0.9,0.9"], "--acceptance [0.9, 0.9]: sums to 1.8, but the path goes on to one child at most"),
+    (
+        ["--acceptance", "0.9,0.9"],
+        "--acceptance [0.9, 0.9]: sums to 1.8, but the path goes on to one child at most",
+    ),
     (["--acceptance", "nan"], "--acceptance [nan]: has an entry outside [0, 1]"),
     (["--acceptance", "0,0"], "nothing is ever accepted; no tree helps"),
     (["--acceptance", "none.json"], "--acceptance none.json: cannot be read"),
@@ -123,9 +174,22 @@ def fails(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
     assert_one_line(message, capsys)
 
 
-@pytest.mark.parametrize(("flags", "message"), BAD_OPTIMISE, ids=[" ".join(flags) for flags, _ in BAD_OPTIMISE])
-def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good = ["optimise", str(tmp_path / "best.pt"), "--acceptance", "0.6,0.2", "--nodes", "7", "--depth", "3"]
+@pytest.mark.parametrize(
+    ("flags", "message"), BAD_OPTIMISE, ids=[" ".join(flags) for flags, _ in BAD_OPTIMISE]
+)
+def test_bad_flags(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [
+        "optimise",
+        str(tmp_path / "best.pt"),
+        "--acceptance",
+        "0.6,0.2",
+        "--nodes",
+        "7",
+        "--depth",
+        "3",
+    ]
     fails([*good, *flags], message, capsys)
     assert not list(tmp_path.iterdir())
 
@@ -144,10 +208,16 @@ def test_bad_flags(flags: list[str], message: str, tmp_path: Path, capsys: pytes
         (b"[[0.5], null]", "vector 2 of 2 is not a list of numbers"),
     ],
 )
-def test_bad_acceptance_files(content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_acceptance_files(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, out = tmp_path / "measured.json", tmp_path / "best.pt"
     path.write_bytes(content)
-    fails(["optimise", "--acceptance", str(path), "--nodes", "7", "--depth", "3", str(out)], message, capsys)
+    fails(
+        ["optimise", "--acceptance", str(path), "--nodes", "7", "--depth", "3", str(out)],
+        message,
+        capsys,
+    )
     assert not out.exists()
 
 
@@ -157,13 +227,29 @@ def test_bad_paths(tree: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     fails(["show", "none.pt"], "none.pt: no such file", capsys)
     fails(["draw", "none.pt", "--output", "tree.png"], "none.pt: no such file", capsys)
     fails(["draw", tree], "the following arguments are required: --output", capsys)
-    fails(["draw", tree, "--output", "tree.pdf"], "--output tree.pdf: not a .png or .svg file; use --output", capsys)
-    fails(["draw", tree, "--output", str(tmp_path / "no" / "tree.png")], "tree.png: cannot be written", capsys)
+    fails(
+        ["draw", tree, "--output", "tree.pdf"],
+        "--output tree.pdf: not a .png or .svg file; use --output",
+        capsys,
+    )
+    fails(
+        ["draw", tree, "--output", str(tmp_path / "no" / "tree.png")],
+        "tree.png: cannot be written",
+        capsys,
+    )
     (tmp_path / "folder.png").mkdir()
-    fails(["draw", tree, "--output", str(tmp_path / "folder.png")], "folder.png: cannot be written", capsys)
+    fails(
+        ["draw", tree, "--output", str(tmp_path / "folder.png")],
+        "folder.png: cannot be written",
+        capsys,
+    )
     fails(["show", tree, "--acceptance", "0.9,0.9"], "sums to 1.8", capsys)
     fails(["optimize", "best.pt"], "growmap optimize: not the name of a shape", capsys)
     data = build_growmap("2x2").to_dict() | {"size": 7}
     torch.save(data, tmp_path / "bad.pt")
     fails(["show", str(tmp_path / "bad.pt")], "field 'size' contradicts", capsys)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["2x2-tree.pt", "bad.pt", "folder.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "2x2-tree.pt",
+        "bad.pt",
+        "folder.png",
+    ]

@@ -25,8 +25,13 @@ SMALL = {"M": 128, "new_tokens": 40, "prompt_len": 16, "B": 6, "dtype": "float32
 
 
 @pytest.fixture(scope="module", params=DEVICES)
-def pairs(request: pytest.FixtureRequest, tiny_folders: dict[str, tuple[str, str]]) -> dict[str, Pair]:
-    return {name: load_pair(*folders, dtype="float32", device=request.param) for name, folders in tiny_folders.items()}
+def pairs(
+    request: pytest.FixtureRequest, tiny_folders: dict[str, tuple[str, str]]
+) -> dict[str, Pair]:
+    return {
+        name: load_pair(*folders, dtype="float32", device=request.param)
+        for name, folders in tiny_folders.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +44,9 @@ def growmap(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(autouse=True, params=["by node", "captured"])
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to make a step. On a CPU nothing is captured, but the same functions are called."""
-    monkeypatch.setattr("dynasurge.decoding.session.can_capture", lambda pair: request.param == "captured")
+    monkeypatch.setattr(
+        "dynasurge.decoding.session.can_capture", lambda pair: request.param == "captured"
+    )
     return str(request.param)
 
 
@@ -55,10 +62,14 @@ def modes(growmap: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_greedy_output_is_generates(architecture: str, pairs: dict[str, Pair], growmap: str) -> None:
+def test_greedy_output_is_generates(
+    architecture: str, pairs: dict[str, Pair], growmap: str
+) -> None:
     pair = pairs[architecture]
     prompt = torch.tensor([PROMPT], device=pair.target.device)
-    plain = pair.target.generate(prompt, do_sample=False, max_new_tokens=40)[0, len(PROMPT) :].tolist()
+    plain = pair.target.generate(prompt, do_sample=False, max_new_tokens=40)[
+        0, len(PROMPT) :
+    ].tolist()
     for mode in modes(growmap):
         result = generate(pair, PROMPT, T=0, **(SMALL | mode))
         assert result.output_ids == plain, mode
@@ -67,7 +78,9 @@ def test_greedy_output_is_generates(architecture: str, pairs: dict[str, Pair], g
 
 
 @pytest.mark.parametrize("index", range(6))
-def test_same_seed_same_text_and_records_add_up(index: int, pairs: dict[str, Pair], growmap: str) -> None:
+def test_same_seed_same_text_and_records_add_up(
+    index: int, pairs: dict[str, Pair], growmap: str
+) -> None:
     mode = modes(growmap)[index]
     settings = Settings(T=0.9, P=0.95, **(SMALL | mode))
     session = Session(pairs["llama"], settings)
@@ -76,12 +89,17 @@ def test_same_seed_same_text_and_records_add_up(index: int, pairs: dict[str, Pai
     for result in (first, other):
         assert [token for step in result.steps for token in step.emitted] == result.output_ids
         assert len(result.output_ids) == 40 or result.output_ids[-1] in pairs["llama"].eos
-        spent = sum(s.draft_seconds + s.target_seconds + s.verify_seconds + s.other_seconds for s in result.steps)
+        spent = sum(
+            s.draft_seconds + s.target_seconds + s.verify_seconds + s.other_seconds
+            for s in result.steps
+        )
         assert 0 < spent < result.seconds
         assert sum(step.accepted for step in result.steps) <= len(result.output_ids)
         for step in result.steps:
             assert step.tree.size <= (9 if mode.get("growmap") and mode["mode"] == "sTree" else 6)
-            assert all(step.tree.parents[b] == a for a, b in zip((0, *step.path), step.path, strict=False))
+            assert all(
+                step.tree.parents[b] == a for a, b in zip((0, *step.path), step.path, strict=False)
+            )
             assert step.accepted + 1 >= len(step.emitted)
 
 
@@ -113,7 +131,9 @@ def test_a_growmap_bounds_the_depth_of_a_dynamic_tree(pairs: dict[str, Pair], gr
     assert max(step.tree.size for step in result.steps) == 12
 
 
-def test_a_draft_that_never_pays_is_left_alone_and_read_on_later(pairs: dict[str, Pair], steps: str) -> None:
+def test_a_draft_that_never_pays_is_left_alone_and_read_on_later(
+    pairs: dict[str, Pair], steps: str
+) -> None:
     wide = 99.0 if steps == "by node" else 1.0
     dear = Costs(widths=(1, 8), target_seconds=(1.0, wide), draft_seconds=(9.0, 9.0))
     settings = Settings(mode="dTree", T=0, M=128, new_tokens=40, prompt_len=16, dtype="float32")
@@ -136,11 +156,17 @@ def test_trees_at_given_places_continue_the_text(pairs: dict[str, Pair], growmap
     engines = make_engines(pair, plan)
     sessions = [Session(pair, settings, engines=engines) for settings in plan]
     for every in (1, 3):
-        for session, records in zip(sessions, follow(sessions, PROMPT, plain, every=every), strict=True):
+        for session, records in zip(
+            sessions, follow(sessions, PROMPT, plain, every=every), strict=True
+        ):
             assert len(records) == -(-len(plain) // every)
             for place, record in zip(range(0, len(plain), every), records, strict=True):
                 emitted = list(record.emitted)[: len(plain) - place]
-                assert emitted == plain[place : place + len(emitted)], (session.settings.mode, every, place)
+                assert emitted == plain[place : place + len(emitted)], (
+                    session.settings.mode,
+                    every,
+                    place,
+                )
                 assert record.expected == record.accepted == len(record.emitted) - 1
                 accepted += record.accepted
     assert accepted > 0
@@ -160,7 +186,9 @@ def test_a_text_that_another_one_interrupts_says_so(pairs: dict[str, Pair], grow
             next(stream)
 
 
-def test_places_where_the_target_says_nothing_are_named(pairs: dict[str, Pair], growmap: str, steps: str) -> None:
+def test_places_where_the_target_says_nothing_are_named(
+    pairs: dict[str, Pair], growmap: str, steps: str
+) -> None:
     if steps == "captured" and pairs["llama"].target.device.type == "cuda":
         pytest.skip("a replayed graph calls no hook")
     broken = dataclasses.replace(pairs["llama"], target=copy.deepcopy(pairs["llama"].target))
@@ -180,12 +208,16 @@ def test_places_where_the_target_says_nothing_are_named(pairs: dict[str, Pair], 
     handle.remove()
 
 
-def test_sessions_that_share_engines_grow_the_trees_they_grow_alone(pairs: dict[str, Pair], growmap: str) -> None:
+def test_sessions_that_share_engines_grow_the_trees_they_grow_alone(
+    pairs: dict[str, Pair], growmap: str
+) -> None:
     pair = pairs["llama"]
     text = generate(pair, PROMPT, T=0.9, mode="auto", **SMALL).output_ids
     plan = [Settings(T=0.9, **(SMALL | mode)) for mode in modes(growmap)]
     engines = make_engines(pair, plan)
-    together = follow([Session(pair, settings, engines=engines) for settings in plan], PROMPT, text, every=2)
+    together = follow(
+        [Session(pair, settings, engines=engines) for settings in plan], PROMPT, text, every=2
+    )
     for settings, records in zip(plan, together, strict=True):
         [alone] = follow([Session(pair, settings)], PROMPT, text, every=2)
         assert [step.tree.tokens for step in records] == [step.tree.tokens for step in alone]
@@ -213,12 +245,23 @@ def test_no_node_has_more_children_than_it_may(policy: str, pairs: dict[str, Pai
     assert max(step.tree.depth for step in result.steps) > 1
 
 
-def test_a_draft_like_the_target_has_everything_accepted(pairs: dict[str, Pair], growmap: str) -> None:
+def test_a_draft_like_the_target_has_everything_accepted(
+    pairs: dict[str, Pair], growmap: str
+) -> None:
     """Whatever the policy: a static tree's nodes have no more points taken from what they sample
     than they have places."""
     twins = dataclasses.replace(pairs["llama"], draft=pairs["llama"].target)
     for policy in ("sampled", "hybrid"):
-        result = generate(twins, PROMPT, T=0.9, mode="sTree", growmap=growmap, use_bfs=True, policy=policy, **SMALL)
+        result = generate(
+            twins,
+            PROMPT,
+            T=0.9,
+            mode="sTree",
+            growmap=growmap,
+            use_bfs=True,
+            policy=policy,
+            **SMALL,
+        )
         whole = [step for step in result.steps[:-1] if step.tree.size]
         assert all(step.expected > 2.99 for step in whole), policy
 
@@ -226,10 +269,18 @@ def test_a_draft_like_the_target_has_everything_accepted(pairs: dict[str, Pair],
 def test_records_end_where_the_text_ends(pairs: dict[str, Pair], growmap: str) -> None:
     twins = dataclasses.replace(pairs["llama"], draft=pairs["llama"].target)
     for mode in modes(growmap)[1:]:
-        for steps in (generate(twins, PROMPT, T=0.9, **(SMALL | mode | {"new_tokens": n})).steps for n in (1, 2, 7)):
-            assert all(step.accepted < len(step.emitted) or step.emitted[-1] in twins.eos for step in steps)
+        for steps in (
+            generate(twins, PROMPT, T=0.9, **(SMALL | mode | {"new_tokens": n})).steps
+            for n in (1, 2, 7)
+        ):
+            assert all(
+                step.accepted < len(step.emitted) or step.emitted[-1] in twins.eos for step in steps
+            )
             assert all(step.expected <= len(step.emitted) + 6 for step in steps)
-            assert steps[-1].expected <= len(steps[-1].emitted) - 1 + 1e-9 or steps[-1].emitted[-1] in twins.eos
+            assert (
+                steps[-1].expected <= len(steps[-1].emitted) - 1 + 1e-9
+                or steps[-1].emitted[-1] in twins.eos
+            )
 
 
 def test_whoever_looks_at_records_takes_time_of_their_own(pairs: dict[str, Pair]) -> None:
@@ -240,7 +291,9 @@ def test_whoever_looks_at_records_takes_time_of_their_own(pairs: dict[str, Pair]
     assert statistics.median(spent) < 0.1
 
 
-def test_a_model_that_went_astray_once_does_not_spoil_the_next_text(pairs: dict[str, Pair], growmap: str) -> None:
+def test_a_model_that_went_astray_once_does_not_spoil_the_next_text(
+    pairs: dict[str, Pair], growmap: str
+) -> None:
     pair = pairs["llama"]
     weight = next(pair.target.parameters())
     for mode in modes(growmap):
@@ -272,7 +325,9 @@ def test_a_draft_that_went_astray_drafts_nothing(pairs: dict[str, Pair]) -> None
 
 def test_a_growmap_of_a_root_alone_drafts_nothing(pairs: dict[str, Pair], tmp_path: Path) -> None:
     save_growmap(Growmap(parents=(-1,)), tmp_path / "root.pt")
-    result = generate(pairs["llama"], PROMPT, T=0.9, mode="sTree", growmap=str(tmp_path / "root.pt"), **SMALL)
+    result = generate(
+        pairs["llama"], PROMPT, T=0.9, mode="sTree", growmap=str(tmp_path / "root.pt"), **SMALL
+    )
     assert {step.tree.size for step in result.steps} == {0}
 
 
@@ -286,26 +341,45 @@ def test_no_more_is_generated_than_there_is_room_for(pairs: dict[str, Pair]) -> 
         list(session.stream(PROMPT * 2))
 
 
-def test_a_text_that_nobody_finished_does_not_disturb_the_next(pairs: dict[str, Pair], growmap: str) -> None:
+def test_a_text_that_nobody_finished_does_not_disturb_the_next(
+    pairs: dict[str, Pair], growmap: str
+) -> None:
     for mode in modes(growmap):
         session = Session(pairs["llama"], Settings(T=0.9, **(SMALL | mode)))
         whole = session.generate(PROMPT).output_ids
-        begun = [token for _, step in zip(range(3), session.stream(PROMPT), strict=False) for token in step.emitted]
+        begun = [
+            token
+            for _, step in zip(range(3), session.stream(PROMPT), strict=False)
+            for token in step.emitted
+        ]
         assert begun == whole[: len(begun)]
         assert session.generate(PROMPT).output_ids == whole
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [1, 4], ids=["static", "dynamic"])
-def test_compiled_steps_say_the_same(mode: int, pairs: dict[str, Pair], growmap: str, steps: str) -> None:
+def test_compiled_steps_say_the_same(
+    mode: int, pairs: dict[str, Pair], growmap: str, steps: str
+) -> None:
     if steps == "by node":
         pytest.skip("only captured steps are compiled")
     plain = generate(pairs["llama"], PROMPT, T=0, mode="auto", **SMALL).output_ids
-    assert generate(pairs["llama"], PROMPT, T=0, compile=True, **(SMALL | modes(growmap)[mode])).output_ids == plain
+    assert (
+        generate(
+            pairs["llama"], PROMPT, T=0, compile=True, **(SMALL | modes(growmap)[mode])
+        ).output_ids
+        == plain
+    )
     for rule in (False, True):
-        how = SMALL | modes(growmap)[mode] | {"T": 0.9, "use_bfs": rule, "fill": mode == 4}  # costs would differ
-        one, other = (generate(pairs["llama"], PROMPT, compile=compiled, **how) for compiled in (False, True))
-        assert one.output_ids == other.output_ids  # the same draws, and numbers that differ by roundings
+        how = (
+            SMALL | modes(growmap)[mode] | {"T": 0.9, "use_bfs": rule, "fill": mode == 4}
+        )  # costs would differ
+        one, other = (
+            generate(pairs["llama"], PROMPT, compile=compiled, **how) for compiled in (False, True)
+        )
+        assert (
+            one.output_ids == other.output_ids
+        )  # the same draws, and numbers that differ by roundings
         for mine, theirs in zip(one.steps, other.steps, strict=True):
             assert (mine.tree.tokens, mine.tree.parents, mine.path) == (
                 theirs.tree.tokens,
@@ -317,7 +391,9 @@ def test_compiled_steps_say_the_same(mode: int, pairs: dict[str, Pair], growmap:
 
 
 def test_a_one_token_prompt_works_in_every_mode(pairs: dict[str, Pair], growmap: str) -> None:
-    outputs = [generate(pairs["gpt2"], [7], T=0, **(SMALL | mode)).output_ids for mode in modes(growmap)]
+    outputs = [
+        generate(pairs["gpt2"], [7], T=0, **(SMALL | mode)).output_ids for mode in modes(growmap)
+    ]
     assert all(output == outputs[0] for output in outputs)
 
 
@@ -328,7 +404,9 @@ def test_text_prompts_are_cut_and_empty_ones_refused(pairs: dict[str, Pair]) -> 
         session.encode("  ")
 
 
-def test_the_draft_reads_each_token_once(pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch, steps: str) -> None:
+def test_the_draft_reads_each_token_once(
+    pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch, steps: str
+) -> None:
     """The draft keeps its cache: per step it reads what was emitted and its own tree, never the
     whole text again."""
     if steps == "captured":
@@ -338,7 +416,9 @@ def test_the_draft_reads_each_token_once(pairs: dict[str, Pair], monkeypatch: py
     assert drafter is not None
     reads: list[int] = []
     original = drafter.extend
-    monkeypatch.setattr(drafter, "extend", lambda tokens: (reads.append(len(tokens)), original(tokens))[1])
+    monkeypatch.setattr(
+        drafter, "extend", lambda tokens: (reads.append(len(tokens)), original(tokens))[1]
+    )
     result = session.generate(PROMPT)
     assert reads[0] == len(PROMPT) - 1
     assert len(reads) > 5
@@ -347,7 +427,10 @@ def test_the_draft_reads_each_token_once(pairs: dict[str, Pair], monkeypatch: py
 
 
 def test_room_is_checked_before_anything_runs(pairs: dict[str, Pair]) -> None:
-    with pytest.raises(UsageError, match=r"--M 61: 16 prompt \+ 40 new tokens \+ a tree of 6 need 62 rows; use --M 62"):
+    with pytest.raises(
+        UsageError,
+        match=r"--M 61: 16 prompt \+ 40 new tokens \+ a tree of 6 need 62 rows; use --M 62",
+    ):
         Session(pairs["llama"], Settings(**(SMALL | {"M": 61})))
     Session(pairs["llama"], Settings(**(SMALL | {"M": 62}))).generate(PROMPT)
     with pytest.raises(UsageError, match="reads 256 positions, 300 are needed"):
@@ -356,31 +439,44 @@ def test_room_is_checked_before_anything_runs(pairs: dict[str, Pair]) -> None:
 
 def test_seeds_and_prompts_have_streams_of_their_own(pairs: dict[str, Pair]) -> None:
     texts = [
-        generate(pairs["llama"], PROMPT, T=2.0, seed=seed, **SMALL).output_ids for seed in (0, 1, 2**32, 2**40 + 1)
+        generate(pairs["llama"], PROMPT, T=2.0, seed=seed, **SMALL).output_ids
+        for seed in (0, 1, 2**32, 2**40 + 1)
     ]
     assert len({tuple(text) for text in texts}) == 4
 
 
 @pytest.mark.parametrize("positions", [5, 30, 48])
-def test_a_draft_that_reads_less_than_the_text_drafts_while_it_can(positions: int, growmap: str) -> None:
+def test_a_draft_that_reads_less_than_the_text_drafts_while_it_can(
+    positions: int, growmap: str
+) -> None:
     """Behind its last position there are copies of the text only, and the text is what it is
     without a draft."""
     target = tiny_model("gpt2")
     draft = tiny_model("gpt2", layers=1)
     draft.config.n_positions = positions
-    draft.transformer.wpe = torch.nn.Embedding.from_pretrained(draft.transformer.wpe.weight[:positions].detach())
-    pair = Pair(draft=draft, target=target, tokenizer=tiny_tokenizer(), draft_name="d", target_name="t")
+    draft.transformer.wpe = torch.nn.Embedding.from_pretrained(
+        draft.transformer.wpe.weight[:positions].detach()
+    )
+    pair = Pair(
+        draft=draft, target=target, tokenizer=tiny_tokenizer(), draft_name="d", target_name="t"
+    )
     common: dict[str, Any] = {"T": 0, "new_tokens": 60}
     plain = Session(pair, Settings(mode="auto", **common)).generate(PROMPT)
     for mode in modes(growmap):
         with contextlib.ExitStack() as stack:
             if pair.target.device.type == "cuda" and mode.get("mode") != "auto":
-                stack.enter_context(pytest.warns(UserWarning, match="behind these nothing is drafted"))
+                stack.enter_context(
+                    pytest.warns(UserWarning, match="behind these nothing is drafted")
+                )
             result = Session(pair, Settings(**(common | mode))).generate(PROMPT)
         assert result.output_ids == plain.output_ids, mode
         place = len(PROMPT)
         for step in result.steps:
-            behind = [node for node in range(1, step.tree.size + 1) if step.tree.depths[node] + place > positions + 1]
+            behind = [
+                node
+                for node in range(1, step.tree.size + 1)
+                if step.tree.depths[node] + place > positions + 1
+            ]
             assert not behind or mode.get("mode") == "dTree", "a static tree has no copies"
             assert step.passes == 0 or place <= positions
             place += len(step.emitted)
@@ -394,7 +490,9 @@ def test_steps_of_copies_alone_are_paid_anew_each_time() -> None:
         target.lm_head.weight.zero_()
         target.lm_head.weight[7] = target.model.norm.weight  # always the same token
     draft.config.max_position_embeddings = 8
-    pair = Pair(draft=draft, target=target, tokenizer=tiny_tokenizer(), draft_name="d", target_name="t")
+    pair = Pair(
+        draft=draft, target=target, tokenizer=tiny_tokenizer(), draft_name="d", target_name="t"
+    )
     costs = Costs(widths=(1, 64), target_seconds=(1.0, 1.01), draft_seconds=(0.01, 0.01))
     settings = Settings(T=0, new_tokens=100, prompt_len=32)
     steps = Session(pair, settings, costs=costs).generate([7] * 20).steps

@@ -40,7 +40,10 @@ PROMPT = torch.tensor([[5, 17, 8, 40, 33, 9, 21, 60, 61]])
 
 @pytest.fixture(scope="module")
 def targets(tiny_folders: dict[str, tuple[str, str]]) -> dict[str, PreTrainedModel]:
-    return {name: AutoModelForCausalLM.from_pretrained(folders[1]).eval() for name, folders in tiny_folders.items()}
+    return {
+        name: AutoModelForCausalLM.from_pretrained(folders[1]).eval()
+        for name, folders in tiny_folders.items()
+    }
 
 
 @pytest.fixture
@@ -77,11 +80,16 @@ def test_greedy_text_is_generates_own(
     for new in (30, 1, 50):  # shorter and longer than what its caches were made for
         plain = targets[name].generate(PROMPT, do_sample=False, max_new_tokens=new)
         assert torch.equal(
-            targets[name].generate(PROMPT, do_sample=False, max_new_tokens=new, custom_generate=loop), plain
+            targets[name].generate(
+                PROMPT, do_sample=False, max_new_tokens=new, custom_generate=loop
+            ),
+            plain,
         )
 
 
-def test_max_length_eos_and_stopping_criteria_cut_where_generate_cuts(target: PreTrainedModel, draft: str) -> None:
+def test_max_length_eos_and_stopping_criteria_cut_where_generate_cuts(
+    target: PreTrainedModel, draft: str
+) -> None:
     loop = custom_generate(draft, B=6, fill=True)
     text = target.generate(PROMPT, do_sample=False, max_new_tokens=30)[0].tolist()
     eos = text[len(PROMPT[0]) + 7]
@@ -97,13 +105,19 @@ def test_max_length_eos_and_stopping_criteria_cut_where_generate_cuts(target: Pr
         {},  # generate's own default
     ):
         plain = target.generate(PROMPT, do_sample=False, **how)
-        assert torch.equal(target.generate(PROMPT, do_sample=False, custom_generate=loop, **how), plain), how
+        assert torch.equal(
+            target.generate(PROMPT, do_sample=False, custom_generate=loop, **how), plain
+        ), how
         assert plain.shape[1] < len(text)
 
 
-def test_tokens_stream_as_they_come(target: PreTrainedModel, draft: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tokens_stream_as_they_come(
+    target: PreTrainedModel, draft: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     loop, recorder = custom_generate(draft, B=6, fill=True), Recorder()
-    output = target.generate(PROMPT, do_sample=False, max_new_tokens=12, custom_generate=loop, streamer=recorder)
+    output = target.generate(
+        PROMPT, do_sample=False, max_new_tokens=12, custom_generate=loop, streamer=recorder
+    )
     assert recorder.ids == output[0].tolist()
     assert recorder.ended == 1
     tokenizer = AutoTokenizer.from_pretrained(target.name_or_path)
@@ -117,26 +131,35 @@ def test_tokens_stream_as_they_come(target: PreTrainedModel, draft: str, capsys:
     assert capsys.readouterr().out.split() == tokenizer.decode(output[0, PROMPT.shape[1] :]).split()
 
 
-def test_it_returns_a_dict_when_asked_and_takes_a_loaded_draft(target: PreTrainedModel, draft: str) -> None:
+def test_it_returns_a_dict_when_asked_and_takes_a_loaded_draft(
+    target: PreTrainedModel, draft: str
+) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(draft)
     how = {"do_sample": False, "max_new_tokens": 9}
-    output = target.generate(PROMPT, custom_generate=custom_generate(loaded, B=4), return_dict_in_generate=True, **how)
+    output = target.generate(
+        PROMPT, custom_generate=custom_generate(loaded, B=4), return_dict_in_generate=True, **how
+    )
     assert isinstance(output, GenerateDecoderOnlyOutput)
     assert torch.equal(output.sequences, target.generate(PROMPT, **how))
 
 
-def test_samples_have_the_configs_law_and_follow_torchs_seed(target: PreTrainedModel, draft: str) -> None:
+def test_samples_have_the_configs_law_and_follow_torchs_seed(
+    target: PreTrainedModel, draft: str
+) -> None:
     loop = custom_generate(draft, B=4, fill=True)
     how = {"do_sample": True, "top_k": 0, "temperature": 0.7, "top_p": 0.8}
     texts = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        texts.append(target.generate(PROMPT, max_new_tokens=20, custom_generate=loop, **how)[0].tolist())
+        texts.append(
+            target.generate(PROMPT, max_new_tokens=20, custom_generate=loop, **how)[0].tolist()
+        )
     assert texts[0] == texts[1] != texts[2]
     torch.manual_seed(0)
     count = 500
     first = Counter(
-        int(target.generate(PROMPT, max_new_tokens=2, custom_generate=loop, **how)[0, -2]) for _ in range(count)
+        int(target.generate(PROMPT, max_new_tokens=2, custom_generate=loop, **how)[0, -2])
+        for _ in range(count)
     )
     law = to_probs(target(PROMPT).logits[0, -1].detach(), 0.7, 0.8)
     assert set(first) <= set(law.nonzero().flatten().tolist()), "top-p"
@@ -175,14 +198,21 @@ def test_what_it_cant_honour_is_refused_in_one_line(
 def test_an_assistant_and_a_used_cache_are_refused(target: PreTrainedModel, draft: str) -> None:
     loop = custom_generate(draft, B=4)
     with pytest.raises(UsageError, match="assistant_model given"):
-        target.generate(PROMPT, assistant_model=tiny_model("llama", layers=1), custom_generate=loop, max_new_tokens=4)
+        target.generate(
+            PROMPT,
+            assistant_model=tiny_model("llama", layers=1),
+            custom_generate=loop,
+            max_new_tokens=4,
+        )
     (name,) = cache_arguments(type(target), None)
     cache = target(PROMPT[:, :4], use_cache=True)[name]
     with pytest.raises(UsageError, match=f"{name} of 4 tokens"):
         target.generate(PROMPT, **{name: cache}, custom_generate=loop, max_new_tokens=4)
 
 
-def test_settings_that_generate_decides_and_unfit_drafts_are_refused(target: PreTrainedModel, draft: str) -> None:
+def test_settings_that_generate_decides_and_unfit_drafts_are_refused(
+    target: PreTrainedModel, draft: str
+) -> None:
     with pytest.raises(UsageError, match=r"T 0\.6: is generate's to say; .*temperature"):
         custom_generate(draft, T=0.6)
     with pytest.raises(UsageError, match="--B 0"):
@@ -192,10 +222,14 @@ def test_settings_that_generate_decides_and_unfit_drafts_are_refused(target: Pre
     flexible = tiny_model("llama", layers=1)
     flexible.set_attn_implementation("flex_attention")
     with pytest.raises(UsageError, match="flex_attention attention takes no tree mask"):
-        target.generate(PROMPT, max_new_tokens=4, do_sample=False, custom_generate=custom_generate(flexible))
+        target.generate(
+            PROMPT, max_new_tokens=4, do_sample=False, custom_generate=custom_generate(flexible)
+        )
     other = tiny_model("llama", layers=1, vocab=50)  # without a tokenizer, sizes must do
     with pytest.raises(UsageError, match="vocabulary"):
-        target.generate(PROMPT, max_new_tokens=4, do_sample=False, custom_generate=custom_generate(other))
+        target.generate(
+            PROMPT, max_new_tokens=4, do_sample=False, custom_generate=custom_generate(other)
+        )
 
 
 def test_a_loop_in_use_is_refused_to_its_own_streamer_and_shared_by_threads(
@@ -215,10 +249,16 @@ def test_a_loop_in_use_is_refused_to_its_own_streamer_and_shared_by_threads(
 
         def end(self) -> None: ...
 
-    with pytest.raises(UsageError, match="custom_generate in use: a text is being decoded with it; make another"):
+    with pytest.raises(
+        UsageError, match="custom_generate in use: a text is being decoded with it; make another"
+    ):
         target.generate(PROMPT, custom_generate=loop, streamer=Nested(), **how)
     with ThreadPoolExecutor(3) as pool:
-        texts = list(pool.map(lambda _: target.generate(PROMPT, custom_generate=loop, **how).tolist(), range(6)))
+        texts = list(
+            pool.map(
+                lambda _: target.generate(PROMPT, custom_generate=loop, **how).tolist(), range(6)
+            )
+        )
     assert texts == [plain] * 6
     assert copy.deepcopy(loop) is not loop
 
@@ -230,7 +270,9 @@ def test_a_target_that_changed_gets_a_pair_that_fits(draft: str) -> None:
         text = model.generate(PROMPT, max_new_tokens=6, do_sample=False, custom_generate=loop)
         assert text.tolist() == model.generate(PROMPT, max_new_tokens=6, do_sample=False).tolist()
     with pytest.raises(UsageError, match="input_ids 5000: the model knows ids 0 to"):
-        model.generate(torch.tensor([[5, 5000]]), max_new_tokens=2, do_sample=False, custom_generate=loop)
+        model.generate(
+            torch.tensor([[5, 5000]]), max_new_tokens=2, do_sample=False, custom_generate=loop
+        )
 
 
 @pytest.mark.slow
@@ -240,39 +282,61 @@ def test_the_demo_pairs_greedy_text_is_generates_own() -> None:
     for prompt in load_prompts("demo", 0, 3):
         ids = pair.tokenizer(prompt.text, return_tensors="pt").input_ids[:, :96]
         plain = pair.target.generate(ids, do_sample=False, max_new_tokens=48)
-        assert torch.equal(pair.target.generate(ids, do_sample=False, max_new_tokens=48, custom_generate=loop), plain)
+        assert torch.equal(
+            pair.target.generate(ids, do_sample=False, max_new_tokens=48, custom_generate=loop),
+            plain,
+        )
 
 
-def test_stop_strings_are_refused_with_what_works_instead(target: PreTrainedModel, draft: str) -> None:
+def test_stop_strings_are_refused_with_what_works_instead(
+    target: PreTrainedModel, draft: str
+) -> None:
     loop = custom_generate(draft, B=6, fill=True)
-    words = {"<unk>": 0, "abcdef": 1} | {f"w{i}": i for i in range(2, 96)}  # transformers looks for the second
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>")))
+    words = {"<unk>": 0, "abcdef": 1} | {
+        f"w{i}": i for i in range(2, 96)
+    }  # transformers looks for the second
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(words, unk_token="<unk>"))
+    )
     plain = target.generate(PROMPT, do_sample=False, max_new_tokens=20)
     word = tokenizer.decode(plain[0, len(PROMPT[0]) + 6])
     how: dict[str, Any] = {"do_sample": False, "max_new_tokens": 20}
-    line = (
-        r"stop_strings \['w\d+'\]: generate hands no tokenizer to a custom_generate; pass stopping_criteria=\[StopStr"
-    )
+    line = r"stop_strings \['w\d+'\]: generate hands no tokenizer to a custom_generate; pass stopping_criteria=\[StopStr"
     with pytest.raises(UsageError, match=line):
-        target.generate(PROMPT, stop_strings=[word], tokenizer=tokenizer, custom_generate=loop, **how)
+        target.generate(
+            PROMPT, stop_strings=[word], tokenizer=tokenizer, custom_generate=loop, **how
+        )
     with pytest.raises(UsageError, match=line):
-        target.generate(PROMPT, generation_config=GenerationConfig(stop_strings=[word], **how), custom_generate=loop)
+        target.generate(
+            PROMPT,
+            generation_config=GenerationConfig(stop_strings=[word], **how),
+            custom_generate=loop,
+        )
     stopped = target.generate(PROMPT, stop_strings=[word], tokenizer=tokenizer, **how)
     criteria = StoppingCriteriaList([StopStringCriteria(tokenizer, [word])])
-    assert torch.equal(target.generate(PROMPT, stopping_criteria=criteria, custom_generate=loop, **how), stopped)
+    assert torch.equal(
+        target.generate(PROMPT, stopping_criteria=criteria, custom_generate=loop, **how), stopped
+    )
     assert stopped.shape[1] < plain.shape[1]
 
 
 def test_a_model_that_reads_no_tree_is_told_so_before_its_inputs_are_looked_at(draft: str) -> None:
     config = MambaConfig(vocab_size=96, hidden_size=32, state_size=4, num_hidden_layers=2)
     with pytest.raises(UsageError, match="--target MambaForCausalLM: keeps a recurrent state"):
-        MambaForCausalLM(config).generate(PROMPT, max_new_tokens=4, custom_generate=custom_generate(draft, B=4))
+        MambaForCausalLM(config).generate(
+            PROMPT, max_new_tokens=4, custom_generate=custom_generate(draft, B=4)
+        )
 
 
 def test_a_target_whose_config_changed_gets_masks_that_fit() -> None:
     kind, config = SAME["mistral, window 30"]
     model = build(kind, config)
-    loop, how = custom_generate(build(kind, config, seed=1), B=6, fill=True), {"do_sample": False, "max_new_tokens": 30}
+    loop, how = (
+        custom_generate(build(kind, config, seed=1), B=6, fill=True),
+        {"do_sample": False, "max_new_tokens": 30},
+    )
     for window in (30, 8, 16):
         model.config.sliding_window = window
-        assert torch.equal(model.generate(PROMPT, custom_generate=loop, **how), model.generate(PROMPT, **how)), window
+        assert torch.equal(
+            model.generate(PROMPT, custom_generate=loop, **how), model.generate(PROMPT, **how)
+        ), window

@@ -29,7 +29,10 @@ PLANS: dict[str, tuple[int, dict[str, Any]]] = {
     "captured auto": (1_000, {"mode": "auto"}),
     "captured sTree traversal": (1_000, {"mode": "sTree", "use_bfs": True}),
     "captured dTree topdown": (1_000, {"mode": "dTree"}),
-    "captured dTree hybrid traversal": (1_000, {"mode": "dTree", "policy": "hybrid", "use_bfs": True, "fill": True}),
+    "captured dTree hybrid traversal": (
+        1_000,
+        {"mode": "dTree", "policy": "hybrid", "use_bfs": True, "fill": True},
+    ),
 }
 
 
@@ -46,7 +49,9 @@ def pair() -> Pair:
 
 @torch.inference_mode()
 def next_token(pair: Pair, tokens: list[int]) -> list[float]:
-    return probabilities.to_probs(pair.target(torch.tensor([tokens])).logits[0, -1].double(), T, P).tolist()
+    return probabilities.to_probs(
+        pair.target(torch.tensor([tokens])).logits[0, -1].double(), T, P
+    ).tolist()
 
 
 def exact_law(pair: Pair) -> dict[tuple[int, ...], float]:
@@ -56,7 +61,11 @@ def exact_law(pair: Pair) -> dict[tuple[int, ...], float]:
         if first in pair.eos:
             law[(first,)] = mass
         elif mass > 0:
-            law |= {(first, x): mass * m for x, m in enumerate(next_token(pair, [*PROMPT, first])) if m > 0}
+            law |= {
+                (first, x): mass * m
+                for x, m in enumerate(next_token(pair, [*PROMPT, first]))
+                if m > 0
+            }
     return {cell: mass for cell, mass in law.items() if mass > 0}
 
 
@@ -65,14 +74,20 @@ def exact_law(pair: Pair) -> dict[tuple[int, ...], float]:
 def test_emitted_pairs_have_the_targets_law(
     name: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynasurge.decoding.session.can_capture", lambda pair: name.startswith("captured"))
+    monkeypatch.setattr(
+        "dynasurge.decoding.session.can_capture", lambda pair: name.startswith("captured")
+    )
     samples, plan = PLANS[name]
     if plan["mode"] == "sTree":
         save_growmap(build_growmap("2x2"), tmp_path / "2x2.pt")
         plan = plan | {"growmap": str(tmp_path / "2x2.pt")}
-    settings = Settings(T=T, P=P, B=4, M=32, prompt_len=4, new_tokens=3, max_depth=3, seed=11, **plan)
+    settings = Settings(
+        T=T, P=P, B=4, M=32, prompt_len=4, new_tokens=3, max_depth=3, seed=11, **plan
+    )
     session = Session(pair, settings)
-    counts = Counter(tuple(session.generate(PROMPT, index=i).output_ids[:2]) for i in range(samples))
+    counts = Counter(
+        tuple(session.generate(PROMPT, index=i).output_ids[:2]) for i in range(samples)
+    )
     law = exact_law(pair)
     assert set(counts) <= set(law), "a token pair that the target never emits"
     cells = sorted(law, key=lambda cell: -law[cell])

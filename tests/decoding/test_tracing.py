@@ -24,7 +24,9 @@ def pair(tiny_folders: dict[str, tuple[str, str]]) -> Pair:
 
 @pytest.mark.parametrize("policy", ["sampled", "topk", "hybrid"])
 @pytest.mark.parametrize("T", [0.0, 0.8])
-def test_p_and_q_are_what_the_models_say_and_the_text_is_generates(pair: Pair, policy: str, T: float) -> None:
+def test_p_and_q_are_what_the_models_say_and_the_text_is_generates(
+    pair: Pair, policy: str, T: float
+) -> None:
     settings = COMMON | {"policy": policy, "T": T, "P": 0.9}
     plain, seen = generate(pair, PROMPT, **settings), trace(pair, PROMPT, **settings)
     assert [step.emitted for step in seen.steps] == [step.emitted for step in plain.steps]
@@ -37,7 +39,10 @@ def test_p_and_q_are_what_the_models_say_and_the_text_is_generates(pair: Pair, p
             paths.append([*before, token])
             p, q = (
                 float(to_probs(model(torch.tensor([before])).logits[0, -1].detach(), *law)[token])
-                for model, law in ((pair.target, (T, 0.9)), (pair.draft, (T or 1.0, 0.9 if T else 1.0)))
+                for model, law in (
+                    (pair.target, (T, 0.9)),
+                    (pair.draft, (T or 1.0, 0.9 if T else 1.0)),
+                )
             )
             assert step.p[node] == pytest.approx(p, abs=1e-4)
             if step.q[node] is not None:  # a copy whose parent the draft never read
@@ -82,7 +87,9 @@ def test_tokens_keep_the_blank_that_begins_a_word_and_parts_of_letters_their_num
     assert [token_text(Tokenizer(), token) for token in range(3)] == [" the", " the", "<2>"]  # type: ignore[arg-type]
 
 
-def test_a_letter_of_several_tokens_is_written_once_it_is_complete(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_letter_of_several_tokens_is_written_once_it_is_complete(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     letters = {(1,): "\ufffd", (1, 2): "\ufffd", (1, 2, 3): "\U0001f600", (4,): " a"}
 
     class Letters:

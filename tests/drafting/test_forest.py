@@ -97,7 +97,10 @@ def grow(
                 if forest.slot_value[slot] > 0:
                     contexts[row] = (*contexts[above], int(forest.token[slot]))
         certain = [1.0] + [0.0] * (toy.VOCAB - 1)  # of rows to spare: nothing to enumerate
-        known_rows = [draft(contexts[row]) if row in contexts else certain for row in range(rows.start, rows.stop)]
+        known_rows = [
+            draft(contexts[row]) if row in contexts else certain
+            for row in range(rows.start, rows.stop)
+        ]
         q = torch.tensor(known_rows, dtype=torch.float64)
         how.fill(forest, level, q, Chance(layout.children, script), padded, known)  # type: ignore[arg-type]
     return forest, assemble(forest, n)
@@ -116,7 +119,9 @@ def tree_of(forest: Forest, nodes: Nodes) -> TokenTree:
     )
 
 
-def judged(forest: Forest, nodes: Nodes, target: toy.Table, rule: str, text: tuple[int, ...]) -> tuple[TokenTree, Law]:
+def judged(
+    forest: Forest, nodes: Nodes, target: toy.Table, rule: str, text: tuple[int, ...]
+) -> tuple[TokenTree, Law]:
     tree = tree_of(forest, nodes)
     p = torch.zeros(nodes.none + 1, toy.VOCAB, dtype=torch.float64)
     p[: tree.size + 1] = toy.target_rows(tree, target, text)
@@ -124,7 +129,10 @@ def judged(forest: Forest, nodes: Nodes, target: toy.Table, rule: str, text: tup
 
 
 def distances(
-    runs: Callable[[Any], tuple[Forest, Nodes]], target: toy.Table, length: int, text: tuple[int, ...] = PROMPT
+    runs: Callable[[Any], tuple[Forest, Nodes]],
+    target: toy.Table,
+    length: int,
+    text: tuple[int, ...] = PROMPT,
 ) -> tuple[dict[str, float], set[TokenTree]]:
     """By rule, the total variation between the emitted law and the target's; and the trees that
     were met."""
@@ -141,7 +149,11 @@ def distances(
             for node in range(tree.size + 1):
                 if found.stop[node] > 0:
                     bonus = found.bonus(torch.tensor([node]))[0]
-                    yield weight * float(found.stop[node]), toy.path_tokens(tree, node), bonus / bonus.sum()
+                    yield (
+                        weight * float(found.stop[node]),
+                        toy.path_tokens(tree, node),
+                        bonus / bonus.sum(),
+                    )
             forest.base.copy_(base)
 
     law = toy.target_law(target, text, length)
@@ -156,8 +168,12 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("values", ["learned", "own"])
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("n", "depth", "width", "children"), [(1, 1, 1, 2), (3, 2, 1, 3), (3, 3, 2, 2), (4, 2, 2, 2)])
-def test_dynamic_growth_is_lossless(n: int, depth: int, width: int, children: int, policy: str, values: str) -> None:
+@pytest.mark.parametrize(
+    ("n", "depth", "width", "children"), [(1, 1, 1, 2), (3, 2, 1, 3), (3, 3, 2, 2), (4, 2, 2, 2)]
+)
+def test_dynamic_growth_is_lossless(
+    n: int, depth: int, width: int, children: int, policy: str, values: str
+) -> None:
     target, draft = toy.random_table(3), toy.random_table(4)
     layout, how = Layout(depth=depth, width=width, children=children), proposer(policy, values)
     found, trees = distances(lambda script: grow(draft, layout, how, n, script), target, depth + 1)
@@ -171,7 +187,10 @@ def test_dynamic_growth_is_lossless(n: int, depth: int, width: int, children: in
 def test_static_growth_is_lossless(name: str, policy: str, zeros: bool) -> None:
     growmap = Growmap(parents=(-1, 0, 0, 1, 3)) if name == "lopsided" else build_growmap(name)
     target, draft = toy.random_table(1, zeros=zeros), toy.random_table(2, zeros=zeros)
-    layout, how = growmap_layout(growmap.children, growmap.depths), growmap_proposer(growmap, policy)
+    layout, how = (
+        growmap_layout(growmap.children, growmap.depths),
+        growmap_proposer(growmap, policy),
+    )
     runs = lambda script: grow(draft, layout, how, growmap.size - 1, script)  # noqa: E731
     found, trees = distances(runs, target, growmap.depth + 1)
     assert max(found.values()) < 1e-12
@@ -185,7 +204,9 @@ def test_copies_are_lossless(policy: str, monkeypatch: pytest.MonkeyPatch) -> No
     text = (0, 2, 1, 0, 2, 1)
     target, draft = toy.random_table(13), toy.random_table(16)
     layout, how = Layout(depth=3, width=2, children=2), proposer(policy, copies=True)
-    found, trees = distances(lambda script: grow(draft, layout, how, 4, script, text), target, 4, text)
+    found, trees = distances(
+        lambda script: grow(draft, layout, how, 4, script, text), target, 4, text
+    )
     assert max(found.values()) < 1e-12
     assert any(tree.point[node] for tree in trees for node in range(1, tree.size + 1))
 
@@ -196,7 +217,9 @@ def test_a_hybrid_that_must_pay_is_lossless() -> None:
     sizes = {}
     for cut in (0.0, 0.1):
         how = proposer("hybrid", cut=torch.tensor([cut], dtype=torch.float64))
-        found, trees = distances(lambda script, how=how: grow(draft, layout, how, 8, script), target, 4)  # type: ignore[misc]
+        found, trees = distances(
+            lambda script, how=how: grow(draft, layout, how, 8, script), target, 4
+        )  # type: ignore[misc]
         assert max(found.values()) < 1e-12
         sizes[cut] = max(tree.size for tree in trees)
     assert sizes[0.1] < sizes[0.0]
@@ -213,7 +236,9 @@ def test_a_frontier_chosen_by_what_tokens_turned_out_to_be_is_caught() -> None:
     draft, target = (toy.random_table(seed, sharpness=2.0) for seed in (55, 1005))
     found = {}
     for how in (Proposer(policy="sampled", table=table), ByToken(policy="sampled", table=table)):
-        found[type(how)] = distances(lambda script, how=how: grow(draft, layout, how, 4, script), target, 4)[0]  # type: ignore[misc]
+        found[type(how)] = distances(
+            lambda script, how=how: grow(draft, layout, how, 4, script), target, 4
+        )[0]  # type: ignore[misc]
     assert max(found[Proposer].values()) < 1e-12
     assert min(found[ByToken].values()) > 1e-3
 
@@ -225,17 +250,34 @@ def a_sum(forest: Forest, level: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("lag", "policy", "least", "n"),
-    [(1, "sampled", 0.25, 4), (2, "sampled", 0.3, 4), (1, "hybrid", 0.2, 10), (2, "hybrid", 0.2, 10)],
+    [
+        (1, "sampled", 0.25, 4),
+        (2, "sampled", 0.3, 4),
+        (1, "hybrid", 0.2, 10),
+        (2, "hybrid", 0.2, 10),
+    ],
 )
-def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(lag: int, policy: str, least: float, n: int) -> None:
+def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(
+    lag: int, policy: str, least: float, n: int
+) -> None:
     """Behind what differs from run to run: values of the second level do, which depend on tokens of
     the first."""
-    table, x = torch.full((3, len(KINDS), CELLS), 0.3, dtype=torch.float64), (torch.arange(CELLS) / (CELLS - 1)) ** 2
-    table[:, FIRST], table[:, SECOND], table[:, TAIL], table[:, POINT] = 0.3 + 0.6 * x, 0.2 + 0.3 * x, 0.5 * x, x
+    table, x = (
+        torch.full((3, len(KINDS), CELLS), 0.3, dtype=torch.float64),
+        (torch.arange(CELLS) / (CELLS - 1)) ** 2,
+    )
+    table[:, FIRST], table[:, SECOND], table[:, TAIL], table[:, POINT] = (
+        0.3 + 0.6 * x,
+        0.2 + 0.3 * x,
+        0.5 * x,
+        x,
+    )
     target, draft = toy.random_table(3), toy.random_table(4)
     layout = Layout(depth=2 + lag, width=1, children=2, widths=(1, 2, *[1] * lag))
     how, size = Proposer(policy=policy, table=table), Size(nodes=n, depth=layout.depth, least=least)
-    found, trees = distances(lambda script: grow(draft, layout, how, n, script, size=size, lag=lag), target, 3 + lag)
+    found, trees = distances(
+        lambda script: grow(draft, layout, how, n, script, size=size, lag=lag), target, 3 + lag
+    )
     assert max(found.values()) < 1e-12
     assert len({tree.depth for tree in trees}) > 1
 
@@ -245,15 +287,24 @@ def test_a_draft_that_stops_by_what_a_level_is_worth_in_all_is_caught() -> None:
     its place."""
     rows = {0: [0.98, 0.01, 0.01], 1: [0.34, 0.33, 0.33], 2: [0.9, 0.05, 0.05]}
     table = torch.full((3, len(KINDS), CELLS), 0.5, dtype=torch.float64)
-    table[0, FIRST], table[1, FIRST] = 0.95, torch.where((torch.arange(CELLS) / (CELLS - 1)) ** 2 < 0.7, 0.3, 0.95)
-    layout, how = Layout(depth=3, width=2, children=2, widths=(1, 2, 1)), Proposer(policy="sampled", table=table)
+    table[0, FIRST], table[1, FIRST] = (
+        0.95,
+        torch.where((torch.arange(CELLS) / (CELLS - 1)) ** 2 < 0.7, 0.3, 0.95),
+    )
+    layout, how = (
+        Layout(depth=3, width=2, children=2, widths=(1, 2, 1)),
+        Proposer(policy="sampled", table=table),
+    )
     target, size = toy.random_table(3, sharpness=2.0), Size(nodes=3, depth=3, least=0.9465)
 
     def draft(text: tuple[int, ...]) -> list[float]:
         return rows[text[-1]] if len(text) > len(PROMPT) else [0.4, 0.3, 0.3]
 
     for best in (Forest.best, a_sum):
-        runs = lambda script, best=best: grow(draft, layout, how, 3, script, size=size, lag=1, best=best)  # noqa: E731
+
+        def runs(script: Any, best: Any = best) -> Any:
+            return grow(draft, layout, how, 3, script, size=size, lag=1, best=best)
+
         found = distances(runs, target, 4)[0].values()  # type: ignore[arg-type]
         assert max(found) < 1e-12 if best == Forest.best else min(found) > 0.01
 
@@ -273,15 +324,22 @@ def test_the_stop_law_is_that_of_the_rule(rule: str, policy: str) -> None:
     layout, how = Layout(depth=3, width=2, children=3), proposer(policy)
     runs = toy.enumerate_runs(lambda script: grow(draft, layout, how, 5, script))
     for _, (forest, nodes) in itertools.islice(runs, 0, 600, 20):
-        bases = {int(nodes.number[slot]): forest.base[row].clone() for row, slot in enumerate(forest.row_slot[:-1])}
+        bases = {
+            int(nodes.number[slot]): forest.base[row].clone()
+            for row, slot in enumerate(forest.row_slot[:-1])
+        }
         tree, found = judged(forest, nodes, target, rule, PROMPT)
         p = toy.target_rows(tree, target, PROMPT)
-        expected = RULES[rule](tree, p, [bases.get(node, torch.empty(0)) for node in range(tree.size + 1)])
+        expected = RULES[rule](
+            tree, p, [bases.get(node, torch.empty(0)) for node in range(tree.size + 1)]
+        )
         torch.testing.assert_close(found.stop[: tree.size + 1], expected.stop, atol=1e-12, rtol=0)
         for node in range(tree.size + 1):
             if expected.stop[node] > 1e-12:
                 bonus = found.bonus(torch.tensor([node]))[0]
-                torch.testing.assert_close(bonus / bonus.sum(), expected.bonus(torch.tensor([node]))[0])
+                torch.testing.assert_close(
+                    bonus / bonus.sum(), expected.bonus(torch.tensor([node]))[0]
+                )
 
 
 def test_copies_are_those_that_lookup_finds() -> None:
@@ -309,11 +367,15 @@ def test_sampled_children_are_the_policys(monkeypatch: pytest.MonkeyPatch) -> No
         there = made.exists[row].nonzero()[:, 0].tolist()
         assert there == list(range(len(children.members))) != []
         assert made.tokens[row, there].tolist() == children.tokens
-        assert [KINDS[kind] for kind in made.kind[row, there]] == [child.kind for child in children.members]
+        assert [KINDS[kind] for kind in made.kind[row, there]] == [
+            child.kind for child in children.members
+        ]
         for name in ("proposal", "x", "x_before", "own", "own_before"):
             theirs = [getattr(child, name) for child in children.members]
             assert getattr(made, name)[row, there].tolist() == pytest.approx(theirs, abs=1e-9), name
-    assert {"first", "second", "third", "later"} == {KINDS[kind] for kind in made.kind.flatten().tolist()}
+    assert {"first", "second", "third", "later"} == {
+        KINDS[kind] for kind in made.kind.flatten().tolist()
+    }
 
 
 def test_not_even_rounding_tells_a_child_its_own_token_before_it_is_drawn() -> None:
@@ -322,10 +384,15 @@ def test_not_even_rounding_tells_a_child_its_own_token_before_it_is_drawn() -> N
     for elders in ([], [1 - 3e-7], [0.7, 0.3 - 5e-8]):
         masses = torch.tensor([*elders, 0.0, 0.0], dtype=torch.float64).repeat(400, 1)
         masses[:, len(elders)] = own
-        total, squares = torch.ones(400, dtype=torch.float64), torch.full((400,), 0.987, dtype=torch.float64)
+        total, squares = (
+            torch.ones(400, dtype=torch.float64),
+            torch.full((400,), 0.987, dtype=torch.float64),
+        )
         tokens = torch.ones_like(masses, dtype=torch.int64)
         none = dict.fromkeys(("best", "values", "copies"))
-        drawn = Drawn(tokens=tokens, masses=masses, total=total, squares=squares, k=masses.shape[1], **none)
+        drawn = Drawn(
+            tokens=tokens, masses=masses, total=total, squares=squares, k=masses.shape[1], **none
+        )
         made = propose("sampled", drawn)
         assert len(made.x_before[:, len(elders)].unique()) == 1
         assert len(made.x[:, len(elders)].unique()) == 400
@@ -333,7 +400,9 @@ def test_not_even_rounding_tells_a_child_its_own_token_before_it_is_drawn() -> N
 
 @pytest.mark.parametrize("bottom_up", [True, False])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_kernels_do_what_torch_code_does(policy: str, bottom_up: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_do_what_torch_code_does(
+    policy: str, bottom_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a GPU, or as Triton interprets them."""
     pytest.importorskip("triton")
     monkeypatch.undo()  # real chance
@@ -350,9 +419,13 @@ def test_kernels_do_what_torch_code_does(policy: str, bottom_up: bool, monkeypat
         if level > 1:
             forest.advance(level - 1, how.frontier(forest))
         rows = layout.rows(level)
-        q = torch.softmax(3 * torch.randn(rows.stop - rows.start, vocab, generator=generator), -1).to(device)
+        q = torch.softmax(
+            3 * torch.randn(rows.stop - rows.start, vocab, generator=generator), -1
+        ).to(device)
         q[:, ::7] = 0
-        uniforms = torch.rand(len(q), layout.children, 2, generator=generator, dtype=torch.float64).to(device)
+        uniforms = torch.rand(
+            len(q), layout.children, 2, generator=generator, dtype=torch.float64
+        ).to(device)
         how.fill(forest, level, q, uniforms, text, torch.tensor([0], device=device))
     nodes = assemble(forest, 12)
     p = torch.softmax(3 * torch.randn(14, vocab, generator=generator), -1).to(device)
@@ -363,7 +436,9 @@ def test_kernels_do_what_torch_code_does(policy: str, bottom_up: bool, monkeypat
     forest.base.copy_(base)
     two = law(forest, nodes, p.clone(), rule)
     torch.testing.assert_close(one.stop, two.stop, atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(bonus, two.bonus(torch.arange(13, device=device)), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        bonus, two.bonus(torch.arange(13, device=device)), atol=1e-6, rtol=1e-4
+    )
     assert abs(float(one.stop.sum()) - 1) < 1e-5
     drawn = triton_kernels.draw(q, uniforms)
     monkeypatch.setattr(triton_kernels, "usable", lambda table: False)
@@ -380,7 +455,11 @@ class NoValues:
     def reset(self) -> None: ...
 
     def score_at(
-        self, tokens: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, hidden: torch.Tensor
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+        hidden: torch.Tensor,
     ) -> torch.Tensor:
         assert tokens.shape == positions.shape == rows.shape == hidden.shape[:1]
         return torch.zeros(len(tokens), self.vocab, device="meta")
@@ -392,7 +471,9 @@ class NoValues:
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("rule", RULES_HERE)
-def test_a_step_never_looks_at_values(rule: str, policy: str, static: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_never_looks_at_values(
+    rule: str, policy: str, static: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What waits for the device cannot be captured: on the meta device it raises."""
     monkeypatch.undo()
     growmap = torch.zeros(9, 4, dtype=torch.int64, device="meta") if static else None

@@ -29,7 +29,9 @@ from dynasurge.drafting.proposals import POLICIES, Wish
 from dynasurge.drafting.tree_budget import BestFirst, Slot, Thrifty
 from dynasurge.models.engine import Engine
 
-COSTS = Costs(widths=(1, 2, 4, 8), target_seconds=(1.0, 1.1, 1.3, 1.9), draft_seconds=(0.1, 0.1, 0.1, 0.1))
+COSTS = Costs(
+    widths=(1, 2, 4, 8), target_seconds=(1.0, 1.1, 1.3, 1.9), draft_seconds=(0.1, 0.1, 0.1, 0.1)
+)
 
 
 def slot(value: float, *, parent: int = 0, depth: int = 1) -> Slot:
@@ -50,24 +52,31 @@ def pool(*values: float) -> list[Slot]:
     return [slot(1.0, parent=-1, depth=0), *(slot(value) for value in values)]
 
 
-# --- estimates ---------------------------------------------------------------------------------------------------------
+# --- estimates
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_curves_are_interpolated_and_constant_outside() -> None:
     curve = ((0.2, 0.6), (0.1, 0.5))
-    assert [interpolate(curve, x) for x in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0.1, 0.1, 0.3, 0.5, 0.5])
+    assert [interpolate(curve, x) for x in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx(
+        [0.1, 0.1, 0.3, 0.5, 0.5]
+    )
 
 
 def test_the_shipped_priors_are_probabilities_for_every_rule() -> None:
     priors = load_priors()
     assert set(priors) == {"topdown", "traversal", "greedy"}
-    for curves in (curves for by_temperature in priors.values() for curves in by_temperature.values()):
+    for curves in (
+        curves for by_temperature in priors.values() for curves in by_temperature.values()
+    ):
         for kind, (xs, ys) in curves.items():
             assert kind.rstrip("+") in BIN_EDGES
             assert list(xs) == sorted(xs)
             assert all(0 <= y <= 1 for y in ys)
     for T in (0.2, 0.6, 0.8, 1.0, 1.5):
-        assert curves_at(priors["topdown"], T)["point"][1][-1] > 0.8, "a confident draft is mostly right"
+        assert curves_at(priors["topdown"], T)["point"][1][-1] > 0.8, (
+            "a confident draft is mostly right"
+        )
 
 
 def test_deep_children_have_curves_of_their_own_or_those_further_up() -> None:
@@ -82,7 +91,9 @@ def test_deep_children_have_curves_of_their_own_or_those_further_up() -> None:
     assert [acceptance.estimate("point" + depth, 0.5, 0.5) for depth in DEPTHS] == [0.1, 0.1, 0.1]
     assert [acceptance.estimate("tail" + depth, 0.5, 0.5) for depth in DEPTHS] == [0.2, 0.3, 0.4]
     cell = cells("tail").index(min(cells("tail"), key=lambda x: abs(x - 0.5)))
-    assert acceptance.table()[:, KINDS.index("tail"), cell].tolist() == pytest.approx([0.2, 0.3, 0.4])
+    assert acceptance.table()[:, KINDS.index("tail"), cell].tolist() == pytest.approx(
+        [0.2, 0.3, 0.4]
+    )
     acceptance.observe("tail++", 0.5, tried=100.0, accepted=0.0)
     assert acceptance.estimate("tail+", 0.5, 0.5) == 0.3, "each depth learns by itself"
     assert acceptance.estimate("tail++", 0.5, 0.5) < 0.1
@@ -97,7 +108,9 @@ def test_curves_are_interpolated_between_temperatures() -> None:
             expected = (1 - share) * interpolate(low, x) + share * interpolate(high, x)
             assert interpolate(curves["point"], x) == pytest.approx(expected), (T, x)
     middle = curves_at(priors, 0.7)
-    assert interpolate(middle["tail"], 0.4) == pytest.approx(0.3), "what the other temperature never met"
+    assert interpolate(middle["tail"], 0.4) == pytest.approx(0.3), (
+        "what the other temperature never met"
+    )
     assert interpolate(middle["first"], 0.1) == 0.7
 
 
@@ -108,7 +121,9 @@ def test_estimates_follow_what_is_observed_and_forget_with_the_prompt() -> None:
     for _ in range(200):
         acceptance.observe("point", 0.5, tried=1.0, accepted=0.25)
     assert acceptance.estimate("point", 0.5, 0.5) == pytest.approx(0.25, abs=0.03)
-    assert acceptance.estimate("point", 0.9, 0.9) == pytest.approx(0.9), "another bin learns by itself"
+    assert acceptance.estimate("point", 0.9, 0.9) == pytest.approx(0.9), (
+        "another bin learns by itself"
+    )
     acceptance.reset()
     assert acceptance.estimate("point", 0.5, 0.5) == pytest.approx(0.5)
 
@@ -121,7 +136,8 @@ def test_a_fixed_prior_does_not_learn_and_own_is_the_drafts_word() -> None:
     assert own.estimate("first", 0.3, 0.3) == 0.3
 
 
-# --- copies ------------------------------------------------------------------------------------------------------------
+# --- copies
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_longest_match_and_its_latest_occurrence_win() -> None:
@@ -137,7 +153,9 @@ def test_the_longest_match_and_its_latest_occurrence_win() -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_copy_is_a_point_behind_what_is_sampled_from_the_rest(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_is_a_point_behind_what_is_sampled_from_the_rest(
+    policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     q = torch.tensor([[0.5, 0.3, 0.2]] * 2)
     if policy == "sampled":  # which needs no copy of what the draft proposes anyway
         toy.copy_anything(monkeypatch)
@@ -153,17 +171,27 @@ def test_a_copy_is_a_point_behind_what_is_sampled_from_the_rest(policy: str, mon
     monkeypatch.undo()
     agreed = POLICIES[policy](q, wishes, torch.Generator())
     assert any(child.kind == "echo" for child in agreed[0].members) == (policy != "sampled")
-    for match, kinds in ((2.0, []), (8.0, ["lookup"])):  # a token that the draft hardly thinks of needs a long match
-        doubted = POLICIES[policy](torch.tensor([[0.95, 0.05]]), [Wish(k=1, copy=1, match=match)], torch.Generator())[0]
+    for match, kinds in (
+        (2.0, []),
+        (8.0, ["lookup"]),
+    ):  # a token that the draft hardly thinks of needs a long match
+        doubted = POLICIES[policy](
+            torch.tensor([[0.95, 0.05]]), [Wish(k=1, copy=1, match=match)], torch.Generator()
+        )[0]
         assert [child.kind for child in doubted.members if child.kind == "lookup"] == kinds
 
 
-# --- nodes that pay ----------------------------------------------------------------------------------------------------
+# --- nodes that pay
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_curves_never_fall_and_keep_their_bends() -> None:
-    bumpy = Costs(widths=(1, 2, 4, 8), target_seconds=(1.0, 1.4, 1.3, 1.9), draft_seconds=(0.1, 0.3, 0.2, 0.4))
-    assert [bumpy.target(nodes) for nodes in (0, 1, 2, 3, 5, 7)] == pytest.approx([1.0, 1.3, 1.3, 1.3, 1.6, 1.9])
+    bumpy = Costs(
+        widths=(1, 2, 4, 8), target_seconds=(1.0, 1.4, 1.3, 1.9), draft_seconds=(0.1, 0.3, 0.2, 0.4)
+    )
+    assert [bumpy.target(nodes) for nodes in (0, 1, 2, 3, 5, 7)] == pytest.approx(
+        [1.0, 1.3, 1.3, 1.3, 1.6, 1.9]
+    )
     assert bumpy.target(11) == pytest.approx(2.5), "the last slope goes on beyond the curve"
     assert bumpy.draft(2) == pytest.approx(0.2)
     assert bumpy.step(3, 2) == pytest.approx(1.3 + 2 * 0.2)
@@ -185,7 +213,9 @@ def test_slots_stay_while_they_pay() -> None:
     assert shape.rate == pytest.approx(3 / (1.3 + 0.1), rel=0.02)
     assert shape.keep(pool(0.8, 0.5, 0.3, 0.1, 0.05)) == [0, 1, 2, 3]
     shape.verified(3)
-    assert shape.keep(pool(0.9, 0.9, 0.8, 0.7, 0.5, 0.4)) == [0, 1, 2, 3, 4, 5, 6], "a confident step has a larger tree"
+    assert shape.keep(pool(0.9, 0.9, 0.8, 0.7, 0.5, 0.4)) == [0, 1, 2, 3, 4, 5, 6], (
+        "a confident step has a larger tree"
+    )
     shape.verified(3)
     assert shape.keep(pool(0.3, 0.1, 0.1)) == [0, 1], "and a doubtful one a smaller"
     shape.reset()
@@ -197,7 +227,9 @@ def test_a_dear_start_does_not_hide_cheap_nodes_behind_it() -> None:
     """Four nodes cost as much as eight: none or all, and all pay."""
     step = Costs(widths=(1, 2, 8), target_seconds=(1.0, 1.4, 1.4), draft_seconds=(0.05,) * 3)
     assert len(taught(step, *[0.2] * 7, emitted=2).keep(pool(*[0.2] * 7))) == 8
-    assert taught(step, *[0.02] * 7, emitted=1).keep(pool(*[0.02] * 7)) == [0], "here not even all together"
+    assert taught(step, *[0.02] * 7, emitted=1).keep(pool(*[0.02] * 7)) == [0], (
+        "here not even all together"
+    )
 
 
 def test_where_nothing_pays_the_draft_rests_longer_and_longer() -> None:
@@ -235,9 +267,9 @@ def test_a_level_is_drafted_only_if_it_pays() -> None:
     cheap = Thrifty(budget=8, max_depth=4, max_children=4, costs=COSTS)
     slots = pool(0.5, 0.2)
     assert cheap.expand(slots, cheap.keep(slots), [1, 2]) == [1, 2]
-    assert BestFirst(budget=2, max_depth=4, max_children=4).expand(slots, [0, 1, 2], [1, 2]) == [1], (
-        "2's would be worth less"
-    )
+    assert BestFirst(budget=2, max_depth=4, max_children=4).expand(slots, [0, 1, 2], [1, 2]) == [
+        1
+    ], "2's would be worth less"
     dear = Costs(widths=(1, 8), target_seconds=(1.0, 1.1), draft_seconds=(0.5, 0.5))
     shape = Thrifty(budget=8, max_depth=4, max_children=4, costs=dear)
     assert shape.expand(slots, shape.keep(slots), [1, 2]) == []
@@ -263,6 +295,8 @@ def test_curves_are_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_
     assert all(seconds > 0 for seconds in costs.target_seconds + costs.draft_seconds)
     assert cache_file(target, draft).is_file()
     assert target.length == draft.length == 0
-    monkeypatch.setattr("dynasurge.decoding.latency.measure", lambda *_: pytest.fail("measured twice"))
+    monkeypatch.setattr(
+        "dynasurge.decoding.latency.measure", lambda *_: pytest.fail("measured twice")
+    )
     assert load_costs(target, draft) == costs
     assert torch.get_num_threads() >= 1

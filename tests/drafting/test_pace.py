@@ -13,17 +13,24 @@ SIZES, DEPTH = (16, 32, 64), 12
 
 def costs(*, node: float = 0.0, level: float = 0.05) -> Costs:
     """A target pass takes a second and `node` more for each, a draft pass `level`."""
-    return Costs(widths=(1, 129), target_seconds=(1.0, 1.0 + 128 * node), draft_seconds=(level, level))
+    return Costs(
+        widths=(1, 129), target_seconds=(1.0, 1.0 + 128 * node), draft_seconds=(level, level)
+    )
 
 
 def make_pace(price: Costs | None = None) -> Pace:
     return Pace(sizes=SIZES, budget=64, max_depth=DEPTH, costs=price)
 
 
-def tree(nodes: int, depth: int, first: float, fall: float, elder: float = 0.1) -> tuple[list[float], list[int]]:
+def tree(
+    nodes: int, depth: int, first: float, fall: float, elder: float = 0.1
+) -> tuple[list[float], list[int]]:
     """Values and depths of the best nodes when each of a level is worth so much of its elder, the
     first a chain's node."""
-    slots = sorted(((first * fall**d * elder**rank, d + 1) for d in range(depth) for rank in range(10)), reverse=True)
+    slots = sorted(
+        ((first * fall**d * elder**rank, d + 1) for d in range(depth) for rank in range(10)),
+        reverse=True,
+    )
     return [value for value, _ in slots[:nodes]], [d for _, d in slots[:nodes]]
 
 
@@ -43,18 +50,24 @@ def step(pace: Pace, first: float, fall: float, elder: float = 0.1) -> tuple[int
     return size.nodes, depth
 
 
-def settled(pace: Pace, first: float, fall: float, steps: int, elder: float = 0.1) -> tuple[int, int]:
+def settled(
+    pace: Pace, first: float, fall: float, steps: int, elder: float = 0.1
+) -> tuple[int, int]:
     """What it comes to after so many steps."""
     return [step(pace, first, fall, elder) for _ in range(steps)][-1]
 
 
 def rate(nodes: int, depth: int, first: float, fall: float, price: Costs) -> float:
     """Tokens a second of such steps."""
-    return (1 + sum(tree(nodes, depth, first, fall)[0])) / (price.target(nodes) + depth * price.draft(1))
+    return (1 + sum(tree(nodes, depth, first, fall)[0])) / (
+        price.target(nodes) + depth * price.draft(1)
+    )
 
 
 @pytest.mark.parametrize("fall", [0.3, 0.6, 0.8, 0.95])
-@pytest.mark.parametrize("price", [costs(), costs(node=0.01), costs(level=0.3)], ids=["cheap", "nodes", "levels"])
+@pytest.mark.parametrize(
+    "price", [costs(), costs(node=0.01), costs(level=0.3)], ids=["cheap", "nodes", "levels"]
+)
 def test_a_steady_text_gets_trees_about_as_fast_as_the_best(fall: float, price: Costs) -> None:
     best = max(rate(n, d, 0.7, fall, price) for n in SIZES for d in range(1, DEPTH + 1))
     assert rate(*settled(make_pace(price), 0.7, fall, 30), 0.7, fall, price) > 0.9 * best
@@ -92,7 +105,10 @@ def test_large_trees_come_back_when_the_text_gets_easy() -> None:
 
 
 def test_nodes_are_not_kept_that_do_not_pay() -> None:
-    assert [settled(make_pace(costs(node=node)), 0.7, 0.6, 20)[0] for node in (0.0, 0.05)] == [64, 16]
+    assert [settled(make_pace(costs(node=node)), 0.7, 0.6, 20)[0] for node in (0.0, 0.05)] == [
+        64,
+        16,
+    ]
 
 
 def test_without_costs_trees_are_filled_as_deep_as_anything_would_stay() -> None:
@@ -100,6 +116,10 @@ def test_without_costs_trees_are_filled_as_deep_as_anything_would_stay() -> None
     assert pace.choose() == Size(nodes=64, depth=6)
     pace.learn(Size(nodes=64, depth=6), [0.5] * 60 + [0.2] * 4, [1] * 64, 6)
     assert pace.choose() == Size(nodes=64, depth=DEPTH, least=SLACK * 0.2)
-    pace.learn(Size(nodes=64, depth=6), [0.5, 0.4, 0.3], [1, 2, 3], 6)  # not filled: more must be offered
+    pace.learn(
+        Size(nodes=64, depth=6), [0.5, 0.4, 0.3], [1, 2, 3], 6
+    )  # not filled: more must be offered
     assert pace.choose().least < SLACK * 0.2
-    assert Pace(sizes=SIZES, budget=64, max_depth=DEPTH, fixed=True).choose() == Size(nodes=64, depth=DEPTH)
+    assert Pace(sizes=SIZES, budget=64, max_depth=DEPTH, fixed=True).choose() == Size(
+        nodes=64, depth=DEPTH
+    )

@@ -10,7 +10,11 @@ from conftest import tiny_model, tiny_tokenizer
 
 from dynasurge import Pair, load_pair
 from dynasurge.drafting.proposals import POLICIES, Wish
-from dynasurge.experiments.text_distributions import mean_accepted, rank_acceptance, text_distributions
+from dynasurge.experiments.text_distributions import (
+    mean_accepted,
+    rank_acceptance,
+    text_distributions,
+)
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import RULES
 
@@ -18,7 +22,9 @@ from dynasurge.verification.rules import RULES
 def star(tokens: list[int], point: list[bool]) -> TokenTree:
     """Children of the root only."""
     n = len(tokens)
-    return TokenTree(tokens=(0, *tokens), parents=(-1, *[0] * n), proposal=(1.0,) * (n + 1), point=(True, *point))
+    return TokenTree(
+        tokens=(0, *tokens), parents=(-1, *[0] * n), proposal=(1.0,) * (n + 1), point=(True, *point)
+    )
 
 
 @pytest.mark.parametrize("top_p", [False, True], ids=["dense", "few tokens"])
@@ -34,7 +40,9 @@ def test_rank_acceptance_is_what_topdown_does_at_each_node(policy: str, top_p: b
     for row, children in enumerate(drawn):
         tree = star(children.tokens, children.point)
         law = RULES["topdown"](tree, p[row].expand(tree.size + 1, -1), [children.base])
-        assert accepted[row, : tree.size].tolist() == pytest.approx(law.stop[1:].tolist(), abs=1e-12)
+        assert accepted[row, : tree.size].tolist() == pytest.approx(
+            law.stop[1:].tolist(), abs=1e-12
+        )
         assert accepted[row, tree.size :].tolist() == [0.0] * (4 - tree.size)
         assert proposal[row, : tree.size].tolist() == pytest.approx(children.proposal)
 
@@ -52,7 +60,9 @@ def test_text_distributions_meet_over_the_targets_vocabulary(vocab: int) -> None
     """A draft whose table is padded otherwise proposes none of the tokens it lacks; greedy trees
     ask its own ranking."""
     target, draft = tiny_model("llama"), tiny_model("llama", layers=1, vocab=vocab)
-    models = Pair(draft=draft, target=target, tokenizer=tiny_tokenizer(), draft_name="d", target_name="t")
+    models = Pair(
+        draft=draft, target=target, tokenizer=tiny_tokenizer(), draft_name="d", target_name="t"
+    )
     known = target.config.vocab_size
     p, q = text_distributions(models, [5, 6], [7, 8], T=0.0)
     assert p.shape == q.shape == (2, known)
@@ -62,7 +72,9 @@ def test_text_distributions_meet_over_the_targets_vocabulary(vocab: int) -> None
     assert q[:, vocab:].sum() == 0
 
 
-def test_text_distributions_stand_ahead_of_each_token(tiny_folders: dict[str, tuple[str, str]], tmp_path: Path) -> None:
+def test_text_distributions_stand_ahead_of_each_token(
+    tiny_folders: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
     pair = load_pair(*tiny_folders["llama"], device="cpu", dtype="float32")
     assert tiny_tokenizer().vocab_size == pair.target.config.vocab_size
     prompt, output = [5, 6, 7], [8, 9, 10]

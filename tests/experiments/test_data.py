@@ -23,7 +23,15 @@ def test_the_bundled_prompts() -> None:
     assert len(prompts) >= 40
     assert len({p.text for p in prompts}) == len({p.id for p in prompts}) == len(prompts)
     kinds = Counter(p.kind for p in prompts)
-    assert set(kinds) == {"news", "encyclopedia", "story", "dialogue", "code", "table", "instruction"}
+    assert set(kinds) == {
+        "news",
+        "encyclopedia",
+        "story",
+        "dialogue",
+        "code",
+        "table",
+        "instruction",
+    }
     assert set(kinds.values()) == {8}
     assert {p.kind for p in prompts[:7]} == set(kinds), "any seven in a row show every kind"
     assert min(len(p.text.split()) for p in prompts if p.kind not in ("code", "table")) >= 130
@@ -69,13 +77,18 @@ class Hub:
         data = folder / "hub"
         data.mkdir()
         for number in range(2):  # two files, of which the second should never be opened
-            rows = [json.dumps({source.field: f"row {100 * number + i}", "other": i}) for i in range(100)]
+            rows = [
+                json.dumps({source.field: f"row {100 * number + i}", "other": i})
+                for i in range(100)
+            ]
             (data / f"{source.split}-{number}.jsonl").write_text("\n".join(rows) + "\n")
         (data / f"{source.split}-1.jsonl").write_text("{torn")
         real = datasets.load_dataset
 
         def load_dataset(path: str, config: str | None, **options: Any) -> Any:
-            self.asked.append((path, config, options["split"], options["revision"], options["streaming"]))
+            self.asked.append(
+                (path, config, options["split"], options["revision"], options["streaming"])
+            )
             return real(str(data), split=options["split"], streaming=options["streaming"])
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -83,7 +96,9 @@ class Hub:
 
 
 @pytest.mark.parametrize("name", HUB_DATASETS)
-def test_hub_datasets_are_streamed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_datasets_are_streamed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = HUB_DATASETS[name]
     hub = Hub(tmp_path, source, monkeypatch)
     prompts = load_prompts(name, 5, 8)

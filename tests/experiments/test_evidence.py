@@ -38,7 +38,10 @@ def swept(pair: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.Mon
         "--dtype",
         "float32",
     ]
-    assert main(["sweep", *pair, *flags, "--T", "1.0", "--use_bfs", "--output", str(tmp_path / "run")]) == 0
+    assert (
+        main(["sweep", *pair, *flags, "--T", "1.0", "--use_bfs", "--output", str(tmp_path / "run")])
+        == 0
+    )
     return tmp_path / "run"
 
 
@@ -56,13 +59,19 @@ def test_what_is_published_is_numbers_with_their_origin(swept: Path, tmp_path: P
     evidence = Evidence.read(output)
     assert not set(TEXT) & set(evidence.frame)
     assert evidence.about["machine"] == "two cores"
-    assert evidence.about["commands"].startswith("dynasurge sweep --dataset prompts.jsonl; dynasurge publish")
-    assert all(pd.read_parquet(output / f"{name}.parquet").attrs == evidence.about for name in PROBES)
+    assert evidence.about["commands"].startswith(
+        "dynasurge sweep --dataset prompts.jsonl; dynasurge publish"
+    )
+    assert all(
+        pd.read_parquet(output / f"{name}.parquet").attrs == evidence.about for name in PROBES
+    )
     assert "two cores" in evidence.caption()
     assert "dynasurge sweep" in (output / "README.md").read_text()
     original = Evidence.read(swept)
     assert evidence.curve() == original.curve()
-    pd.testing.assert_frame_equal(evidence.frame, original.frame.drop(columns=TEXT), check_like=True)
+    pd.testing.assert_frame_equal(
+        evidence.frame, original.frame.drop(columns=TEXT), check_like=True
+    )
 
 
 def test_positions_are_the_models_own_distributions(swept: Path, models: Pair) -> None:
@@ -73,16 +82,23 @@ def test_positions_are_the_models_own_distributions(swept: Path, models: Pair) -
     row = auto.loc[0]
     text = torch.tensor([[*row["prompt_ids"], *row["output_ids"][:-1]]])
     with torch.inference_mode():
-        p, q = (probabilities.to_probs(model(text).logits[0], 1.0) for model in (models.target, models.draft))
+        p, q = (
+            probabilities.to_probs(model(text).logits[0], 1.0)
+            for model in (models.target, models.draft)
+        )
     overlap = torch.minimum(p, q).sum(-1)[-len(row["output_ids"]) :]
-    assert table.loc[table["index"] == 0, "overlap"].tolist() == pytest.approx(overlap.tolist(), abs=1e-5)
+    assert table.loc[table["index"] == 0, "overlap"].tolist() == pytest.approx(
+        overlap.tolist(), abs=1e-5
+    )
 
 
 def test_rules_agree_at_one_node_and_stay_below_the_bound(swept: Path, models: Pair) -> None:
     table = PROBES["bounds"](models, Evidence.read(swept).frame, nodes=3, draws=4)
     assert set(table["policy"]) == {"sampled", "topk", "hybrid"}
     assert (table["nodes"] == 3).all()
-    spread = table.groupby(["policy", "k"])["accepted"].agg(lambda column: column.max() - column.min())
+    spread = table.groupby(["policy", "k"])["accepted"].agg(
+        lambda column: column.max() - column.min()
+    )
     assert (spread < 1e-6).all()
     topk = table[table["policy"] == "topk"]
     assert topk["accepted"].tolist() == pytest.approx(topk["bound"].tolist(), abs=1e-5)
@@ -102,7 +118,9 @@ def test_mistakes_cost_one_line(swept: Path, tmp_path: Path) -> None:
         publish([str(swept), "--output", str(swept)])
     with pytest.raises(UsageError, match="--samples"):
         publish([str(swept), "--output", str(tmp_path / "data"), "--samples", "0"])
-    with pytest.raises(UsageError, match="positions: was not measured there; make such a folder with"):
+    with pytest.raises(
+        UsageError, match="positions: was not measured there; make such a folder with"
+    ):
         figures_command([str(swept), "--output", str(tmp_path / "figures")])
     published = tmp_path / "published"
     Evidence.read(swept).write(published)
@@ -124,5 +142,11 @@ def test_figures_come_from_the_records_alone(swept: Path, tmp_path: Path) -> Non
     for output in drawn:
         assert figures_command([str(data), "--output", str(output), "--notebooks", str(books)]) == 0
     names = sorted(path.name for path in drawn[0].iterdir())
-    assert {"comparison.png", "comparison.svg", "02-acceptance.svg", "03-budget.svg", "04-bound.png"} <= set(names)
+    assert {
+        "comparison.png",
+        "comparison.svg",
+        "02-acceptance.svg",
+        "03-budget.svg",
+        "04-bound.png",
+    } <= set(names)
     assert all((drawn[0] / name).read_bytes() == (drawn[1] / name).read_bytes() for name in names)

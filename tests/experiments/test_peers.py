@@ -14,9 +14,24 @@ import pytest
 def test_every_peer_runs_and_greedy_text_is_one(
     pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--data", prompts, "--prompts", "2", "--prompt-len", "12", "--new-tokens", "24", "--T", "0", "0.6"]
+    flags = [
+        "--data",
+        prompts,
+        "--prompts",
+        "2",
+        "--prompt-len",
+        "12",
+        "--new-tokens",
+        "24",
+        "--T",
+        "0",
+        "0.6",
+    ]
     peers.main(["run", *pair, *flags, "--B", "4", "--output", str(tmp_path / "out")])
-    rows = [json.loads(line) for line in (tmp_path / "out" / "rows-0-of-1.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "rows-0-of-1.jsonl").read_text().splitlines()
+    ]
     methods = {row["method"] for row in rows}
     assert {
         "generate",

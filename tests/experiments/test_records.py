@@ -23,9 +23,18 @@ RUN = "abc"
 
 
 def row(index: int, **more: Any) -> dict[str, Any]:
-    known = {"format": FORMAT, "label": "auto", "run": RUN, "settings": {"T": 0.6}, "index": index, "text": "w" * 50}
+    known = {
+        "format": FORMAT,
+        "label": "auto",
+        "run": RUN,
+        "settings": {"T": 0.6},
+        "index": index,
+        "text": "w" * 50,
+    }
     lists = {"prompt_ids": [index], "output_ids": [1], "accepted": [0], "tree_size": [0]}
-    seconds = dict.fromkeys(["seconds", "prefill_seconds", *(f"{phase}_seconds" for phase in PHASES)], 1.0)
+    seconds = dict.fromkeys(
+        ["seconds", "prefill_seconds", *(f"{phase}_seconds" for phase in PHASES)], 1.0
+    )
     return {**known, **lists, **seconds, "about": {"device": "cpu", "dtype": "float32"}, **more}
 
 
@@ -56,7 +65,9 @@ def test_a_full_disk_leaves_no_part_of_a_row(tmp_path: Path) -> None:
         before = (tmp_path / "records.jsonl").read_bytes()
         with files_no_larger_than(len(before) + 30), pytest.raises(UsageError) as caught:
             records.append(row(1))
-        assert "cannot be written (File too large); make room there, or name another folder" in str(caught.value)
+        assert "cannot be written (File too large); make room there, or name another folder" in str(
+            caught.value
+        )
         assert (tmp_path / "records.jsonl").read_bytes() == before
         assert records.find(RUN, prompt(1), [1]) is None
         records.append(row(1))
@@ -81,7 +92,9 @@ folder.append({row(1)!r})
     torn = (tmp_path / "records.jsonl").read_bytes()
     assert not torn.endswith(b"\n")
     assert torn.count(b"\n") == 1
-    with RecordFile(tmp_path, [RUN]) as records:  # nor does the lock of the killed run stand in the way
+    with RecordFile(
+        tmp_path, [RUN]
+    ) as records:  # nor does the lock of the killed run stand in the way
         assert records.find(RUN, prompt(1), [1]) is None
         records.append(row(1))
     assert indices(tmp_path) == [0, 1]
@@ -94,15 +107,28 @@ def test_records_of_another_version_are_refused(tmp_path: Path) -> None:
         (tmp_path / "records.jsonl").write_text(json.dumps(written) + "\n")
         with pytest.raises(UsageError) as caught:
             RecordFile(tmp_path, [RUN])
-        assert f"line 1 was written by another version of dynasurge (format {version}" in str(caught.value)
+        assert f"line 1 was written by another version of dynasurge (format {version}" in str(
+            caught.value
+        )
     assert json.loads((tmp_path / "records.jsonl").read_text()) == written
 
 
 @pytest.mark.parametrize(
-    "broken", [{"about": {}}, {"seconds": float("nan")}, {"output_ids": 3}, {"settings": "x"}, {"draft_seconds": None}]
+    "broken",
+    [
+        {"about": {}},
+        {"seconds": float("nan")},
+        {"output_ids": 3},
+        {"settings": "x"},
+        {"draft_seconds": None},
+    ],
 )
-def test_a_line_that_no_result_could_be_made_of_is_named(broken: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "records.jsonl").write_text(json.dumps(row(0)) + "\n" + json.dumps(row(1, **broken)) + "\n")
+def test_a_line_that_no_result_could_be_made_of_is_named(
+    broken: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "records.jsonl").write_text(
+        json.dumps(row(0)) + "\n" + json.dumps(row(1, **broken)) + "\n"
+    )
     with pytest.raises(UsageError, match="line 2 is no record; mend it"):
         RecordFile(tmp_path, [RUN])
     (tmp_path / "records.jsonl").write_text("[" * 100_000 + "\n")
@@ -113,7 +139,9 @@ def test_a_line_that_no_result_could_be_made_of_is_named(broken: dict[str, Any],
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     with RecordFile(tmp_path, [RUN]) as records:
         records.append(row(0))
-        with pytest.raises(UsageError, match="is in use by another run; wait for that run, or name another folder"):
+        with pytest.raises(
+            UsageError, match="is in use by another run; wait for that run, or name another folder"
+        ):
             RecordFile(tmp_path, [RUN])
         records.append(row(1))
     assert indices(tmp_path) == [0, 1]
@@ -130,7 +158,9 @@ def test_a_process_that_a_killed_launch_left_behind_is_not_joined(tmp_path: Path
     assert indices(tmp_path) == [1]
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs a place where not even root may write")
+@pytest.mark.skipif(
+    not Path("/proc").is_dir(), reason="needs a place where not even root may write"
+)
 def test_a_folder_that_cannot_be_written_is_named() -> None:
     with pytest.raises(UsageError, match="cannot be written"):
         RecordFile(Path("/proc/nowhere"), [RUN])
@@ -141,7 +171,9 @@ def test_rows_of_other_processes_are_merged_once(tmp_path: Path) -> None:
         with RecordFile(tmp_path, [RUN], Processes(rank=rank, count=3)) as records:
             for index in mine:
                 records.append(row(index))
-    assert indices(tmp_path) == [0, 1, 2, 3], "a launch that was killed before it merged has lost nothing"
+    assert indices(tmp_path) == [0, 1, 2, 3], (
+        "a launch that was killed before it merged has lost nothing"
+    )
     kept = (tmp_path / "records.1.jsonl").read_bytes()
     for _ in range(2):
         with RecordFile(tmp_path, [RUN]) as records:
@@ -149,7 +181,9 @@ def test_rows_of_other_processes_are_merged_once(tmp_path: Path) -> None:
         assert [path.name for path in sorted(tmp_path.glob("*.jsonl"))] == ["records.jsonl"]
         lines = (tmp_path / "records.jsonl").read_text().splitlines()
         assert sorted(json.loads(line)["index"] for line in lines) == [0, 1, 2, 3]
-        (tmp_path / "records.1.jsonl").write_bytes(kept)  # as if killed between copying and deleting
+        (tmp_path / "records.1.jsonl").write_bytes(
+            kept
+        )  # as if killed between copying and deleting
 
 
 def test_a_users_copy_is_left_alone(tmp_path: Path) -> None:

@@ -56,9 +56,13 @@ def test_results_agree_with_the_summary(frame: pd.DataFrame) -> None:
     line, summary = results(frame).query("label == 'dTree B=4'").iloc[0], summarise(rows)
     for name in ("tokens_per_step", "accepted_per_step", "prompts"):
         assert line[name] == pytest.approx(getattr(summary, name)), name
-    assert line["tokens_per_second"] == pytest.approx((6 / 3 + 5 / 2) / 2), "times are medians over prompts"
+    assert line["tokens_per_second"] == pytest.approx((6 / 3 + 5 / 2) / 2), (
+        "times are medians over prompts"
+    )
     assert line["latency_per_token_s"] == pytest.approx((3 / 6 + 2 / 5) / 2)
-    assert line["latency_per_request_s"] == pytest.approx(0.5 + 128 * (3 / 6 + 2 / 5) / 2), "of all 128 tokens"
+    assert line["latency_per_request_s"] == pytest.approx(0.5 + 128 * (3 / 6 + 2 / 5) / 2), (
+        "of all 128 tokens"
+    )
     assert math.isnan(line["speedup_low"]), "two prompts make no interval"
     assert line["speedup"] == pytest.approx((2.0 + 1.25) / 2), "the median over prompts"
     assert results(frame[frame["label"] != "auto"])["speedup"].isna().all()
@@ -68,14 +72,17 @@ def test_speedup_by_prompt(frame: pd.DataFrame) -> None:
     by_prompt = speedup_by_prompt(frame)
     assert list(by_prompt["index"]) == [0, 1]
     assert list(by_prompt["speedup"]) == pytest.approx([2.0, (5 / 2) / (4 / 2)])
-    assert list(speedup_by_prompt(frame, "tokens_per_step")["speedup"]) == pytest.approx([2.0, 5 / 2])
+    assert list(speedup_by_prompt(frame, "tokens_per_step")["speedup"]) == pytest.approx(
+        [2.0, 5 / 2]
+    )
     assert speedup_by_prompt(frame[frame["index"] == 1])["index"].tolist() == [1]
 
 
 def test_acceptance_by_depth_rank_and_position(frame: pd.DataFrame) -> None:
     trees = frame[frame["label"] != "auto"]
     depth = acceptance_by_depth(trees).set_index("depth")
-    # five steps stand at a root with children, four go on; four stand at depth 1, one of them at a leaf
+    # five steps stand at a root with children, four go on; four stand at depth 1, one of them at a
+    # leaf
     assert depth["reached"].tolist() == [5, 3, 1]
     assert depth["accepted"].tolist() == pytest.approx([4 / 5, 2 / 3, 0])
     rank = acceptance_by_rank(trees).set_index("rank")
@@ -92,7 +99,10 @@ def test_what_differs_is_not_pooled_unless_asked(frame: pd.DataFrame) -> None:
     apart, pooled = acceptance_by_rank(both), acceptance_by_rank(both, by=["label"])
     assert sorted(set(apart["T"])) == [0.6, 0.9]
     for T in (0.6, 0.9):
-        assert apart.loc[(apart["T"] == T) & (apart["label"] != "auto"), "reached"].tolist() == [9, 6]
+        assert apart.loc[(apart["T"] == T) & (apart["label"] != "auto"), "reached"].tolist() == [
+            9,
+            6,
+        ]
     assert pooled.loc[pooled["label"] != "auto", "reached"].tolist() == [18, 12]
     with pytest.raises(UsageError, match="auto: has several rows a prompt; narrow the frame"):
         results(pd.concat([frame, frame]))
@@ -107,7 +117,9 @@ def test_complexity_along_the_output_and_by_kind() -> None:
     assert along["size"].tolist() == pytest.approx([6, 12])
     assert along["accepted_per_step"].tolist() == pytest.approx([1.5, 0])
     assert along["confidence"].tolist() == pytest.approx([0.55, math.nan], nan_ok=True)
-    kinds = complexity_by_kind(to_frame([*rows, row(TREE, 2, [[0]], kind="code")])).set_index("kind")
+    kinds = complexity_by_kind(to_frame([*rows, row(TREE, 2, [[0]], kind="code")])).set_index(
+        "kind"
+    )
     assert kinds["prompts"].to_dict() == {"code": 2, "news": 1}
     assert kinds["steps"].to_dict() == {"code": 4, "news": 2}
     assert kinds["accepted_per_step"].to_dict() == pytest.approx({"code": 1.0, "news": 0.0})
@@ -127,7 +139,13 @@ def test_time_breakdown(frame: pd.DataFrame) -> None:
 
 def test_pairs_are_compared_on_what_both_have(frame: pd.DataFrame) -> None:
     extra = to_frame([row(TREE, 9, [[0]], seconds=99.0)])
-    result = paired(pd.concat([frame, extra]), "auto", "dTree B=4", "tokens_per_second", rng=np.random.default_rng(0))
+    result = paired(
+        pd.concat([frame, extra]),
+        "auto",
+        "dTree B=4",
+        "tokens_per_second",
+        rng=np.random.default_rng(0),
+    )
     assert (result.a, result.b, result.prompts) == (10 / 8, 11 / 5, 2)
     assert result.ratio == pytest.approx(result.b / result.a)
     assert math.isnan(result.low), "two prompts make no interval"
@@ -145,7 +163,9 @@ def test_intervals_cover_the_truth() -> None:
         for index in range(40):
             speed = math.exp(rng.normal(0, 0.5))
             rows.append(row(TREE, index, [[]] * 8, seconds=8 / speed))
-            rows.append(row(ETV, index, [[]] * 8, seconds=8 / (1.2 * speed * math.exp(rng.normal(0, 0.1)))))
+            rows.append(
+                row(ETV, index, [[]] * 8, seconds=8 / (1.2 * speed * math.exp(rng.normal(0, 0.1))))
+            )
         result = paired(to_frame(rows), "dTree B=4", "dTree B=4 +ETV", "tokens_per_second", rng=rng)
         held += result.low <= 1.2 <= result.high
         width.append(result.high - result.low)
@@ -166,9 +186,14 @@ def test_the_table_for_a_readme(frame: pd.DataFrame) -> None:
     other = to_frame([row(TREE, 0, [[0]], dataset="runs/other.jsonl")])
     lines = results_table(pd.concat([frame, other])).splitlines()
     assert lines[0] == "**d** (n = 2)"
-    assert "| 0.6 | sampled | dTree B=4 | 2.20 | 1.20 | 2.2 | 1.62x | 58100 | 250.0 / 250.0 / 250.0 / 250.0 |" in lines
+    assert (
+        "| 0.6 | sampled | dTree B=4 | 2.20 | 1.20 | 2.2 | 1.62x | 58100 | 250.0 / 250.0 / 250.0 / 250.0 |"
+        in lines
+    )
     assert "**other** (n = 1)" in lines
-    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1, "every line has every column"
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1, (
+        "every line has every column"
+    )
 
 
 def test_frames_are_read_from_folders_and_files(frame: pd.DataFrame, tmp_path: Path) -> None:
@@ -188,4 +213,6 @@ def test_an_unfinished_folder_is_read_as_it_stands(tmp_path: Path) -> None:
     os.utime(tmp_path / "records.parquet", (1, 1))  # of an earlier, smaller sweep
     (tmp_path / "records.jsonl").write_text("".join(lines[:2]))
     (tmp_path / "records.1.jsonl").write_text("".join(lines[1:3]) + lines[3][:50])
-    assert load_frame(tmp_path)["index"].tolist() == [0, 1, 2], "another process's too, once each, none that is torn"
+    assert load_frame(tmp_path)["index"].tolist() == [0, 1, 2], (
+        "another process's too, once each, none that is torn"
+    )

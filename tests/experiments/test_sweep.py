@@ -28,8 +28,29 @@ from dynasurge.experiments.sweep import sweep
 from dynasurge.experiments.workers import Processes
 from dynasurge.settings import Settings
 
-FAST = ["--M", "64", "--prompt-len", "12", "--new-tokens", "10", "--device", "cpu", "--dtype", "float32"]
-SAME = ("label", "run", "dataset", "index", "output_ids", "accepted", "ranks", "children", "tree_size")
+FAST = [
+    "--M",
+    "64",
+    "--prompt-len",
+    "12",
+    "--new-tokens",
+    "10",
+    "--device",
+    "cpu",
+    "--dtype",
+    "float32",
+]
+SAME = (
+    "label",
+    "run",
+    "dataset",
+    "index",
+    "output_ids",
+    "accepted",
+    "ranks",
+    "children",
+    "tree_size",
+)
 
 
 @pytest.fixture
@@ -40,7 +61,21 @@ def growmap(tmp_path: Path) -> str:
 
 @pytest.fixture
 def command(pair: list[str], prompts: str, growmap: str) -> list[str]:
-    return ["sweep", *pair, *FAST, "--dataset", prompts, "--T", "0", "0.8", "--B", "4", "auto", "--growmap", growmap]
+    return [
+        "sweep",
+        *pair,
+        *FAST,
+        "--dataset",
+        prompts,
+        "--T",
+        "0",
+        "0.8",
+        "--B",
+        "4",
+        "auto",
+        "--growmap",
+        growmap,
+    ]
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -58,11 +93,18 @@ def share_costs(folder: Path, other: Path) -> None:
     (other / "costs.json").write_bytes((folder / "costs.json").read_bytes())
 
 
-# --- the grid -----------------------------------------------------------------------------------------------------
+# --- the grid
+# -----------------------------------------------------------------------------------------------------
 
 
 def test_the_grid_says_nothing_twice() -> None:
-    plan = grid(growmap=["4x8-tree.pt", "8x8.pt"], B=[16, 32], use_bfs=[False, True], T=[0, 0.6], seed=[1, 2])
+    plan = grid(
+        growmap=["4x8-tree.pt", "8x8.pt"],
+        B=[16, 32],
+        use_bfs=[False, True],
+        T=[0, 0.6],
+        seed=[1, 2],
+    )
     assert len(plan) == len(set(plan)) == 2 * (5 + 9)
     labels = [settings.label for settings in plan if settings.T == 0.6 and settings.seed == 1]
     assert labels == [
@@ -70,8 +112,12 @@ def test_the_grid_says_nothing_twice() -> None:
         *("sTree 4x8", "sTree 4x8 +ETV", "sTree 8x8", "sTree 8x8 +ETV"),
         *("dTree B=16", "dTree B=16 +ETV", "dTree B=32", "dTree B=32 +ETV"),
     ]
-    assert not any(settings.use_bfs for settings in plan if settings.T == 0), "greedy text knows no rule"
-    assert {settings.T for settings in plan[:10]} == {0}, "one temperature and seed after another, auto first"
+    assert not any(settings.use_bfs for settings in plan if settings.T == 0), (
+        "greedy text knows no rule"
+    )
+    assert {settings.T for settings in plan[:10]} == {0}, (
+        "one temperature and seed after another, auto first"
+    )
 
 
 def test_policies_are_for_trees_that_are_drawn() -> None:
@@ -87,7 +133,11 @@ def test_policies_are_for_trees_that_are_drawn() -> None:
 
 def test_only_dynamic_trees_are_filled() -> None:
     plan = grid(growmap=["2x3.pt"], B=[8], fill=True)
-    assert [(settings.mode, settings.fill) for settings in plan] == [("auto", False), ("sTree", False), ("dTree", True)]
+    assert [(settings.mode, settings.fill) for settings in plan] == [
+        ("auto", False),
+        ("sTree", False),
+        ("dTree", True),
+    ]
 
 
 def test_grids_that_cannot_be() -> None:
@@ -101,7 +151,8 @@ def test_grids_that_cannot_be() -> None:
         grid(mode=["dTree"], use_bfs=[True], etv="reserved")
 
 
-# --- one process --------------------------------------------------------------------------------------------------
+# --- one process
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_writes_rows_a_parquet_a_table_and_figures(
@@ -109,13 +160,28 @@ def test_a_sweep_writes_rows_a_parquet_a_table_and_figures(
 ) -> None:
     out, other = tmp_path / "out", tmp_path / "others.txt"
     other.write_text("w5 w6 w7\n" + " ".join(f"w{9 + i}" for i in range(20)) + "\n")
-    flags = ["--use_bfs", "--seed", "0", "1", "--end", "2", "--min-prompt-len", "12", "--output", str(out)]
+    flags = [
+        "--use_bfs",
+        "--seed",
+        "0",
+        "1",
+        "--end",
+        "2",
+        "--min-prompt-len",
+        "12",
+        "--output",
+        str(out),
+    ]
     dataset = command[command.index("--dataset") + 1]
     assert main([*command, "--dataset", dataset, str(other), *flags]) == 0
     written = rows(out)
-    per_prompt = 2 * (4 + 7)  # seeds x (T = 0: auto and three trees; T = 0.8: these, and the trees with ETV)
+    per_prompt = 2 * (
+        4 + 7
+    )  # seeds x (T = 0: auto and three trees; T = 0.8: these, and the trees with ETV)
     assert len(written) == 3 * per_prompt
-    assert [row["index"] for row in written] == [0] * per_prompt + [1] * 2 * per_prompt, "prompt by prompt"
+    assert [row["index"] for row in written] == [0] * per_prompt + [1] * 2 * per_prompt, (
+        "prompt by prompt"
+    )
     assert {row["dataset"] for row in written[: 2 * per_prompt]} == {dataset}
     assert len({(row["run"], row["index"]) for row in written}) == len(written)
     for row in written:
@@ -225,22 +291,35 @@ def test_the_function_behind_the_command(pair: list[str], prompts: str, tmp_path
     models = load_pair(pair[1], pair[3], device="cpu", dtype="float32")
     plan = grid(mode=["auto", "dTree"], B=[4], fill=True, M=64, prompt_len=12, new_tokens=10)
     seen: list[str] = []
-    frame = sweep(models, plan, {"mine": load_prompts(prompts)}, tmp_path, on_row=lambda d: seen.append(d.row["label"]))
+    frame = sweep(
+        models,
+        plan,
+        {"mine": load_prompts(prompts)},
+        tmp_path,
+        on_row=lambda d: seen.append(d.row["label"]),
+    )
     assert list(frame["label"]) == ["auto"] * 4 + ["dTree B=4"] * 4
     turns = ["auto", "dTree B=4", "dTree B=4", "auto"]
     assert seen == turns * 2, "interleaved, each time another first"
 
 
-def test_mistakes_of_a_sweep(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_of_a_sweep(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     assert main(command) == 2
-    assert_one_line("--output None: a sweep is a folder of records; try --output runs/sweep", capsys)
+    assert_one_line(
+        "--output None: a sweep is a folder of records; try --output runs/sweep", capsys
+    )
     for flags, message in (
         (["--T", "0.6", "-1"], "--T -1.0: a temperature is 0 (greedy) or more"),
         (["--mode", "tree"], "argument --mode: invalid choice: 'tree'"),
         (["--B", "8", "50"], "--M 64: 12 prompt + 10 new tokens + a tree of 50 need 72 rows"),
         (["--dataset", "demo", "none.txt"], "--dataset none.txt: cannot be read"),
-        (["--dataset", "a/x.txt", "b/x.txt"], "--dataset a/x.txt: two files of one name make one table"),
+        (
+            ["--dataset", "a/x.txt", "b/x.txt"],
+            "--dataset a/x.txt: two files of one name make one table",
+        ),
         (["--fill"], "--fill True: there is no budget to fill with --B auto"),
     ):
         assert main([*command, *flags, "--output", str(out)]) == 2
@@ -248,15 +327,26 @@ def test_mistakes_of_a_sweep(command: list[str], tmp_path: Path, capsys: pytest.
         assert not out.exists()
 
 
-def test_no_prompt_is_long_enough(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_prompt_is_long_enough(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "short.txt").write_text("w5 w6 w7\nw5 w6\n")
-    flags = ["--dataset", str(tmp_path / "short.txt"), "--min-prompt-len", "12", "--output", str(tmp_path / "out")]
+    flags = [
+        "--dataset",
+        str(tmp_path / "short.txt"),
+        "--min-prompt-len",
+        "12",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert main([*command, *flags]) == 2
     assert_one_line("has so many tokens; use --min-prompt-len 3, or other rows", capsys)
     assert not (tmp_path / "out").exists()
 
 
-def test_two_sweeps_into_one_folder(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_sweeps_into_one_folder(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from dynasurge.experiments.records import RecordFile
 
     with RecordFile(tmp_path / "out", []):
@@ -270,7 +360,9 @@ def test_a_full_disk_stops_a_sweep_between_rows(
     out = tmp_path / "out"
     with files_no_larger_than(10_000):
         assert main([*command, "--end", "2", "--output", str(out)]) == 2
-    assert_one_line("cannot be written (File too large); make room there, or name another folder", capsys)
+    assert_one_line(
+        "cannot be written (File too large); make room there, or name another folder", capsys
+    )
     done = (out / "records.jsonl").read_bytes()
     assert done.endswith(b"\n")
     assert 1 <= done.count(b"\n") < 16
@@ -294,7 +386,10 @@ def test_results_that_cannot_be_written_cost_one_line(
 
 
 def test_a_folder_is_looked_into_before_anything_is_loaded(
-    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
     assert main([*command, "--mode", "auto", "--end", "1", "--output", str(out)]) == 0
@@ -322,18 +417,27 @@ def test_costs_of_a_wider_grid_are_added_behind_those_there_are(
     (out / "costs.json").write_text("{")
     capsys.readouterr()
     assert main([*command, *long, "--end", "3", "--output", str(out)]) == 2
-    assert "costs.json: is missing, damaged or too short, and rows here went by it" in capsys.readouterr().err
+    assert (
+        "costs.json: is missing, damaged or too short, and rows here went by it"
+        in capsys.readouterr().err
+    )
 
 
-# --- several processes --------------------------------------------------------------------------------------------
+# --- several processes
+# --------------------------------------------------------------------------------------------
 
 
 def test_several_processes_need_a_folder_to_meet_in(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dynasurge.experiments.launch.join", lambda *_: (Processes(rank=1, count=2), "cpu"))
+    monkeypatch.setattr(
+        "dynasurge.experiments.launch.join", lambda *_: (Processes(rank=1, count=2), "cpu")
+    )
     assert main(["--mode", "auto", *command[1:5], "--end", "1"]) == 2
-    assert_one_line("--output None: several processes put their rows in one folder; try --output runs/mine", capsys)
+    assert_one_line(
+        "--output None: several processes put their rows in one folder; try --output runs/mine",
+        capsys,
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
@@ -346,7 +450,9 @@ def test_shares_are_everything_once(count: int) -> None:
 
 def test_processes_do_not_fight_for_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="--device cuda:1: 2 processes cannot share it; leave it out"):
+    with pytest.raises(
+        UsageError, match="--device cuda:1: 2 processes cannot share it; leave it out"
+    ):
         join("cuda:1")
     with pytest.raises(UsageError, match="--device-map auto: spreads one model over all GPUs"):
         join("auto", "auto")
@@ -355,7 +461,10 @@ def test_processes_do_not_fight_for_a_device(monkeypatch: pytest.MonkeyPatch) ->
 def threads(count: int, work: Callable[[Processes], pd.DataFrame]) -> list[pd.DataFrame]:
     """Call work(Processes) in so many threads, which wait for each other as processes would."""
     barrier = threading.Barrier(count, timeout=60)
-    members = [Processes(rank=rank, count=count, wait=lambda: barrier.wait() and None) for rank in range(count)]
+    members = [
+        Processes(rank=rank, count=count, wait=lambda: barrier.wait() and None)
+        for rank in range(count)
+    ]
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(work, members))
 
@@ -368,7 +477,9 @@ def test_any_number_of_processes_writes_the_same_rows(
     data = {"mine": load_prompts(prompts)}
     models = [load_pair(pair[1], pair[3], device="cpu", dtype="float32") for _ in range(count)]
     sweep(models[0], plan, data, tmp_path / "one")
-    frames = threads(count, lambda p: sweep(models[p.rank], plan, data, tmp_path / "many", processes=p))
+    frames = threads(
+        count, lambda p: sweep(models[p.rank], plan, data, tmp_path / "many", processes=p)
+    )
     assert [len(frame) for frame in frames] == [len(plan) * 4] * count
     assert same(tmp_path / "many") == same(tmp_path / "one")
     assert not list((tmp_path / "many").glob("records.*.jsonl")), "merged"
@@ -387,10 +498,20 @@ def launch(count: int, arguments: list[str], code: str = "") -> subprocess.Compl
         "--dynamo_backend",
         "no",
     ]
-    start = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *options, "--main_process_port", "0"]
+    start = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        *options,
+        "--main_process_port",
+        "0",
+    ]
     program = [code] if code else ["-m", "dynasurge"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*start, *program, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [*start, *program, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.mark.slow
@@ -426,7 +547,14 @@ sys.exit(main(sys.argv[1:]))
     assert launch(2, [*command, "--output", str(two)], str(script)).returncode != 0
     finished = [(two / name).read_bytes() for name in ("records.1.jsonl", "records.jsonl")]
     assert finished[0].count(b"\n") == 5
-    assert main([*command, "--output", str(two)]) == 0, "with another number of processes than before"
+    assert main([*command, "--output", str(two)]) == 0, (
+        "with another number of processes than before"
+    )
     merged = (two / "records.jsonl").read_bytes()
-    assert all(line in merged for data in finished for line in data.splitlines(keepends=True) if line.endswith(b"\n"))
+    assert all(
+        line in merged
+        for data in finished
+        for line in data.splitlines(keepends=True)
+        if line.endswith(b"\n")
+    )
     assert same(two) == same(one)

@@ -19,7 +19,10 @@ from dynasurge.settings import AUTO_NODES, Settings
         ({"B": 7.5}, "--B 7.5: neither a whole number nor auto"),
         ({"B": 0}, "--B 0: must be at least 1"),
         ({"values": "best"}, "--values best: unknown; choose one of learned, fixed, own"),
-        ({"values": "own", "priors": "mine.json"}, "--priors mine.json: --values own asks the draft alone"),
+        (
+            {"values": "own", "priors": "mine.json"},
+            "--priors mine.json: --values own asks the draft alone",
+        ),
         ({"new_tokens": 2.5}, "--new-tokens 2.5: is not a whole number; give a whole number"),
         ({"T": "a"}, "--T 'a': is not a number"),
         ({"growmap": 5}, "--growmap 5: is not a text"),
@@ -43,6 +46,12 @@ def test_the_budget_of_auto_is_what_fits() -> None:
 
 
 def test_every_field_counts_in_the_name_of_a_run() -> None:
-    changes: list[dict[str, Any]] = [{}, {"B": 8}, {"B": 8, "fill": True}, {"values": "own"}, {"lookup": False}]
+    changes: list[dict[str, Any]] = [
+        {},
+        {"B": 8},
+        {"B": 8, "fill": True},
+        {"values": "own"},
+        {"lookup": False},
+    ]
     changes += [{"priors": "mine.json"}, {"max_depth": 3}]
     assert len({Settings(**change).hash() for change in changes}) == len(changes)

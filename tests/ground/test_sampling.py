@@ -39,7 +39,9 @@ def test_extreme_settings_are_greedy_not_nan() -> None:
 
 
 def test_greedy_is_all_mass_on_the_argmax() -> None:
-    assert probabilities.to_probs(torch.tensor([[1.0, 3.0, 2.0]]), 0.0).tolist() == [[0.0, 1.0, 0.0]]
+    assert probabilities.to_probs(torch.tensor([[1.0, 3.0, 2.0]]), 0.0).tolist() == [
+        [0.0, 1.0, 0.0]
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -139,7 +141,9 @@ def test_sampled_children_report_the_law_they_were_drawn_from() -> None:
         law = left / left.sum()
         assert child.kind == kind
         assert child.proposal == child.own == child.x == pytest.approx(float(law[child.token]))
-        assert child.x_before == pytest.approx(float(law @ law)), "the mean over the draw: blind to its own token"
+        assert child.x_before == pytest.approx(float(law @ law)), (
+            "the mean over the draw: blind to its own token"
+        )
         left[child.token] = 0.0
     assert children.point == [False] * 4
 
@@ -158,7 +162,9 @@ def test_hybrid_children_are_one_sampled_from_the_rest_then_the_top() -> None:
     q = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.0, 0.5, 0.5, 0.0], [0.1, 0.4, 0.2, 0.3]])
     seen = set()
     for seed in range(20):
-        first, second, third = hybrid(q, [Wish(k=3), Wish(k=3), Wish(k=3, floor=0.35)], generator(seed))
+        first, second, third = hybrid(
+            q, [Wish(k=3), Wish(k=3), Wish(k=3, floor=0.35)], generator(seed)
+        )
         seen.add(first.tokens[0])
         assert first.tokens[1:] == [1, 3]
         assert first.point == [False, True, True]

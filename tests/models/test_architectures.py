@@ -63,7 +63,12 @@ def test_a_vision_language_model_continues_text_and_refuses_pictures() -> None:
         "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
         "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 8, "query_pre_attn_scalar": 8,
     }  # fmt: skip
-    sight = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sight = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     config = Gemma3Config(text_config=words, vision_config=sight | {"image_size": 28, "patch_size": 14},
                           mm_tokens_per_image=4, image_token_index=95, boi_token_index=94, eoi_token_index=93)  # fmt: skip
     model = Gemma3ForConditionalGeneration(config).eval()

@@ -40,10 +40,14 @@ def test_greedy_text_is_generates_token_for_token(pair: Pair) -> None:
         {"mode": "sTree", "growmap": str(ROOT / "growmaps" / "4x8-tree.pt")},
         {"mode": "dTree", "B": 12},
     ]
-    sessions = [Session(pair, Settings(T=0, new_tokens=48, prompt_len=96, **plan)) for plan in plans]
+    sessions = [
+        Session(pair, Settings(T=0, new_tokens=48, prompt_len=96, **plan)) for plan in plans
+    ]
     for prompt in load_prompts("demo", 0, 3):
         ids = sessions[0].encode(prompt.text)
-        plain = pair.target.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=48)[0, len(ids) :].tolist()
+        plain = pair.target.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=48)[
+            0, len(ids) :
+        ].tolist()
         for plan, session in zip(plans, sessions, strict=True):
             assert session.generate(ids).output_ids == plain, (prompt.id, plan)
 
@@ -55,7 +59,9 @@ def test_the_draft_is_worth_shipping(pair: Pair) -> None:
     results = [session.generate(p.text, index=p.index) for p in load_prompts("demo", 0, 7)]
     steps = [step for result in results for step in result.steps]
     assert sum(step.accepted for step in steps) / len(steps) > 1.4
-    assert all(len(result.output_ids) == 48 or result.output_ids[-1] in pair.eos for result in results)
+    assert all(
+        len(result.output_ids) == 48 or result.output_ids[-1] in pair.eos for result in results
+    )
 
 
 def test_the_draft_loads_by_itself_and_is_small() -> None:
@@ -68,10 +74,14 @@ def test_the_draft_loads_by_itself_and_is_small() -> None:
         assert word in card
 
 
-def test_the_demo_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)
     out = tmp_path / "demo"
-    assert main(["compare", "--B", "4", "--end", "2", "--new-tokens", "32", "--output", str(out)]) == 0
+    assert (
+        main(["compare", "--B", "4", "--end", "2", "--new-tokens", "32", "--output", str(out)]) == 0
+    )
     summary = json.loads((out / "summary.json").read_text())
     auto, static, dynamic = summary["runs"]
     assert auto["tokens_per_step"] == 1

@@ -28,13 +28,17 @@ def plain_logits(model: PreTrainedModel, tokens: list[int]) -> torch.Tensor:
 
 def assert_same(logits: torch.Tensor, plain: torch.Tensor) -> None:
     """Equal to 1e-5; a GPU's float32 sums in another order for another shape, and gets 1e-4."""
-    torch.testing.assert_close(logits, plain, atol=1e-5 if logits.device.type == "cpu" else 1e-4, rtol=0)
+    torch.testing.assert_close(
+        logits, plain, atol=1e-5 if logits.device.type == "cpu" else 1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str, device: str) -> None:
+def test_a_tree_pass_equals_one_pass_per_path(
+    architecture: str, attention: str, device: str
+) -> None:
     model = tiny_model(architecture).to(device)
     model.set_attn_implementation(attention)
     engine = Engine(model, 64)
@@ -46,7 +50,9 @@ def test_a_tree_pass_equals_one_pass_per_path(architecture: str, attention: str,
         assert_same(logits[node], plain_logits(model, TEXT + path))
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "compiled"])
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "compiled"]
+)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_static_pass_is_a_tree_pass(architecture: str, device: str, compiled: bool) -> None:
@@ -63,22 +69,31 @@ def test_a_static_pass_is_a_tree_pass(architecture: str, device: str, compiled: 
     rows = torch.arange(len(TEXT), len(TEXT) + len(TOKENS), device=device)
     hidden = torch.ones(len(TOKENS), 64, dtype=torch.bool)
     for node in range(len(TOKENS)):
-        hidden[node, [*range(len(TEXT)), *(len(TEXT) + seen for seen in path_to(node, PARENTS))]] = False
+        hidden[
+            node, [*range(len(TEXT)), *(len(TEXT) + seen for seen in path_to(node, PARENTS))]
+        ] = False
     positions = len(TEXT) + torch.tensor(depth, device=device)
     tokens, seen = torch.tensor(TOKENS, device=device), hidden.to(device)
-    captured = Graphs(torch.device(device)).capture(lambda: engine.score_at(tokens, positions, rows, seen))
+    captured = Graphs(torch.device(device)).capture(
+        lambda: engine.score_at(tokens, positions, rows, seen)
+    )
     for _ in range(2):
         captured.replay()
         assert_same(captured.result, expected)
     engine.move(rows[[0, 1, 4]], rows[:3])  # what committing that path does
     engine._cache.length = engine._cache.filled = len(TEXT) + 3
     assert_same(engine.extend([30]), plain_logits(model, [*TEXT, 11, 12, 15, 30]))
-    assert [module.layer_idx for module in model.modules() if hasattr(module, "layer_idx")] == [0, 1]
+    assert [module.layer_idx for module in model.modules() if hasattr(module, "layer_idx")] == [
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_committing_a_path_then_continuing_equals_a_fresh_prefill(architecture: str, device: str) -> None:
+def test_committing_a_path_then_continuing_equals_a_fresh_prefill(
+    architecture: str, device: str
+) -> None:
     model = tiny_model(architecture).to(device)
     engine = Engine(model, 64)
     engine.extend(TEXT)

@@ -16,14 +16,32 @@ from dynasurge.cli.main import main
 from dynasurge.models.engine import Engine
 from dynasurge.models.kv_cache import TreeCache
 
-FAST = ["--M", "64", "--prompt-len", "12", "--new-tokens", "10", "--B", "4", "--device", "cpu", "--dtype", "float32"]
+FAST = [
+    "--M",
+    "64",
+    "--prompt-len",
+    "12",
+    "--new-tokens",
+    "10",
+    "--B",
+    "4",
+    "--device",
+    "cpu",
+    "--dtype",
+    "float32",
+]
 ONE = [*FAST, "--end", "1"]
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf])
 @pytest.mark.parametrize("role", ["draft", "target"])
 def test_a_broken_model_is_named(
-    role: str, number: float, pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    role: str,
+    number: float,
+    pair: list[str],
+    prompts: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = tiny_model("llama")
     with torch.no_grad():
@@ -32,7 +50,16 @@ def test_a_broken_model_is_named(
     model.save_pretrained(broken)
     tiny_tokenizer().save_pretrained(broken)
     capsys.readouterr()
-    flags = [*pair, *ONE, "--dataset", prompts, f"--{role}", broken, "--output", str(tmp_path / "out")]
+    flags = [
+        *pair,
+        *ONE,
+        "--dataset",
+        prompts,
+        f"--{role}",
+        broken,
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert main(flags) == 2
     assert_one_line(f"--{role} {broken}: gives logits that are NaN or infinite", capsys)
 
@@ -56,7 +83,9 @@ def breaking(layers: int, length: int, monkeypatch: pytest.MonkeyPatch) -> list[
     return broken
 
 
-@pytest.mark.parametrize("mode", ["--mode auto", "--fill", "--fill --use_bfs", "--policy hybrid --use_bfs"])
+@pytest.mark.parametrize(
+    "mode", ["--mode auto", "--fill", "--fill --use_bfs", "--policy hybrid --use_bfs"]
+)
 @pytest.mark.parametrize("T", ["0", "0.8"])
 def test_a_target_that_breaks_later_is_named_and_keeps_what_is_done(
     T: str, mode: str, pair: list[str], prompts: str, tmp_path: Path,
@@ -64,10 +93,16 @@ def test_a_target_that_breaks_later_is_named_and_keeps_what_is_done(
 ) -> None:  # fmt: skip
     breaking(2, 13, monkeypatch)
     out = tmp_path / "out"
-    assert main([*pair, *FAST, *mode.split(), "--T", T, "--dataset", prompts, "--output", str(out)]) == 2
+    assert (
+        main([*pair, *FAST, *mode.split(), "--T", T, "--dataset", prompts, "--output", str(out)])
+        == 2
+    )
     message = capsys.readouterr().err.splitlines()
     assert len(message) == 1
-    assert re.match(r"error: --target after \d+ tokens: gives logits that are NaN or infinite; try --dtype", message[0])
+    assert re.match(
+        r"error: --target after \d+ tokens: gives logits that are NaN or infinite; try --dtype",
+        message[0],
+    )
     assert 1 <= len((out / "records.jsonl").read_text().splitlines()) < 4
 
 
@@ -80,9 +115,21 @@ def test_a_draft_that_breaks_later_changes_no_text(
     for name in ("sound", "broken"):
         if name == "broken":
             broken = breaking(1, 13, monkeypatch)
-        flags = ["--fill", "--policy", policy, "--T", "0", "--dataset", prompts, "--output", str(tmp_path / name)]
+        flags = [
+            "--fill",
+            "--policy",
+            policy,
+            "--T",
+            "0",
+            "--dataset",
+            prompts,
+            "--output",
+            str(tmp_path / name),
+        ]
         assert main([*pair, *FAST, *flags, "--end", "2"]) == 0
-        texts.append((tmp_path / name / "records.jsonl").read_text().split('"output_ids"')[2].split("]")[0])
+        texts.append(
+            (tmp_path / name / "records.jsonl").read_text().split('"output_ids"')[2].split("]")[0]
+        )
     assert broken
     assert texts[0] == texts[1]
 
@@ -92,15 +139,25 @@ def out_of_memory(*_: Any, **__: Any) -> Any:
 
 
 def test_memory_runs_out_reading_the_prompt(
-    pair: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: list[str],
+    prompts: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(Engine, "extend", out_of_memory)
     assert main([*pair, *ONE, "--no-self-test", "--dataset", prompts]) == 2
-    assert_one_line("ran out of memory reading the prompt; shrink the prompt: use a smaller --prompt-len", capsys)
+    assert_one_line(
+        "ran out of memory reading the prompt; shrink the prompt: use a smaller --prompt-len",
+        capsys,
+    )
 
 
 def test_memory_runs_out_scoring_a_tree(
-    pair: list[str], prompts: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: list[str],
+    prompts: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real = Engine.forward
 
@@ -109,11 +166,16 @@ def test_memory_runs_out_scoring_a_tree(
 
     monkeypatch.setattr(Engine, "forward", forward)
     assert main([*pair, *ONE, "--fill", "--no-lookup", "--dataset", prompts]) == 2
-    assert_one_line("ran out of memory drafting or scoring a tree; shrink the tree: use a smaller --B", capsys)
+    assert_one_line(
+        "ran out of memory drafting or scoring a tree; shrink the tree: use a smaller --B", capsys
+    )
 
 
 def test_memory_runs_out_making_the_cache(
-    pair: list[str], prompts: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: list[str],
+    prompts: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     real = torch.zeros
 
@@ -126,24 +188,36 @@ def test_memory_runs_out_making_the_cache(
 
 
 def test_memory_runs_out_loading(
-    pair: list[str], prompts: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: list[str],
+    prompts: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(dynasurge.models.loading.AutoModelForCausalLM, "from_pretrained", out_of_memory)
+    monkeypatch.setattr(
+        dynasurge.models.loading.AutoModelForCausalLM, "from_pretrained", out_of_memory
+    )
     assert main([*pair, *ONE, "--dataset", prompts]) == 2
-    assert_one_line("while a model loaded; use a smaller model, --dtype bfloat16, or --device-map auto", capsys)
+    assert_one_line(
+        "while a model loaded; use a smaller model, --dtype bfloat16, or --device-map auto", capsys
+    )
 
 
 def test_a_device_map_loads_the_same_model(pair: list[str], prompts: str, tmp_path: Path) -> None:
     texts = []
     for name, flags in {"whole": [], "mapped": ["--device-map", "cpu"]}.items():
         out = tmp_path / name
-        assert main([*pair, *ONE, "--fill", "--dataset", prompts, *flags, "--output", str(out)]) == 0
+        assert (
+            main([*pair, *ONE, "--fill", "--dataset", prompts, *flags, "--output", str(out)]) == 0
+        )
         texts.append((out / "records.jsonl").read_text().split('"output_ids"')[1].split("]")[0])
     assert texts[0] == texts[1]
 
 
 def test_a_model_that_does_not_fit_on_the_gpus_is_refused(
-    pair: list[str], prompts: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pair: list[str],
+    prompts: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(dynasurge.models.pair, "places", lambda model: {0, "disk"})
     assert main([*pair, *ONE, "--dataset", prompts, "--device-map", "cpu"]) == 2

@@ -48,23 +48,37 @@ def change(folder: Path, edit: Any) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def test_a_checkpoint_that_lacks_tensors_is_refused_and_one_that_has_more_warns(folder: Path) -> None:
+def test_a_checkpoint_that_lacks_tensors_is_refused_and_one_that_has_more_warns(
+    folder: Path,
+) -> None:
     change(folder, lambda tensors: tensors.update(extra=torch.zeros(2)))
-    with pytest.warns(UserWarning, match="1 tensors of its checkpoint are not used, the first is extra"):
+    with pytest.warns(
+        UserWarning, match="1 tensors of its checkpoint are not used, the first is extra"
+    ):
         load_model("--target", str(folder), torch.float32)
     change(folder, lambda tensors: tensors.pop("model.layers.1.mlp.down_proj.weight"))
-    refused(folder, r"its checkpoint lacks model\.layers\.1\.mlp\.down_proj\.weight; fetch it again")
+    refused(
+        folder, r"its checkpoint lacks model\.layers\.1\.mlp\.down_proj\.weight; fetch it again"
+    )
 
 
 def test_a_folder_of_another_class_is_refused(folder: Path) -> None:
-    change(folder, lambda tensors: [tensors.update({f"bert.{name}": tensors.pop(name)}) for name in list(tensors)])
-    refused(folder, r"its checkpoint lacks lm_head\.weight, model\.embed_tokens\.weight, .* and 18 more")
+    change(
+        folder,
+        lambda tensors: [
+            tensors.update({f"bert.{name}": tensors.pop(name)}) for name in list(tensors)
+        ],
+    )
+    refused(
+        folder, r"its checkpoint lacks lm_head\.weight, model\.embed_tokens\.weight, .* and 18 more"
+    )
 
 
 def test_tensors_of_another_shape_are_one_line(folder: Path) -> None:
     change(folder, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(5)}))
     refused(
-        folder, r"its model\.norm\.weight has another shape than its config says; fetch config and weights together"
+        folder,
+        r"its model\.norm\.weight has another shape than its config says; fetch config and weights together",
     )
 
 
@@ -77,7 +91,10 @@ def test_a_config_that_says_nonsense_is_one_line(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     for change, message in (
         ({"num_attention_heads": 5}, "Class validation error .* heads"),
-        ({"model_type": "mistral", "sliding_window": 1}, "has sliding_attention layers of 1 positions"),
+        (
+            {"model_type": "mistral", "sliding_window": 1},
+            "has sliding_attention layers of 1 positions",
+        ),
     ):
         (folder / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UsageError, match=message) as error:
@@ -92,7 +109,9 @@ def test_a_config_that_says_nonsense_is_one_line(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
 def test_a_git_lfs_pointer_is_named(folder: Path, name: str) -> None:
-    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n")
+    (folder / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"
+    )
     refused(folder, rf"its {name} is a git-lfs pointer; fetch the file")
 
 
@@ -126,7 +145,9 @@ def test_paths_that_lead_nowhere_are_no_matter_of_the_network(
 
 @pytest.mark.parametrize("name", ["", " ", None, 5, b"x"])
 def test_what_is_no_name_is_refused(name: Any) -> None:
-    with pytest.raises(UsageError, match=r"--target .*: is no name of a model; give a hub name or a folder"):
+    with pytest.raises(
+        UsageError, match=r"--target .*: is no name of a model; give a hub name or a folder"
+    ):
         load_model("--target", name, torch.float32)
 
 
@@ -166,11 +187,22 @@ def test_code_beside_the_weights_runs_only_when_asked(
     (folder / "own.py").write_text(CODE)
     config = json.loads((folder / "config.json").read_text())
     classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": classes}))
-    refused(folder, "needs code that lies beside its weights; read that code, then add --trust-remote-code")
-    pair = load_pair(str(folder), str(folder), dtype="float32", device="cpu", trust_remote_code=True)
-    plain = tiny_model("llama").generate(torch.tensor([[5, 6, 7]]), do_sample=False, max_new_tokens=12)[0, 3:]
-    assert generate(pair, [5, 6, 7], T=0, new_tokens=12, B=4, fill=True).output_ids == plain.tolist()
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "own", "auto_map": classes})
+    )
+    refused(
+        folder,
+        "needs code that lies beside its weights; read that code, then add --trust-remote-code",
+    )
+    pair = load_pair(
+        str(folder), str(folder), dtype="float32", device="cpu", trust_remote_code=True
+    )
+    plain = tiny_model("llama").generate(
+        torch.tensor([[5, 6, 7]]), do_sample=False, max_new_tokens=12
+    )[0, 3:]
+    assert (
+        generate(pair, [5, 6, 7], T=0, new_tokens=12, B=4, fill=True).output_ids == plain.tolist()
+    )
     shutil.rmtree(tmp_path / "modules", ignore_errors=True)
 
 
@@ -181,11 +213,16 @@ def test_models_of_another_kind_get_reasons_of_their_own(tmp_path: Path) -> None
     refused(tmp_path / "vit", r"is not a causal language model \(vit\)")
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "config.json").write_text('{"model_type": "of tomorrow"}')
-    refused(tmp_path / "new", "its architecture is not known to transformers .*; a newer transformers may know it")
+    refused(
+        tmp_path / "new",
+        "its architecture is not known to transformers .*; a newer transformers may know it",
+    )
 
 
 def test_eager_attention_is_said(tmp_path: Path) -> None:
-    config = GPTNeoConfig(vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global"], 2]])
+    config = GPTNeoConfig(
+        vocab_size=96, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global"], 2]]
+    )
     GPTNeoForCausalLM(config).save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="has eager attention only, which is slower than SDPA"):
         model, tokenizer = load_model("--target", str(tmp_path), torch.float32)
@@ -195,7 +232,12 @@ def test_eager_attention_is_said(tmp_path: Path) -> None:
 
 def test_dtypes_are_torchs_or_their_names(folder: Path) -> None:
     for dtype in (torch.float32, "float32", "torch.float32"):
-        assert load_pair(str(folder), str(folder), dtype=dtype, device="cpu").target.dtype is torch.float32
+        assert (
+            load_pair(str(folder), str(folder), dtype=dtype, device="cpu").target.dtype
+            is torch.float32
+        )
     for dtype in ("fp32", torch.int8):
-        with pytest.raises(UsageError, match=r"--dtype (fp32|int8): unknown; choose one of auto, float32, bfloat16"):
+        with pytest.raises(
+            UsageError, match=r"--dtype (fp32|int8): unknown; choose one of auto, float32, bfloat16"
+        ):
             load_pair(str(folder), str(folder), dtype=dtype, device="cpu")

@@ -39,7 +39,11 @@ def pair(tiny_folders: dict[str, tuple[str, str]]) -> Pair:
         torch.tensor([IDS]),
         [torch.tensor(IDS)],
         {"input_ids": IDS},
-        {"input_ids": torch.tensor([IDS]), "attention_mask": torch.ones(1, 4), "token_type_ids": torch.zeros(1, 4)},
+        {
+            "input_ids": torch.tensor([IDS]),
+            "attention_mask": torch.ones(1, 4),
+            "token_type_ids": torch.zeros(1, 4),
+        },
         TOKENIZER(TEXT),
         TOKENIZER(TEXT, return_tensors="pt"),
         TOKENIZER([TEXT]),
@@ -77,8 +81,14 @@ def test_one_prompt_is_taken(prompt: Any) -> None:
         ({"input_ids": IDS, "attention_mask": "x"}, "attention_mask str: is neither"),
         ({"input_ids": IDS, "attention_mask": [1, 1]}, "prompt with padding"),
         ({"text": TEXT}, "prompt with text: has no input_ids"),
-        ({"input_ids": IDS, "pixel_values": torch.zeros(1)}, "prompt with pixel_values: trees continue text only"),
-        ({"input_ids": [IDS], "attention_mask": [[0, 1, 1, 1]]}, "prompt with padding: zeros in its attention_mask"),
+        (
+            {"input_ids": IDS, "pixel_values": torch.zeros(1)},
+            "prompt with pixel_values: trees continue text only",
+        ),
+        (
+            {"input_ids": [IDS], "attention_mask": [[0, 1, 1, 1]]},
+            "prompt with padding: zeros in its attention_mask",
+        ),
     ],
 )
 def test_what_is_not_one_prompt_is_refused(prompt: Any, message: str) -> None:
@@ -95,8 +105,13 @@ def test_python_reads_a_prompt_whole(pair: Pair) -> None:
     assert result.prompt_ids == pair.encode(LONG)
     assert len(result.prompt_ids) == 200
     ids = torch.tensor([result.prompt_ids])
-    assert result.output_ids == pair.target.generate(ids, do_sample=False, max_new_tokens=10)[0, 200:].tolist()
-    assert generate(pair, LONG, T=0, new_tokens=10, prompt_len=30).prompt_ids == result.prompt_ids[:30]
+    assert (
+        result.output_ids
+        == pair.target.generate(ids, do_sample=False, max_new_tokens=10)[0, 200:].tolist()
+    )
+    assert (
+        generate(pair, LONG, T=0, new_tokens=10, prompt_len=30).prompt_ids == result.prompt_ids[:30]
+    )
     traced = trace(pair, LONG, T=0, new_tokens=10)
     assert [token for step in traced.steps for token in step.emitted] == result.output_ids
 
@@ -118,5 +133,8 @@ def test_a_session_has_room_for_the_prompts_it_meets(
 
 def test_a_tensor_is_decoded_in_every_mode(pair: Pair) -> None:
     modes: list[dict[str, Any]] = [{"mode": "auto"}, {"B": 4, "fill": True}]
-    texts = [generate(pair, torch.tensor([[5, 95]]), T=0, new_tokens=8, **mode).output_ids for mode in modes]
+    texts = [
+        generate(pair, torch.tensor([[5, 95]]), T=0, new_tokens=8, **mode).output_ids
+        for mode in modes
+    ]
     assert texts[0] == texts[1]

@@ -12,8 +12,13 @@ from torch._inductor.utils import run_and_get_code
 from dynasurge.models import compiled_blocks
 from dynasurge.models.engine import Engine
 
-JOINT = {"llama": [2, 3], "qwen2": [2, 3], "gpt2": []}  # of a block: gate and up; queries, keys and values
-PRODUCTS = 4  # of a block, once those are joint; GPT-2's modules are not nn.Linear, and have it so from the start
+JOINT = {
+    "llama": [2, 3],
+    "qwen2": [2, 3],
+    "gpt2": [],
+}  # of a block: gate and up; queries, keys and values
+# of a block, once those are joint; GPT-2's modules are not nn.Linear, and have it so from the start
+PRODUCTS = 4
 
 
 @pytest.mark.slow
@@ -32,13 +37,22 @@ def test_what_multiplies_the_same_rows_does_it_once(
     expected = engine.forward([11, 12, 13, 14], [-1, 0, 1, 2]).clone()
     engine.commit([])
     rows = torch.arange(4, 8, device=device)
-    hidden, tokens = torch.arange(64, device=device) > rows[:, None], torch.tensor([11, 12, 13, 14], device=device)
+    hidden, tokens = (
+        torch.arange(64, device=device) > rows[:, None],
+        torch.tensor([11, 12, 13, 14], device=device),
+    )
     found, codes = run_and_get_code(lambda: engine.score_at(tokens, rows, rows, hidden))
     torch.testing.assert_close(found, expected, atol=1e-5 if device == "cpu" else 1e-4, rtol=0)
     if device == "cpu":
-        blocks = codes[0].count("_kernels.mm(") + codes[0].count("_kernels.addmm(") + codes[0].count("mkl_linear(")
+        blocks = (
+            codes[0].count("_kernels.mm(")
+            + codes[0].count("_kernels.addmm(")
+            + codes[0].count("mkl_linear(")
+        )
         assert blocks == (2 * PRODUCTS + 1 if whole else PRODUCTS)
-    torch.testing.assert_close(engine.score_at(tokens, rows, rows, hidden), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        engine.score_at(tokens, rows, rows, hidden), expected, atol=1e-4, rtol=0
+    )
     for name, weight in model.named_parameters():
         assert torch.equal(weight, before[name])
     assert not any(isinstance(module, compiled_blocks.Part) for module in model.modules())
@@ -50,9 +64,15 @@ def test_who_multiplies_the_same_rows_shows(architecture: str) -> None:
     model = tiny_model(architecture)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     groups = compiled_blocks.fed_alike(model, lambda: model(torch.tensor([[5, 17, 8]])))
-    assert sorted(len(group) for group in groups if len(group) > 1) == sorted(2 * JOINT[architecture])
+    assert sorted(len(group) for group in groups if len(group) > 1) == sorted(
+        2 * JOINT[architecture]
+    )
     tied = model.get_input_embeddings().weight  # of GPT-2's head
-    linear = {module for module in model.modules() if type(module) is nn.Linear and module.weight is not tied}
+    linear = {
+        module
+        for module in model.modules()
+        if type(module) is nn.Linear and module.weight is not tied
+    }
     assert linear == {module for group in groups for module in group}
     for group in groups:
         compiled_blocks.join(group)
@@ -93,7 +113,9 @@ def test_a_compiled_engine_leaves_matrices_where_captured_passes_know_them() -> 
     for engine in engines:
         engine.extend([5, 17, 8, 40])
     expected = plain.score_at(tokens, rows, rows, hidden)
-    torch.testing.assert_close(compiled.score_at(tokens, rows, rows, hidden), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        compiled.score_at(tokens, rows, rows, hidden), expected, atol=1e-5, rtol=0
+    )
     torch._dynamo.reset()
 
 
@@ -103,11 +125,20 @@ class Odd(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.twice, self.one, self.other, self.named, self.a, self.b = (nn.Linear(4, 4) for _ in range(6))
+        self.twice, self.one, self.other, self.named, self.a, self.b = (
+            nn.Linear(4, 4) for _ in range(6)
+        )
         self.other.weight = self.one.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.twice(x) + self.one(x) + self.other(x) + self.named(input=x) + self.a(x) + self.b(x)
+        y = (
+            self.twice(x)
+            + self.one(x)
+            + self.other(x)
+            + self.named(input=x)
+            + self.a(x)
+            + self.b(x)
+        )
         return self.twice(y)
 
 

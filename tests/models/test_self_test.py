@@ -26,7 +26,9 @@ def test_sound_models_pass_in_every_dtype(architecture: str, dtype: torch.dtype)
         self_test("--target", "x", tiny_model(architecture, seed=seed).to(dtype))
 
 
-@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "llama4, chunks of 12", "gpt_oss, window 8"])
+@pytest.mark.parametrize(
+    "name", ["mixtral", "deepseek_v3", "llama4, chunks of 12", "gpt_oss, window 8"]
+)
 def test_experts_that_round_to_others_are_no_fault(name: str) -> None:
     kind, config = SAME[name]
     for seed in range(6):
@@ -41,12 +43,18 @@ def forgets(argument: str, model: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("argument", "node"), [("attention_mask", "its younger sibling"), ("position_ids", "its younger sibling")]
+    ("argument", "node"),
+    [("attention_mask", "its younger sibling"), ("position_ids", "its younger sibling")],
 )
-def test_a_model_that_swallows_what_makes_a_tree_is_refused(argument: str, node: str, dtype: torch.dtype) -> None:
+def test_a_model_that_swallows_what_makes_a_tree_is_refused(
+    argument: str, node: str, dtype: torch.dtype
+) -> None:
     model = tiny_model("llama").to(dtype)
     forgets(argument, model)
-    with pytest.raises(UsageError, match=r"--draft mine: reads a tree otherwise than text: the logits of .* differ by"):
+    with pytest.raises(
+        UsageError,
+        match=r"--draft mine: reads a tree otherwise than text: the logits of .* differ by",
+    ):
         self_test("--draft", "mine", model)
 
 
@@ -57,14 +65,19 @@ def off_by(one: int) -> Callable[..., torch.Tensor]:
 
 @pytest.mark.parametrize("one", [-1, 1])
 @pytest.mark.parametrize("name", WINDOWED)
-def test_a_window_that_is_off_by_one_is_noticed(name: str, one: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_that_is_off_by_one_is_noticed(
+    name: str, one: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kind, config = SAME[name]
     model = build(kind, config)
     self_test("--target", "x", model)
     monkeypatch.setattr(dynasurge.models.attention_masks, "hidden_in", off_by(one))
     with pytest.raises(UsageError, match="reads a tree otherwise than text"):
         self_test("--target", "x", model)
-    assert model.config.get_text_config().to_dict() == build(kind, config).config.get_text_config().to_dict()
+    assert (
+        model.config.get_text_config().to_dict()
+        == build(kind, config).config.get_text_config().to_dict()
+    )
 
 
 def test_rows_that_a_commit_loses_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +100,8 @@ UNSTEADY: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_model_that_reads_text_in_two_ways_is_refused(name: str) -> None:
     kind, config = UNSTEADY[name]
     with pytest.raises(
-        UsageError, match=r"reads (text in more than one way|a tree otherwise than text): the logits of"
+        UsageError,
+        match=r"reads (text in more than one way|a tree otherwise than text): the logits of",
     ):
         self_test("--target", "x", build(kind, config))
 

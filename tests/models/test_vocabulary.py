@@ -17,10 +17,14 @@ from dynasurge.models.vocabulary import shared_tokens
 PROMPT = [5, 17, 8, 40, 33, 9, 21]
 
 
-def saved(folder: Path, vocab: int, added: list[str], renamed: dict[str, str], seed: int = 0) -> str:
+def saved(
+    folder: Path, vocab: int, added: list[str], renamed: dict[str, str], seed: int = 0
+) -> str:
     tiny_model("llama", vocab=vocab, seed=seed).save_pretrained(folder)
     tokenizer = tiny_tokenizer()
-    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken(token) for token in added]})
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [AddedToken(token) for token in added]}
+    )
     tokenizer.save_pretrained(folder)
     path = folder / "tokenizer.json"
     text = path.read_text()
@@ -32,14 +36,25 @@ def saved(folder: Path, vocab: int, added: list[str], renamed: dict[str, str], s
 
 @pytest.mark.parametrize(
     ("vocab", "added", "renamed", "unknown"),
-    [(VOCAB + 2, ["<tool>", "<end>"], {}, {VOCAB, VOCAB + 1}), (VOCAB, [], {"w90": "<im_start>"}, {90})],
+    [
+        (VOCAB + 2, ["<tool>", "<end>"], {}, {VOCAB, VOCAB + 1}),
+        (VOCAB, [], {"w90": "<im_start>"}, {90}),
+    ],
     ids=["added", "renamed"],
 )
 @pytest.mark.parametrize("T", [0.0, 1.5])
 def test_a_target_with_other_special_tokens_keeps_its_draft(
-    vocab: int, added: list[str], renamed: dict[str, str], unknown: set[int], T: float, tmp_path: Path
+    vocab: int,
+    added: list[str],
+    renamed: dict[str, str],
+    unknown: set[int],
+    T: float,
+    tmp_path: Path,
 ) -> None:
-    draft, target = save_model(tmp_path / "d", "llama", seed=1), saved(tmp_path / "t", vocab, added, renamed)
+    draft, target = (
+        save_model(tmp_path / "d", "llama", seed=1),
+        saved(tmp_path / "t", vocab, added, renamed),
+    )
     pair = load_pair(draft, target, dtype="float32", device="cpu")
     assert pair.shared is not None
     assert set((~pair.shared).nonzero().flatten().tolist()) == unknown
@@ -61,19 +76,25 @@ def pair_of(draft: str, target: str) -> Pair:
 def test_the_first_token_that_differs_is_named(tmp_path: Path) -> None:
     target = save_model(tmp_path / "t", "llama")
     swapped = saved(tmp_path / "d", VOCAB, [], {"w7": "x", "w9": "w7", "x": "w9"})
-    with pytest.raises(UsageError, match=r"its token 'w9' has id 7, but id 9 in --target .*; choose a draft of"):
+    with pytest.raises(
+        UsageError, match=r"its token 'w9' has id 7, but id 9 in --target .*; choose a draft of"
+    ):
         pair_of(swapped, target)
 
 
 def test_without_a_tokenizer_sizes_must_do() -> None:
     assert shared_tokens("d", None, 96, "t", tiny_tokenizer(), 96) is None
-    with pytest.raises(UsageError, match=r"its vocabulary \(50 tokens\) is not that of --target t \(96 tokens\)"):
+    with pytest.raises(
+        UsageError, match=r"its vocabulary \(50 tokens\) is not that of --target t \(96 tokens\)"
+    ):
         shared_tokens("d", None, 50, "t", tiny_tokenizer(), 96)
 
 
 def test_nothing_in_common_is_no_pair() -> None:
     words = {f"v{i}": i for i in range(VOCAB)}
-    other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="v0")))
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="v0"))
+    )
     with pytest.raises(UsageError, match="has no token in common with --target"):
         shared_tokens("d", other, VOCAB, "t", tiny_tokenizer(), VOCAB)
 

@@ -7,12 +7,22 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from widen import widen
 
-LARGE = {"hidden_size": 80, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 5}
+LARGE = {
+    "hidden_size": 80,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+}
 
 
 def small_model(**more: int | bool) -> LlamaForCausalLM:
     """Grouped keys, tied embeddings, a large epsilon and weights that matter."""
-    shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+    shape = {
+        "hidden_size": 24,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+    }
     config = LlamaConfig(
         **(shape | {"num_key_value_heads": 1, "tie_word_embeddings": True} | more),
         vocab_size=50,
@@ -33,12 +43,17 @@ def test_the_function_does_not_change(more: dict[str, int | bool]) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(wide(ids).logits, small(ids).logits, atol=1e-5, rtol=1e-4)
     assert wide.config.hidden_size == 80
-    assert wide.model.layers[2].self_attn.q_proj.weight.abs().min() > 0, "no zeros where nothing reaches the output"
+    assert wide.model.layers[2].self_attn.q_proj.weight.abs().min() > 0, (
+        "no zeros where nothing reaches the output"
+    )
 
 
 @pytest.mark.parametrize(
-    ("shape", "message"), [({"hidden_size": 20}, "below the small"), ({"hidden_size": 60}, "no multiple")]
+    ("shape", "message"),
+    [({"hidden_size": 20}, "below the small"), ({"hidden_size": 60}, "no multiple")],
 )
-def test_a_shape_that_does_not_hold_the_model_is_refused(shape: dict[str, int], message: str) -> None:
+def test_a_shape_that_does_not_hold_the_model_is_refused(
+    shape: dict[str, int], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         widen(small_model(), LARGE | shape, device=torch.device("cpu"), dtype=torch.float32)

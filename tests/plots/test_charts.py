@@ -17,7 +17,13 @@ from dynasurge.experiments import results_frame
 from dynasurge.experiments.published_records import Evidence
 from dynasurge.plots.figures import save_figure
 from dynasurge.plots.rule_figures import RULES, bias_figure, bound_figure, comparison_figure
-from dynasurge.plots.study_figures import acceptance_figure, budget_figure, costs_figure, keep, overlap_figure
+from dynasurge.plots.study_figures import (
+    acceptance_figure,
+    budget_figure,
+    costs_figure,
+    keep,
+    overlap_figure,
+)
 from dynasurge.plots.style import ETV as DARK
 from dynasurge.plots.style import LINES, PLAIN
 
@@ -35,7 +41,11 @@ def frame() -> pd.DataFrame:
         ETV: [[0, 1, 0], [0, 0]],
         LOSSY: [[0] * 5],
     }
-    rows = [row(settings, index, ranks, kind="news") for settings, ranks in steps.items() for index in (0, 1)]
+    rows = [
+        row(settings, index, ranks, kind="news")
+        for settings, ranks in steps.items()
+        for index in (0, 1)
+    ]
     return results_frame.to_frame([r | {"lossless": "lossy" not in r["label"]} for r in rows])
 
 
@@ -55,8 +65,15 @@ def test_the_comparison_draws_every_tree_once_a_rule(frame: pd.DataFrame) -> Non
     heights = sorted(bar.get_height() for bar in per_token.patches if bar.get_height() > 0)
     assert heights == pytest.approx(sorted(1e3 * expected["latency_per_token_s"]))
     hatched = [bar for bar in per_token.patches if bar.get_hatch()]
-    assert {bar.get_facecolor() for bar in hatched} == {matplotlib.colors.to_rgba(RULES["bfs (lossy)"])}
-    points = [y for line in accepted.lines if line.get_marker() not in ("", "None") for y in line.get_ydata()]
+    assert {bar.get_facecolor() for bar in hatched} == {
+        matplotlib.colors.to_rgba(RULES["bfs (lossy)"])
+    }
+    points = [
+        y
+        for line in accepted.lines
+        if line.get_marker() not in ("", "None")
+        for y in line.get_ydata()
+    ]
     drawn = sorted(y for y in points if y == y)
     assert drawn == pytest.approx(sorted(expected["accepted_per_step"]))
     assert [a.get_ylabel().split("\n")[-1] for a in (per_token, per_request, accepted)] == [
@@ -64,7 +81,9 @@ def test_the_comparison_draws_every_tree_once_a_rule(frame: pd.DataFrame) -> Non
         "latency (s / full request)",
         "accepted (tokens / step)",
     ]
-    assert {"4x8", "B=4", "static", "dynamic", "auto (no tree)", "ETV", CAPTION} <= set(texts(figure))
+    assert {"4x8", "B=4", "static", "dynamic", "auto (no tree)", "ETV", CAPTION} <= set(
+        texts(figure)
+    )
 
 
 def test_lightness_alone_tells_rules_and_lines_apart() -> None:
@@ -90,12 +109,19 @@ def test_contrast_is_one_static_and_one_dynamic_tree_without_etv(frame: pd.DataF
 def test_acceptance_by_confidence_is_a_mean_of_steps(frame: pd.DataFrame) -> None:
     table = results_frame.acceptance_by_confidence(frame[frame["label"] == "dTree B=4"], bins=5)
     # Steps of a row: confidence 0.5 accepted 2, 0.6 accepted 1, none accepted 0 (left out).
-    assert table[["confidence", "steps", "accepted_per_step"]].to_numpy().tolist() == [[0.5, 2, 2.0], [0.7, 2, 1.0]]
+    assert table[["confidence", "steps", "accepted_per_step"]].to_numpy().tolist() == [
+        [0.5, 2, 2.0],
+        [0.7, 2, 1.0],
+    ]
 
 
 def test_overlap_costs_and_budget_say_what_they_show(frame: pd.DataFrame) -> None:
     positions = pd.DataFrame(
-        {"kind": ["a", "a", "b", "b"], "overlap": [0.1, 0.3, 0.7, 0.9], "confidence": [0.1, 0.2, 0.8, 1]}
+        {
+            "kind": ["a", "a", "b", "b"],
+            "overlap": [0.1, 0.3, 0.7, 0.9],
+            "confidence": [0.1, 0.2, 0.8, 1],
+        }
     )
     left, _ = overlap_figure(positions, CAPTION).axes
     assert [line.get_label() for line in left.lines] == ["a (0.20)", "b (0.80)"]
@@ -111,7 +137,9 @@ def test_overlap_costs_and_budget_say_what_they_show(frame: pd.DataFrame) -> Non
 
 
 def test_bias_and_bound_mark_what_is_lossy_and_what_cannot_be() -> None:
-    bias = pd.DataFrame({"rule": ["topdown", "bfs (lossy)"] * 2, "total_variation": [0.02, 0.05, 0.04, 0.07]})
+    bias = pd.DataFrame(
+        {"rule": ["topdown", "bfs (lossy)"] * 2, "total_variation": [0.02, 0.05, 0.04, 0.07]}
+    )
     bars = bias_figure(bias, CAPTION).axes[0].patches
     assert [bar.get_height() for bar in bars] == pytest.approx([0.03, 0.06])
     assert [bool(bar.get_hatch()) for bar in bars] == [False, True]
@@ -128,7 +156,9 @@ def test_bias_and_bound_mark_what_is_lossy_and_what_cannot_be() -> None:
     assert [line.get_label() for line in axes.lines] == ["upper bound", "topdown", "traversal"]
 
 
-def test_the_same_figure_is_the_same_file_and_leaves_matplotlib_alone(frame: pd.DataFrame, tmp_path: Path) -> None:
+def test_the_same_figure_is_the_same_file_and_leaves_matplotlib_alone(
+    frame: pd.DataFrame, tmp_path: Path
+) -> None:
     before = dict(matplotlib.rcParams)
     for name in ("a", "b"):
         figure = comparison_figure(results_frame.trees(frame), CAPTION)

@@ -24,24 +24,41 @@ import nbformat
 import pytest
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[browser]'")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")]
-QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
+]
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-sync",
+]
 CELL = """import dynasurge
 from dynasurge.plots.explorer import Explorer
 Explorer(dynasurge.load_pair({draft!r}, {target!r}, device="cpu"), prompt="w5 w17 w8 w40", prompt_len=32, B=8, fill=True)"""
 
 
 @pytest.fixture(params=["light", "dark"])
-def lab(request: Any, tmp_path: Path, tiny_folders: dict[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
+def lab(
+    request: Any, tmp_path: Path, tiny_folders: dict[str, tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
     """(theme, address) of a JupyterLab that serves one notebook."""
     draft, target = tiny_folders["llama"]
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(CELL.format(draft=draft, target=target))],
-        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        },
     )
     nbformat.write(notebook, tmp_path / "explore.ipynb")
-    themes = tmp_path / "settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
+    themes = (
+        tmp_path / "settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
+    )
     themes.parent.mkdir(parents=True)
     themes.write_text(json.dumps({"theme": f"JupyterLab {request.param.title()}"}))
     with socket.socket() as free:
@@ -51,7 +68,11 @@ def lab(request: Any, tmp_path: Path, tiny_folders: dict[str, tuple[str, str]]) 
     options = ["--IdentityProvider.token=", "--LabApp.news_url=None", "--ServerApp.port_retries=0"]
     environment = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")}
     server = subprocess.Popen(
-        [*command, *options], cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, *options],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     address = f"http://127.0.0.1:{port}"
     try:
@@ -76,9 +97,15 @@ def test_a_reader_explores_a_generation(lab: tuple[str, str], tmp_path: Path) ->
         page = browser.new_page(viewport={"width": 1400, "height": 1100})
         page.goto(address)
         page.click(".jp-Cell .cm-content", timeout=90_000)
-        page.get_by_text("| Idle").wait_for(timeout=90_000)  # a cell that is run before its kernel is there is lost
-        # From here on what goes wrong is ours; a lab that has just started misses some resources of its own.
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.get_by_text("| Idle").wait_for(
+            timeout=90_000
+        )  # a cell that is run before its kernel is there is lost
+        # From here on what goes wrong is ours; a lab that has just started misses some resources of
+        # its own.
+        page.on(
+            "console",
+            lambda message: errors.append(message.text) if message.type == "error" else None,
+        )
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.keyboard.press("Control+Enter")
         status = page.locator(".dynasurge .status")
@@ -108,13 +135,17 @@ def test_a_reader_explores_a_generation(lab: tuple[str, str], tmp_path: Path) ->
         page.locator('.widget-dropdown:has(label:text-is("B")) select').first.select_option("128")
         settled("128 drafted")  # a text of its own, which may be shorter
         page.get_by_text("compare two settings").click()
-        page.locator('.widget-dropdown:has(label:text-is("rule")) select').nth(1).select_option("traversal")
+        page.locator('.widget-dropdown:has(label:text-is("rule")) select').nth(1).select_option(
+            "traversal"
+        )
         sync_api.expect(status).to_have_count(2)
         sync_api.expect(status.nth(1)).to_contain_text("(traversal)")
         settled(" drafted, ")
         page.mouse.move(2, 2)
         page.screenshot(path=shots / f"explorer-{theme}-compare.png")
-        paper = page.eval_on_selector(".dynasurge .frame", "e => getComputedStyle(e).backgroundColor")
+        paper = page.eval_on_selector(
+            ".dynasurge .frame", "e => getComputedStyle(e).backgroundColor"
+        )
         browser.close()
     assert errors == []
     assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 17, 17)"}[theme]

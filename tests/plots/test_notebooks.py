@@ -24,7 +24,9 @@ DEFAULTS = FLAGS | {
     "dataset": "demo",
     "start": 0,
     "end": None,
-    "growmap": Path(GROWMAP).stem.removesuffix("-tree"),  # where a notebook draws static trees, it needs one
+    "growmap": Path(GROWMAP).stem.removesuffix(
+        "-tree"
+    ),  # where a notebook draws static trees, it needs one
     "records": "",  # what `make figures` sets: a folder to draw from
     "output": None,
 }
@@ -54,8 +56,12 @@ def test_prose_surrounds_short_code(path: Path) -> None:
     assert "version" in code[0]
     assert "Takeaway" in cells(path)[-1].source
     for number, source in enumerate(code):
-        assert len(source.splitlines()) <= (20 if number == 1 else 16), "parameters are as many as they are"
-        assert not re.search(r"sys\.path|^\s*(def|class) ", source, re.MULTILINE), "code belongs in the package"
+        assert len(source.splitlines()) <= (20 if number == 1 else 16), (
+            "parameters are as many as they are"
+        )
+        assert not re.search(r"sys\.path|^\s*(def|class) ", source, re.MULTILINE), (
+            "code belongs in the package"
+        )
 
 
 @each
@@ -63,13 +69,23 @@ def test_what_is_committed_has_outputs_and_nothing_of_the_machine(path: Path) ->
     notebook = nbformat.read(path, as_version=4)
     assert notebook == clean(notebook), "run: make notebooks"
     text = path.read_text(encoding="utf-8")
-    assert not re.search(r"/(home|root|tmp|work|Users|usr)/|Warning|Traceback|image/svg\+xml\": \[\]", text)
+    assert not re.search(
+        r"/(home|root|tmp|work|Users|usr)/|Warning|Traceback|image/svg\+xml\": \[\]", text
+    )
     assert any(cell.get("outputs") for cell in notebook.cells)
 
 
 def test_the_hook_would_change_nothing() -> None:
     """The pre-commit hook and `clean` agree on what a committed notebook is."""
-    command = [sys.executable, "-m", "nbstripout", "--keep-output", "--keep-id", "--verify", *map(str, NOTEBOOKS)]
+    command = [
+        sys.executable,
+        "-m",
+        "nbstripout",
+        "--keep-output",
+        "--keep-id",
+        "--verify",
+        *map(str, NOTEBOOKS),
+    ]
     assert subprocess.run(command, check=False).returncode == 0
 
 
@@ -97,7 +113,9 @@ def test_cleaning_keeps_what_readers_see_and_drops_the_rest() -> None:
 
 
 def test_an_unknown_parameter_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"budget 4: no parameter of 00_quickstart\.ipynb; choose one of .*growmap"):
+    with pytest.raises(
+        UsageError, match=r"budget 4: no parameter of 00_quickstart\.ipynb; choose one of .*growmap"
+    ):
         run(NOTEBOOKS[0], {"budget": 4})
 
 
@@ -105,7 +123,9 @@ def test_an_unknown_parameter_is_refused() -> None:
 @each
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    parameters = {name: value for name, value in TINY.items() if name in papermill.inspect_notebook(path)}
+    parameters = {
+        name: value for name, value in TINY.items() if name in papermill.inspect_notebook(path)
+    }
     done = run(path, parameters, output=tmp_path / path.name)
     code = [cell for cell in done.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)

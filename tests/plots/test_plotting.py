@@ -18,7 +18,9 @@ def test_nodes_keep_their_distance_and_their_order(seed: int) -> None:
     xs, depths, children = tree_positions(parents), depths_of(parents), children_of(parents)
     level = [0]
     while level:
-        assert all(xs[b] - xs[a] >= 1 - 1e-9 for a, b in pairwise(level)), "left to right as their parents, and apart"
+        assert all(xs[b] - xs[a] >= 1 - 1e-9 for a, b in pairwise(level)), (
+            "left to right as their parents, and apart"
+        )
         level = [child for u in level for child in children[u]]
     assert xs[0] == 0
     for u, family in enumerate(children):
@@ -38,7 +40,9 @@ def test_the_picture_has_a_label_a_node_and_stays_on_a_page() -> None:
     low, high = axes.get_ylim()
     assert low > high, "the root on top"
     assert [text.get_text() for text in tree_figure((-1,)).axes[0].texts] == ["0"], "a bare root"
-    words = tree_figure((-1, 0, 0), labels=["The", " harbour", "$x$"], caption="step 3").axes[0].texts
+    words = (
+        tree_figure((-1, 0, 0), labels=["The", " harbour", "$x$"], caption="step 3").axes[0].texts
+    )
     assert [text.get_text() for text in words] == ["The", " harbour", "$x$"]
     assert not any(text.get_parse_math() for text in words), "a token is no formula"
     for spec in ("2ary11", "chain4000"):

@@ -33,7 +33,10 @@ SVG = "{http://www.w3.org/2000/svg}"
 def test_boxes_keep_apart_and_edges_meet_no_other_box(seed: int) -> None:
     parents, rng = tuple(random_parents(seed)), random.Random(seed)
     layout = Layout(parents=parents, labels=tuple("x" * rng.randrange(1, LONGEST) for _ in parents))
-    boxes = [(x, y - BOX / 2, x + w, y + BOX / 2) for x, y, w in zip(layout.left, layout.y, layout.widths, strict=True)]
+    boxes = [
+        (x, y - BOX / 2, x + w, y + BOX / 2)
+        for x, y, w in zip(layout.left, layout.y, layout.widths, strict=True)
+    ]
     for a, b in combinations(boxes, 2):
         assert a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1]
     assert min(box[1] for box in boxes) > 0
@@ -43,7 +46,8 @@ def test_boxes_keep_apart_and_edges_meet_no_other_box(seed: int) -> None:
         start, turn, *_, end = layout.edge(child)
         assert start == (boxes[parents[child]][2], layout.y[parents[child]])
         assert end == (boxes[child][0], layout.y[child])
-        # The straight part runs in the parent's own row and column, the curve in the gap between two columns.
+        # The straight part runs in the parent's own row and column, the curve in the gap between
+        # two columns.
         for node, (left, top, right, bottom) in enumerate(boxes):
             if node != parents[child]:
                 assert not (left < turn[0] and right > start[0] and top < start[1] < bottom)
@@ -71,34 +75,60 @@ def test_the_picture_has_every_node_with_its_numbers_and_escapes_tokens() -> Non
     for standalone in (True, False):
         root = ET.fromstring(step_svg(step, standalone=standalone))
         nodes = [node for node in root.iter(f"{SVG}g") if "node" in node.get("class", "")]
-        assert [node.get("class") for node in nodes] == [f"node {kind}" for kind in (*step.fates, "bonus")]
-        assert [node.findtext(f"{SVG}text") for node in nodes] == [*(f"·t{n}" for n in range(9)), "↵<b>"]
-        assert [node.findtext(f"{SVG}title") for node in nodes] == [describe(step, n) for n in range(10)]
+        assert [node.get("class") for node in nodes] == [
+            f"node {kind}" for kind in (*step.fates, "bonus")
+        ]
+        assert [node.findtext(f"{SVG}text") for node in nodes] == [
+            *(f"·t{n}" for n in range(9)),
+            "↵<b>",
+        ]
+        assert [node.findtext(f"{SVG}title") for node in nodes] == [
+            describe(step, n) for n in range(10)
+        ]
         assert sum(rect.get("class") == "stop" for rect in root.iter(f"{SVG}rect")) == 1
         assert (root.find(f"{SVG}style") is not None) == standalone
     assert step._repr_svg_() == step_svg(step)
     words = describe(step, 4)
-    for fact in ("·t4", "p 0.125", "q 0.250", "probability 0.25", "slot value 0.500", "accepted", "0.062", "stopped"):
+    for fact in (
+        "·t4",
+        "p 0.125",
+        "q 0.250",
+        "probability 0.25",
+        "slot value 0.500",
+        "accepted",
+        "0.062",
+        "stopped",
+    ):
         assert fact in words
     assert "q not asked" in describe(step, 8)
 
 
 def test_a_bare_root_and_a_step_that_the_end_cut_are_drawn() -> None:
-    bare = replace(view(()), tree=TokenTree.root(7), texts=("end",), p=(None,), q=(None,), reach=(1.0,))
+    bare = replace(
+        view(()), tree=TokenTree.root(7), texts=("end",), p=(None,), q=(None,), reach=(1.0,)
+    )
     assert "no tree" in headline(bare)
     assert len(ET.fromstring(step_svg(bare)).findall(f"{SVG}g")) == 2
     cut = replace(view((1,)), bonus=None, emitted=(1,))
     assert len(ET.fromstring(step_svg(cut)).findall(f"{SVG}g")) == 9
-    assert [text.get_text() for text in step_figure(cut).axes[0].texts][:-1] == [f"·t{n}" for n in range(9)]
+    assert [text.get_text() for text in step_figure(cut).axes[0].texts][:-1] == [
+        f"·t{n}" for n in range(9)
+    ]
 
 
 def test_static_pictures_carry_both_themes_and_the_page_brings_its_own() -> None:
     picture = step_svg(view((1, 4)))
     assert "var(" not in picture
     assert "prefers-color-scheme: dark" in picture
-    used = set(re.findall(r"var\(--(\w+)\)", step_svg(view(()), standalone=False) + palette_rules()))
+    used = set(
+        re.findall(r"var\(--(\w+)\)", step_svg(view(()), standalone=False) + palette_rules())
+    )
     assert not used
-    for theme in ('[data-jp-theme-light="true"]', '[data-jp-theme-light="false"]', "prefers-color-scheme: dark"):
+    for theme in (
+        '[data-jp-theme-light="true"]',
+        '[data-jp-theme-light="false"]',
+        "prefers-color-scheme: dark",
+    ):
         assert theme in palette_rules()
     both = ET.fromstring(above_one_another([picture, picture]))
     one = ET.fromstring(picture)
@@ -110,7 +140,11 @@ def test_bars_and_text_follow_the_generation() -> None:
     bars = ET.fromstring(strip_svg(steps, 1))
     columns = [rect for rect in bars.iter(f"{SVG}rect") if rect.get("data-step")]
     assert [column.get("class") for column in columns] == ["step", "step now", "step"]
-    accepted = [float(rect.get("height", 0)) for rect in bars.iter(f"{SVG}rect") if rect.get("class") == "accepted"]
+    accepted = [
+        float(rect.get("height", 0))
+        for rect in bars.iter(f"{SVG}rect")
+        if rect.get("class") == "accepted"
+    ]
     assert accepted[0] == pytest.approx(2 * accepted[2], rel=1e-4)
     assert accepted[1] == 0
     page = ET.fromstring(f"<p>{text_html('a <b>', steps, 1)}</p>")
@@ -128,7 +162,11 @@ def test_the_drawing_for_papers_has_the_same_nodes() -> None:
     step = view((1, 4))
     figure = step_figure(step, caption="a caption")
     texts = figure.axes[0].texts
-    assert [text.get_text() for text in texts] == [*(f"·t{n}" for n in range(9)), "↵<b>", "a caption"]
+    assert [text.get_text() for text in texts] == [
+        *(f"·t{n}" for n in range(9)),
+        "↵<b>",
+        "a caption",
+    ]
     assert not any(text.get_parse_math() for text in texts)
     layout = step_layout(step)
     assert [text.get_position()[1] for text in texts[:-1]] == pytest.approx(layout.y)

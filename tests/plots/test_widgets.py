@@ -16,7 +16,14 @@ from dynasurge import Pair, UsageError, load_pair, trace
 from dynasurge.plots.explorer import Explorer, TreeView
 
 PROMPT = "w5 w17 w8 w40 w33 w9 w21 w60 w61"
-COMMON: dict[str, Any] = {"prompt": PROMPT, "prompt_len": 16, "new_tokens": 24, "fill": True, "B": 4, "T": 0.8}
+COMMON: dict[str, Any] = {
+    "prompt": PROMPT,
+    "prompt_len": 16,
+    "new_tokens": 24,
+    "fill": True,
+    "B": 4,
+    "T": 0.8,
+}
 ASSETS = Path(dynasurge.__file__).parent / "assets"
 
 
@@ -180,7 +187,12 @@ def test_where_widgets_cannot_run_it_is_a_picture(pair: Pair) -> None:
 def test_it_begins_with_any_valid_setting(pair: Pair) -> None:
     static = {"mode": "sTree", "growmap": "2x2", "use_bfs": True, "etv": "reserved", "T": 9.0}
     explorer = Explorer(
-        pair, prompt=PROMPT, prompt_len=16, new_tokens=8, compare={"policy": "topk", "etv": "bfs"}, **static
+        pair,
+        prompt=PROMPT,
+        prompt_len=16,
+        new_tokens=8,
+        compare={"policy": "topk", "etv": "bfs"},
+        **static,
     )
     assert explorer.wait(10**6, timeout=60)
     assert [{step.rule for step in steps} for steps in explorer.steps] == [{"reserved"}, {"bfs"}]

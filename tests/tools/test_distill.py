@@ -57,12 +57,18 @@ def _one_thread():
 def tokenizer() -> PreTrainedTokenizerFast:
     """Bytes as tokens, after three special ones."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: place for place, token in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet])}
+    vocab = {
+        token: place
+        for place, token in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet])
+    }
     core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<|im_start|>", eos_token="<|im_end|>", unk_token="<|endoftext|>"
+        tokenizer_object=core,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        unk_token="<|endoftext|>",
     )
 
 
@@ -105,16 +111,21 @@ def sequences(count: int = 12, length: int = 16) -> np.ndarray:
 
 
 def trainer(target, settings: DistillSettings = SETTINGS) -> Trainer:
-    return Trainer(view_of(target, torch.float32), new_draft(target, settings), sequences(), settings)
+    return Trainer(
+        view_of(target, torch.float32), new_draft(target, settings), sequences(), settings
+    )
 
 
-# --- the functional LLaMA ------------------------------------------------------------------------------------------
+# --- the functional LLaMA
+# ------------------------------------------------------------------------------------------
 
 
 def test_forward_gives_the_logits_of_the_module(target):
     tokens = torch.from_numpy(sequences(3).astype(np.int64))
     view = view_of(target, torch.float32)
-    torch.testing.assert_close(forward(view, tokens) @ view.head.T, target(tokens).logits, rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        forward(view, tokens) @ view.head.T, target(tokens).logits, rtol=0, atol=2e-5
+    )
 
 
 def test_decode_step_by_step_gives_the_whole_pass(target):
@@ -130,7 +141,9 @@ def test_gradients_reach_the_module_and_equal_its_own(target):
     with torch.no_grad():
         for block in draft.model.layers:
             block.mlp.down_proj.weight.normal_(0, 0.2, generator=torch.Generator().manual_seed(1))
-            block.self_attn.o_proj.weight.normal_(0, 0.2, generator=torch.Generator().manual_seed(2))
+            block.self_attn.o_proj.weight.normal_(
+                0, 0.2, generator=torch.Generator().manual_seed(2)
+            )
     tokens = torch.from_numpy(sequences(2).astype(np.int64))
     found = []
     for run in (
@@ -153,7 +166,8 @@ def test_other_architectures_are_refused(target):
         view_of(Other(), torch.float32)
 
 
-# --- loss ----------------------------------------------------------------------------------------------------------
+# --- loss
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_overlap_and_kl_by_hand():
@@ -167,7 +181,10 @@ def test_overlap_and_kl_by_hand():
 
 def test_token_terms_equal_the_definitions_at_each_temperature():
     generator = torch.Generator().manual_seed(0)
-    z_target, z_draft = torch.randn(5, 11, generator=generator) * 3, torch.randn(5, 11, generator=generator)
+    z_target, z_draft = (
+        torch.randn(5, 11, generator=generator) * 3,
+        torch.randn(5, 11, generator=generator),
+    )
     tau = torch.tensor([0.6, 0.8, 1.0, 1.0, 2.0])[:, None]
     kl, shared, _ = token_terms(z_target, z_draft, tau, torch.tensor(1.0), torch.tensor(0.0))
     p, q = torch.softmax(z_target / tau, -1), torch.softmax(z_draft / tau, -1)
@@ -177,10 +194,16 @@ def test_token_terms_equal_the_definitions_at_each_temperature():
 
 def test_loss_gradient_equals_automatic_differentiation_for_any_chunk():
     generator = torch.Generator().manual_seed(3)
-    h_target, head_target = torch.randn(7, 6, generator=generator), torch.randn(13, 6, generator=generator)
+    h_target, head_target = (
+        torch.randn(7, 6, generator=generator),
+        torch.randn(13, 6, generator=generator),
+    )
     tau = torch.tensor([0.6, 0.8, 1.0, 0.6, 0.8, 1.0, 1.0])[:, None]
     kl_weight, tv_weight = torch.tensor(0.4), torch.tensor(1.7)
-    start_h, start_head = torch.randn(7, 4, generator=generator), torch.randn(13, 4, generator=generator)
+    start_h, start_head = (
+        torch.randn(7, 4, generator=generator),
+        torch.randn(13, 4, generator=generator),
+    )
 
     h, head = start_h.clone().requires_grad_(), start_head.clone().requires_grad_()
     p, q = torch.softmax(h_target @ head_target.T / tau, -1), torch.softmax(h @ head.T / tau, -1)
@@ -197,7 +220,8 @@ def test_loss_gradient_equals_automatic_differentiation_for_any_chunk():
         torch.testing.assert_close(mine_head.grad, 2 * head.grad, rtol=1e-4, atol=1e-6)
 
 
-# --- sampling ------------------------------------------------------------------------------------------------------
+# --- sampling
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("vocab", "block"), [(16, 4), (10, 4), (5, 256)])
@@ -220,7 +244,12 @@ def test_rows_start_from_openers_and_go_on_with_new_ones_after_the_end(target):
     rows, length, end = 4, 24, set(range(3, 200))  # nearly every drawn token ends the text
     lists = [[200 + i] * (i % 3 + 1) for i in range(12)]
     sampler = Sampler(
-        view_of(target, torch.float32), rows=rows, length=length, openers=12, opener_length=3, end_tokens=sorted(end)
+        view_of(target, torch.float32),
+        rows=rows,
+        length=length,
+        openers=12,
+        opener_length=3,
+        end_tokens=sorted(end),
     )
     uniform = torch.rand(length, rows, generator=torch.Generator().manual_seed(0))
     tokens = sampler.launch(lists, torch.ones(rows), uniform).tolist()
@@ -252,7 +281,9 @@ def test_sampled_tokens_follow_the_target(target):
 
 
 def test_sampler_refuses_wrong_openers(target):
-    sampler = Sampler(view_of(target, torch.float32), rows=2, length=4, openers=2, opener_length=2, end_tokens=())
+    sampler = Sampler(
+        view_of(target, torch.float32), rows=2, length=4, openers=2, opener_length=2, end_tokens=()
+    )
     with pytest.raises(ValueError, match="built for 2"):
         sampler.launch([[3]], torch.ones(2), torch.rand(4, 2))
     with pytest.raises(ValueError, match="empty"):
@@ -271,14 +302,19 @@ def test_shards_are_whole_and_in_order(tmp_path):
 
 
 def test_shard_draws_depend_on_seed_and_shard_only():
-    first, again, other = shard_draws(SETTINGS, 3), shard_draws(SETTINGS, 3), shard_draws(SETTINGS, 4)
+    first, again, other = (
+        shard_draws(SETTINGS, 3),
+        shard_draws(SETTINGS, 3),
+        shard_draws(SETTINGS, 4),
+    )
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[1], other[1])
     assert set(first[0].tolist()) <= set(torch.tensor(SETTINGS.sample_temperatures).tolist())
 
 
-# --- openers -------------------------------------------------------------------------------------------------------
+# --- openers
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_openers_are_deterministic_distinct_and_bounded(tokenizer):
@@ -301,7 +337,8 @@ def test_every_template_fills_and_the_grammar_is_large():
     assert len({write_opener("news", rng) for _ in range(5000)}) > 4300
 
 
-# --- training ------------------------------------------------------------------------------------------------------
+# --- training
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_principal_embedding_keeps_all_geometry_at_full_width():
@@ -313,7 +350,9 @@ def test_principal_embedding_keeps_all_geometry_at_full_width():
 
 
 def test_schedules():
-    settings = DistillSettings(max_tokens=1000 * 128 * 256, warmup_steps=10, decay_share=0.5, tv_start=0.6)
+    settings = DistillSettings(
+        max_tokens=1000 * 128 * 256, warmup_steps=10, decay_share=0.5, tv_start=0.6
+    )
     assert settings.steps == 1000
     assert learning_rate_scale(0, settings) == pytest.approx(0.1)
     assert learning_rate_scale(300, settings) == 1
@@ -324,7 +363,9 @@ def test_schedules():
 
 
 def test_loss_falls_on_repeated_text(target):
-    settings = DistillSettings(**{**SETTINGS.as_dict(), "max_tokens": 120 * 64, "sample_temperatures": (1.0,)})
+    settings = DistillSettings(
+        **{**SETTINGS.as_dict(), "max_tokens": 120 * 64, "sample_temperatures": (1.0,)}
+    )
     run = trainer(target, settings)
     values = [run.train_step() for _ in range(settings.steps)]
     kl = [value[1].item() for value in values]
@@ -373,7 +414,9 @@ def test_epochs_visit_every_sequence_once(target):
     for step in range(3):  # 12 sequences, 4 a step
         run.step = step
         seen.append(run.sequences[run._indices()])
-    assert sorted(map(tuple, np.concatenate(seen).tolist())) == sorted(map(tuple, sequences().tolist()))
+    assert sorted(map(tuple, np.concatenate(seen).tolist())) == sorted(
+        map(tuple, sequences().tolist())
+    )
 
 
 def test_saved_draft_loads_plainly_in_bfloat16(target, tmp_path):
@@ -382,19 +425,30 @@ def test_saved_draft_loads_plainly_in_bfloat16(target, tmp_path):
     loaded = load_draft(tmp_path, torch.bfloat16)
     assert loaded.config.vocab_size == 259
     assert loaded.dtype == torch.bfloat16
-    assert torch.equal(loaded.model.embed_tokens.weight, draft.model.embed_tokens.weight.to(torch.bfloat16))
+    assert torch.equal(
+        loaded.model.embed_tokens.weight, draft.model.embed_tokens.weight.to(torch.bfloat16)
+    )
     assert loaded.lm_head.weight.data_ptr() == loaded.model.embed_tokens.weight.data_ptr()
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-# --- evaluation ----------------------------------------------------------------------------------------------------
+# --- evaluation
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_a_draft_equal_to_the_target_overlaps_fully(target):
     view = view_of(target, torch.float32)
     prompts = [[5, 6, 7, 8], [9, 10]]
     one = continue_prompts(
-        view, view, prompts, name="x", temperature=0.6, prompt_tokens=4, new_tokens=5, end_tokens=(), seed=1
+        view,
+        view,
+        prompts,
+        name="x",
+        temperature=0.6,
+        prompt_tokens=4,
+        new_tokens=5,
+        end_tokens=(),
+        seed=1,
     )
     assert one.rows.tolist() == [0] * 5 + [1] * 5
     assert one.positions.tolist() == [3, 4, 5, 6, 7, 1, 2, 3, 4, 5]
@@ -445,16 +499,31 @@ def test_read_prompts(tokenizer, tmp_path):
         read_prompts(path, tokenizer, 3)
 
 
-# --- command line --------------------------------------------------------------------------------------------------
+# --- command line
+# --------------------------------------------------------------------------------------------------
 
 
 def test_commands_from_end_to_end_and_sampling_resumes(target_folder, tmp_path, capsys):
     base = ["--target", str(target_folder), "--device", "cpu", "--seed", "5"]
-    sample = [*base, "--out", str(tmp_path / "s"), "--sample-tokens", "384", "--rows", "8", "--length", "16"]
+    sample = [
+        *base,
+        "--out",
+        str(tmp_path / "s"),
+        "--sample-tokens",
+        "384",
+        "--rows",
+        "8",
+        "--length",
+        "16",
+    ]
     assert main(["sample", *sample]) == 0
     files = sorted((tmp_path / "s").iterdir())
     before = [path.read_bytes() for path in files]
-    assert [path.name for path in files] == ["shard-00000.npy", "shard-00001.npy", "shard-00002.npy"]
+    assert [path.name for path in files] == [
+        "shard-00000.npy",
+        "shard-00001.npy",
+        "shard-00002.npy",
+    ]
     files[1].unlink()
     kept = files[0].stat().st_mtime_ns
     assert main(["sample", *sample]) == 0
@@ -476,14 +545,31 @@ def test_commands_from_end_to_end_and_sampling_resumes(target_folder, tmp_path, 
         *shape,
         *measured,
     ]
-    assert main(["train", *train, "--batch-rows", "8", "--save-every", "1", "--eval-every", "2"]) == 0
-    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert (
+        main(["train", *train, "--batch-rows", "8", "--save-every", "1", "--eval-every", "2"]) == 0
+    )
+    records = [
+        json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    ]
     assert records[-1]["step"] == 2
     assert 0 < records[-1]["prompts/T=1/overlap"] < 1
 
     capsys.readouterr()
     out = tmp_path / "numbers.json"
-    assert main(["evaluate", *base, "--draft", str(tmp_path / "run" / "draft"), *measured, "--out", str(out)]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                *base,
+                "--draft",
+                str(tmp_path / "run" / "draft"),
+                *measured,
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
 
 
@@ -493,12 +579,24 @@ def test_commands_from_end_to_end_and_sampling_resumes(target_folder, tmp_path, 
         (["sample", "--out", "x", "--rows", "0"], ("--rows 0", "at least 1")),
         (["train", "--out", "x", "--samples", "nowhere"], ("--samples nowhere", "sample command")),
         (["evaluate", "--draft", "nowhere"], ("required: --prompts",)),
-        (["evaluate", "--draft", "nowhere", "--prompts", "none.jsonl"], ("none.jsonl", "does not exist")),
+        (
+            ["evaluate", "--draft", "nowhere", "--prompts", "none.jsonl"],
+            ("none.jsonl", "does not exist"),
+        ),
         (["sample", "--out", "x", "--row", "4"], ("--row",)),
         (["sample", "--out", "x", "--rows", "many"], ("--rows", "many")),
-        (["sample", "--out", "x", "--device", "toaster"], ("--device toaster", "not on this machine")),
-        (["sample", "--out", "x", "--target", "./no/where"], ("--target ./no/where", "there is no such folder")),
-        (["sample", "--out", "x", "--seed", "1", "--length", "1"], ("--length 1", "try --length 256")),
+        (
+            ["sample", "--out", "x", "--device", "toaster"],
+            ("--device toaster", "not on this machine"),
+        ),
+        (
+            ["sample", "--out", "x", "--target", "./no/where"],
+            ("--target ./no/where", "there is no such folder"),
+        ),
+        (
+            ["sample", "--out", "x", "--seed", "1", "--length", "1"],
+            ("--length 1", "try --length 256"),
+        ),
     ],
 )
 def test_bad_input_is_one_line_that_names_flag_and_remedy(
@@ -515,6 +613,12 @@ def test_bad_input_is_one_line_that_names_flag_and_remedy(
 
 
 def test_settings_refuse_what_cannot_work():
-    for wrong in ({"length": 1}, {"loss_temperatures": (0.0,)}, {"batch_rows": 6}, {"heads": 3}, {"tv_start": 2.0}):
+    for wrong in (
+        {"length": 1},
+        {"loss_temperatures": (0.0,)},
+        {"batch_rows": 6},
+        {"heads": 3},
+        {"tv_start": 2.0},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong)).replace("_", "-")):
             DistillSettings(**wrong)

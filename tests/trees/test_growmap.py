@@ -28,7 +28,20 @@ def test_chains_and_kary_trees() -> None:
     assert build_growmap("2ary4").size == 31
 
 
-BAD_SPECS = ["", "4x", "x8", "0x8", "4x0", "chain0", "bush", "4x8x2", "-1x3", "9ary9", "9ary3000000", "1" * 5000 + "x1"]
+BAD_SPECS = [
+    "",
+    "4x",
+    "x8",
+    "0x8",
+    "4x0",
+    "chain0",
+    "bush",
+    "4x8x2",
+    "-1x3",
+    "9ary9",
+    "9ary3000000",
+    "1" * 5000 + "x1",
+]
 
 
 @pytest.mark.parametrize("spec", BAD_SPECS, ids=lambda spec: spec[:12])
@@ -71,7 +84,13 @@ def test_the_file_holds_the_fields_others_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "spec"),
-    [("4x8-tree", "4x8"), ("8x8-tree", "8x8"), ("chain8", "chain8"), ("2ary4", "2ary4"), ("2x2", "2x2")],
+    [
+        ("4x8-tree", "4x8"),
+        ("8x8-tree", "8x8"),
+        ("chain8", "chain8"),
+        ("2ary4", "2ary4"),
+        ("2x2", "2x2"),
+    ],
 )
 def test_shipped_files_are_what_they_are_called(name: str, spec: str) -> None:
     assert load_growmap(SHIPPED / f"{name}.pt") == build_growmap(spec)
@@ -104,7 +123,10 @@ def test_a_bad_file_names_the_field(field: str, how: str, tmp_path: Path) -> Non
 
 
 def test_a_loop_in_successors_is_refused(tmp_path: Path) -> None:
-    torch.save(build_growmap("2x2").to_dict() | {"Successors": [[], [1, 2], [3], [4], []]}, tmp_path / "loop.pt")
+    torch.save(
+        build_growmap("2x2").to_dict() | {"Successors": [[], [1, 2], [3], [4], []]},
+        tmp_path / "loop.pt",
+    )
     with pytest.raises(UsageError, match="'Successors' is not a tree"):
         load_growmap(tmp_path / "loop.pt")
 
@@ -126,14 +148,18 @@ def test_corrupt_and_foreign_files_are_refused(content: bytes, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["", ".", "no/folder.pt"])
-def test_paths_that_cannot_be_written(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_that_cannot_be_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="cannot be written"):
         save_growmap(build_growmap("2x2"), name)
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".partial"]
 
 
-@pytest.mark.parametrize("bad", [{"mask": torch.eye(5).to_sparse()}, {"roots": [[torch.tensor([1, 2])]]}])
+@pytest.mark.parametrize(
+    "bad", [{"mask": torch.eye(5).to_sparse()}, {"roots": [[torch.tensor([1, 2])]]}]
+)
 def test_odd_tensors_in_a_file_are_refused(bad: dict[str, Any], tmp_path: Path) -> None:
     torch.save(build_growmap("2x2").to_dict() | bad, tmp_path / "bad.pt")
     with pytest.raises(UsageError, match="contradicts 'Successors'"):

@@ -10,7 +10,14 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from dynasurge import Growmap, UsageError, best_size, build_growmap, expected_accepted, optimal_growmap
+from dynasurge import (
+    Growmap,
+    UsageError,
+    best_size,
+    build_growmap,
+    expected_accepted,
+    optimal_growmap,
+)
 from dynasurge.trees.optimal_growmap import MAX_DEPTH, MAX_NODES
 
 
@@ -25,7 +32,10 @@ def random_vector(rng: random.Random, ranks: int, *, falling: bool) -> list[floa
 def heap_value(acceptance: Sequence[float], nodes: int, depth: int) -> float:
     """Best first: a slot is worth the product along its path; growing one frees its next sibling
     and its first child."""
-    value, slots = 0.0, [(-acceptance[0], 0, 1, 1.0)]  # minus the slot's value, rank, level, its parent's value
+    value, slots = (
+        0.0,
+        [(-acceptance[0], 0, 1, 1.0)],
+    )  # minus the slot's value, rank, level, its parent's value
     for _ in range(nodes):
         if not slots:
             break
@@ -73,7 +83,9 @@ def test_the_programme_equals_the_heap_on_falling_vectors(seed: int) -> None:
     assert tree.size <= nodes + 1
     assert tree.depth <= depth
     assert max(map(len, tree.children)) <= len(vector)
-    assert expected_accepted(tree, vector) == pytest.approx(heap_value(vector, nodes, depth), rel=1e-12)
+    assert expected_accepted(tree, vector) == pytest.approx(
+        heap_value(vector, nodes, depth), rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("falling", [True, False])
@@ -81,9 +93,16 @@ def test_the_programme_equals_the_heap_on_falling_vectors(seed: int) -> None:
 def test_no_small_tree_is_better(seed: int, falling: bool) -> None:
     """With vectors that rise, too: rank 1 costs a node of rank 0 first, and the programme knows."""
     rng = random.Random(seed)
-    levels = [random_vector(rng, rng.randint(1, 4), falling=falling) for _ in range(rng.randint(1, 3))]
+    levels = [
+        random_vector(rng, rng.randint(1, 4), falling=falling) for _ in range(rng.randint(1, 3))
+    ]
     for nodes, depth in itertools.product(range(1, 7), (1, 2, 3, 6)):
-        best = max(value_by_hand(g, levels) for n in range(1, nodes + 1) for g in every_tree(n) if g.depth <= depth)
+        best = max(
+            value_by_hand(g, levels)
+            for n in range(1, nodes + 1)
+            for g in every_tree(n)
+            if g.depth <= depth
+        )
         tree = optimal_growmap(levels, nodes, depth)
         assert tree.size <= nodes + 1
         assert tree.depth <= depth
@@ -93,8 +112,12 @@ def test_no_small_tree_is_better(seed: int, falling: bool) -> None:
 
 def test_expected_accepted_by_hand() -> None:
     two_chains = build_growmap("2x2")
-    assert expected_accepted(two_chains, [0.5, 0.25]) == pytest.approx(0.5 + 0.25 + 0.5 * 0.5 + 0.25 * 0.5)
-    assert expected_accepted(two_chains, [0.5]) == pytest.approx(0.5 + 0.5 * 0.5), "rank 1 is never accepted"
+    assert expected_accepted(two_chains, [0.5, 0.25]) == pytest.approx(
+        0.5 + 0.25 + 0.5 * 0.5 + 0.25 * 0.5
+    )
+    assert expected_accepted(two_chains, [0.5]) == pytest.approx(0.5 + 0.5 * 0.5), (
+        "rank 1 is never accepted"
+    )
     assert expected_accepted(two_chains, [[0.5, 0.25], [0.1]]) == pytest.approx(0.75 + 0.75 * 0.1)
     assert expected_accepted(Growmap(parents=(-1,)), [0.5]) == 0
 
@@ -102,13 +125,19 @@ def test_expected_accepted_by_hand() -> None:
 def test_known_optimal_trees() -> None:
     assert optimal_growmap([0.9, 0.05], 4, 4) == build_growmap("chain4")
     assert optimal_growmap([0.4, 0.3, 0.2], 3, 4) == build_growmap("3x1")
-    assert optimal_growmap([0.9, 0.05], 4, 2).parents == (-1, 0, 0, 1, 1), "the bound stops the chain"
-    assert optimal_growmap([0.01, 0.9], 3, 2).parents == (-1, 0, 0, 2), "a poor rank 0 opens the way to a good rank 1"
+    assert optimal_growmap([0.9, 0.05], 4, 2).parents == (-1, 0, 0, 1, 1), (
+        "the bound stops the chain"
+    )
+    assert optimal_growmap([0.01, 0.9], 3, 2).parents == (-1, 0, 0, 2), (
+        "a poor rank 0 opens the way to a good rank 1"
+    )
     assert optimal_growmap([[0.2, 0.2], [0.9]], 4, 2) == build_growmap("2x2"), "levels of their own"
 
 
 def test_nodes_that_add_nothing_are_left_out() -> None:
-    assert optimal_growmap([0.6, 0.2], 100, 2).size == 7, "two ranks on two levels have room for six"
+    assert optimal_growmap([0.6, 0.2], 100, 2).size == 7, (
+        "two ranks on two levels have room for six"
+    )
     assert optimal_growmap([0.6, 0.0, 0.0], 5, 2) == build_growmap("chain2")
     assert optimal_growmap([[0.6], [0.0]], 5, 5) == build_growmap("chain1")
 
@@ -123,7 +152,9 @@ def test_the_largest_size_of_use_takes_no_time_to_find() -> None:
 def test_best_size_is_the_fastest_of_every_small_tree() -> None:
     curve = {1: 1.0, 3: 1.1, 7: 2.0}
     seconds = {2: 1.05, 3: 1.1, 4: 1.325, 5: 1.55, 6: 1.775, 7: 2.0}
-    for vector, draft_time in itertools.product(([0.9, 0.05], [0.4, 0.3, 0.2], [0.2, 0.5]), (0.0, 0.1, 1.0)):
+    for vector, draft_time in itertools.product(
+        ([0.9, 0.05], [0.4, 0.3, 0.2], [0.2, 0.5]), (0.0, 0.1, 1.0)
+    ):
         best = max(
             (value_by_hand(g, [vector]) + 1) / (seconds[g.size] + g.depth * draft_time)
             for n in range(1, 7)
@@ -131,17 +162,25 @@ def test_best_size_is_the_fastest_of_every_small_tree() -> None:
         )
         chosen = best_size(vector, curve, draft_time, max_nodes=20)
         assert chosen.tokens_per_second == pytest.approx(best, rel=1e-12)
-        assert chosen.seconds == pytest.approx(seconds[chosen.growmap.size] + chosen.growmap.depth * draft_time)
-        assert chosen.expected_accepted == pytest.approx(value_by_hand(chosen.growmap, [vector]), rel=1e-12)
+        assert chosen.seconds == pytest.approx(
+            seconds[chosen.growmap.size] + chosen.growmap.depth * draft_time
+        )
+        assert chosen.expected_accepted == pytest.approx(
+            value_by_hand(chosen.growmap, [vector]), rel=1e-12
+        )
 
 
 def test_best_size_picks_the_chain_or_the_bush() -> None:
     """Nodes that cost and free drafts ask for a chain; dear drafts and free nodes for one wide
     level."""
     sure, unsure = [0.9, 0.05], [0.4, 0.3, 0.2]
-    assert best_size(sure, lambda n: 1 + 0.1 * n, 0.0, max_nodes=4).growmap == build_growmap("chain4")
+    assert best_size(sure, lambda n: 1 + 0.1 * n, 0.0, max_nodes=4).growmap == build_growmap(
+        "chain4"
+    )
     assert best_size(unsure, lambda n: 1.0, 1.0, max_nodes=3).growmap == build_growmap("3x1")
-    assert best_size(unsure, lambda n: 1.0, 0.0, max_nodes=40, max_depth=3).growmap == build_growmap("3ary3")
+    assert best_size(
+        unsure, lambda n: 1.0, 0.0, max_nodes=40, max_depth=3
+    ).growmap == build_growmap("3ary3")
 
 
 BAD_VECTORS = [

@@ -40,7 +40,9 @@ def nodes(vocabs: tuple[int, ...]) -> Iterator[tuple[torch.Tensor, torch.Tensor]
 def drafts_law(q: torch.Tensor, k: int, policy: str) -> dict[frozenset[int], float]:
     """The law of the set of children, from the policy itself. Chance must be scripted."""
     law: dict[frozenset[int], float] = defaultdict(float)
-    for weight, children in toy.enumerate_runs(lambda script: POLICIES[policy](q[None], [Wish(k=k)], script)[0]):
+    for weight, children in toy.enumerate_runs(
+        lambda script: POLICIES[policy](q[None], [Wish(k=k)], script)[0]
+    ):
         law[frozenset(children.tokens)] += weight
     return law
 
@@ -52,7 +54,11 @@ def draws_law(q: torch.Tensor, k: int) -> dict[frozenset[int], float]:
     for _ in range(k):
         longer: dict[frozenset[int], float] = defaultdict(float)
         for drawn, weight in law.items():
-            left = {token: mass for token, mass in enumerate(q.tolist()) if mass > 0 and token not in drawn}
+            left = {
+                token: mass
+                for token, mass in enumerate(q.tolist())
+                if mass > 0 and token not in drawn
+            }
             for token, mass in left.items():
                 longer[drawn | {token}] += weight * mass / sum(left.values())
         law = longer
@@ -72,10 +78,14 @@ def best_coupling(p: torch.Tensor, law: dict[frozenset[int], float]) -> float:
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_bound_is_the_optimum_of_the_linear_programme(policy: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bound_is_the_optimum_of_the_linear_programme(
+    policy: str, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     toy.scripted(monkeypatch)
     for p, q in nodes((1, 2, 3, 4, 5)):
-        assert acceptance_bound(p, q, k, policy) == pytest.approx(best_coupling(p, drafts_law(q, k, policy)), abs=1e-9)
+        assert acceptance_bound(p, q, k, policy) == pytest.approx(
+            best_coupling(p, drafts_law(q, k, policy)), abs=1e-9
+        )
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -100,7 +110,9 @@ def test_no_rule_is_above_the_bound(policy: str, k: int, monkeypatch: pytest.Mon
 
 def test_one_sampled_child_is_accepted_with_the_overlap() -> None:
     for p, q in nodes((1, 3, 50)):
-        assert acceptance_bound(p, q, 1, "sampled") == pytest.approx(float(torch.minimum(p, q).sum()), abs=1e-12)
+        assert acceptance_bound(p, q, 1, "sampled") == pytest.approx(
+            float(torch.minimum(p, q).sum()), abs=1e-12
+        )
 
 
 @pytest.mark.parametrize("k", [2, 3, 4])
@@ -109,7 +121,9 @@ def test_the_best_set_is_a_prefix_of_the_tokens_by_p_over_q(k: int) -> None:
     for p, q in nodes((3, 5, 6)):
         law = draws_law(q, min(k, int((q > 0).sum())))
         inside = {
-            frozenset(chosen): sum(weight for drafts, weight in law.items() if drafts <= set(chosen))
+            frozenset(chosen): sum(
+                weight for drafts, weight in law.items() if drafts <= set(chosen)
+            )
             for size in range(len(q) + 1)
             for chosen in itertools.combinations(range(len(q)), size)
         }
@@ -129,7 +143,9 @@ def test_quadrature_against_all_draws(vocab: int, k: int, sharpness: float) -> N
     """Every prefix, for masses up to some twenty orders of magnitude apart."""
     q = distribution(vocab, vocab, sharpness)
     law = draws_law(q, k)
-    escape = [sum(w for drafts, w in law.items() if max(drafts) >= size) for size in range(vocab + 1)]
+    escape = [
+        sum(w for drafts, w in law.items() if max(drafts) >= size) for size in range(vocab + 1)
+    ]
     assert single_node_bound._escape(q, k).tolist() == pytest.approx(escape, abs=1e-11)
 
 
@@ -139,15 +155,21 @@ def test_zeros_ties_and_too_few_tokens() -> None:
     for policy, k in itertools.product(POLICIES, (1, 2, 3, 9)):
         assert acceptance_bound(one, one, k, policy) == 1
         assert acceptance_bound(p, q, k, policy) == 0, "disjoint supports"
-        assert acceptance_bound(p, p, k, policy) == pytest.approx(0.7 if (policy, k) == ("topk", 1) else 1)
+        assert acceptance_bound(p, p, k, policy) == pytest.approx(
+            0.7 if (policy, k) == ("topk", 1) else 1
+        )
     p, q = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0.5, 0.5, 0.0, 0.0])
     for policy in POLICIES:
-        assert acceptance_bound(p, q, 3, policy) == pytest.approx(0.3), "both tokens that the draft knows"
+        assert acceptance_bound(p, q, 3, policy) == pytest.approx(0.3), (
+            "both tokens that the draft knows"
+        )
     uniform = torch.full((6,), 1 / 6)
     for k in range(1, 6):
         assert acceptance_bound(uniform, uniform, k, "sampled") == pytest.approx(1)
         assert acceptance_bound(uniform, uniform, k, "topk") == pytest.approx(k / 6)
-    assert acceptance_bound(3 * p, 7 * q.flip(0), 1, "hybrid") == pytest.approx(0.7), "the scale does not matter"
+    assert acceptance_bound(3 * p, 7 * q.flip(0), 1, "hybrid") == pytest.approx(0.7), (
+        "the scale does not matter"
+    )
 
 
 @pytest.mark.parametrize("k", [4, 8])
@@ -161,10 +183,14 @@ def test_a_whole_vocabulary_agrees_with_draws(k: int, monkeypatch: pytest.Monkey
     p, q = p[order], q[order]
     escape = single_node_bound._escape(q, k)
     best = acceptance_bound(p, q, k, "sampled")
-    assert best == pytest.approx(float((torch.cat([p.new_zeros(1), p.cumsum(0)]) + escape).min()), abs=1e-12)
+    assert best == pytest.approx(
+        float((torch.cat([p.new_zeros(1), p.cumsum(0)]) + escape).min()), abs=1e-12
+    )
 
     generator = torch.Generator().manual_seed(2)
-    last = torch.cat([draw_distinct(q.expand(50, -1), k, generator).amax(1) for _ in range(draws // 50)])
+    last = torch.cat(
+        [draw_distinct(q.expand(50, -1), k, generator).amax(1) for _ in range(draws // 50)]
+    )
     for size in torch.searchsorted(escape.flip(0), torch.tensor([0.1, 0.5, 0.9], dtype=q.dtype)):
         prefix = vocab - int(size)
         chance = float(escape[prefix])

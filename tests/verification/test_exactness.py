@@ -48,14 +48,26 @@ def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_drafter(
-    draft: toy.Table, shape: Shape, policy: str, lookup: bool = False, T: float = 1.0, values: str = "learned"
+    draft: toy.Table,
+    shape: Shape,
+    policy: str,
+    lookup: bool = False,
+    T: float = 1.0,
+    values: str = "learned",
 ) -> Drafter:
     copies = Lookup() if lookup else None
     acceptance = make_acceptance(values, "topdown", T)
     return Drafter(toy.TableEngine(draft), shape, POLICIES[policy], acceptance, copies, T=T, P=1.0)
 
 
-def grow(draft: toy.Table, shape: Shape, policy: str, script: Any, T: float = 1.0, values: str = "learned") -> Any:
+def grow(
+    draft: toy.Table,
+    shape: Shape,
+    policy: str,
+    script: Any,
+    T: float = 1.0,
+    values: str = "learned",
+) -> Any:
     drafter = make_drafter(draft, shape, policy, T=T, values=values)
     drafter.start(())
     return drafter.grow(PROMPT, script, shape.max_depth)
@@ -86,9 +98,12 @@ def test_static_growth_is_lossless(name: str, rule: str, policy: str, zeros: boo
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("rule", DYNAMIC_RULES)
 @pytest.mark.parametrize(
-    ("budget", "depth", "children"), [(1, 2, 2), (2, 3, 2), (3, 2, 3), (3, 3, 2), (4, 2, 2), (5, 2, 2)]
+    ("budget", "depth", "children"),
+    [(1, 2, 2), (2, 3, 2), (3, 2, 3), (3, 3, 2), (4, 2, 2), (5, 2, 2)],
 )
-def test_dynamic_growth_is_lossless(budget: int, depth: int, children: int, rule: str, policy: str) -> None:
+def test_dynamic_growth_is_lossless(
+    budget: int, depth: int, children: int, rule: str, policy: str
+) -> None:
     shape = BestFirst(budget=budget, max_depth=depth, max_children=children)
     target, draft = toy.random_table(3), toy.random_table(4)
     trees = list(grown(draft, shape, policy))
@@ -108,7 +123,9 @@ def test_the_prototypes_shape_is_lossless(rule: str) -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("rule", DYNAMIC_RULES)
 @pytest.mark.parametrize("paid", [False, True], ids=["filled", "paid"])
-def test_copies_and_costs_are_lossless(rule: str, policy: str, paid: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_and_costs_are_lossless(
+    rule: str, policy: str, paid: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Text that repeats itself, and nodes that have to pay: the second tree of a prompt, after one
     step of learning."""
     if policy == "sampled":
@@ -129,7 +146,9 @@ def test_copies_and_costs_are_lossless(rule: str, policy: str, paid: bool, monke
     trees = [(weight, result.tree, result.q) for weight, result in toy.enumerate_runs(second)]
     slots = [slot for _, result in toy.enumerate_runs(second) for slot in result.slots]
     assert any(slot.kind.startswith(("echo", "lookup", "blind")) for slot in slots) or paid
-    assert min(tree.size for _, tree, _ in trees) < 4 or not paid or policy != "sampled", "not every node pays"
+    assert min(tree.size for _, tree, _ in trees) < 4 or not paid or policy != "sampled", (
+        "not every node pays"
+    )
     law = toy.verify_law(iter(trees), RULES[rule], target, text, 4)
     assert toy.total_variation(law, toy.target_law(target, text, 4)) < 1e-12
 
@@ -146,7 +165,11 @@ def test_a_sampled_child_is_kept_whatever_grows_below_its_later_siblings(rule: s
     """A confident point above a near-uniform level: were the hybrid's first child worth less than
     the point behind it, its place would depend on a token drawn below that point, and traversal
     would be off by 0.1."""
-    rows = {PROMPT: [0.72, 0.16, 0.12], (*PROMPT, 0): [0.36, 0.33, 0.31], (*PROMPT, 0, 1): [0.99, 0.006, 0.004]}
+    rows = {
+        PROMPT: [0.72, 0.16, 0.12],
+        (*PROMPT, 0): [0.36, 0.33, 0.31],
+        (*PROMPT, 0, 1): [0.99, 0.006, 0.004],
+    }
     shape = BestFirst(budget=3, max_depth=3, max_children=2)
     trees = list(grown(lambda context: rows.get(context, [0.5, 0.3, 0.2]), shape, "hybrid"))
     targets = [toy.random_table(seed) for seed in range(3)]
@@ -162,18 +185,31 @@ def test_a_slot_keeps_its_place_whether_or_not_its_token_pays_for_a_pass(rule: s
     rows = {PROMPT: [0.7, 0.2, 0.1], (*PROMPT, 0): [0.5, 0.5, 0.0]}
     costs = Costs(widths=(1, 8), target_seconds=(1.0, 1.0 + 1e-6), draft_seconds=(0.51, 0.51))
     shape = Thrifty(budget=3, max_depth=2, max_children=2, costs=costs)
-    trees = list(grown(lambda context: rows.get(context, [1.0, 0.0, 0.0]), shape, "sampled", values="own"))
+    trees = list(
+        grown(lambda context: rows.get(context, [1.0, 0.0, 0.0]), shape, "sampled", values="own")
+    )
     assert distance(trees, RULES[rule], lambda context: [0.1, 0.45, 0.45], 3) < 1e-12
 
 
 @pytest.mark.parametrize(
     ("seed", "budget", "seconds", "values"),
-    [(0, 4, 0.308, "learned"), (0, 4, 0.134, "own"), (8, 4, 0.383, "own"), (9, 3, 0.586, "own"), (23, 3, 0.563, "own")],
+    [
+        (0, 4, 0.308, "learned"),
+        (0, 4, 0.134, "own"),
+        (8, 4, 0.383, "own"),
+        (9, 3, 0.586, "own"),
+        (23, 3, 0.563, "own"),
+    ],
 )
-def test_passes_that_pay_for_some_tokens_only_are_lossless(seed: int, budget: int, seconds: float, values: str) -> None:
+def test_passes_that_pay_for_some_tokens_only_are_lossless(
+    seed: int, budget: int, seconds: float, values: str
+) -> None:
     """Models and prices found by search: were levels not final, texts would be off by 4e-5
     (learned) to 0.13 (own)."""
-    target, draft = toy.random_table(seed + 1000, sharpness=2.0), toy.random_table(seed + 50, sharpness=2.0)
+    target, draft = (
+        toy.random_table(seed + 1000, sharpness=2.0),
+        toy.random_table(seed + 50, sharpness=2.0),
+    )
     forked = 0
     for price in (seconds, 0.1, 0.2, 0.3, 0.4):
         costs = Costs(widths=(1, 8), target_seconds=(1.0, 1.0 + 7e-6), draft_seconds=(price, price))
@@ -201,10 +237,14 @@ def test_two_steps_of_the_decode_loop_are_lossless(mode: str, rule: str) -> None
 
     def run(script: Any) -> tuple[int, ...]:
         drafter = make_drafter(draft, shape, "sampled") if shape else None
-        decoder = Decoder(toy.TableEngine(target), drafter, partial(verify, RULES[rule]), T=1.0, P=1.0)
+        decoder = Decoder(
+            toy.TableEngine(target), drafter, partial(verify, RULES[rule]), T=1.0, P=1.0
+        )
         decoder.prefill(PROMPT)
         steps = decoder.steps(PROMPT, length, script)
-        return tuple(token for _, record in zip(range(2), steps, strict=False) for token in record.emitted)
+        return tuple(
+            token for _, record in zip(range(2), steps, strict=False) for token in record.emitted
+        )
 
     law: toy.Law = defaultdict(float)
     for weight, tokens in toy.enumerate_runs(run):
@@ -256,7 +296,9 @@ def paths_of(tree: TokenTree) -> Any:
 
 def estimate(path: Any, rank: int, chance: float) -> float:
     kind = ("first", "second", "third", "later")[min(rank, 3)]
-    return make_acceptance("fixed", "topdown", 1.0).estimate(kind + ("+" if path else ""), chance, chance)
+    return make_acceptance("fixed", "topdown", 1.0).estimate(
+        kind + ("+" if path else ""), chance, chance
+    )
 
 
 def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, script: Any) -> Any:
@@ -268,7 +310,10 @@ def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, scri
     def push(cap: float, path: Any, value: float, reach: float, used: tuple[int, ...]) -> None:
         probs = draft(PROMPT + tuple(token for _, token in path))
         left = [0.0 if token in used else p for token, p in enumerate(probs)]
-        slot = min(cap, value * reach * estimate(path, len(used), sum(p * p for p in left) / sum(left) ** 2))
+        slot = min(
+            cap,
+            value * reach * estimate(path, len(used), sum(p * p for p in left) / sum(left) ** 2),
+        )
         heap.append((slot, path, value, reach, used))
 
     push(1.0, (), 1.0, 1.0, ())
@@ -287,7 +332,8 @@ def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, scri
     return tuple(sorted(paths))
 
 
-# --- mistakes seen in public code: each must be caught -------------------------------------------------------------
+# --- mistakes seen in public code: each must be caught
+# -------------------------------------------------------------
 
 
 def reordered(tree: TokenTree, q: Any) -> TokenTree:
@@ -310,7 +356,9 @@ def pruned(tree: TokenTree, q: Any) -> TokenTree:
 @pytest.mark.parametrize("mistake", [reordered, pruned])
 def test_changing_a_drawn_tree_by_its_tokens_is_caught(mistake: Any) -> None:
     target, draft = toy.random_table(9), toy.random_table(10)
-    trees = [(w, mistake(t, q), q) for w, t, q in grown(draft, StaticShape(SHAPES["3x1"]), "sampled")]
+    trees = [
+        (w, mistake(t, q), q) for w, t, q in grown(draft, StaticShape(SHAPES["3x1"]), "sampled")
+    ]
     assert distance(trees, topdown, target, 2) > 1e-3
 
 
@@ -324,7 +372,10 @@ def test_merging_repeated_draws_is_caught() -> None:
         tokens = sorted({script.choose(q[0].tolist()) for _ in range(3)})
         n = len(tokens)
         return TokenTree(
-            tokens=(PROMPT[-1], *tokens), parents=(-1, *[0] * n), proposal=(1.0,) * (n + 1), point=(True, *[False] * n)
+            tokens=(PROMPT[-1], *tokens),
+            parents=(-1, *[0] * n),
+            proposal=(1.0,) * (n + 1),
+            point=(True, *[False] * n),
         )
 
     trees = [(weight, tree, q) for weight, tree in toy.enumerate_runs(run)]
@@ -335,7 +386,10 @@ def test_drawing_at_another_temperature_is_caught() -> None:
     target, draft = toy.random_table(9), toy.random_table(10)
     right = torch.tensor(draft(PROMPT), dtype=torch.float64)
     wrong = torch.softmax(right.log() / 0.5, -1)
-    trees = [(w, t, [wrong, *q[1:]]) for w, t, q in grown(draft, StaticShape(build_growmap("2x1")), "sampled")]
+    trees = [
+        (w, t, [wrong, *q[1:]])
+        for w, t, q in grown(draft, StaticShape(build_growmap("2x1")), "sampled")
+    ]
     assert distance(trees, topdown, target, 2) > 1e-3
 
 
@@ -356,11 +410,15 @@ def test_the_prototypes_rule_is_caught() -> None:
     assert toy.total_variation(law, toy.target_law(target, PROMPT, 3)) > 1e-2
 
 
-# --- what is known about accepted lengths ---------------------------------------------------------------------------
+# --- what is known about accepted lengths
+# ---------------------------------------------------------------------------
 
 
 def expected_length(rule: Rule, tree: TokenTree, p: Any, q: Any) -> float:
-    return sum(chance * depth for chance, depth in zip(rule(tree, p, q).stop.tolist(), tree.depths, strict=True))
+    return sum(
+        chance * depth
+        for chance, depth in zip(rule(tree, p, q).stop.tolist(), tree.depths, strict=True)
+    )
 
 
 def test_the_known_tree_where_traversal_accepts_less() -> None:
@@ -370,7 +428,9 @@ def test_the_known_tree_where_traversal_accepts_less() -> None:
     p = [[0.5, 0.5]] * 7
     q = [[0.999, 0.001], [0.9, 0.1], *[[0.5, 0.5]] * 5]
     lengths: dict[str, float] = defaultdict(float)
-    for weight, tree, rows in grown(lambda c: q[len(c) - len(PROMPT)], StaticShape(growmap), "sampled"):
+    for weight, tree, rows in grown(
+        lambda c: q[len(c) - len(PROMPT)], StaticShape(growmap), "sampled"
+    ):
         target = torch.tensor([p[d] for d in tree.depths], dtype=torch.float64)
         for name, rule in RULES.items():
             lengths[name] += weight * expected_length(rule, tree, target, rows)
@@ -384,7 +444,9 @@ def test_traversal_accepts_at_least_as_much_as_topdown_on_chains(seed: int) -> N
     lengths: dict[str, float] = defaultdict(float)
     for weight, tree, q in grown(draft, StaticShape(SHAPES["chain3"]), "sampled"):
         for name, rule in RULES.items():
-            lengths[name] += weight * expected_length(rule, tree, toy.target_rows(tree, target, PROMPT), q)
+            lengths[name] += weight * expected_length(
+                rule, tree, toy.target_rows(tree, target, PROMPT), q
+            )
     assert lengths["traversal"] >= lengths["topdown"] - 1e-12
 
 
@@ -400,7 +462,9 @@ NODE_SHAPES = {
 }
 
 
-def node_acceptance(rules: list[str], growmap: Growmap, vocab: int, seed: int) -> dict[str, list[float]]:
+def node_acceptance(
+    rules: list[str], growmap: Growmap, vocab: int, seed: int
+) -> dict[str, list[float]]:
     """Over all draws: the probability that each node of a static tree is accepted, under each
     rule."""
     target, draft = toy.random_table(seed, vocab), toy.random_table(seed + 10_000, vocab)
@@ -434,5 +498,7 @@ def test_the_node_by_node_check_can_fail() -> None:
     worst = 0.0
     for seed in range(30):
         total = node_acceptance(["topdown", "traversal"], growmap, vocab, seed)
-        worst = min(worst, *(r - t for r, t in zip(total["traversal"], total["topdown"], strict=True)))
+        worst = min(
+            worst, *(r - t for r, t in zip(total["traversal"], total["topdown"], strict=True))
+        )
     assert worst < -1e-3

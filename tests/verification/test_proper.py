@@ -13,7 +13,9 @@ P, Q = (0.5, 0.2, 0.3), (0.3, 0.5, 0.2)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("q", [Q, (0.7, 0.3, 0.0)])
-def test_properly_drawn_children_emit_the_targets_law(rule: str, k: int, q: tuple[float, ...]) -> None:
+def test_properly_drawn_children_emit_the_targets_law(
+    rule: str, k: int, q: tuple[float, ...]
+) -> None:
     assert emitted_law(P, q, k, rule=rule) == pytest.approx(P, abs=1e-12)
 
 

@@ -18,13 +18,21 @@ PROMPT = (0, 2, 1)
 
 def grow(draft: toy.Table, budget: int, seed: int) -> TokenTree:
     shape = PrototypeShape(budget)
-    drafter = Drafter(toy.TableEngine(draft), shape, sampled, make_acceptance("fixed", "topdown", 1.0), T=1.0, P=1.0)
+    drafter = Drafter(
+        toy.TableEngine(draft),
+        shape,
+        sampled,
+        make_acceptance("fixed", "topdown", 1.0),
+        T=1.0,
+        P=1.0,
+    )
     drafter.start(())
     return drafter.grow(PROMPT, torch.Generator().manual_seed(seed), shape.max_depth).tree
 
 
 @pytest.mark.parametrize(
-    ("budget", "children"), [(1, 2), (4, 2), (5, 2), (16, 2), (17, 3), (32, 3), (33, 4), (64, 4), (100, 4)]
+    ("budget", "children"),
+    [(1, 2), (4, 2), (5, 2), (16, 2), (17, 3), (32, 3), (33, 4), (64, 4), (100, 4)],
 )
 def test_the_tree_has_b_nodes_filled_from_the_left(budget: int, children: int) -> None:
     for seed in range(3):
@@ -41,7 +49,9 @@ def test_a_distribution_that_runs_out_of_tokens_gives_fewer_children() -> None:
 
 
 def test_its_rule_verifies_a_copied_token_that_the_draft_was_not_asked_about() -> None:
-    tree = TokenTree(tokens=(0, 1, 2), parents=(-1, 0, 1), proposal=(1.0,) * 3, point=(True, True, True))
+    tree = TokenTree(
+        tokens=(0, 1, 2), parents=(-1, 0, 1), proposal=(1.0,) * 3, point=(True, True, True)
+    )
     p = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
     verdict = bfs(tree, p, [torch.empty(0)] * 3, torch.Generator().manual_seed(0))
     assert (verdict.path, verdict.bonus) == ((1, 2), 0)

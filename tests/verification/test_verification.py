@@ -28,7 +28,9 @@ CORNERS = {
 }
 
 
-def draw_tree(shape: str, q: torch.Tensor, policy: str, seed: int) -> tuple[TokenTree, list[torch.Tensor]]:
+def draw_tree(
+    shape: str, q: torch.Tensor, policy: str, seed: int
+) -> tuple[TokenTree, list[torch.Tensor]]:
     """A static tree whose every node has the draft distribution q."""
     growmap, generator = build_growmap(shape), torch.Generator().manual_seed(seed)
     tokens, parents, point, bases = [0], [-1], [True], [q]
@@ -38,19 +40,26 @@ def draw_tree(shape: str, q: torch.Tensor, policy: str, seed: int) -> tuple[Toke
             continue
         children = POLICIES[policy](q[None], [Wish(k=len(growmap.children[node]))], generator)[0]
         bases[numbers[node]] = children.base
-        for number, token, is_point in zip(growmap.children[node], children.tokens, children.point, strict=False):
+        for number, token, is_point in zip(
+            growmap.children[node], children.tokens, children.point, strict=False
+        ):
             numbers[number] = len(tokens)
             tokens.append(token)
             parents.append(numbers[node])
             point.append(is_point)
             bases.append(q)
     ones = (1.0,) * len(tokens)
-    return TokenTree(tokens=tuple(tokens), parents=tuple(parents), proposal=ones, point=tuple(point)), bases
+    return TokenTree(
+        tokens=tuple(tokens), parents=tuple(parents), proposal=ones, point=tuple(point)
+    ), bases
 
 
 def test_reach_is_the_chance_that_the_path_goes_through_a_node() -> None:
     tree = TokenTree(
-        tokens=(0, 1, 2, 1, 0), parents=(-1, 0, 0, 1, 3), proposal=(1.0,) * 5, point=(True, False, False, False, False)
+        tokens=(0, 1, 2, 1, 0),
+        parents=(-1, 0, 0, 1, 3),
+        proposal=(1.0,) * 5,
+        point=(True, False, False, False, False),
     )
     assert reach(tree, (0.1, 0.2, 0.3, 0.15, 0.25)) == pytest.approx([1.0, 0.6, 0.3, 0.4, 0.25])
 
@@ -129,7 +138,9 @@ def test_no_child_gets_a_weight_that_is_no_number(handle: Handle) -> None:
 def test_a_perfect_draft_is_always_accepted(rule: str) -> None:
     q = torch.tensor(EQUAL)
     tree, bases = draw_tree("chain3", q, "sampled", 0)
-    assert RULES[rule](tree, q.expand(4, -1), bases).stop.tolist() == pytest.approx([0, 0, 0, 1], abs=1e-6)
+    assert RULES[rule](tree, q.expand(4, -1), bases).stop.tolist() == pytest.approx(
+        [0, 0, 0, 1], abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("shape", ["4x3", "3x1", "chain3"])
@@ -139,7 +150,10 @@ def test_on_k_by_d_trees_traversal_is_reserved(shape: str) -> None:
     for seed in range(20):
         p, q = torch.softmax(2 * torch.randn(2, 8, generator=source, dtype=torch.float64), -1)
         tree, bases = draw_tree(shape, q, "sampled", seed)
-        laws = [RULES[rule](tree, p.expand(tree.size + 1, -1), bases).stop for rule in ("traversal", "reserved")]
+        laws = [
+            RULES[rule](tree, p.expand(tree.size + 1, -1), bases).stop
+            for rule in ("traversal", "reserved")
+        ]
         torch.testing.assert_close(*laws, atol=1e-12, rtol=0)
 
 
@@ -156,19 +170,33 @@ def test_disjoint_supports_are_never_accepted(rule: str) -> None:
 def test_nan_logits_are_named(rule: str) -> None:
     tree, bases = draw_tree("2x1", torch.tensor(EQUAL), "sampled", 0)
     with pytest.raises(ValueError, match="NaN"):
-        verify(RULES[rule], tree, torch.full((3, 3), torch.nan), bases, torch.Generator().manual_seed(0))
+        verify(
+            RULES[rule],
+            tree,
+            torch.full((3, 3), torch.nan),
+            bases,
+            torch.Generator().manual_seed(0),
+        )
 
 
 @pytest.mark.parametrize("logit", [torch.nan, -torch.inf])
 def test_greedy_decoding_names_nan_logits_too(logit: float) -> None:
     p = to_probs(torch.full((1, 3), logit), 0.0)
     with pytest.raises(ValueError, match="NaN"):
-        verify(RULES["topdown"], TokenTree.root(0), p, [torch.empty(0)], torch.Generator().manual_seed(0))
+        verify(
+            RULES["topdown"],
+            TokenTree.root(0),
+            p,
+            [torch.empty(0)],
+            torch.Generator().manual_seed(0),
+        )
 
 
 def test_sampled_children_come_before_points() -> None:
     with pytest.raises(ValueError, match="node 2 is sampled but follows a point"):
-        TokenTree(tokens=(0, 1, 2), parents=(-1, 0, 0), proposal=(1.0,) * 3, point=(True, True, False))
+        TokenTree(
+            tokens=(0, 1, 2), parents=(-1, 0, 0), proposal=(1.0,) * 3, point=(True, True, False)
+        )
 
 
 @pytest.mark.skipif("cuda" not in DEVICES, reason="needs a GPU")

@@ -35,25 +35,50 @@ def build_parser() -> Parser:
     ):
         command = commands.add_parser(name, help=help_line)
         command.add_argument(
-            "--target", default="demo", help="demo, or folder or hub name of the target (default: demo)"
+            "--target",
+            default="demo",
+            help="demo, or folder or hub name of the target (default: demo)",
         )
-        command.add_argument("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
         command.add_argument(
-            "--compile", action=argparse.BooleanOptionalAction, help="torch.compile (default: on CUDA)"
+            "--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ..."
+        )
+        command.add_argument(
+            "--compile",
+            action=argparse.BooleanOptionalAction,
+            help="torch.compile (default: on CUDA)",
         )
         command.add_argument("--seed", type=int, default=defaults.seed)
         if name == "sample":
             command.add_argument("--out", type=Path, required=True, help="folder for the shards")
             flags: tuple[str, ...] = ("sample_tokens", "rows", "length")
         elif name == "train":
-            command.add_argument("--samples", type=Path, required=True, help="folder that `sample` wrote")
-            command.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and draft")
-            command.add_argument("--save-every", type=int, default=1000, help="steps between checkpoints")
-            command.add_argument("--eval-every", type=int, default=0, help="steps between evaluations; 0: never")
             command.add_argument(
-                "--cache-target", action="store_true", help="keep the target's hidden states in memory"
+                "--samples", type=Path, required=True, help="folder that `sample` wrote"
             )
-            flags = ("max_tokens", "batch_rows", "hidden", "layers", "heads", "kv_heads", "mlp", "warmup_steps")
+            command.add_argument(
+                "--out", type=Path, required=True, help="folder for checkpoint, log and draft"
+            )
+            command.add_argument(
+                "--save-every", type=int, default=1000, help="steps between checkpoints"
+            )
+            command.add_argument(
+                "--eval-every", type=int, default=0, help="steps between evaluations; 0: never"
+            )
+            command.add_argument(
+                "--cache-target",
+                action="store_true",
+                help="keep the target's hidden states in memory",
+            )
+            flags = (
+                "max_tokens",
+                "batch_rows",
+                "hidden",
+                "layers",
+                "heads",
+                "kv_heads",
+                "mlp",
+                "warmup_steps",
+            )
             for rate in ("muon_lr", "adam_lr", "tv_start", "tv_end_weight", "decay_share"):
                 command.add_argument(flag_of(rate), type=float, default=getattr(defaults, rate))
         else:
@@ -87,14 +112,18 @@ def check(args: argparse.Namespace) -> None:
     """Refuse what can be refused before anything is loaded."""
     for temperature in getattr(args, "temperatures", []):
         if temperature <= 0:
-            raise UsageError("--temperatures", temperature, "lies not above 0", "try --temperatures 0.6 1")
+            raise UsageError(
+                "--temperatures", temperature, "lies not above 0", "try --temperatures 0.6 1"
+            )
     for name, example in (("prompt_tokens", 128), ("new_tokens", 64), ("save_every", 1000)):
         at_least(name, getattr(args, name, example), 1, example)
     for path in getattr(args, "prompts", []):
         if not path.is_file():
             raise UsageError("--prompts", path, "does not exist", "give a JSONL file")
     if args.command == "evaluate" and not (args.draft / "config.json").is_file():
-        raise UsageError("--draft", args.draft, "holds no config.json", "give a folder that train wrote")
+        raise UsageError(
+            "--draft", args.draft, "holds no config.json", "give a folder that train wrote"
+        )
 
 
 def run(argv: Sequence[str] | None) -> int:
@@ -119,7 +148,9 @@ def run(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 2 bad input, 130 stopped."""
-    return guarded(lambda: run(argv), "shards and checkpoints are kept, run the same command to go on")
+    return guarded(
+        lambda: run(argv), "shards and checkpoints are kept, run the same command to go on"
+    )
 
 
 if __name__ == "__main__":

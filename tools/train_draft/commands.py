@@ -16,12 +16,25 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from dynasurge.models.pair import load_target
-from tools.train_draft.evaluation import Continuations, continue_prompts, evaluator, measure, read_prompts
+from tools.train_draft.evaluation import (
+    Continuations,
+    continue_prompts,
+    evaluator,
+    measure,
+    read_prompts,
+)
 from tools.train_draft.llama import EAGER, Kernels, Llama, compiled_kernels, view_of
 from tools.train_draft.loss import token_terms
 from tools.train_draft.pair import load_draft, new_draft, save_draft
 from tools.train_draft.prompts import openers
-from tools.train_draft.sampling import Sampler, draw_tokens, load_shards, missing_shards, shard_draws, write_shard
+from tools.train_draft.sampling import (
+    Sampler,
+    draw_tokens,
+    load_shards,
+    missing_shards,
+    shard_draws,
+    write_shard,
+)
 from tools.train_draft.settings import DistillSettings
 from tools.train_draft.training import Trainer
 
@@ -36,7 +49,11 @@ OPENERS_PER_ROW = 3  # one to start with, the others for texts that end early
 def end_tokens_of(config: Any, tokenizer: Any) -> tuple[int, ...]:
     """Tokens after which a text is over: the model's own end, and an end-of-document token if there
     is one."""
-    ends = {config.eos_token_id} if isinstance(config.eos_token_id, int) else set(config.eos_token_id or ())
+    ends = (
+        {config.eos_token_id}
+        if isinstance(config.eos_token_id, int)
+        else set(config.eos_token_id or ())
+    )
     document_end = tokenizer.get_vocab().get("<|endoftext|>")
     if document_end is not None:
         ends.add(document_end)
@@ -48,7 +65,9 @@ def compute_dtype(device: str) -> torch.dtype:
     return torch.bfloat16 if device.startswith("cuda") else torch.float32
 
 
-def prepare(args: argparse.Namespace) -> tuple[Any, Any, Llama, Kernels, Callable[..., Any], Callable[..., Any]]:
+def prepare(
+    args: argparse.Namespace,
+) -> tuple[Any, Any, Llama, Kernels, Callable[..., Any], Callable[..., Any]]:
     """Target module, tokenizer, target view, and the layer, draw and loss functions (compiled if
     asked for)."""
     torch.set_float32_matmul_precision("highest")
@@ -89,7 +108,9 @@ def sample(args: argparse.Namespace, settings: DistillSettings) -> None:
         draw=draw,
         graphs=args.device.startswith("cuda"),
     )
-    log.info("sampler ready: %d shards of %d tokens to write", len(todo), settings.rows * settings.length)
+    log.info(
+        "sampler ready: %d shards of %d tokens to write", len(todo), settings.rows * settings.length
+    )
     upcoming = shard_openers(todo[0])
     bar = tqdm(todo, unit="shard", mininterval=5)
     for place, shard in enumerate(bar):

@@ -48,20 +48,31 @@ def read_prompts(path: Path, tokenizer: Any, prompt_tokens: int) -> list[list[in
     prompts = []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-        rows = {number: json.loads(line) for number, line in enumerate(lines, start=1) if line.strip()}
+        rows = {
+            number: json.loads(line) for number, line in enumerate(lines, start=1) if line.strip()
+        }
     except (OSError, ValueError) as error:
-        raise UsageError("--prompts", path, f"cannot be read ({error})", "give a JSONL file") from error
+        raise UsageError(
+            "--prompts", path, f"cannot be read ({error})", "give a JSONL file"
+        ) from error
     for number, row in rows.items():
         if "ids" in row:
             ids = list(row["ids"])
         elif "text" in row:
             ids = tokenizer(row["text"], add_special_tokens=False)["input_ids"]
         else:
-            raise UsageError("--prompts", path, f"line {number} has neither text nor ids", "give each line one of them")
+            raise UsageError(
+                "--prompts",
+                path,
+                f"line {number} has neither text nor ids",
+                "give each line one of them",
+            )
         if ids:
             prompts.append(ids[:prompt_tokens])
     if not prompts:
-        raise UsageError("--prompts", path, "holds no prompt", "give a JSONL file with at least one line")
+        raise UsageError(
+            "--prompts", path, "holds no prompt", "give a JSONL file with at least one line"
+        )
     return prompts
 
 
@@ -93,12 +104,19 @@ def continue_prompts(
     )
     uniform = torch.rand(length, len(prompts), generator=generator)
     tokens = sampler.launch(prompts, torch.full((len(prompts),), temperature), uniform).clone()
-    starts = torch.tensor([min(len(p), prompt_tokens) for p in prompts], device=tokens.device)[:, None]
+    starts = torch.tensor([min(len(p), prompt_tokens) for p in prompts], device=tokens.device)[
+        :, None
+    ]
     place = torch.arange(length, device=tokens.device)[None, :]
     chosen = (place >= starts) & (place < starts + new_tokens)  # the continued tokens
-    ends = torch.isin(tokens, torch.tensor(list(end_tokens), dtype=torch.int64, device=tokens.device)) & chosen
+    ends = (
+        torch.isin(tokens, torch.tensor(list(end_tokens), dtype=torch.int64, device=tokens.device))
+        & chosen
+    )
     alive = (ends.cumsum(-1) - ends.long()) == 0  # up to and including the end token
-    rows, positions = ((chosen & alive)[:, 1:]).nonzero(as_tuple=True)  # position i chose token i + 1
+    rows, positions = ((chosen & alive)[:, 1:]).nonzero(
+        as_tuple=True
+    )  # position i chose token i + 1
     hidden = torch.cat([forward(scorer, part) for part in tokens.split(batch)])
     return Continuations(
         name=name,
@@ -112,14 +130,21 @@ def continue_prompts(
 
 @torch.no_grad()
 def measure(
-    draft: Any, scorer_head: Tensor, sets: Sequence[Continuations], *, chunk: int = 2048, batch: int = 64
+    draft: Any,
+    scorer_head: Tensor,
+    sets: Sequence[Continuations],
+    *,
+    chunk: int = 2048,
+    batch: int = 64,
 ) -> dict[str, float]:
     """Overlap, top-1 agreement and mass@1/4/8 of a draft module on each set, keyed
     ``name/T=0.6/overlap`` and so on."""
     view = view_of(draft, torch.float32)
     results: dict[str, float] = {}
     for one in sets:
-        hidden = torch.cat([forward(view, part) for part in one.tokens.split(batch)])[one.rows, one.positions]
+        hidden = torch.cat([forward(view, part) for part in one.tokens.split(batch)])[
+            one.rows, one.positions
+        ]
         totals = torch.zeros(5, dtype=torch.float64, device=hidden.device)
         for mine, theirs in zip(hidden.split(chunk), one.hidden.split(chunk), strict=True):
             p = torch.softmax(theirs @ scorer_head.T / one.temperature, dim=-1)
@@ -135,12 +160,16 @@ def measure(
                 ]
             )
         means = (totals / len(hidden)).tolist()
-        for label, value in zip(("overlap", "top1", "mass@1", "mass@4", "mass@8"), means, strict=True):
+        for label, value in zip(
+            ("overlap", "top1", "mass@1", "mass@4", "mass@8"), means, strict=True
+        ):
             results[f"{one.name}/T={one.temperature:g}/{label}"] = value
         results[f"{one.name}/T={one.temperature:g}/positions"] = len(hidden)
     return results
 
 
-def evaluator(sets: Sequence[Continuations], scorer_head: Tensor) -> Callable[[Any], dict[str, float]]:
+def evaluator(
+    sets: Sequence[Continuations], scorer_head: Tensor
+) -> Callable[[Any], dict[str, float]]:
     """``measure`` with everything but the draft filled in, for ``Trainer.run``."""
     return lambda draft: measure(draft, scorer_head, sets)

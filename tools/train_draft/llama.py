@@ -25,7 +25,16 @@ from torch.nn import functional as F
 
 from dynasurge.errors import UsageError
 
-__all__ = ["EAGER", "Kernels", "Llama", "compiled_kernels", "decode_step", "forward", "new_cache", "view_of"]
+__all__ = [
+    "EAGER",
+    "Kernels",
+    "Llama",
+    "compiled_kernels",
+    "decode_step",
+    "forward",
+    "new_cache",
+    "view_of",
+]
 
 KeyValue = tuple[Tensor, Tensor]
 
@@ -76,7 +85,9 @@ def view_of(module: Any, dtype: torch.dtype) -> Llama:
     layers = []
     for block in module.model.layers:
         attention, mlp = block.self_attn, block.mlp
-        qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]).to(dtype)
+        qkv = torch.cat(
+            [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        ).to(dtype)
         gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).to(dtype)
         layers.append(
             Layer(
@@ -96,7 +107,8 @@ def view_of(module: Any, dtype: torch.dtype) -> Llama:
         inv_freq=module.model.rotary_emb.inv_freq.float(),
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        head_dim=getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads,
         eps=config.rms_norm_eps,
         dtype=dtype,
     )
@@ -116,17 +128,34 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention_inputs(
-    x: Tensor, norm: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, eps: float
+    x: Tensor,
+    norm: Tensor,
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    heads: int,
+    kv_heads: int,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [batch, positions, hidden] -> rotated q, rotated k, v, each [batch, its heads, positions,
     head_dim]."""
-    stacked = F.linear(rms_norm(x, norm, eps), qkv).unflatten(-1, (heads + 2 * kv_heads, -1)).transpose(1, 2)
+    stacked = (
+        F.linear(rms_norm(x, norm, eps), qkv)
+        .unflatten(-1, (heads + 2 * kv_heads, -1))
+        .transpose(1, 2)
+    )
     q, k, v = stacked.split((heads, kv_heads, kv_heads), dim=1)
     return rotate(q, cos, sin), rotate(k, cos, sin), v
 
 
 def attention_outputs(
-    x: Tensor, attended: Tensor, out: Tensor, norm: Tensor, gate_up: Tensor, down: Tensor, eps: float
+    x: Tensor,
+    attended: Tensor,
+    out: Tensor,
+    norm: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    eps: float,
 ) -> Tensor:
     """Residual stream x after attention [batch, heads, positions, head_dim] and the gated MLP."""
     x = x + F.linear(attended.transpose(1, 2).flatten(2), out)
@@ -173,9 +202,13 @@ def forward(model: Llama, tokens: Tensor, kernels: Kernels = EAGER) -> Tensor:
     x = F.embedding(tokens, model.embedding).to(model.dtype)
     grouped = model.heads != model.kv_heads
     for layer in model.layers:
-        q, k, v = kernels.inputs(x, layer.norm1, layer.qkv, cos, sin, model.heads, model.kv_heads, model.eps)
+        q, k, v = kernels.inputs(
+            x, layer.norm1, layer.qkv, cos, sin, model.heads, model.kv_heads, model.eps
+        )
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-        x = kernels.outputs(x, attended, layer.out, layer.norm2, layer.gate_up, layer.down, model.eps)
+        x = kernels.outputs(
+            x, attended, layer.out, layer.norm2, layer.gate_up, layer.down, model.eps
+        )
     return kernels.norm(x, model.norm, model.eps)
 
 
@@ -191,7 +224,9 @@ def new_cache(model: Llama, rows: int, length: int) -> list[KeyValue]:
     ]
 
 
-def decode_step(model: Llama, tokens: Tensor, position: int, cache: list[KeyValue], kernels: Kernels = EAGER) -> Tensor:
+def decode_step(
+    model: Llama, tokens: Tensor, position: int, cache: list[KeyValue], kernels: Kernels = EAGER
+) -> Tensor:
     """One token per row: tokens [rows] stand at ``position``; the cache holds all earlier ones. ->
     [rows, hidden].
 
@@ -203,10 +238,16 @@ def decode_step(model: Llama, tokens: Tensor, position: int, cache: list[KeyValu
     x = F.embedding(tokens[:, None], model.embedding).to(model.dtype)
     grouped = model.heads != model.kv_heads
     for layer, (keys, values) in zip(model.layers, cache, strict=True):
-        q, k, v = kernels.inputs(x, layer.norm1, layer.qkv, cos, sin, model.heads, model.kv_heads, model.eps)
+        q, k, v = kernels.inputs(
+            x, layer.norm1, layer.qkv, cos, sin, model.heads, model.kv_heads, model.eps
+        )
         keys[:, :, position] = k[:, :, 0]
         values[:, :, position] = v[:, :, 0]
         seen = position + 1
-        attended = F.scaled_dot_product_attention(q, keys[:, :, :seen], values[:, :, :seen], enable_gqa=grouped)
-        x = kernels.outputs(x, attended, layer.out, layer.norm2, layer.gate_up, layer.down, model.eps)
+        attended = F.scaled_dot_product_attention(
+            q, keys[:, :, :seen], values[:, :, :seen], enable_gqa=grouped
+        )
+        x = kernels.outputs(
+            x, attended, layer.out, layer.norm2, layer.gate_up, layer.down, model.eps
+        )
     return kernels.norm(x, model.norm, model.eps)[:, 0]

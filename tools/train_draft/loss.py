@@ -33,11 +33,17 @@ def overlap(p: Tensor, q: Tensor) -> Tensor:
 
 def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
     """KL(p || q) over the last dimension; terms with p = 0 count as 0."""
-    return torch.where(p > 0, p * (p.clamp_min(1e-38).log() - q.clamp_min(1e-38).log()), 0.0).sum(-1)
+    return torch.where(p > 0, p * (p.clamp_min(1e-38).log() - q.clamp_min(1e-38).log()), 0.0).sum(
+        -1
+    )
 
 
 def token_terms(
-    target_logits: Tensor, draft_logits: Tensor, temperature: Tensor, kl_weight: Tensor, tv_weight: Tensor
+    target_logits: Tensor,
+    draft_logits: Tensor,
+    temperature: Tensor,
+    kl_weight: Tensor,
+    tv_weight: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per position: KL [n], overlap [n], and the slope of kl_weight * KL + tv_weight * TV by draft
     logits [n, vocab].
@@ -109,4 +115,7 @@ class DistillLoss(torch.autograd.Function):
         """Scale the gradients made in ``forward``."""
         hidden_grad, head_grad = ctx.saved_tensors
         scale = grads[0] / ctx.count
-        return ((hidden_grad * scale).to(hidden_grad.dtype), (head_grad * scale).to(ctx.head_dtype)) + (None,) * 7
+        return (
+            (hidden_grad * scale).to(hidden_grad.dtype),
+            (head_grad * scale).to(ctx.head_dtype),
+        ) + (None,) * 7

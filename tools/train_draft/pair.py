@@ -44,7 +44,9 @@ def new_draft(target: Any, settings: DistillSettings) -> Any:
     theirs = target.config
     if settings.hidden > theirs.hidden_size:
         reason = "is wider than the target"
-        raise UsageError("--hidden", settings.hidden, reason, f"use --hidden {theirs.hidden_size} or less")
+        raise UsageError(
+            "--hidden", settings.hidden, reason, f"use --hidden {theirs.hidden_size} or less"
+        )
     config = LlamaConfig(
         vocab_size=theirs.vocab_size,
         hidden_size=settings.hidden,
@@ -71,7 +73,9 @@ def new_draft(target: Any, settings: DistillSettings) -> Any:
             block.mlp.down_proj.weight.zero_()
         start = principal_embedding(target.model.embed_tokens.weight, settings.hidden)
         draft.model.embed_tokens.weight.copy_(start)
-        draft.model.norm.weight.fill_(0.25)  # or each token would start by predicting itself, very sure of it
+        draft.model.norm.weight.fill_(
+            0.25
+        )  # or each token would start by predicting itself, very sure of it
     return draft.float().train()
 
 

@@ -52,7 +52,9 @@ def write_opener(kind: str, rng: random.Random) -> str:
         text = text[:1].upper() + text[1:]
         if rng.random() < 0.2:
             text += " " + fill(rng.choice(WORDS["sentence"]), rng)
-    if kind not in ("chat", "question") and rng.random() < 0.25:  # stop in the middle, as a prompt cut by length does
+    if (
+        kind not in ("chat", "question") and rng.random() < 0.25
+    ):  # stop in the middle, as a prompt cut by length does
         words = text.split(" ")
         text = " ".join(words[: rng.randint(1, len(words))]) or text
     return text.rstrip(" ") or text

@@ -25,7 +25,15 @@ from dynasurge.files import write_whole
 from tools.train_draft.llama import EAGER, Kernels, Llama, decode_step, new_cache
 from tools.train_draft.settings import DistillSettings
 
-__all__ = ["Sampler", "draw_tokens", "load_shards", "missing_shards", "shard_generator", "shard_path", "write_shard"]
+__all__ = [
+    "Sampler",
+    "draw_tokens",
+    "load_shards",
+    "missing_shards",
+    "shard_generator",
+    "shard_path",
+    "write_shard",
+]
 
 
 def draw_tokens(logits: Tensor, temperature: Tensor, uniform: Tensor, block: int = 256) -> Tensor:
@@ -73,15 +81,25 @@ class Sampler:
         graphs: bool = False,
     ) -> None:
         device = model.device
-        self.model, self.rows, self.length, self.kernels, self.draw = model, rows, length, kernels, draw
+        self.model, self.rows, self.length, self.kernels, self.draw = (
+            model,
+            rows,
+            length,
+            kernels,
+            draw,
+        )
         self.cache = new_cache(model, rows, length)
         self.tokens = torch.zeros(rows, length, dtype=torch.int64, device=device)
         self.uniform = torch.zeros(length, rows, device=device)
         self.temperature = torch.ones(rows, device=device)
         self.table = torch.zeros(openers, opener_length, dtype=torch.int64, device=device)
         self.table_length = torch.ones(openers, dtype=torch.int64, device=device)
-        self.opener = torch.arange(rows, device=device) % openers  # which opener each row is in or past
-        self.offset = torch.zeros(rows, dtype=torch.int64, device=device)  # how much of it is already taken
+        self.opener = (
+            torch.arange(rows, device=device) % openers
+        )  # which opener each row is in or past
+        self.offset = torch.zeros(
+            rows, dtype=torch.int64, device=device
+        )  # how much of it is already taken
         self.end_tokens = torch.tensor(list(end_tokens), dtype=torch.int64, device=device)
         self.graphs: list[torch.cuda.CUDAGraph] = []
         if graphs:
@@ -91,20 +109,26 @@ class Sampler:
     def _step(self, position: int) -> None:
         """Read the token at ``position``, write the one at ``position + 1``. Fixed tensor work, no
         host decision."""
-        hidden = decode_step(self.model, self.tokens[:, position], position, self.cache, self.kernels)
+        hidden = decode_step(
+            self.model, self.tokens[:, position], position, self.cache, self.kernels
+        )
         drawn = self.draw(hidden @ self.model.head.T, self.temperature, self.uniform[position])
         forced = self.offset < self.table_length[self.opener]
         written = self.table[self.opener, self.offset.clamp(max=self.table.shape[1] - 1)]
         self.tokens[:, position + 1] = torch.where(forced, written, drawn)
         ended = ~forced & (drawn[:, None] == self.end_tokens).any(-1)
-        self.opener.copy_(torch.where(ended, (self.opener + self.rows) % self.table.shape[0], self.opener))
+        self.opener.copy_(
+            torch.where(ended, (self.opener + self.rows) % self.table.shape[0], self.opener)
+        )
         self.offset.copy_(torch.where(ended, 0, self.offset + forced.long()))
 
     def _capture(self) -> None:
         """One CUDA graph per position, sharing one memory pool."""
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
-            for position in range(0, self.length - 1, 8):  # every kernel must be loaded and compiled before capture
+            for position in range(
+                0, self.length - 1, 8
+            ):  # every kernel must be loaded and compiled before capture
                 self._step(position)
         torch.cuda.synchronize()
         pool = torch.cuda.graph_pool_handle()
@@ -114,7 +138,9 @@ class Sampler:
                 self._step(position)
             self.graphs.append(graph)
 
-    def launch(self, openers: Sequence[Sequence[int]], temperature: Tensor, uniform: Tensor) -> Tensor:
+    def launch(
+        self, openers: Sequence[Sequence[int]], temperature: Tensor, uniform: Tensor
+    ) -> Tensor:
         """Sample one shard; returns the tokens [rows, length] on the device (CUDA work may still be
         under way).
 
@@ -123,7 +149,9 @@ class Sampler:
         """
         width = self.table.shape[1]
         if len(openers) != self.table.shape[0]:
-            raise ValueError(f"{len(openers)} openers given: this sampler was built for {self.table.shape[0]}")
+            raise ValueError(
+                f"{len(openers)} openers given: this sampler was built for {self.table.shape[0]}"
+            )
         filled = np.zeros((len(openers), width), dtype=np.int64)
         lengths = np.array([min(len(opener), width) for opener in openers], dtype=np.int64)
         if lengths.min() < 1:
@@ -183,5 +211,7 @@ def load_shards(folder: Path) -> np.ndarray:
     """All shards of a folder as one array [sequences, length], in shard order."""
     paths = sorted(folder.glob("shard-*.npy"))
     if not paths:
-        raise UsageError("--samples", folder, "holds no shard-*.npy", "run the sample command first")
+        raise UsageError(
+            "--samples", folder, "holds no shard-*.npy", "run the sample command first"
+        )
     return np.concatenate([np.load(path, allow_pickle=False) for path in paths])

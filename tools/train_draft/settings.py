@@ -41,35 +41,61 @@ class DistillSettings:
     long_every: int = 8  # every so many steps, `long_pack` sequences are laid end to end
     long_pack: int = 4
     loss_temperatures: tuple[float, ...] = (0.6, 0.8, 1.0)
-    tv_start: float = 0.6  # share of the schedule after which total variation is blended in, linearly
+    tv_start: float = (
+        0.6  # share of the schedule after which total variation is blended in, linearly
+    )
     tv_end_weight: float = 0.75  # its share of the loss at the end
-    tv_scale: float = 3.0  # total variation is a smaller number than KL; this makes their gradients comparable
+    tv_scale: float = (
+        3.0  # total variation is a smaller number than KL; this makes their gradients comparable
+    )
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     warmup_steps: int = 200
-    decay_share: float = 0.65  # last share of the schedule, over which learning rates fall linearly to zero
+    decay_share: float = (
+        0.65  # last share of the schedule, over which learning rates fall linearly to zero
+    )
     clip_norm: float = 1.0
     loss_chunk: int = 8192  # positions whose vocabulary-sized logits exist at a time
 
     def __post_init__(self) -> None:
         """Reject settings that cannot work, naming the field, the value and the remedy."""
-        counts = ("sample_tokens", "rows", "hidden", "layers", "heads", "kv_heads", "mlp", "max_tokens")
+        counts = (
+            "sample_tokens",
+            "rows",
+            "hidden",
+            "layers",
+            "heads",
+            "kv_heads",
+            "mlp",
+            "max_tokens",
+        )
         for name in (*counts, "batch_rows", "long_every", "long_pack", "loss_chunk"):
             at_least(name, getattr(self, name), 1, getattr(type(self), name))
         at_least("length", self.length, 2, type(self).length)
         for name in ("sample_temperatures", "loss_temperatures"):
             values = getattr(self, name)
             if not values or min(values) <= 0:
-                raise UsageError(flag_of(name), values, "temperatures lie above 0", "give one or more")
-        for name, divisor in (("batch_rows", "long_pack"), ("hidden", "heads"), ("heads", "kv_heads")):
+                raise UsageError(
+                    flag_of(name), values, "temperatures lie above 0", "give one or more"
+                )
+        for name, divisor in (
+            ("batch_rows", "long_pack"),
+            ("hidden", "heads"),
+            ("heads", "kv_heads"),
+        ):
             value, by = getattr(self, name), getattr(self, divisor)
             if value % by:
                 raise UsageError(
-                    flag_of(name), value, f"{divisor}, {by}, does not divide it", f"try {by * -(-value // by)}"
+                    flag_of(name),
+                    value,
+                    f"{divisor}, {by}, does not divide it",
+                    f"try {by * -(-value // by)}",
                 )
         for name in ("tv_start", "tv_end_weight", "decay_share"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UsageError(flag_of(name), getattr(self, name), "is a share", "give a number from 0 to 1")
+                raise UsageError(
+                    flag_of(name), getattr(self, name), "is a share", "give a number from 0 to 1"
+                )
 
     @property
     def step_tokens(self) -> int:
@@ -88,4 +114,7 @@ class DistillSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }

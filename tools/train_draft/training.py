@@ -71,13 +71,17 @@ class Trainer:
         settings = self.settings
         if len(self.sequences) < settings.batch_rows:
             reason = f"there are only {len(self.sequences)} sequences"
-            raise UsageError("--batch-rows", settings.batch_rows, reason, "sample more, or use smaller batches")
+            raise UsageError(
+                "--batch-rows", settings.batch_rows, reason, "sample more, or use smaller batches"
+            )
         matrices = [p for p in self.draft.model.layers.parameters() if p.ndim == 2]
         chosen = {id(p) for p in matrices}
         others = [p for p in self.draft.parameters() if id(p) not in chosen]
         muon = torch.optim.Muon(matrices, lr=settings.muon_lr, momentum=0.95, weight_decay=0.01)
         fused = self.target.device.type == "cuda"
-        adam = torch.optim.AdamW(others, lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
+        adam = torch.optim.AdamW(
+            others, lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused
+        )
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (muon, adam)
         self.base_rates = (settings.muon_lr, settings.adam_lr)
         self.generator = torch.Generator().manual_seed(settings.seed + 1)
@@ -95,9 +99,13 @@ class Trainer:
         """
         count, rows = len(self.sequences), self.settings.batch_rows
         width, device = self.target.embedding.shape[1], self.target.device
-        self.cached = torch.empty(count, self.settings.length, width, dtype=self.target.dtype, device=device)
+        self.cached = torch.empty(
+            count, self.settings.length, width, dtype=self.target.dtype, device=device
+        )
         for start in range(0, count, rows):
-            part = slice(min(start, count - rows), min(start, count - rows) + rows)  # the last one overlaps: one shape
+            part = slice(
+                min(start, count - rows), min(start, count - rows) + rows
+            )  # the last one overlaps: one shape
             batch = self._send(torch.from_numpy(self.sequences[part].astype(np.int64)))
             self.cached[part] = forward(self.target, batch, self.kernels)
 
@@ -112,7 +120,10 @@ class Trainer:
         per_epoch = len(self.sequences) // self.settings.batch_rows
         epoch, index = divmod(self.step, per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.sequences)))
+            self._order = (
+                epoch,
+                np.random.default_rng((self.settings.seed, epoch)).permutation(len(self.sequences)),
+            )
         start = index * self.settings.batch_rows
         return self._order[1][start : start + self.settings.batch_rows]
 
@@ -133,7 +144,9 @@ class Trainer:
         if packed:
             batch = batch.reshape(len(batch) // settings.long_pack, -1)
         choices = torch.tensor(settings.loss_temperatures)
-        picked = self._send(choices[torch.randint(len(choices), (len(batch),), generator=self.generator)])
+        picked = self._send(
+            choices[torch.randint(len(choices), (len(batch),), generator=self.generator)]
+        )
         temperature = picked[:, None].expand(batch.shape).reshape(-1, 1)
         share = tv_share(self.step, settings)
 
@@ -186,21 +199,41 @@ class Trainer:
         while self.step < last:
             window.append(self.train_step())
             if self.step % log_every == 0 or self.step == last:
-                loss, kl, shared = torch.stack([torch.stack(entry) for entry in window]).mean(0).tolist()
+                loss, kl, shared = (
+                    torch.stack([torch.stack(entry) for entry in window]).mean(0).tolist()
+                )
                 now = time.perf_counter()
                 speed = (self.step - counted) * settings.step_tokens / (now - clock)
-                record = {"step": self.step, "tokens": self.tokens_seen, "loss": loss, "kl": kl, "overlap": shared}
+                record = {
+                    "step": self.step,
+                    "tokens": self.tokens_seen,
+                    "loss": loss,
+                    "kl": kl,
+                    "overlap": shared,
+                }
                 record["tokens_per_s"] = speed
                 window, clock, counted = [], now, self.step
                 if not np.isfinite(loss):
                     reason = f"the loss is {loss} at step {self.step}"
-                    raise UsageError("--muon-lr", settings.muon_lr, reason, "lower it, or --adam-lr")
+                    raise UsageError(
+                        "--muon-lr", settings.muon_lr, reason, "lower it, or --adam-lr"
+                    )
                 on_log(record)
-            if evaluate is not None and eval_every and (self.step % eval_every == 0 or self.step == settings.steps):
-                self.history.append({"step": self.step, "tokens": self.tokens_seen, **evaluate(self.draft)})
+            if (
+                evaluate is not None
+                and eval_every
+                and (self.step % eval_every == 0 or self.step == settings.steps)
+            ):
+                self.history.append(
+                    {"step": self.step, "tokens": self.tokens_seen, **evaluate(self.draft)}
+                )
                 on_log(self.history[-1])
                 clock, counted = time.perf_counter(), self.step
-            if checkpoint is not None and save_every and (self.step % save_every == 0 or self.step == last):
+            if (
+                checkpoint is not None
+                and save_every
+                and (self.step % save_every == 0 or self.step == last)
+            ):
                 self.save(checkpoint)
 
     def save(self, path: Path) -> None:

@@ -83,7 +83,9 @@ _RAW = {
         "two|three|four|five|six|seven|eight|nine|ten|12|15|18|20|24|30|45|60|100|dozens of|more than 50|"
         "hundreds of|at least 17"
     ),
-    "money": ("${num}|${num} million|£{num}|£{num},000|${num} billion|€{num} million|£{num} million|${num},000"),
+    "money": (
+        "${num}|${num} million|£{num}|£{num},000|${num} billion|€{num} million|£{num} million|${num},000"
+    ),
     "num": "2|3|5|7|8|10|12|15|19|25|27|30|35|40|48|50|64|75|80|95|100|120|150|200|250|300|450|500|750|900",
     "age": (
         "6|9|11|14|16|17|18|19|21|22|23|24|26|27|28|29|31|32|33|34|36|38|39|41|43|45|47|49|52|55|58|61|64|68|72|"
