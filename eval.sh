@@ -7,7 +7,7 @@
 #   bash eval.sh --draft JackFram/llama-68m --target huggyllama/llama-7b --output runs/llama      as published
 #
 # Every flag of `dynasurge sweep` passes through and wins over those below. PYTHON: another environment's interpreter.
-# LAUNCH: how to start processes, for several machines (README): LAUNCH="accelerate launch --num_machines 2 ..."
+# LAUNCH: how to start processes, for several machines (docs/usage.md): LAUNCH="accelerate launch --num_machines 2 ..."
 set -euo pipefail
 root=$(dirname "$0")
 growmaps=$root/growmaps

@@ -176,7 +176,7 @@ class Settings:
 
     @property
     def rule(self) -> str:
-        """The verification rule: a name in `verification.RULES`, or `bfs`."""
+        """The verification rule: a name in `verification.rules.RULES`, or `bfs`."""
         return self.etv if self.use_bfs else "topdown"
 
     @property

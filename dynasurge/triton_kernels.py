@@ -2,7 +2,7 @@
 
 `draw` draws k tokens without replacement from each row of a table of probabilities: a program a
 row, two inverse-CDF steps a draw (a block by its mass, then a token inside it), exactly as
-`sampling.draw_by`. `share` handles one level of a token tree as `judge.share_level` does: a program
+`probabilities.draw_by`. `share` handles one level of a token tree as `captured_rules.share_level` does: a program
 a row, one pass over the vocabulary for each sampled child. Both read float32 tables and add up in
 float64 where sums decide. Without Triton, or on a CPU, `usable` says so and torch code does the
 same.
@@ -58,7 +58,7 @@ def usable(table: torch.Tensor) -> bool:
 def draw(
     q: torch.Tensor, uniforms: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`proposing.draw` on a GPU: q float32 [w, V], uniforms float64 [w, k, 2]. Returns tokens int64
+    """`captured_proposals.draw` on a GPU: q float32 [w, V], uniforms float64 [w, k, 2]. Returns tokens int64
     and masses [w, k], sums and sums of squares [w], float64."""
     rows, vocab = q.shape
     k = uniforms.shape[1]
@@ -88,7 +88,7 @@ def draw(
 
 
 def share(shares: Shares, rows: slice, *, bottom_up: bool) -> None:
-    """`judge.share_level` on a GPU."""
+    """`captured_rules.share_level` on a GPU."""
     k = shares.child.shape[1]
     _share[(rows.stop - rows.start,)](
         shares.p,

@@ -27,6 +27,8 @@ other commands (each has its own --help):
   dynasurge growmap show FILE    print a shape; dynasurge growmap draw FILE --output tree.png draws it
   dynasurge calibrate            measure this machine's passes anew: what --B auto goes by
   dynasurge calibrate acceptance FILE   measure a pair's acceptance, for --priors
+  dynasurge publish FOLDER       measure what figures need beside a sweep, keep numbers only
+  dynasurge figures FOLDER       run the notebooks on such numbers, write their figures
 
 example:
   dynasurge --mode dTree --B 4 --T 0.6 --start 0 --end 14 --output runs/first

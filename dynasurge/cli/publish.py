@@ -91,6 +91,7 @@ def publish_command(arguments: Sequence[str]) -> int:
         ),
     }
     dataclasses.replace(evidence, probes=tables, about=about).write(output)
+    print(f"written: {output}")
     return 0
 
 

@@ -26,7 +26,7 @@ Every combination of --mode, --growmap, --B, --policy, --T, --seed and --dataset
 with ETV. All take the same prompt before any takes the next. A stopped sweep goes on when the same command is given again.
 """
 EPILOG = """\
-on several GPUs or machines, with the same flags (see README):
+on several GPUs or machines, with the same flags (see docs/usage.md):
   accelerate launch --num_processes 2 -m dynasurge sweep ...
 
 example:

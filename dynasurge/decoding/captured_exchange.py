@@ -4,21 +4,30 @@ decoding/captured_loop.py)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from dynasurge.drafting.acceptance_estimates import CELLS, DEPTHS, KINDS, Acceptance, depth_class
 from dynasurge.drafting.captured_budget import Pace
-from dynasurge.drafting.captured_tree import POINT, Layout
+from dynasurge.drafting.captured_tree import POINT, Layout, Nodes
 from dynasurge.drafting.growth import Draft
 from dynasurge.drafting.tree_budget import Slot
 from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.captured_rules import Judged
 
-HEAD = (
-    3  # numbers that come back of a step: the node where the path ends, its depth, the bonus token;
-)
-COLUMNS = 8  # and of each node: see `closing`
+# What comes back of a step, float64, in this order: of the step, of each level (the tokens
+# emitted),
+# and of each node.
+STEP = ("end", "depth", "bonus")
+NODE = ("exists", "token", "parent", "proposal", "kind", "x", "value", "stop")
+
+
+def report_size(levels: int, nodes: int) -> int:
+    """Numbers that come back of a step with a tree of so many levels and nodes, root not counted;
+    of no tree if there are no levels."""
+    return len(STEP) + (levels + 1 + len(NODE) * (nodes + 1) if levels else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,69 +87,84 @@ class Inputs:
         self._device.copy_(numbers, non_blocking=True)
 
 
+class Closing(NamedTuple):
+    """What ends a step. report: all that the host wants to know (STEP and NODE); then, for each
+    level of the tree and one more: emitted, the token; to, the cache row that the path's row goes
+    to; of_target, of_draft, the row where it is (where there is none, that very row); length: of
+    the text from now on."""
+
+    report: torch.Tensor
+    emitted: torch.Tensor
+    to: torch.Tensor
+    of_target: torch.Tensor
+    of_draft: torch.Tensor
+    length: torch.Tensor
+
+
+class Slots(NamedTuple):
+    """Of each slot of a forest, what the host is told; see `Forest`."""
+
+    token: torch.Tensor
+    proposal: torch.Tensor
+    kind: torch.Tensor
+    x: torch.Tensor
+    value: torch.Tensor
+
+
 def closing(
-    end: torch.Tensor,
-    bonus: torch.Tensor,
-    stop: torch.Tensor,
+    judged: Judged,
+    nodes: Nodes,
+    slots: Slots,
+    chain: torch.Tensor,
     length: torch.Tensor,
-    row_chain: torch.Tensor,
     children: int,
-    of_nodes: tuple[torch.Tensor, ...],
-    of_slots: tuple[torch.Tensor, ...],
-) -> tuple[torch.Tensor, ...]:
-    """What ends a step whose path ends at node `end`: all that the host wants to know; for each
-    level of the tree and one more, the token emitted, the place that the path's row goes to, and
-    where it is in the target's and in the draft's cache (where there is none, that very place); the
-    new length."""
-    slot, depths, paths, parent, exists = of_nodes
-    token = of_slots[0]
-    levels = torch.arange(paths.shape[1], device=end.device)
-    last = end.clamp(min=0)
-    depth, path = depths[last], paths[last][0]
-    drawn = token[torch.nn.functional.pad(slot, (0, 1), value=len(token) - 1)][path[1:]]
-    emitted = torch.where(levels < depth, torch.nn.functional.pad(drawn, (0, 1)), bonus)
-    chain = row_chain[((slot[last] - 1) // children).clamp(min=0)][0]
+) -> Closing:
+    """Close a step. chain: see `Forest`; length [1]: of the text before it; children: slots a
+    row."""
+    pad = torch.nn.functional.pad
+    levels = torch.arange(nodes.path.shape[1], device=length.device)
+    last = judged.end.clamp(min=0)
+    depth, path = nodes.depth[last], nodes.path[last][0]
+    drawn = slots.token[pad(nodes.slot, (0, 1), value=len(slots.token) - 1)][path[1:]]
+    emitted = torch.where(levels < depth, pad(drawn, (0, 1)), judged.bonus)
+    rows = chain[((nodes.slot[last] - 1) // children).clamp(min=0)][0]
     of_target = torch.where(levels <= depth, path, levels)
-    of_draft = torch.where(levels < depth, torch.nn.functional.pad(chain, (0, 1)), levels)
-    tokens, *numbers = (part[slot] for part in of_slots)
-    told = (end, depth, bonus, emitted, exists, tokens, parent, *numbers, stop)
-    packed = torch.cat([part.double() for part in told])
-    return (
-        packed,
-        emitted,
-        length + levels,
-        length + of_target,
-        length + of_draft,
-        length + depth + 1,
+    of_draft = torch.where(levels < depth, pad(rows, (0, 1)), levels)
+    kept = Slots(*(part[nodes.slot] for part in slots))
+    step = {"end": judged.end, "depth": depth, "bonus": judged.bonus}
+    node = kept._asdict() | {"exists": nodes.exists, "parent": nodes.parent, "stop": judged.stop}
+    told = [*(step[name] for name in STEP), emitted, *(node[name] for name in NODE)]
+    return Closing(
+        report=torch.cat([part.double() for part in told]),
+        emitted=emitted,
+        to=length + levels,
+        of_target=length + of_target,
+        of_draft=length + of_draft,
+        length=length + depth + 1,
     )
 
 
 class Outcome:
-    """What came back of a step."""
+    """What came back of a step, read by the names of STEP and NODE."""
 
-    def __init__(self, numbers: np.ndarray, levels: int) -> None:
-        self.end, self.depth, self.bonus = (int(number) for number in numbers[:HEAD])
-        self.emitted = [int(token) for token in numbers[HEAD : HEAD + levels]]
-        self._nodes = (
-            numbers[HEAD + levels + 1 :].reshape(COLUMNS, -1).copy()
-            if len(numbers) > HEAD
-            else None
-        )
-        self.stop = self._nodes[-1] if self._nodes is not None else np.ones(1)
+    def __init__(self, report: np.ndarray, levels: int) -> None:
+        step, rest = np.split(report, [len(STEP)])
+        self.end, self.depth, self.bonus = (int(number) for number in step)
+        emitted, nodes = np.split(rest, [levels + 1 if levels else 0])
+        self.emitted = [int(token) for token in emitted[:levels]]
+        self._nodes = dict(zip(NODE, nodes.reshape(len(NODE), -1).copy(), strict=True))
+        self.stop = self._nodes["stop"] if levels else np.ones(1)
 
     def draft(self, passes: int, *, static: bool) -> Draft:
         """The tree as the rest of the package knows it."""
-        assert self._nodes is not None
-        count = int(self._nodes[0].sum())
-        _, token, parent, proposal, kind, x, value, _ = (
-            row[:count].tolist() for row in self._nodes
-        )
+        count = int(self._nodes["exists"].sum())
+        of = {name: numbers[:count].tolist() for name, numbers in self._nodes.items()}
         tree = TokenTree(
-            tokens=tuple(int(t) for t in token),
-            parents=tuple(int(p) for p in parent),
-            proposal=tuple(proposal),
-            point=tuple(node == 0 or k >= POINT for node, k in enumerate(kind)),
-            value=() if static else tuple(value),
+            tokens=tuple(int(token) for token in of["token"]),
+            parents=tuple(int(parent) for parent in of["parent"]),
+            proposal=tuple(of["proposal"]),
+            point=tuple(node == 0 or kind >= POINT for node, kind in enumerate(of["kind"])),
+            value=() if static else tuple(of["value"]),
         )
         ranks = {0: 0} | {
             child: rank for family in tree.children for rank, child in enumerate(family)
@@ -151,11 +175,11 @@ class Outcome:
                 parent=tree.parents[node],
                 depth=depth,
                 rank=ranks[node],
-                proposal=proposal[node],
-                kind=KINDS[int(kind[node])] + DEPTHS[depth_class(depth)],
-                x=x[node],
-                slot_value=value[node],
-                node_value=value[node],
+                proposal=of["proposal"][node],
+                kind=KINDS[int(of["kind"][node])] + DEPTHS[depth_class(depth)],
+                x=of["x"][node],
+                slot_value=of["value"][node],
+                node_value=of["value"][node],
             )
             for node, depth in enumerate(tree.depths)
         ]

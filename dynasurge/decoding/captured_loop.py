@@ -32,13 +32,13 @@ import torch
 
 from dynasurge import probabilities
 from dynasurge.decoding.captured_exchange import (
-    COLUMNS,
-    HEAD,
     Inputs,
     Outcome,
+    Slots,
     Trees,
     closing,
     pinned,
+    report_size,
 )
 from dynasurge.decoding.loop import StepRecord, cut
 from dynasurge.drafting.captured_budget import LAG, Size
@@ -74,7 +74,7 @@ class Flying:
 
 class CapturedDecoder:
     """A target engine, perhaps a draft's and trees: yields the steps of a generation, as
-    `decoding.Decoder` does."""
+    `loop.Decoder` does."""
 
     def __init__(
         self,
@@ -209,7 +209,6 @@ class CapturedDecoder:
             yield self._learn(step, back, text[place - 1], emitted, self._levels, self._phases())
 
     # --- what is captured
-    # ------------------------------------------------------------------------------------------
 
     def _root(self) -> torch.Tensor:
         """Read the last two tokens with the draft (it may not have read the first of them), propose
@@ -272,31 +271,22 @@ class CapturedDecoder:
                 0, CONTEXT + 1 + length, bonus.clamp(min=0)
             )  # none: the next step may be on its way
             length += 1
-            return torch.cat([bonus.clamp(max=0), torch.zeros_like(bonus), bonus]).double()
+            return torch.cat([bonus.clamp(max=0), torch.zeros_like(bonus), bonus]).double()  # STEP
         forest = self._forest
         found = law(forest, nodes, self._p[: n + 2], self._rule, compiled=self._compiled)
         judged = judge(found, self._inputs.last, compiled=self._compiled)
-        of_nodes = (nodes.slot, nodes.depth, nodes.path, nodes.parent, nodes.exists)
-        of_slots = (forest.token, forest.proposal, forest.kind, forest.x, forest.slot_value)
-        told, emitted, to, of_target, of_draft, longer = fused(closing, self._compiled)(
-            judged.end,
-            judged.bonus,
-            judged.stop,
-            length,
-            forest.chain,
-            forest.layout.children,
-            of_nodes,
-            of_slots,
+        slots = Slots(forest.token, forest.proposal, forest.kind, forest.x, forest.slot_value)
+        done = fused(closing, self._compiled)(
+            judged, nodes, slots, forest.chain, length, forest.layout.children
         )
         assert self._draft is not None
-        self._text.index_copy_(0, CONTEXT + 1 + to, emitted.clamp(min=0))  # as above
-        self._target.move(of_target, to)
-        self._draft.move(of_draft, to)
-        length.copy_(longer)
-        return told
+        self._text.index_copy_(0, CONTEXT + 1 + done.to, done.emitted.clamp(min=0))  # as above
+        self._target.move(done.of_target, done.to)
+        self._draft.move(done.of_draft, done.to)
+        length.copy_(done.length)
+        return done.report
 
     # --- the host's side
-    # -------------------------------------------------------------------------------------------
 
     def _prepare(self, generator: torch.Generator) -> tuple[Size, torch.Tensor]:
         """Settle how large the next tree may be, and all that its step will be told."""
@@ -352,7 +342,7 @@ class CapturedDecoder:
         return back
 
     def _packed(self, n: int) -> int:
-        return HEAD if self._trees is None else HEAD + self._levels + 1 + COLUMNS * (n + 1)
+        return report_size(self._levels, n)
 
     def _phases(self, away: float = 0.0) -> dict[str, float]:
         """Of the step that was read. away: see `Flying`."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -74,27 +74,16 @@ class Proposer:
         if number is not None:
             assert self.growmap is not None
             forest.number[slots].copy_(number.flatten())
-            settled = self._run(
+            children = self._run(
                 shaped, self.policy, drawn, slot_value, number, self.growmap[number, 0] >= 0
             )
         else:
             table = self.table[depth_class(level)] if self.table is not None else None
-            settled = self._run(
+            children = self._run(
                 settle, self.policy, drawn, slot_value, node_value, table, cut, self.most
             )
-        for mine, theirs in zip(
-            (
-                forest.token,
-                forest.kind,
-                forest.proposal,
-                forest.x,
-                forest.slot_value,
-                forest.node_value,
-            ),
-            settled,
-            strict=True,
-        ):
-            mine[slots].copy_(theirs.flatten())
+        for name, of_children in children._asdict().items():
+            getattr(forest, name)[slots].copy_(of_children.flatten())
         if base is not None:
             forest.base[rows].copy_(base)
 
@@ -102,7 +91,15 @@ class Proposer:
         return fused(function, self.compiled)(*arguments)
 
 
-Settled = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+class ValuedChildren(NamedTuple):
+    """The children of w nodes, all [w, k], by the field of a `Forest`'s slots that they go to."""
+
+    token: torch.Tensor
+    kind: torch.Tensor
+    proposal: torch.Tensor
+    x: torch.Tensor
+    slot_value: torch.Tensor
+    node_value: torch.Tensor
 
 
 def settle(
@@ -113,10 +110,9 @@ def settle(
     table: torch.Tensor | None,
     cut: torch.Tensor | None,
     most: int,
-) -> Settled:
-    """tokens, kind, proposal, x, slot values and node values [w, k] of the children of nodes that
-    are worth slot_value and node_value [w]; table: see `estimates`; most: children a node, copies
-    not counted."""
+) -> ValuedChildren:
+    """The children of nodes that are worth slot_value and node_value [w]; table: see `estimates`;
+    most: children a node, copies not counted."""
     made = propose(policy, drawn)
     if most < drawn.k:
         made = made._replace(exists=made.exists & ((made.kind >= ECHO) | _leading(made, most)))
@@ -131,7 +127,7 @@ def settle(
             exists=made.exists & ((made.kind != TAIL) | (node_value[:, None] * before >= cut))
         )
     slots, nodes = values(made, before, after, slot_value, node_value)
-    return made.tokens, made.kind, made.proposal, made.x, slots, nodes
+    return ValuedChildren(made.tokens, made.kind, made.proposal, made.x, slots, nodes)
 
 
 def _limits(
@@ -158,13 +154,14 @@ def shaped(
     slot_value: torch.Tensor,
     number: torch.Tensor,
     branches: torch.Tensor,
-) -> Settled:
+) -> ValuedChildren:
     """`settle` for a static tree: number [w, k], the children's numbers in the growmap, -1 for
     none; branches, whether they have children."""
     made = propose(policy, drawn)
     exists = made.exists & (number >= 0) & (slot_value > 0)[:, None]
     slots = torch.where(exists, 1.0 / (2.0 + number.double()), 0.0)  # breadth first
-    return made.tokens, made.kind, made.proposal, made.x, slots, torch.where(branches, slots, 0.0)
+    nodes = torch.where(branches, slots, 0.0)
+    return ValuedChildren(made.tokens, made.kind, made.proposal, made.x, slots, nodes)
 
 
 def estimates(table: torch.Tensor | None, made: Proposed) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,7 +22,7 @@ own slot that one's descendants as rivals, and whether a slot stays would depend
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -239,11 +239,11 @@ def hidden_rows(known: torch.Tensor, seen: torch.Tensor, columns: int) -> torch.
     return (places >= known) & ~(seen[:, :, None] == places).any(1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Nodes:
+class Nodes(NamedTuple):
     """The tree that stays, n nodes and the root. slot, parent, depth int64 [n + 1], exists bool;
     number int64 [S + 1]: the node of each slot, n + 1 for none; path int64 [n + 1, depth + 1]: the
-    nodes from the root down to each, n + 1 behind."""
+    nodes from the root down to each, n + 1 behind; seen bool [n + 1, n + 1]: which nodes lie on the
+    path of each."""
 
     slot: torch.Tensor
     parent: torch.Tensor
@@ -251,7 +251,7 @@ class Nodes:
     exists: torch.Tensor
     number: torch.Tensor
     path: torch.Tensor
-    seen: torch.Tensor = field(repr=False)
+    seen: torch.Tensor
 
     @property
     def none(self) -> int:
@@ -264,12 +264,7 @@ def assemble(forest: Forest, n: int, budget: int | None = None, *, compiled: boo
     kernels few."""
     most = n if budget is None else min(n, budget)
     tensors = (forest.slot_value, forest.depth, forest.row_slot, forest.chain)
-    slot, parent, depth, exists, number, path, seen = fused(best_nodes, compiled)(
-        *tensors, n, most, forest.layout.children
-    )
-    return Nodes(
-        slot=slot, parent=parent, depth=depth, exists=exists, number=number, path=path, seen=seen
-    )
+    return fused(best_nodes, compiled)(*tensors, n, most, forest.layout.children)
 
 
 def best_nodes(
@@ -280,8 +275,8 @@ def best_nodes(
     n: int,
     most: int,
     children: int,
-) -> tuple[torch.Tensor, ...]:
-    """The fields of `Nodes`, of a forest's tensors: n nodes, of which at most `most` exist."""
+) -> Nodes:
+    """n nodes of a forest's tensors, of which at most `most` exist."""
     slots, rows, levels = len(slot_value) - 1, len(row_slot) - 1, row_chain.shape[1]
     order = slot_value.sort(descending=True, stable=True).indices[: most + 1]
     order = torch.where(slot_value[order] > 0, order, slots)
@@ -303,7 +298,7 @@ def best_nodes(
     seen = torch.zeros(n + 1, n + 2, dtype=torch.bool, device=slot.device).scatter(1, path, True)[
         :, :-1
     ]
-    return slot, parent, depth, exists, number, path, seen
+    return Nodes(slot, parent, depth, exists, number, path, seen)
 
 
 def growmap_layout(children: Sequence[Sequence[int]], depths: Sequence[int]) -> Layout:

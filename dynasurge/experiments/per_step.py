@@ -90,7 +90,7 @@ def acceptance_by_depth(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.D
 def acceptance_by_rank(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
     """By sibling rank j: `reached`, how often a path stood above more than j children, and the
     share `accepted` of those that went on to the child of rank j. (The best static tree is made
-    from the same for nodes that all have as many children: `analysis.rank_acceptance`.)"""
+    from the same for nodes that all have as many children: `text_distributions.rank_acceptance`.)"""
     choices = _choices(frame, by)
     tried = choices.loc[choices.index.repeat(choices["count"])]
     rank = tried.groupby(level=0).cumcount()

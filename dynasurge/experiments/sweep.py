@@ -36,7 +36,7 @@ def sweep(
 ) -> pd.DataFrame:
     """Run a plan over the prompts of datasets into a folder, or go on where it stopped. Returns one
     row a (settings, prompt) of those asked for, which is also in `records.parquet` there; its
-    columns are those of `study.to_frame`. (`records.jsonl` keeps what earlier runs with other
+    columns are those of `results_frame.to_frame`. (`records.jsonl` keeps what earlier runs with other
     prompts or fewer settings left there, too.)
 
     Arguments and errors are those of `Evaluation`. on_row is called with what this process did or

@@ -92,7 +92,7 @@ def study_figure(table: pd.DataFrame, caption: str) -> Figure:
     """Latency of a token as bars, accepted tokens a step as a line, by tree, a panel a temperature;
     lighter without ETV, lossy ones hatched, `auto` a dashed line.
 
-    table: lines of one dataset of `study.results`.
+    table: lines of one dataset of `results_frame.results`.
     """
     panels = list(table.groupby("T", sort=True))
     widest = max(len(panel) for _, panel in panels)
@@ -149,7 +149,7 @@ def complexity_figure(tables: Mapping[str, pd.DataFrame], caption: str) -> Figur
     """How hard texts are as they go on: draft confidence, tree size, depth and acceptance, a panel
     each and a line a text.
 
-    tables: lines of one label of `study.complexity_along`, by name of the text.
+    tables: lines of one label of `results_frame.complexity_along`, by name of the text.
     """
     titles = {
         "confidence": "draft confidence (probability)",

@@ -40,7 +40,7 @@ RULES = {
 def comparison_figure(table: pd.DataFrame, caption: str) -> Figure:
     """Latency per token and per request as bars (medians over prompts), accepted tokens per step as
     a line: by static tree and by budget, a colour a rule and a row a temperature; `auto` is the
-    dashed line. table: lines of one dataset of `study.trees`."""
+    dashed line. table: lines of one dataset of `results_frame.trees`."""
     table = table[~(table["fill"] & (table["mode"] == "dTree"))]
     temperatures = sorted(table["T"].unique())
     names = list(
@@ -153,7 +153,7 @@ def _divide(axes: Axes, names: Sequence[str]) -> None:
 def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
     """Total variation of the first emitted token from the target's law, by rule: a bar is the mean
     over contexts, a dot a context. What a lossless rule shows is counting noise. bias: see
-    `bias.first_token_bias`."""
+    `rule_bias.first_token_bias`."""
     figure = new_figure(3.6, 3.2)
     axes = figure.subplots()
     rules = list(dict.fromkeys(bias["rule"]))
@@ -179,7 +179,7 @@ def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
 def bound_figure(bounds: pd.DataFrame, caption: str) -> Figure:
     """How often one of k children of a node is accepted: rules as markers, the bound of every
     lossless rule as a line, a panel a policy. bounds: lines of one temperature of
-    `probes.bounds`."""
+    `measurements.bounds`."""
     policies = list(dict.fromkeys(bounds["policy"]))
     figure = new_figure(2.5 * len(policies), 2.9)
     panels = figure.subplots(1, len(policies), sharey=True, squeeze=False)[0]

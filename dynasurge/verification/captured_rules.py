@@ -15,6 +15,7 @@ child costs one sum over the vocabulary. On a GPU triton_kernels.py does a level
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -25,8 +26,7 @@ from dynasurge.models.cuda_graphs import fused
 from dynasurge.probabilities import LEAST
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judged:
+class Judged(NamedTuple):
     """stop: float64 [n + 1], see verification.StopLaw; end, bonus: int64 [1], the node where the
     path ends and the token behind it, -1 if there is none."""
 
@@ -64,12 +64,10 @@ def law(forest: Forest, nodes: Nodes, p: torch.Tensor, rule: str, *, compiled: b
     layout, none = forest.layout, nodes.none
     rows, k = layout.row_count, layout.children
     tensors = (nodes.number, forest.row_slot, forest.token, forest.kind, p, forest.base)
-    node, child, point, tokens, drawn, from_q, of_p, of_q, row_of = fused(_families, compiled)(
-        *tensors, none, k
-    )
+    families = fused(_families, compiled)(*tensors, none, k)
     zero = p.new_zeros(())
-    p.index_put_((of_p, tokens[:-1]), zero)
-    forest.base.index_put_((of_q, tokens[:-1]), zero)
+    p.index_put_((families.of_p, families.tokens[:-1]), zero)
+    forest.base.index_put_((families.of_q, families.tokens[:-1]), zero)
     accept = torch.zeros(none + 1, dtype=torch.float64, device=p.device)
     accept[:1].fill_(1.0)
     t = torch.zeros(rows + 1, dtype=torch.float64, device=p.device)
@@ -77,11 +75,11 @@ def law(forest: Forest, nodes: Nodes, p: torch.Tensor, rule: str, *, compiled: b
     shares = triton_kernels.Shares(
         p=p,
         q=forest.base,
-        node=node,
-        child=child,
-        point=point,
-        drawn=drawn[:-1],
-        from_q=from_q,
+        node=families.node,
+        child=families.child,
+        point=families.point,
+        drawn=families.drawn[:-1],
+        from_q=families.from_q,
         accept=accept,
         t=t,
         kept=kept,
@@ -92,13 +90,13 @@ def law(forest: Forest, nodes: Nodes, p: torch.Tensor, rule: str, *, compiled: b
     stops = fused(_bottom_up if rule == "traversal" else _top_down, compiled)
     return Law(
         stop=stops(accept, nodes.parent, nodes.exists, nodes.seen),
-        row_of=row_of,
+        row_of=families.row_of,
         t=t,
         kept=kept,
-        drawn=drawn,
+        drawn=families.drawn,
         p=p,
         q=forest.base,
-        tokens=tokens,
+        tokens=families.tokens,
     )
 
 
@@ -107,6 +105,23 @@ def judge(law: Law, uniforms: torch.Tensor, *, compiled: bool = False) -> Judged
     end = fused(_ends, compiled)(law.stop, uniforms)
     bonus = law.bonus(end.clamp(min=0), compiled=compiled)
     return Judged(stop=law.stop, end=end, bonus=draw(bonus, uniforms[1:, None])[0][:, 0])
+
+
+class Families(NamedTuple):
+    """The R rows of a forest, each with its children. node int64 [R]; child int64, point bool [R,
+    k], see `triton_kernels.Shares`; tokens int64 and what p gave them, drawn, both [R + 1, k], a row
+    to spare; from_q [R, k], what q gave them; of_p, of_q int64 [R, k], the row of p and of q in which
+    each token is to be forgotten; row_of int64 [n + 1], the row of each node."""
+
+    node: torch.Tensor
+    child: torch.Tensor
+    point: torch.Tensor
+    tokens: torch.Tensor
+    drawn: torch.Tensor
+    from_q: torch.Tensor
+    of_p: torch.Tensor
+    of_q: torch.Tensor
+    row_of: torch.Tensor
 
 
 def _families(
@@ -118,10 +133,8 @@ def _families(
     base: torch.Tensor,
     none: int,
     k: int,
-) -> tuple[torch.Tensor, ...]:
-    """Of the R rows of a forest: node [R]; child, point [R, k], see `triton_kernels.Shares`; tokens
-    and what p gave them [R + 1, k], what q gave them, and where to forget them in p and q [R, k];
-    the row of each node [n + 1]."""
+) -> Families:
+    """Gather the families of a forest's tensors; none: the number that stands for no node."""
     rows, pad = len(row_slot) - 1, torch.nn.functional.pad
     node = number[row_slot[:-1]]
     child = torch.where(node[:, None] < none, number[1:-1].view(rows, k), none)
@@ -135,16 +148,9 @@ def _families(
     row_of = torch.full((none + 1,), rows, dtype=torch.int64, device=p.device).scatter(
         0, node, every
     )
-    return (
-        node,
-        child,
-        point,
-        pad(tokens, (0, 0, 0, 1)),
-        pad(drawn, (0, 0, 0, 1)),
-        from_q,
-        of_p,
-        of_q,
-        row_of,
+    spare = (0, 0, 0, 1)
+    return Families(
+        node, child, point, pad(tokens, spare), pad(drawn, spare), from_q, of_p, of_q, row_of
     )
 
 

@@ -45,7 +45,6 @@ def test_each_form_explains_itself(form: str, capsys: pytest.CaptureFixture[str]
 
 
 # --- latency
-# -----------------------------------------------------------------------------------------------------------
 
 
 def test_latency_is_measured_anew_and_shown(
@@ -164,7 +163,6 @@ def test_a_cache_that_cannot_be_written_costs_no_session(
 
 
 # --- acceptance
-# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -299,7 +299,6 @@ def test_the_three_spellings_are_one_program(start: list[str]) -> None:
 
 
 # --- mistakes: exit code 2, one line that names the flag, the value and the remedy, nothing written
-# ------------------
 
 BAD_FLAGS = [
     (["--B", "0"], "--B 0: must be at least 1; try --B 8"),

@@ -145,7 +145,6 @@ def test_each_form_explains_itself(form: str, capsys: pytest.CaptureFixture[str]
 
 
 # --- mistakes: exit code 2, one line that names the flag, the value and the remedy, nothing written
-# ------------------
 
 BAD_OPTIMISE = [
     (

@@ -333,7 +333,6 @@ def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, scri
 
 
 # --- mistakes seen in public code: each must be caught
-# -------------------------------------------------------------
 
 
 def reordered(tree: TokenTree, q: Any) -> TokenTree:
@@ -411,7 +410,6 @@ def test_the_prototypes_rule_is_caught() -> None:
 
 
 # --- what is known about accepted lengths
-# ---------------------------------------------------------------------------
 
 
 def expected_length(rule: Rule, tree: TokenTree, p: Any, q: Any) -> float:
