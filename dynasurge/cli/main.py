@@ -19,6 +19,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from dynasurge.errors import UsageError
 
@@ -40,12 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     word = next(iter(arguments), "")
+    if word and not word.startswith("-") and word not in COMMANDS:
+        print(
+            f"error: command {word}: unknown; choose one of {', '.join(COMMANDS)}", file=sys.stderr
+        )
+        return 2
     word, arguments = (word, arguments[1:]) if word in COMMANDS else ("decode", arguments)
     module, stopped = COMMANDS.get(word, ("decode", None))
     if stopped is None:
         stopped = RESUME if any(a.partition("=")[0] == "--output" for a in arguments) else LOST
     command = getattr(import_module(f"dynasurge.cli.{module}"), f"{word}_command")
     return guarded(lambda: command(arguments), stopped)
+
+
+def _unknown(word: str) -> NoReturn:
+    raise UsageError("command", word, "unknown", f"choose one of {', '.join(COMMANDS)}")
 
 
 def guarded(command: Callable[[], int], stopped: str) -> int:

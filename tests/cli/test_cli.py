@@ -653,6 +653,11 @@ def test_short_prompts_reserve_no_more_positions_than_they_have(tmp_path: Path) 
     assert main([*flags, "--prompt-len", "128", "--B", "4", "--fill", "--device", "cpu"]) == 0
 
 
+def test_a_mistyped_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["comapre", "--end", "2"]) == 2
+    assert_one_line("command comapre: unknown; choose one of compare, sweep, growmap", capsys)
+
+
 def test_a_clone_that_is_not_installed_runs(
     pair: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
