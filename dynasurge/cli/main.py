@@ -42,10 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     word = next(iter(arguments), "")
     if word and not word.startswith("-") and word not in COMMANDS:
-        print(
-            f"error: command {word}: unknown; choose one of {', '.join(COMMANDS)}", file=sys.stderr
-        )
-        return 2
+        return guarded(lambda: _unknown(word), "nothing was done")
     word, arguments = (word, arguments[1:]) if word in COMMANDS else ("decode", arguments)
     module, stopped = COMMANDS.get(word, ("decode", None))
     if stopped is None:
