@@ -1,4 +1,4 @@
-"""Commands. A mistake costs one line and exit code 2; whatever prints, prints here.
+"""Commands. A mistake costs one line and exit code 2; nothing else prints.
 
 Enters: words and flags. Leaves: files, a table, an exit code.
 
