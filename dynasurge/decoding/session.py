@@ -166,12 +166,8 @@ class Session:
     def _make(self, longest: int) -> None:
         """Engines and a decoder for prompts of up to so many tokens."""
         pair, settings = self.pair, replace(self.settings, prompt_len=longest)
-        parts, shape, costs, acceptance = (
-            self._parts,
-            self._parts.shape,
-            self._parts.costs,
-            self._parts.acceptance,
-        )
+        parts = self._parts
+        shape, costs, acceptance = parts.shape, parts.costs, parts.acceptance
         usual = shape is None and parts.policy is None and parts.verify is None
         known, shape = shape is not None, shape or make_shape(settings)
         settings.check_room(longest, shape.max_nodes if shape else 0)
@@ -189,11 +185,9 @@ class Session:
             )
         captures = usual and settings.rule in CAPTURED_RULES and self.engines.target.captures
         captures = captures and reads_all(pair, settings, longest)
-        if (
-            shape is not None
-            and readable(pair.draft.config, longest) < longest + settings.new_tokens
-        ):
-            said = f"reads {readable(pair.draft.config, longest)} positions; behind these nothing is drafted"
+        limit = readable(pair.draft.config, longest)
+        if shape is not None and limit < longest + settings.new_tokens:
+            said = f"reads {limit} positions; behind these nothing is drafted"
             warnings.warn(f"--draft {pair.draft_name}: {said}", stacklevel=3)
         if captures and (shape is None or can_hold(settings, shape)):
             decoder = self._captured(settings, shape, acceptance, costs)
@@ -237,9 +231,8 @@ class Session:
                 decoder = CapturedDecoder(
                     target, draft if trees else None, trees, rule=rule, T=settings.T, P=settings.P
                 )
-        except (
-            RuntimeError
-        ) as error:  # what a capture raises if the model looks at values on the host
+        except RuntimeError as error:
+            # what a capture raises if the model looks at values on the host
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             if target.device.type == "cuda":
@@ -275,12 +268,12 @@ class Session:
         prompt's text does not depend on which prompts came before it. on_step is called with each
         record as it is made.
         """
-        ids = self.encode(prompt)
-        steps: list[StepRecord] = []
+        ids, steps = self.encode(prompt), list[StepRecord]()
+        count = self._make_room(ids, new_tokens)
         start = time.perf_counter()
-        self._prefill(ids, new_tokens)
+        self._prefill(ids)
         prefilled = time.perf_counter()
-        for step in self._steps(ids, index, new_tokens, self.pair.eos):
+        for step in self._steps(ids, index, count, self.pair.eos):
             steps.append(step)
             if on_step is not None:
                 on_step(step)
@@ -310,18 +303,20 @@ class Session:
         of one that shares its engines, ends this one: the next step raises UsageError.
         """
         ids = self.encode(prompt)
-        self._prefill(ids, new_tokens)
-        yield from self._steps(ids, index, new_tokens, self.pair.eos if eos is None else eos)
+        count = self._make_room(ids, new_tokens)
+        self._prefill(ids)
+        yield from self._steps(ids, index, count, self.pair.eos if eos is None else eos)
 
-    def _prefill(self, ids: list[int], new_tokens: int | None) -> None:
-        self._check(ids, self.settings.new_tokens if new_tokens is None else new_tokens)
+    def _prefill(self, ids: list[int]) -> None:
         self.engines.reset()
         self._decoder.prefill(ids)
         if self.pair.target.device.type == "cuda":
             torch.cuda.synchronize(self.pair.target.device)
 
-    def _check(self, ids: list[int], new_tokens: int) -> None:
-        """Make room for a prompt and so many new tokens. Raises UsageError if that can't be."""
+    def _make_room(self, ids: list[int], new_tokens: int | None) -> int:
+        """Make room for a prompt and so many new tokens, the settings' if None, and return these.
+        Raises UsageError if that can't be."""
+        new_tokens = self.settings.new_tokens if new_tokens is None else new_tokens
         if not isinstance(new_tokens, int) or not 0 < new_tokens <= self.settings.new_tokens:
             reason = f"this session generates 1 to {self.settings.new_tokens} tokens"
             raise UsageError(
@@ -335,15 +330,14 @@ class Session:
                     "prompt", f"of {len(ids)} tokens", reason, "cut it, or set prompt_len"
                 )
             self._make(len(ids) if not self._longest else -(-len(ids) // ROOM) * ROOM)
+        return new_tokens
 
     def _steps(
-        self, ids: list[int], index: int, new_tokens: int | None, eos: frozenset[int]
+        self, ids: list[int], index: int, new_tokens: int, eos: frozenset[int]
     ) -> Iterator[StepRecord]:
         target = self.engines.target
         text = target.texts
-        for step in self._decoder.steps(
-            ids, new_tokens or self.settings.new_tokens, _stream(self.settings.seed, index), eos
-        ):
+        for step in self._decoder.steps(ids, new_tokens, _stream(self.settings.seed, index), eos):
             yield step
             if target.texts != text:
                 reason = "was left for another one that uses the same engines"
@@ -369,7 +363,7 @@ def follow(
     at_least("every", every, 1, 4)
     places, walks = range(len(prompt), len(prompt) + len(text), every), []
     for session in sessions:
-        session._check(prompt, len(text))
+        session._make_room(prompt, len(text))
     for engines in {session.engines for session in sessions}:
         engines.reset()
     for session in sessions:
@@ -414,8 +408,10 @@ def reads_all(pair: Pair, settings: Settings, prompt: int) -> bool:
     text, shape = prompt + settings.new_tokens, make_shape(settings)
     if shape is not None and readable(pair.draft.config, prompt) < text:
         return False
+    # A prompt may be shorter than `prompt`, so no text may come near LongRoPE's switch: a captured
+    # pass has nodes behind the text's end, and one beyond the switch would turn them all.
     switch, levels = rope_switch(pair.target.config), shape.max_depth if shape is not None else 0
-    return switch is None or prompt - 1 > switch or text + levels <= switch
+    return switch is None or text + levels <= switch
 
 
 def _stream(seed: int, index: int) -> torch.Generator:

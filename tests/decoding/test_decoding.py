@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import LONG, PHI, blurred, build
 from conftest import ARCHITECTURES, DEVICES, tiny_model, tiny_tokenizer
 
 from dynasurge import Pair, Settings, UsageError, build_growmap, generate, load_pair, save_growmap
@@ -498,3 +499,18 @@ def test_steps_of_copies_alone_are_paid_anew_each_time() -> None:
     steps = Session(pair, settings, costs=costs).generate([7] * 20).steps
     assert sum(step.passes for step in steps) == 0
     assert len(steps) < 60 or sum(step.accepted for step in steps) > 20
+
+
+def test_a_short_prompt_of_a_roomy_session_stays_on_its_side_of_longropes_switch() -> None:
+    """Behind the end of a captured text are nodes; none may lie beyond the switch."""
+    longrope = LONG | {"long_factor": [8.0] * 4}
+    kind, config = "phi3", PHI | {"rope_parameters": longrope}
+    target = build(kind, config)
+    draft, prompt = blurred(target, kind, config, std=0.4), [3 + 7 * i % 90 for i in range(20)]
+    pair = Pair(
+        draft=draft, target=target, tokenizer=tiny_tokenizer(), draft_name="d", target_name="t"
+    )
+    ids = torch.tensor([prompt], device=target.device)
+    plain = target.generate(ids, do_sample=False, max_new_tokens=12)[0, 20:].tolist()
+    settings = Settings(T=0, B=12, fill=True, prompt_len=60, new_tokens=12)
+    assert Session(pair, settings).generate(prompt).output_ids == plain
