@@ -32,11 +32,13 @@ AUTO_NODES, AUTO_DEPTH = 128, 16
 STUDY_PROMPT, STUDY_ROWS = 128, 384  # prompt_len and M of the study, and of the command
 
 
-TYPES = {
-    "a whole number": ("M", "max_depth", "max_children", "seed", "prompt_len", "new_tokens"),
-    "a number": ("T", "P"),
-    "a text": ("draft", "target", "growmap", "priors"),
+WHOLE = ("M", "max_depth", "max_children", "seed", "prompt_len", "new_tokens")
+FIELDS: dict[str, tuple[tuple[type, ...], tuple[str, ...]]] = {  # what it is: its types, its names
+    "a whole number": ((int,), WHOLE),
+    "a number": ((int, float), ("T", "P")),
+    "a text": ((str,), ("draft", "target", "growmap", "priors")),
 }
+OPTIONAL = ("M", "prompt_len", "max_depth", "growmap", "priors")  # may be None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +78,9 @@ class Settings:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for kind, names in TYPES.items():
+        for kind, (types, names) in FIELDS.items():
             for name in names:
-                _typed(name, getattr(self, name), kind)
+                _typed(name, getattr(self, name), kind, types)
         _one_of("--mode", self.mode, MODES)
         _one_of("--dtype", self.dtype, DTYPES)
         _one_of("--policy", self.policy, POLICIES)
@@ -233,16 +235,11 @@ def growmap_name(path: str) -> str:
     return Path(path).stem.removesuffix("-tree")
 
 
-def _typed(name: str, value: object, kind: str) -> None:
-    """Raise UsageError unless a field's value is of its kind; None is what some fields are when
-    they are left out."""
-    right: dict[str, tuple[type, ...]] = {
-        "a whole number": (int,),
-        "a number": (int, float),
-        "a text": (str,),
-    }
-    optional = value is None and name in ("M", "prompt_len", "max_depth", "growmap", "priors")
-    if not optional and (not isinstance(value, right[kind]) or isinstance(value, bool)):
+def _typed(name: str, value: object, kind: str, types: tuple[type, ...]) -> None:
+    """Raise UsageError unless a field's value is of one of these types; True is no number."""
+    if value is None and name in OPTIONAL:
+        return
+    if not isinstance(value, types) or isinstance(value, bool):
         raise UsageError(flag_of(name), repr(value), f"is not {kind}", f"give {kind}")
 
 

@@ -8,7 +8,7 @@
     dynasurge publish FOLDER          measure what figures need, publish the numbers (publish.py)
     dynasurge figures FOLDER          run the notebooks on published numbers (figures.py)
 
-Exit codes: 0 done; 2 something the user can mend, said in one line; 130 stopped by Ctrl-C (run
+Exit codes: 0 done; 2 something the user can correct, said in one line; 130 stopped by Ctrl-C (run
 again to go on).
 """
 

@@ -154,9 +154,8 @@ class Decoder:
         """Verify a tree behind a text of `length` tokens."""
         try:
             return self._verify(draft.tree, self._probs(logits), draft.q, generator)
-        except (
-            probabilities.NoMassError
-        ) as error:  # which verification notices without waiting once more
+        except probabilities.NoMassError as error:
+            # which verification notices without waiting once more
             raise no_numbers("--target", f"after {length} tokens") from error
 
     def _probs(self, logits: torch.Tensor) -> Rows:

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 KINDS = (FULL, SLIDING, CHUNKED)  # of layers that a mask can serve
+SIZES = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}  # where a config has them
 
 
 def layer_kinds(config: PreTrainedConfig) -> dict[str, int | None]:

@@ -29,10 +29,8 @@ NEEDED = {
     "attention_mask": "takes no attention mask",
     "position_ids": "takes no position_ids: it counts positions by cache row, and siblings of a tree share one position",
 }  # arguments of forward, and what to say of one that lacks it
-CACHES = (
-    "past_key_values",
-    "cache",
-)  # what forward calls its cache: until transformers 5.23, from 5.24 on
+# what forward calls its cache: until transformers 5.23, from 5.24 on
+CACHES = ("past_key_values", "cache")
 NO_LIMIT = 1 << 60
 
 

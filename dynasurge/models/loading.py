@@ -88,9 +88,8 @@ def load_model(
             )
         except torch.OutOfMemoryError:
             raise
-        except (
-            Exception
-        ) as error:  # readers of weights and tokenizers, and a model's own code, raise anything
+        except Exception as error:
+            # readers of weights and tokenizers, and a model's own code, raise anything
             raise _unloadable(source, error) from error
     model: PreTrainedModel = loaded[0]
     _check_report(source, loaded[1])
@@ -103,9 +102,8 @@ def load_model(
 
 def find_source(flag: str, name: str, trust_remote_code: bool = False) -> Source:
     """What a name means. Raises UsageError for a path where no folder is."""
-    options: dict[str, Any] = {
-        "trust_remote_code": trust_remote_code
-    }  # left out, transformers would ask on the terminal
+    # left out, transformers would ask on the terminal
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not isinstance(name, str) or not name.strip():
         raise UsageError(flag, repr(name), "is no name of a model", "give a hub name or a folder")
     path = os.path.expanduser(name)

@@ -11,9 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dynasurge.errors import UsageError
 
-Prompt = (
-    Any  # str, ids in a list, tensor or array of one or two dimensions, or what a tokenizer returns
-)
+# str, ids in a list, tensor or array of one or two dimensions, or what a tokenizer returns
+Prompt = Any
 ONE = "give one prompt at a time"
 
 
@@ -30,7 +29,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, vocab: int, prompt: Pr
                 "prompt", repr(prompt)[:60], "holds half a surrogate pair", "correct the text"
             )
         prompt = tokenizer(prompt).input_ids
-    ids = _flat(_unwrapped(prompt))
+    # the tokenizers library has an Encoding, transformers a mapping
+    ids = (
+        _of_mapping(prompt)
+        if isinstance(prompt, Mapping)
+        else _flat(getattr(prompt, "ids", prompt))
+    )
     if not ids:
         raise UsageError(
             "prompt", repr(given)[:60], "shorter than one token", "give at least one word"
@@ -46,10 +50,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, vocab: int, prompt: Pr
     return ids
 
 
-def _unwrapped(prompt: Prompt) -> Prompt:
+def _of_mapping(prompt: Mapping[str, Any]) -> list[int]:
     """The ids of a tokenizer's output."""
-    if not isinstance(prompt, Mapping):
-        return getattr(prompt, "ids", prompt)  # an Encoding of the tokenizers library
     if "input_ids" not in prompt:
         raise UsageError(
             "prompt",

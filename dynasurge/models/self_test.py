@@ -22,7 +22,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from dynasurge.errors import UsageError
-from dynasurge.models.attention_masks import CHUNKED, SLIDING, layer_kinds
+from dynasurge.models.attention_masks import SIZES, layer_kinds
 from dynasurge.models.compatibility import cache_arguments, readable
 from dynasurge.models.engine import Engine
 
@@ -37,11 +37,8 @@ NAMES = (
     "a grandchild",
     "a token behind a committed path",
 )
-LEAST = {
-    torch.float64: 1e-4,
-    torch.float32: 1e-3,
-    torch.float16: 0.02,
-}  # relative differences that are rounding anyway
+# relative differences that are rounding anyway
+LEAST = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.02}
 # a model whose own passes differ by so much looks ahead, or does not do what its config says
 UNSTEADY = 0.15
 HALF, NOISE = 0.05, 8.0  # as LEAST, in bfloat16; times what the model's own passes differ by
@@ -133,11 +130,10 @@ def _relative(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 def _small_windows(model: PreTrainedModel) -> Iterator[None]:
     """Inside, windows and chunks are so small that the test's text goes beyond their edge."""
     config = model.config.get_text_config()
-    names = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}
     before = {
-        names[kind]: size
+        SIZES[kind]: size
         for kind, size in layer_kinds(config).items()
-        if size is not None and kind in names
+        if size is not None and kind in SIZES
     }
     try:
         for name, size in before.items():

@@ -93,9 +93,8 @@ class Background:
                         self._tell(run)
         except UsageError as mistake:
             error = str(mistake)
-        except (
-            Exception
-        ) as fault:  # nobody waits for this thread: what goes wrong in it must be shown
+        except Exception as fault:
+            # nobody waits for this thread: what goes wrong in it must be shown
             error = f"{type(fault).__name__}: {fault}"
         with self.changed:
             run.finished, run.error = True, error
