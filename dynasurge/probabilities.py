@@ -2,8 +2,9 @@
 enters.
 
 Every random number comes from one explicit CPU `torch.Generator`; the few uniforms a draw needs are
-moved to where the probabilities are, so a seed means the same on every device. Losslessness rests
-on two facts of this file:
+moved to where the probabilities are, so a seed means the same on every device. Whoever draws is
+handed a `Chance`: `Random` in use, and in the tests that enumerate all outcomes a script that says
+which one comes next. Losslessness rests on two facts of this file:
 
 - `to_probs` works in float32 or better. In half precision a token whose probability rounds to zero
   can still be drawn, and a drawn token with q = 0 would always be accepted.
@@ -14,6 +15,7 @@ on two facts of this file:
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -67,32 +69,52 @@ def to_proposal(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
     return to_probs(logits, T or 1.0, P if T else 1.0)
 
 
-def draw_distinct(probs: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw up to `k` different tokens from each row: each draw from what the earlier ones left,
-    renormalised.
+class Chance(Protocol):
+    """Whoever decides what is drawn."""
 
-    probs: [m, V]. Returns int64 [m, k] in drawing order; -1 where a row has fewer than k tokens of
-    positive probability.
+    def draw(self, probs: torch.Tensor, k: int) -> torch.Tensor:
+        """Up to `k` different tokens from each row of probs [m, V]: each draw from what the earlier
+        ones left, renormalised. Returns int64 [m, k] in drawing order; -1 where a row has fewer
+        than k tokens of positive probability."""
+        ...
+
+
+class Random:
+    """Chance by the numbers of a generator."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    @classmethod
+    def seeded(cls, seed: int) -> Random:
+        """A generator of its own, which `seed` names."""
+        return cls(torch.Generator().manual_seed(seed))
+
+    def draw(self, probs: torch.Tensor, k: int) -> torch.Tensor:
+        """See `Chance`."""
+        numbers = torch.rand(k, 2, len(probs), generator=self.generator, dtype=torch.float64)
+        uniforms = numbers.permute(2, 0, 1).contiguous()
+        return draw_by(probs, uniforms.to(probs.device, non_blocking=True))
+
+
+class Uniforms:
+    """Chance by numbers that were drawn before: float64 [m, k or more, 2] in [0, 1), where the
+    probabilities are."""
+
+    def __init__(self, numbers: torch.Tensor) -> None:
+        self.numbers = numbers
+
+    def draw(self, probs: torch.Tensor, k: int) -> torch.Tensor:
+        """See `Chance`. It never waits for the device."""
+        return draw_by(probs, self.numbers[:, :k])
+
+
+def draw_by(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """`Chance.draw` by uniforms [m, k, 2]; it never waits for the device.
 
     The vocabulary is cut into about sqrt(V) blocks: a draw picks a block by its mass, then a token
     inside it, and zeroes that token. One pass over the vocabulary serves all k draws.
     """
-    return draw_by(probs, uniforms(k, probs, generator))
-
-
-def uniforms(k: int, probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """What `draw_by` needs for k draws from each row of probs [m, V]: float64 [m, k, 2] in [0, 1),
-    on the rows' device."""
-    numbers = (
-        torch.rand(k, 2, len(probs), generator=generator, dtype=torch.float64)
-        .permute(2, 0, 1)
-        .contiguous()
-    )
-    return numbers.to(probs.device, non_blocking=True)
-
-
-def draw_by(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """`draw_distinct` by given uniforms [m, k, 2]; it never waits for the device."""
     m, vocab = probs.shape
     width = math.ceil(math.sqrt(vocab))
     blocks = F.pad(probs, (0, -vocab % width)).view(m, -1, width)
@@ -138,10 +160,10 @@ def _draw_on_cpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tenso
     return torch.from_numpy(tokens)
 
 
-def draw(probs: torch.Tensor, generator: torch.Generator) -> int:
+def draw(probs: torch.Tensor, chance: Chance) -> int:
     """Draw one token from a distribution [V], waiting for it. Raises NoMassError if there is none
     to draw from (NaN logits end here)."""
-    token = int(draw_distinct(probs[None], 1, generator)[0, 0])
+    token = int(chance.draw(probs[None], 1)[0, 0])
     if token < 0:
         raise NoMassError
     return token

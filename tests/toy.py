@@ -2,9 +2,8 @@
 scripted chance.
 
 `enumerate_runs` runs a function once for every sequence of random outcomes it can meet and yields
-each result with its exact probability. Chance enters the library through a few functions of
-`dynasurge.probabilities`; `scripted` replaces them by versions that ask a `Script` which outcome to
-take.
+each result with its exact probability. Whatever draws in the library is handed a `Chance`; here that
+is a `Script`, which knows which outcome comes next.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 
-from dynasurge import probabilities
 from dynasurge.drafting import captured_proposals, proposals
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rule, path_to
@@ -78,8 +76,7 @@ class TableEngine:
 
 
 class Script:
-    """Stands in for a generator: replays a prefix of outcomes, then takes the first possible
-    one."""
+    """A `Chance` that replays a prefix of outcomes, then takes the first possible one."""
 
     def __init__(self, prefix: Sequence[int]) -> None:
         self._prefix, self.taken, self.options, self.weight = list(prefix), [], [], 1.0
@@ -93,6 +90,19 @@ class Script:
         self.weight *= weights[pick]
         return pick
 
+    def draw(self, probs: torch.Tensor, k: int) -> torch.Tensor:
+        """See `dynasurge.probabilities.Chance`."""
+        tokens = torch.full((len(probs), k), -1)
+        for row, left in enumerate(probs.tolist()):
+            for j in range(k):
+                total = sum(left)
+                if total <= 0:
+                    break
+                token = self.choose([x / total for x in left])
+                tokens[row, j] = token
+                left[token] = 0.0
+        return tokens
+
 
 def enumerate_runs(run: Callable[[Any], Any]) -> Iterator[tuple[float, Any]]:
     """(probability, result) for every path of outcomes through `run(script)`."""
@@ -105,30 +115,6 @@ def enumerate_runs(run: Callable[[Any], Any]) -> Iterator[tuple[float, Any]]:
             later = script.options[at][script.options[at].index(script.taken[at]) + 1 :]
             todo.extend([*script.taken[:at], option] for option in later)
         yield script.weight, result
-
-
-def _scripted_distinct(probs: torch.Tensor, k: int, script: Script) -> torch.Tensor:
-    tokens = torch.full((len(probs), k), -1)
-    for row, distribution in enumerate(probs.tolist()):
-        left = list(distribution)
-        for j in range(k):
-            total = sum(left)
-            if total <= 0:
-                break
-            token = script.choose([x / total for x in left])
-            tokens[row, j] = token
-            left[token] = 0.0
-    return tokens
-
-
-def scripted(monkeypatch: Any) -> None:
-    """Let a Script decide every draw of the library."""
-    monkeypatch.setattr(probabilities, "draw_distinct", _scripted_distinct)
-    monkeypatch.setattr(probabilities, "uniforms", lambda k, probs, script: (k, script))
-    monkeypatch.setattr(
-        probabilities, "draw_by", lambda probs, chance: _scripted_distinct(probs, *chance)
-    )
-    monkeypatch.setattr(probabilities, "draw", lambda probs, script: script.choose(probs.tolist()))
 
 
 def copy_anything(monkeypatch: Any) -> None:

@@ -9,11 +9,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dynasurge.drafting.acceptance_estimates import CELLS, DEPTHS, KINDS, Acceptance, depth_class
+from dynasurge.drafting.acceptance_estimates import CELLS, Acceptance
 from dynasurge.drafting.captured_budget import Pace
-from dynasurge.drafting.captured_tree import POINT, Layout, Nodes
+from dynasurge.drafting.captured_tree import Layout, Nodes
+from dynasurge.drafting.child_kinds import DEPTHS, TABLED, Kind
 from dynasurge.drafting.growth import Draft
 from dynasurge.drafting.tree_budget import Slot
+from dynasurge.probabilities import Random
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.captured_rules import Judged
 
@@ -57,7 +59,7 @@ class Inputs:
     def __init__(self, trees: Trees | None, device: torch.device) -> None:
         rows, k = (trees.layout.row_count, trees.layout.children) if trees is not None else (0, 0)
         shapes = (
-            ((len(DEPTHS), len(KINDS), CELLS), (1,), (rows, k, 2), (2, 2))
+            ((len(DEPTHS), len(TABLED), CELLS), (1,), (rows, k, 2), (2, 2))
             if trees is not None
             else ((0,), (0,), (0,), (2, 2))
         )
@@ -71,11 +73,11 @@ class Inputs:
             pinned(sum(sizes), device) for _ in range(2)
         ]  # one is being sent while the other is filled
 
-    def fill(self, generator: torch.Generator, trees: Trees | None) -> torch.Tensor:
+    def fill(self, chance: Random, trees: Trees | None) -> torch.Tensor:
         """What the next step will be told."""
         self._host.reverse()
         numbers = self._host[0]
-        torch.rand(len(numbers) - self._told, generator=generator, out=numbers[self._told :])
+        torch.rand(len(numbers) - self._told, generator=chance.generator, out=numbers[self._told :])
         if trees is not None and trees.growmap is None:
             numbers[self._told - 1] = trees.pace.cut
             if not trees.own:
@@ -163,7 +165,7 @@ class Outcome:
             tokens=tuple(int(token) for token in of["token"]),
             parents=tuple(int(parent) for parent in of["parent"]),
             proposal=tuple(of["proposal"]),
-            point=tuple(node == 0 or kind >= POINT for node, kind in enumerate(of["kind"])),
+            point=tuple(node == 0 or kind >= Kind.POINT for node, kind in enumerate(of["kind"])),
             value=() if static else tuple(of["value"]),
         )
         ranks = {0: 0} | {
@@ -176,7 +178,7 @@ class Outcome:
                 depth=depth,
                 rank=ranks[node],
                 proposal=of["proposal"][node],
-                kind=KINDS[int(of["kind"][node])] + DEPTHS[depth_class(depth)],
+                kind=Kind(int(of["kind"][node])),
                 x=of["x"][node],
                 slot_value=of["value"][node],
                 node_value=of["value"][node],

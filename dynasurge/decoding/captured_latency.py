@@ -11,8 +11,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
-import torch
-
 from dynasurge.decoding.captured_exchange import Trees
 from dynasurge.decoding.captured_loop import CapturedDecoder
 from dynasurge.drafting.acceptance_estimates import make_acceptance
@@ -20,6 +18,7 @@ from dynasurge.drafting.captured_budget import Pace, Size
 from dynasurge.drafting.captured_tree import FRONTIER, Layout
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.models.engine import Engine
+from dynasurge.probabilities import Random
 
 WIDTHS = (1, 17, 33, 65, 129)  # a root and as many nodes as captured passes have room for
 REPEATS = 9
@@ -58,8 +57,8 @@ def captured_costs(
         for engine in (target, draft):
             engine.reset()
         decoder.prefill(text)
-        generator = torch.Generator().manual_seed(0)
-        steps = [decoder.rehearse(len(text), size, generator) for _ in range(REPEATS + 1)][1:]
+        chance = Random.seeded(0)
+        steps = [decoder.rehearse(len(text), size, chance) for _ in range(REPEATS + 1)][1:]
         scored.append(
             statistics.median(step["target_seconds"] + step["verify_seconds"] for step in steps)
         )

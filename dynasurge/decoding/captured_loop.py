@@ -19,7 +19,7 @@ token makes it a beginning for nothing. While the target is at work, the host tu
 into a record and learns from it: trees go by what was known two steps before.
 
 The text, its length and the caches live on the device. Draws are those of probabilities.py, from
-the same explicit generator.
+the same explicit chance.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ from dynasurge.drafting.growth import bare, read_on, teach
 from dynasurge.models.cuda_graphs import Captured, Graphs, Signal, Stopwatch, fused
 from dynasurge.models.engine import Engine
 from dynasurge.models.failures import no_numbers, shrinking
+from dynasurge.probabilities import Random, Uniforms
 from dynasurge.verification.captured_rules import judge, law
 from dynasurge.verification.rules import path_to, reach
 
@@ -118,6 +119,7 @@ class CapturedDecoder:
         for engine in (target, draft):
             if engine is not None:
                 engine.reset()
+                engine.prepare()
         graphs = Graphs(device)
         self._grow = [graphs.capture(self._root)] if trees is not None else []
         for level in range(2, self._levels + 1):
@@ -155,11 +157,11 @@ class CapturedDecoder:
         self._text[CONTEXT : CONTEXT + len(text)] = torch.tensor(text).to(self._device)
         self._length.fill_(len(text) - 1)
 
-    def rehearse(self, length: int, size: Size, generator: torch.Generator) -> dict[str, float]:
+    def rehearse(self, length: int, size: Size, chance: Random) -> dict[str, float]:
         """Make a step behind the first `length` tokens of the text, for the sake of the time it
         takes: the seconds of its phases, as a StepRecord has them."""
         self._length.fill_(length - 1)
-        numbers = self._inputs.fill(generator, self._trees)
+        numbers = self._inputs.fill(chance, self._trees)
         self._watch.restart()
         self._read(self._finish(self._begin(size, numbers)), length)
         return self._phases()
@@ -168,16 +170,16 @@ class CapturedDecoder:
         self,
         prompt: Sequence[int],
         new_tokens: int,
-        generator: torch.Generator,
+        chance: Random,
         eos: frozenset[int] = frozenset(),
     ) -> Iterator[StepRecord]:
         """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of
         `eos`."""
         left, root, away = new_tokens, prompt[-1], 0.0
         self._watch.restart()
-        flying = self._finish(self._begin(*self._prepare(generator)))
+        flying = self._finish(self._begin(*self._prepare(chance)))
         while True:
-            ready, following = self._prepare(generator), None
+            ready, following = self._prepare(chance), None
             if left > flying.depth + 1:  # whatever is accepted, there will be a next step
                 following = self._begin(*ready, away)
             back = self._read(flying, len(prompt) + new_tokens - left)
@@ -197,16 +199,17 @@ class CapturedDecoder:
             root, flying = emitted[-1], following
 
     def follow(
-        self, text: Sequence[int], places: Sequence[int], generator: torch.Generator
+        self, text: Sequence[int], places: Sequence[int], chance: Random
     ) -> Iterator[StepRecord]:
         """As `Decoder.follow`."""
         for place in places:
             self._read_on(text[:place])
             self._watch.restart()
-            step = self._finish(self._begin(*self._prepare(generator)))
+            step = self._finish(self._begin(*self._prepare(chance)))
             back = self._read(step, place)
             emitted = [*back.emitted[: back.depth], back.bonus]
-            yield self._learn(step, back, text[place - 1], emitted, self._levels, self._phases())
+            room = min(self._levels, len(text) - place - 1)
+            yield self._learn(step, back, text[place - 1], emitted, room, self._phases())
 
     # --- what is captured
 
@@ -238,7 +241,12 @@ class CapturedDecoder:
         q = fused(probabilities.to_proposal, self._compiled)(logits, self._T, self._P)
         rows = self._forest.layout.rows(level)
         self._proposer.fill(
-            self._forest, level, q, self._inputs.uniforms[rows], self._text, self._length + 1
+            self._forest,
+            level,
+            q,
+            Uniforms(self._inputs.uniforms[rows]),
+            self._text,
+            self._length + 1,
         )
         return self._forest.best(level)
 
@@ -288,10 +296,10 @@ class CapturedDecoder:
 
     # --- the host's side
 
-    def _prepare(self, generator: torch.Generator) -> tuple[Size, torch.Tensor]:
+    def _prepare(self, chance: Random) -> tuple[Size, torch.Tensor]:
         """Settle how large the next tree may be, and all that its step will be told."""
         size = self._trees.pace.choose() if self._trees is not None else Size(nodes=0, depth=0)
-        return size, self._inputs.fill(generator, self._trees)
+        return size, self._inputs.fill(chance, self._trees)
 
     def _begin(self, size: Size, numbers: torch.Tensor, away: float = 0.0) -> Flying:
         """Start a step, as far as that goes without asking; nothing waits. away: see `Flying`."""
@@ -377,6 +385,7 @@ class CapturedDecoder:
             tree=draft.tree,
             path=path_to(draft.tree, back.end)[: min(len(emitted), room)],
             emitted=tuple(emitted),
+            stop=tuple(stop),
             expected=sum(
                 chance * min(depth, room)
                 for chance, depth in zip(stop, draft.tree.depths, strict=True)

@@ -26,11 +26,13 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dynasurge.decoding.assembly import make_policy, make_verify
+from dynasurge.decoding.engines import Engines
 from dynasurge.decoding.loop import StepRecord
-from dynasurge.decoding.session import Engines, Session
+from dynasurge.decoding.session import Session
 from dynasurge.drafting.proposals import Children, Wish
 from dynasurge.models.pair import Pair
 from dynasurge.models.prompts import Prompt
+from dynasurge.probabilities import Chance
 from dynasurge.settings import Settings
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rows, Verdict, reach
@@ -157,10 +159,8 @@ class WatchedSession(Session):
         for number, record in enumerate(self.stream(ids, index=index)):
             yield self._view(number, record)
 
-    def _propose(
-        self, q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator
-    ) -> list[Children]:
-        families = self._policy(q, wishes, generator)
+    def _propose(self, q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Children]:
+        families = self._policy(q, wishes, chance)
         for row, children in zip(q, families, strict=True):
             self._seen[id(children.base)] = dict(
                 zip(children.tokens, row[children.tokens].tolist(), strict=True)
@@ -168,9 +168,9 @@ class WatchedSession(Session):
         return families
 
     def _judge(
-        self, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator
+        self, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], chance: Chance
     ) -> Verdict:
-        verdict = self._rule(tree, p, q, generator)
+        verdict = self._rule(tree, p, q, chance)
         self._p = _at_parents(tree, p)
         mine = [self._seen.get(id(base), {}) for base in q]
         self._q = (

@@ -14,22 +14,9 @@ every step all children are observed, each weighted by the probability that the 
 parent: verification knows these probabilities exactly, so one step teaches more than its one
 outcome. Using past steps never costs losslessness.
 
-Kinds of children, and the feature x their acceptance depends on:
-
-    point     chosen outright; x: the draft's probability of its token
-    tail      sampled outside its sibling points; x: the draft's mass outside them
-    first     sampled; x: the probability its token had (before the draw: the mean over the draw)
-    second    sampled without the first, which was refused; x: the same, among what is left
-    third     the same behind two
-    later     the same behind three or more
-    echo      copied from earlier text, and the draft agrees; x: how many tokens before it match
-    lookup    the same where the draft disagrees
-    blind     the same where the draft was not asked
-
-each apart at the first level, the next two (`first+`) and below (`first++`): text that was accepted
-so far is easy text, and bottom-up verification makes up for unlucky tokens above. For the second
-reason there is a prior for every rule. And there is one for more than one temperature, between
-which curves are interpolated: sharpened distributions agree less where the draft is unsure.
+drafting/child_kinds.py has the kinds and their features. Each kind has a curve for three classes of
+depth; there is a prior for every rule, and for more than one temperature, between which curves are
+interpolated: sharpened distributions agree less where the draft is unsure.
 
 The draft's own probability is a poor estimate: unlikely tokens are accepted far more often than the
 draft draws them, likely ones less often. (`own` keeps that estimate, as DySpec, arXiv 2410.11744,
@@ -50,42 +37,21 @@ from typing import Any
 
 import torch
 
+from dynasurge.drafting.child_kinds import CLASSES, DEPTHS, TABLED, Class, Kind
 from dynasurge.errors import UsageError
 from dynasurge.files import ASSETS
 
 PRIORS = ASSETS / "acceptance.json"
 STRENGTH = 8.0
 UNKNOWN = 0.1
-BIN_EDGES = {
-    "point": (0.1, 0.4, 0.8),
-    "tail": (0.2, 0.5),
-    "first": (0.2, 0.6),
-    "second": (0.2, 0.6),
-    "third": (0.2,),
-    "later": (0.2,),
-    "echo": (2.5, 4.5),
-    "lookup": (2.5, 4.5),
-    "blind": (2.5, 4.5),
-}
-SAMPLED = (
-    "first",
-    "second",
-    "third",
-    "later",
-)  # siblings, each tried where the elder ones were refused
-KINDS = (*SAMPLED, "tail", "point", "echo", "lookup")  # in tables; a `blind` copy is never in one
-COUNTED = ("echo", "lookup", "blind")  # x counts tokens; of the others it is a probability
 CELLS = 256  # of a table
-DEPTHS = ("", "+", "++")  # behind a kind's name: the class of depth that its child is in,
-LEVELS = (2, 4)  # the first level of each but the first
-CLASSES = tuple(kind + depth for kind in BIN_EDGES for depth in DEPTHS)
 TEXTS = (
     "topdown",
     "traversal",
     "greedy",
 )  # sampled text by rule, and T = 0, where all rules are one
 Curve = tuple[tuple[float, ...], tuple[float, ...]]  # knots x, rising, and the acceptance at each
-Curves = dict[str, Curve]  # by kind
+Curves = dict[Class, Curve]
 Priors = dict[str, dict[float, Curves]]  # by text, then by temperature
 
 
@@ -116,7 +82,7 @@ def _read(path: str | os.PathLike[str]) -> Priors:
 
 def _by_temperature(text: str, entries: Any) -> dict[float, Curves]:
     out = {
-        float(T): {kind: _curve(text, kind, knots) for kind, knots in entries[T].items()}
+        float(T): dict(_curve(text, name, knots) for name, knots in entries[T].items())
         for T in entries
     }
     if not out or not all(math.isfinite(T) for T in out):
@@ -124,16 +90,18 @@ def _by_temperature(text: str, entries: Any) -> dict[float, Curves]:
     return out
 
 
-def _curve(text: str, kind: str, knots: Any) -> Curve:
-    xs, ys = (tuple(map(float, knots[name])) for name in ("x", "acceptance"))
-    if kind not in CLASSES:
-        raise ValueError(f"{text}: {kind!r} is no kind of child")
+def _curve(text: str, name: str, knots: Any) -> tuple[Class, Curve]:
+    xs, ys = (tuple(map(float, knots[field])) for field in ("x", "acceptance"))
+    try:
+        known = Class.named(name)
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from error
     rising = all(map(math.isfinite, xs)) and all(a <= b for a, b in pairwise(xs))
     if not xs or len(xs) != len(ys) or not rising or not all(0 <= y <= 1 for y in ys):
-        raise ValueError(f"{text}, {kind}: not rising knots and a probability at each")
-    if kind.rstrip("+") not in COUNTED and not 0 <= xs[0] <= xs[-1] <= 1:
-        raise ValueError(f"{text}, {kind}: its knots are no probabilities")
-    return xs, ys
+        raise ValueError(f"{text}, {name}: not rising knots and a probability at each")
+    if not known.kind.counted and not 0 <= xs[0] <= xs[-1] <= 1:
+        raise ValueError(f"{text}, {name}: its knots are no probabilities")
+    return known, (xs, ys)
 
 
 def interpolate(curve: Curve, x: float) -> float:
@@ -167,21 +135,11 @@ def _between(a: Curve | None, b: Curve | None, share: float) -> Curve:
     return xs, tuple((1 - share) * interpolate(a, x) + share * interpolate(b, x) for x in xs)
 
 
-def _bin(kind: str, x: float) -> int:
-    return bisect.bisect(BIN_EDGES[kind.rstrip("+")], x)
-
-
-def depth_class(level: int) -> int:
-    """Which of DEPTHS the nodes of a level (the root's children: 1) are in."""
-    return bisect.bisect(LEVELS, level)
-
-
-def cells(kind: str) -> list[float]:
+def cells(kind: Kind) -> list[float]:
     """The feature at each cell of a table: counts as they are, probabilities closer together near
     0."""
-    counted = kind in COUNTED
     return [
-        float(cell) if counted else min(1.0, ((cell + 0.5) / (CELLS - 1)) ** 2)
+        float(cell) if kind.counted else min(1.0, ((cell + 0.5) / (CELLS - 1)) ** 2)
         for cell in range(CELLS)
     ]
 
@@ -189,63 +147,62 @@ def cells(kind: str) -> list[float]:
 class Acceptance:
     """The running estimate of one prompt."""
 
-    def __init__(self, curves: Mapping[str, Curve], *, learn: bool = True) -> None:
+    def __init__(self, curves: Mapping[Class, Curve], *, learn: bool = True) -> None:
         self._curves, self._learn = dict(curves), learn
-        for kind in CLASSES:  # what was not met so deep is as further up
-            if kind not in curves and kind.endswith("+") and kind[:-1] in self._curves:
-                self._curves[kind] = self._curves[kind[:-1]]
-        self._grid: tuple[torch.Tensor, torch.Tensor] | None = (
-            None  # prior and bin of each cell of `table`
-        )
+        for kind, depth in CLASSES:  # a curve that was not measured so deep is the one further up
+            above = self._curves.get(Class(kind, depth - 1))
+            if above is not None:
+                self._curves.setdefault(Class(kind, depth), above)
+        # the prior and the bin of each cell of `table`
+        self._grid: tuple[torch.Tensor, torch.Tensor] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget what the last prompt taught."""
-        bins = {kind: len(BIN_EDGES[kind.rstrip("+")]) + 1 for kind in CLASSES}
-        self._accepted = {kind: [STRENGTH] * bins[kind] for kind in CLASSES}
-        self._predicted = {kind: [STRENGTH] * bins[kind] for kind in CLASSES}
+        self._accepted = {of: [STRENGTH] * (len(of.kind.bins) + 1) for of in CLASSES}
+        self._predicted = {of: [STRENGTH] * (len(of.kind.bins) + 1) for of in CLASSES}
 
-    def estimate(self, kind: str, x: float, own: float) -> float:
-        """The probability that a child of this kind is accepted, given that the path reaches its
-        parent (for SAMPLED: and that its elder siblings are refused). own: what the draft itself
+    def estimate(self, of: Class, x: float, own: float) -> float:
+        """The probability that such a child is accepted, given that the path reaches its parent
+        (for sequential kinds: and that its elder siblings are refused). own: what the draft itself
         would say."""
-        bin_ = _bin(kind, x)
-        learned = self._accepted[kind][bin_] / self._predicted[kind][bin_]
-        return min(1.0, self._prior(kind, x) * learned)
+        bin_ = bisect.bisect(of.kind.bins, x)
+        learned = self._accepted[of][bin_] / self._predicted[of][bin_]
+        return min(1.0, self._prior(of, x) * learned)
 
     def table(self) -> torch.Tensor:
         """Every estimate, for drafting/captured_frontier.py: float64 [depth classes, kinds,
         CELLS]."""
-        kinds = [kind + depth for depth in DEPTHS for kind in KINDS]
-        most = max(len(self._accepted[kind]) for kind in kinds)
+        rows = [Class(kind, depth) for depth in range(len(DEPTHS)) for kind in TABLED]
+        most = max(len(self._accepted[of]) for of in rows)
         if self._grid is None:
-            features = {kind: cells(kind.rstrip("+")) for kind in kinds}
-            prior = [[self._prior(kind, x) for x in features[kind]] for kind in kinds]
+            features = {kind: cells(kind) for kind in TABLED}
+            prior = [[self._prior(of, x) for x in features[of.kind]] for of in rows]
             bins = [
-                [most * number + _bin(kind, x) for x in features[kind]]
-                for number, kind in enumerate(kinds)
+                [most * number + bisect.bisect(of.kind.bins, x) for x in features[of.kind]]
+                for number, of in enumerate(rows)
             ]
             self._grid = torch.tensor(prior, dtype=torch.float64), torch.tensor(bins)
         prior_, bins_ = self._grid
-        learned = torch.ones(len(kinds) * most, dtype=torch.float64)
-        for number, kind in enumerate(kinds):
+        learned = torch.ones(len(rows) * most, dtype=torch.float64)
+        for number, of in enumerate(rows):
             for bin_, (accepted, predicted) in enumerate(
-                zip(self._accepted[kind], self._predicted[kind], strict=True), start=number * most
+                zip(self._accepted[of], self._predicted[of], strict=True), start=number * most
             ):
                 learned[bin_] = accepted / predicted
-        return (prior_ * learned[bins_]).clamp_(max=1.0).view(len(DEPTHS), len(KINDS), CELLS)
+        return (prior_ * learned[bins_]).clamp_(max=1.0).view(len(DEPTHS), len(TABLED), CELLS)
 
-    def observe(self, kind: str, x: float, tried: float, accepted: float) -> None:
+    def observe(self, of: Class, x: float, tried: float, accepted: float) -> None:
         """A child was verified with probability `tried` and accepted with probability
         `accepted`."""
         if self._learn:
-            bin_ = _bin(kind, x)
-            self._accepted[kind][bin_] += accepted
-            self._predicted[kind][bin_] += tried * self._prior(kind, x)
+            bin_ = bisect.bisect(of.kind.bins, x)
+            self._accepted[of][bin_] += accepted
+            self._predicted[of][bin_] += tried * self._prior(of, x)
 
-    def _prior(self, kind: str, x: float) -> float:
+    def _prior(self, of: Class, x: float) -> float:
         """The curve's height; UNKNOWN for a kind that the calibration run never met."""
-        return interpolate(self._curves[kind], x) if kind in self._curves else UNKNOWN
+        return interpolate(self._curves[of], x) if of in self._curves else UNKNOWN
 
 
 class OwnProbability(Acceptance):
@@ -254,7 +211,7 @@ class OwnProbability(Acceptance):
     def __init__(self) -> None:
         super().__init__({}, learn=False)
 
-    def estimate(self, kind: str, x: float, own: float) -> float:
+    def estimate(self, of: Class, x: float, own: float) -> float:
         return own
 
 

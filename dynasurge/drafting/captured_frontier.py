@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dynasurge.drafting.acceptance_estimates import CELLS, depth_class
+from dynasurge.drafting.acceptance_estimates import CELLS
 from dynasurge.drafting.captured_proposals import (
     Drawn,
     Proposed,
@@ -23,8 +23,10 @@ from dynasurge.drafting.captured_proposals import (
     find_copies,
     propose,
 )
-from dynasurge.drafting.captured_tree import ECHO, LATER, POINT, TAIL, Forest
+from dynasurge.drafting.captured_tree import Forest
+from dynasurge.drafting.child_kinds import Kind, depth_class
 from dynasurge.models.cuda_graphs import fused
+from dynasurge.probabilities import Chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +58,12 @@ class Proposer:
         forest: Forest,
         level: int,
         q: torch.Tensor,
-        uniforms: torch.Tensor,
+        chance: Chance,
         text: torch.Tensor,
         known: torch.Tensor,
     ) -> None:
         """Propose the children that make up a level, of rows whose distributions are q [w, V], and
-        settle their values. uniforms: float64 [w, k, 2]; text, known: see `find_copies`."""
+        settle their values. text, known: see `find_copies`."""
         rows, slots = forest.layout.rows(level), forest.layout.slots(level)
         above = forest.row_slot[rows]
         slot_value, node_value = forest.slot_value[above], forest.node_value[above]
@@ -69,7 +71,7 @@ class Proposer:
         cut = self.cut if self.policy == "hybrid" and self.growmap is None else None
         number = self.growmap[forest.number[above]] if self.growmap is not None else None
         base, drawn = draw_children(
-            self.policy, q, uniforms, found, *_limits(cut, node_value, number)
+            self.policy, q, chance, forest.layout.children, found, *_limits(cut, node_value, number)
         )
         if number is not None:
             assert self.growmap is not None
@@ -115,16 +117,16 @@ def settle(
     most: children a node, copies not counted."""
     made = propose(policy, drawn)
     if most < drawn.k:
-        made = made._replace(exists=made.exists & ((made.kind >= ECHO) | _leading(made, most)))
+        made = made._replace(exists=made.exists & ((made.kind >= Kind.ECHO) | _leading(made, most)))
     before, after = estimates(table, made)
     if policy != "sampled":  # points go by their worth
-        by = torch.where(made.kind == TAIL, 2.0, torch.where(made.exists, after, -1.0))
+        by = torch.where(made.kind == Kind.TAIL, 2.0, torch.where(made.exists, after, -1.0))
         order = by.sort(dim=1, descending=True, stable=True).indices
         made = Proposed(*(part.gather(1, order) for part in made))
         before, after = before.gather(1, order), after.gather(1, order)
     if cut is not None:
         made = made._replace(
-            exists=made.exists & ((made.kind != TAIL) | (node_value[:, None] * before >= cut))
+            exists=made.exists & ((made.kind != Kind.TAIL) | (node_value[:, None] * before >= cut))
         )
     slots, nodes = values(made, before, after, slot_value, node_value)
     return ValuedChildren(made.tokens, made.kind, made.proposal, made.x, slots, nodes)
@@ -169,7 +171,7 @@ def estimates(table: torch.Tensor | None, made: Proposed) -> tuple[torch.Tensor,
     float64 [kinds, CELLS] of acceptance by kind and feature; None takes the draft's own word."""
     if table is None:
         return made.own_before, made.own
-    counted = made.kind >= ECHO
+    counted = made.kind >= Kind.ECHO
     curves = table.flatten()
 
     def look(x: torch.Tensor) -> torch.Tensor:
@@ -189,12 +191,14 @@ def values(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Slot and node values [w, k] of children whose parents have the values [w]: never above parent
     or elder sibling."""
-    sequential = made.kind <= LATER  # these are tried given that elder ones were refused
+    sequential = made.kind <= Kind.LATER  # these are tried given that elder ones were refused
     rejected = torch.where(sequential & made.exists, 1.0 - after, 1.0).cumprod(1)
     refused = torch.cat([torch.ones_like(rejected[:, :1]), rejected[:, :-1]], 1)
-    point = made.kind >= POINT
+    point = made.kind >= Kind.POINT
     best_point = torch.where(point & made.exists, after, 0.0).amax(1, keepdim=True)
-    before = torch.where(made.kind == TAIL, torch.maximum(before, best_point), refused * before)
+    before = torch.where(
+        made.kind == Kind.TAIL, torch.maximum(before, best_point), refused * before
+    )
     worth = torch.where(made.exists, node_value[:, None] * before, torch.inf)
     slot = torch.minimum(worth.cummin(1).values, slot_value[:, None])
     node = node_value[:, None] * torch.where(sequential, refused, 1.0) * after

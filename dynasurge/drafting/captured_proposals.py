@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dynasurge import probabilities, triton_kernels
-from dynasurge.drafting.captured_tree import CONTEXT, ECHO, LATER, LOOKUP, POINT, TAIL
+from dynasurge import triton_kernels
+from dynasurge.drafting.captured_tree import CONTEXT
+from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.prompt_lookup import LENGTHS
 from dynasurge.drafting.proposals import AGREES, worth_copying
+from dynasurge.probabilities import Chance, Uniforms
 
 pad = torch.nn.functional.pad
 GAINS = [0] + [  # by how much each token more lengthens a match
@@ -63,13 +65,13 @@ class Proposed(NamedTuple):
 
 
 def draw(
-    q: torch.Tensor, uniforms: torch.Tensor
+    q: torch.Tensor, chance: Chance, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """k tokens without replacement from each row of q [w, V] by uniforms [w, k, 2], -1 where there
-    are no more; their masses [w, k]; the row's sum and sum of squares [w]. float64."""
-    if triton_kernels.usable(q):
-        return triton_kernels.draw(q, uniforms)
-    tokens = probabilities.draw_by(q, uniforms)
+    """k tokens without replacement from each row of q [w, V], -1 where there are no more; their
+    masses [w, k]; the row's sum and sum of squares [w]. float64."""
+    if isinstance(chance, Uniforms) and triton_kernels.usable(q):
+        return triton_kernels.draw(q, chance.numbers[:, :k])
+    tokens = chance.draw(q, k)
     masses = torch.where(tokens >= 0, q.gather(1, tokens.clamp(min=0)), 0.0).double()
     return tokens, masses, q.sum(-1, dtype=torch.float64), q.double().square().sum(-1)
 
@@ -97,17 +99,18 @@ def find_copies(
 def draw_children(
     policy: str,
     q: torch.Tensor,
-    uniforms: torch.Tensor,
+    chance: Chance,
+    k: int,
     found: tuple[torch.Tensor, torch.Tensor] | None = None,
     places: torch.Tensor | None = None,
     floor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, Drawn]:
-    """Take from q [w, V] what a policy wants, and say what its children were sampled from [w, V].
+    """Take from q [w, V] what a policy wants, k children a row at most, and say what its children were sampled from [w, V].
 
     found: copies. places, floor [w, 1]: for `hybrid`, how many points a node may have, and the
     least probability of one.
     """
-    k, base, copies = uniforms.shape[1], q, None
+    base, copies = q, None
     if found is not None:
         token = found[0].clamp(min=0)[:, None]
         mass = q.gather(1, token)
@@ -118,7 +121,7 @@ def draw_children(
     none: dict[str, Any] = dict.fromkeys(("tokens", "masses", "total", "squares", "best", "values"))
     none |= {"copies": copies, "k": k}
     if policy == "sampled":
-        tokens, masses, total, squares = draw(base, uniforms)
+        tokens, masses, total, squares = draw(base, chance, k)
         own = {"tokens": tokens, "masses": masses, "total": total, "squares": squares}
         return base, Drawn(**none | own)
     points = k if policy == "topk" else k - 1
@@ -131,7 +134,7 @@ def draw_children(
     if floor is not None:
         values = values.masked_fill(values < floor, 0.0)
     base = base.scatter(1, top.indices, top.values - values)  # without the points
-    tokens, masses, total, squares = draw(base, uniforms[:, :1])
+    tokens, masses, total, squares = draw(base, chance, 1)
     own = {"tokens": tokens, "masses": masses, "total": total, "squares": squares}
     return base, Drawn(**none | own | {"best": top.indices, "values": values.double()})
 
@@ -152,7 +155,7 @@ def propose(policy: str, drawn: Drawn) -> Proposed:
     column = torch.arange(k, device=made.tokens.device)
     good = copies.good[:, None]
     at = good & (column == (1 if policy == "sampled" else k - 1))
-    kind = (ECHO + (LOOKUP - ECHO) * (copies.held < AGREES).long())[:, None]
+    kind = (Kind.ECHO + (Kind.LOOKUP - Kind.ECHO) * (copies.held < AGREES).long())[:, None]
     match, held = copies.match[:, None], copies.held[:, None]
     one = torch.ones_like(match)
     copied = (at, copies.token[:, None], kind, one, match, match, held, held)
@@ -169,7 +172,7 @@ def propose(policy: str, drawn: Drawn) -> Proposed:
     )  # one child sampled from the rest, then the copy
     return made._replace(
         exists=made.exists & (~good | (column < 2)),
-        kind=torch.where(head, TAIL, made.kind),
+        kind=torch.where(head, Kind.TAIL, made.kind),
         x=torch.where(head, rest, made.x),
         x_before=torch.where(head, rest, made.x_before),
         own=torch.where(head, rest, made.own),
@@ -194,7 +197,7 @@ def _sampled(drawn: Drawn) -> Proposed:
     return Proposed(
         exists=drawn.tokens >= 0,
         tokens=drawn.tokens.clamp(min=0),
-        kind=rank.clamp(max=LATER),
+        kind=rank.clamp(max=Kind.LATER),
         proposal=proposal,
         x=proposal,
         x_before=mean,
@@ -216,7 +219,7 @@ def _tail(drawn: Drawn) -> Proposed:
     assert drawn.total is not None
     rest = drawn.total[:, None]
     proposal = torch.where(rest > 0, drawn.masses / rest, 1.0).clamp(max=1.0)
-    kind = torch.full_like(drawn.tokens, TAIL)
+    kind = torch.full_like(drawn.tokens, Kind.TAIL)
     return Proposed(
         drawn.tokens >= 0, drawn.tokens.clamp(min=0), kind, proposal, rest, rest, rest, rest
     )
@@ -228,7 +231,7 @@ def _points(drawn: Drawn, k: int) -> Proposed:
     assert drawn.best is not None
     missing = k - drawn.values.shape[1]
     values, tokens = pad(drawn.values, (0, missing)), pad(drawn.best, (0, missing))
-    kind = torch.full_like(tokens, POINT)
+    kind = torch.full_like(tokens, Kind.POINT)
     return Proposed(
         values > 0, tokens, kind, torch.ones_like(values), values, values, values, values
     )

@@ -27,11 +27,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dynasurge.drafting.acceptance_estimates import KINDS
+from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.prompt_lookup import LENGTHS
 from dynasurge.models.cuda_graphs import fused
 
-FIRST, SECOND, THIRD, LATER, TAIL, POINT, ECHO, LOOKUP = range(len(KINDS))  # of children
 FRONTIER = 32  # nodes of a level that the draft reads in one pass
 SORTED = 1024  # slots of a level; more are sorted
 CONTEXT = max(LENGTHS)  # tokens that may have to match before a copy
@@ -115,7 +114,7 @@ class Forest:
             layout=layout,
             token=torch.zeros(slots + 1, **whole),
             depth=depth,
-            kind=torch.full((slots + 1,), POINT, **whole),
+            kind=torch.full((slots + 1,), Kind.POINT, **whole),
             proposal=torch.ones(slots + 1, **real),
             x=torch.zeros(slots + 1, **real),
             number=torch.zeros(slots + 1, **whole),

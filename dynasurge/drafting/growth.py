@@ -25,10 +25,12 @@ from typing import Protocol
 import torch
 
 from dynasurge import probabilities
-from dynasurge.drafting.acceptance_estimates import DEPTHS, SAMPLED, Acceptance, depth_class
+from dynasurge.drafting.acceptance_estimates import Acceptance
+from dynasurge.drafting.child_kinds import Class, Kind
 from dynasurge.drafting.prompt_lookup import Lookup
 from dynasurge.drafting.proposals import Child, Policy, Wish, copied
 from dynasurge.drafting.tree_budget import NO_DISTRIBUTION, Shape, Slot
+from dynasurge.probabilities import Chance
 from dynasurge.trees.token_tree import TokenTree
 
 FAR = 1 << 60  # tokens: a text that does not end
@@ -67,7 +69,7 @@ class Draft:
         own = [
             slot.x
             for slot in self.slots
-            if slot.rank == 0 and slot.kind.startswith(("first", "point")) and slot.depth
+            if slot.rank == 0 and slot.kind in (Kind.FIRST, Kind.POINT) and slot.depth
         ]
         return sum(own) / len(own) if own else math.nan
 
@@ -106,7 +108,7 @@ class Drafter:
         if len(text) <= self._limit:
             read_on(self._engine, text)
 
-    def grow(self, text: Sequence[int], generator: torch.Generator, max_depth: int) -> Draft:
+    def grow(self, text: Sequence[int], chance: Chance, max_depth: int) -> Draft:
         """Draft a tree that continues `text`, at most `max_depth` levels of it (at least one)."""
         if self._shape.rests():
             return bare(text[-1])
@@ -124,7 +126,7 @@ class Drafter:
             )
             passes = 1
         for depth in range(1, drafted + 1):
-            self._propose(pool, level, q, generator)
+            self._propose(pool, level, q, chance)
             kept = self._shape.keep(pool)
             level = self._shape.expand(
                 pool, kept, [index for index in kept if pool[index].depth == depth]
@@ -151,18 +153,20 @@ class Drafter:
         self._shape.verified(len(path) + 1)
 
     def _propose(
-        self, pool: list[Slot], level: Sequence[int], q: torch.Tensor, generator: torch.Generator
+        self, pool: list[Slot], level: Sequence[int], q: torch.Tensor, chance: Chance
     ) -> None:
         """Append every node's children to the pool, in drawing order, each with its values."""
         wishes = [self._wish(pool, index) for index in level]
-        for index, children in zip(level, self._policy(q, wishes, generator), strict=True):
+        for index, children in zip(level, self._policy(q, wishes, chance), strict=True):
             pool[index].q = children.base
             self._append(pool, index, children.members)
 
     def _append(self, pool: list[Slot], index: int, children: Sequence[Child]) -> None:
         parent, estimate = pool[index], self._acceptance.estimate
-        below = DEPTHS[depth_class(parent.depth + 1)]
-        worth = [(child, estimate(child.kind + below, child.x, child.own)) for child in children]
+        level = parent.depth + 1
+        worth = [
+            (child, estimate(Class.at(child.kind, level), child.x, child.own)) for child in children
+        ]
         sampled = [entry for entry in worth if not entry[0].point]
         points = sorted(
             (entry for entry in worth if entry[0].point), key=lambda entry: entry[1], reverse=True
@@ -171,11 +175,12 @@ class Drafter:
         cap, refused = parent.slot_value, 1.0
         for rank, (child, after) in enumerate([*sampled, *points]):
             before = after  # but for the kinds whose own token tells something
-            if child.kind in SAMPLED:
-                before = refused * estimate(child.kind + below, child.x_before, child.own_before)
+            if child.kind.sequential:
+                of = Class.at(child.kind, level)
+                before = refused * estimate(of, child.x_before, child.own_before)
                 after *= refused
                 refused -= after
-            elif child.kind == "tail":
+            elif child.kind is Kind.TAIL:
                 if not self._shape.pays(parent.node_value * before):
                     continue  # settled by the draft's mass alone, not by the token
                 before = max(
@@ -189,7 +194,7 @@ class Drafter:
                     depth=parent.depth + 1,
                     rank=rank,
                     proposal=child.proposal,
-                    kind=child.kind + below,
+                    kind=child.kind,
                     x=child.x,
                     slot_value=cap,
                     node_value=parent.node_value * after,
@@ -239,14 +244,13 @@ def teach(acceptance: Acceptance, draft: Draft, reach: Sequence[float]) -> None:
         refused = 1.0
         for child in children:
             slot, tried = draft.slots[child], reach[draft.tree.parents[child]]
-            if slot.kind.startswith(
-                SAMPLED
-            ):  # their estimates are given the refusal of elder siblings
+            if slot.kind.sequential:  # their estimates are given the refusal of elder siblings
                 tried, refused = (
                     tried * refused,
                     refused - (reach[child] / tried if tried > 0 else 0.0),
                 )
-            acceptance.observe(slot.kind, slot.x, max(0.0, tried), reach[child])
+            of = Class.at(slot.kind, slot.depth)
+            acceptance.observe(of, slot.x, max(0.0, tried), reach[child])
 
 
 def read_on(engine: TreeEngine, text: Sequence[int]) -> None:
@@ -267,7 +271,7 @@ def _root(token: int) -> Slot:
         depth=0,
         rank=0,
         proposal=1.0,
-        kind="point",
+        kind=Kind.POINT,
         x=1.0,
         slot_value=1.0,
         node_value=1.0,

@@ -30,10 +30,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dynasurge import probabilities
-from dynasurge.drafting.acceptance_estimates import SAMPLED
-
-POINTS = ("point", "echo", "lookup", "blind")
+from dynasurge.drafting.child_kinds import Kind
+from dynasurge.probabilities import Chance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +49,12 @@ class Wish:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Child:
     """token; proposal: the probability it was drawn with (1 for a point); kind, x: see
-    drafting/acceptance_estimates.py; own: what the draft says of it. `*_before` is what could be
+    drafting/child_kinds.py; own: what the draft says of it. `*_before` is what could be
     said before it was drawn, the same for points."""
 
     token: int
     proposal: float
-    kind: str
+    kind: Kind
     x: float
     x_before: float
     own: float
@@ -65,7 +63,7 @@ class Child:
     @property
     def point(self) -> bool:
         """Whether the token was chosen outright."""
-        return self.kind in POINTS
+        return self.kind.point
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +89,14 @@ class Children:
 
 AGREES = 0.1  # a copied token that the draft gives at least this is an `echo`, else a `lookup`
 LONG = 8  # tokens that must match before a copy is proposed that the draft disagrees with
-Policy = Callable[[torch.Tensor, Sequence[Wish], torch.Generator], list[Children]]
+Policy = Callable[[torch.Tensor, Sequence[Wish], Chance], list[Children]]
 
 
-def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
+def sampled(q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Children]:
     """wishes[i].k tokens without replacement from row i of q [m, V], only one where there is a
     copy. Floors do not apply."""
     k = max(wish.k for wish in wishes)
-    base, packed = _sampled(
-        q, _notes(q, wishes), probabilities.uniforms(k, q, generator), _any_copy(wishes)
-    )
+    base, packed = _sampled(q, _notes(q, wishes), chance, _any_copy(wishes), k)
     out = []
     for row, wish, (left, squares, copied_mass, *drawn) in zip(
         base, wishes, packed.tolist(), strict=True
@@ -110,7 +106,7 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
         if wish.copy is not None and copied_mass >= 0:
             if tokens[0] >= 0:
                 children.members.append(
-                    _settled(int(tokens[0]), min(1.0, masses[0] / left), "tail", left)
+                    _settled(int(tokens[0]), min(1.0, masses[0] / left), Kind.TAIL, left)
                 )
             _add_copy(children, wish, copied_mass)
             out.append(children)
@@ -118,18 +114,18 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
         for rank, (token, mass) in enumerate(zip(tokens[: wish.k], masses, strict=False)):
             if token < 0:
                 break
-            chance = min(1.0, mass / left) if left > 0 else 1.0
+            drawn_with = min(1.0, mass / left) if left > 0 else 1.0
             mean = (
                 min(max(squares / (left * left), 0.0), 1.0) if left > 0 else 1.0
             )  # what is known before the draw
             children.members.append(
                 Child(
                     token=int(token),
-                    proposal=chance,
-                    kind=SAMPLED[min(rank, len(SAMPLED) - 1)],
-                    x=chance,
+                    proposal=drawn_with,
+                    kind=Kind.sampled(rank),
+                    x=drawn_with,
                     x_before=mean,
-                    own=chance,
+                    own=drawn_with,
                     own_before=mean
                     if rank == 0
                     else 1.0,  # DySpec's rule: later slots by what elder ones leave
@@ -141,18 +137,18 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator)
 
 
 def _sampled(
-    q: torch.Tensor, notes: torch.Tensor, uniforms: torch.Tensor, copies: bool
+    q: torch.Tensor, notes: torch.Tensor, chance: Chance, copies: bool, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     base, held = _set_apart(q, notes, copies, echoes=False)
-    tokens = probabilities.draw_by(base, uniforms)
+    tokens = chance.draw(base, k)
     exact = base.double()  # what is left behind likely siblings may be little
     total, squares = exact.sum(-1, keepdim=True), exact.square().sum(-1, keepdim=True)
     return base, _pack(total, squares, held, tokens, base.gather(1, tokens.clamp(min=0)))
 
 
-def topk(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
+def topk(q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Children]:
     """The wishes[i].k likeliest tokens of row i of q [m, V], as points. Nothing is random;
-    `generator` is not used."""
+    `chance` is not used."""
     packed = _topk(q, _notes(q, wishes), _any_copy(wishes), max(wish.k for wish in wishes))
     out = []
     for row, wish, (copied_mass, *best) in zip(q, wishes, packed.tolist(), strict=True):
@@ -169,20 +165,18 @@ def _topk(q: torch.Tensor, notes: torch.Tensor, copies: bool, k: int) -> torch.T
     return _pack(held, best.indices, best.values)
 
 
-def hybrid(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) -> list[Children]:
+def hybrid(q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Children]:
     """Row i of q [m, V]: the top wishes[i].k - 1 tokens that reach the floor, as points, behind one
     from the rest."""
     k = max(wish.k for wish in wishes)
-    base, packed = _hybrid(
-        q, _notes(q, wishes), probabilities.uniforms(1, q, generator), _any_copy(wishes), k
-    )
+    base, packed = _hybrid(q, _notes(q, wishes), chance, _any_copy(wishes), k)
     out = []
     for row, wish, (copied_mass, head, mass, rest, *best) in zip(
         base, wishes, packed.tolist(), strict=True
     ):
         children, half = Children(base=row), len(best) // 2
         if head >= 0:
-            children.members.append(_settled(int(head), min(1.0, mass / rest), "tail", rest))
+            children.members.append(_settled(int(head), min(1.0, mass / rest), Kind.TAIL, rest))
         _add_points(children, best[:half], best[half:])
         _add_copy(children, wish, copied_mass)
         out.append(children)
@@ -190,7 +184,7 @@ def hybrid(q: torch.Tensor, wishes: Sequence[Wish], generator: torch.Generator) 
 
 
 def _hybrid(
-    q: torch.Tensor, notes: torch.Tensor, uniforms: torch.Tensor, copies: bool, k: int
+    q: torch.Tensor, notes: torch.Tensor, chance: Chance, copies: bool, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     base, held = _set_apart(q, notes, copies)
     best = base.topk(min(k - 1, q.shape[-1]), dim=-1)
@@ -199,7 +193,7 @@ def _hybrid(
         best.values < floors
     )
     base = base.scatter(1, best.indices, best.values * outside)  # without the points of each row
-    drawn = probabilities.draw_by(base, uniforms)
+    drawn = chance.draw(base, 1)
     mass = base.gather(1, drawn.clamp(min=0))
     return base, _pack(
         held,
@@ -219,7 +213,7 @@ def _add_points(
 ) -> None:
     for token, value in zip(tokens, values, strict=False):
         if value > 0 and value >= floor:
-            children.members.append(_settled(int(token), 1.0, "point", value))
+            children.members.append(_settled(int(token), 1.0, Kind.POINT, value))
 
 
 def _add_copy(children: Children, wish: Wish, own: float) -> None:
@@ -229,7 +223,7 @@ def _add_copy(children: Children, wish: Wish, own: float) -> None:
         children.members.append(copied(wish.copy, wish.match, own))
 
 
-def _settled(token: int, proposal: float, kind: str, x: float) -> Child:
+def _settled(token: int, proposal: float, kind: Kind, x: float) -> Child:
     """A child whose worth does not depend on what its token turned out to be."""
     return Child(token=token, proposal=proposal, kind=kind, x=x, x_before=x, own=x, own_before=x)
 
@@ -237,7 +231,7 @@ def _settled(token: int, proposal: float, kind: str, x: float) -> Child:
 def copied(token: int, match: float, own: float | None) -> Child:
     """A point child copied from the text. own: what the draft gives it, None if it was not
     asked."""
-    kind = "blind" if own is None else "echo" if own >= AGREES else "lookup"
+    kind = Kind.BLIND if own is None else Kind.ECHO if own >= AGREES else Kind.LOOKUP
     own = own or 0.0
     return Child(
         token=token, proposal=1.0, kind=kind, x=match, x_before=match, own=own, own_before=own

@@ -27,8 +27,9 @@ from typing import Protocol
 
 import torch
 
+from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.cost_model import Costs
-from dynasurge.drafting.proposals import POINTS, Wish
+from dynasurge.drafting.proposals import Wish
 from dynasurge.trees.growmap import Growmap
 
 NO_DISTRIBUTION = torch.empty(0)  # of a node that the draft has not read
@@ -52,7 +53,7 @@ class Slot:
     depth: int
     rank: int
     proposal: float
-    kind: str
+    kind: Kind
     x: float
     slot_value: float
     node_value: float
@@ -62,7 +63,7 @@ class Slot:
     @property
     def point(self) -> bool:
         """Whether the token was chosen outright."""
-        return self.kind.startswith(POINTS)
+        return self.kind.point
 
 
 class Shape(Protocol):

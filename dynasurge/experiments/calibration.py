@@ -29,45 +29,39 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from dynasurge.decoding.session import Session, make_engines
+from dynasurge.decoding.engines import make_engines
+from dynasurge.decoding.session import Session
 from dynasurge.drafting.acceptance_estimates import (
-    COUNTED,
-    SAMPLED,
     TEXTS,
     Acceptance,
     Curve,
     Priors,
     curves_at,
 )
+from dynasurge.drafting.child_kinds import Class
 from dynasurge.experiments.datasets import Prompt
 from dynasurge.models.pair import Pair
 from dynasurge.settings import STUDY_PROMPT, Policy, Settings
 
 PROBABILITIES = (0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9, 0.97)
 COUNTS = (1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5)
-EDGES = {
-    "point": PROBABILITIES,
-    "tail": PROBABILITIES,
-    **dict.fromkeys(SAMPLED, PROBABILITIES),
-    **dict.fromkeys(COUNTED, COUNTS),
-}
 TEMPERATURES = (0.6, 1.0)
 BUDGET = 48
 LEAST = 20.0  # trials that a knot needs
-Knots = dict[str, dict[str, list[float]]]  # by kind: `x`, and the `acceptance` there
+Knots = dict[str, dict[str, list[float]]]  # by name of a `Class`: `x`, and the `acceptance` there
 
 
 class Recorder(Acceptance):
     """Estimates by a fixed prior, and remembers every observation."""
 
-    def __init__(self, prior: Mapping[str, Curve]) -> None:
+    def __init__(self, prior: Mapping[Class, Curve]) -> None:
         super().__init__(prior, learn=False)
-        self._sums: dict[str, dict[int, list[float]]] = defaultdict(
+        self._sums: dict[Class, dict[int, list[float]]] = defaultdict(
             lambda: defaultdict(lambda: [0.0, 0.0, 0.0])
         )
 
-    def observe(self, kind: str, x: float, tried: float, accepted: float) -> None:
-        sums = self._sums[kind][bisect.bisect(EDGES[kind.rstrip("+")], x)]
+    def observe(self, of: Class, x: float, tried: float, accepted: float) -> None:
+        sums = self._sums[of][bisect.bisect(COUNTS if of.kind.counted else PROBABILITIES, x)]
         for number, amount in enumerate((tried, tried * x, accepted)):
             sums[number] += amount
 
@@ -75,15 +69,16 @@ class Recorder(Acceptance):
         """By kind: knots `x`, the mean feature of each bin, and the `acceptance` there; the prior's
         own curve for a kind with too few trials."""
         out: Knots = {
-            kind: {"x": list(xs), "acceptance": list(ys)} for kind, (xs, ys) in self._curves.items()
+            of.name: {"x": list(xs), "acceptance": list(ys)}
+            for of, (xs, ys) in self._curves.items()
         }
-        for kind in self._sums:
-            bins = _pooled([sums for _, sums in sorted(self._sums[kind].items())])
+        for of in self._sums:
+            bins = _pooled([sums for _, sums in sorted(self._sums[of].items())])
             if bins:
                 tried, x, accepted = np.array(bins).T
                 # more of any feature is never worse: what falls is chance
                 rising = isotonic_regression(accepted / tried, weights=tried).x
-                out[kind] = {
+                out[of.name] = {
                     "x": (x / tried).round(5).tolist(),
                     "acceptance": rising.clip(0.0, 1.0).round(5).tolist(),
                 }
@@ -129,7 +124,7 @@ def _curves(
     prompts: Sequence[Prompt],
     text: str,
     T: float,
-    prior: Mapping[str, Curve],
+    prior: Mapping[Class, Curve],
     on_prompt: Callable[[], object],
 ) -> Knots:
     recorder = Recorder(prior)

@@ -23,6 +23,7 @@ import torch
 from dynasurge.experiments.rule_bias import first_token_bias
 from dynasurge.experiments.text_distributions import text_distributions
 from dynasurge.models.pair import Pair
+from dynasurge.probabilities import Random
 from dynasurge.settings import POLICIES
 from dynasurge.verification.rules import RULES
 from dynasurge.verification.single_node_bound import acceptance_bound, node_acceptance
@@ -73,11 +74,11 @@ def bounds(
             for policy, k in product(policies, CHILDREN):
                 bound = acceptance_bound(p, q, k, policy)
                 for rule in RULES if policy == "sampled" else ("topdown", "traversal"):
-                    generator, sets = (
-                        torch.Generator().manual_seed(node),
+                    chance, sets = (
+                        Random.seeded(node),
                         1 if policy == "topk" else draws,
                     )
-                    accepted = node_acceptance(RULES[rule], p, q, k, policy, sets, generator)
+                    accepted = node_acceptance(RULES[rule], p, q, k, policy, sets, chance)
                     lines.append((T, policy, k, rule, accepted, bound))
             on_node()
     columns = ["T", "policy", "k", "rule", "accepted", "bound"]

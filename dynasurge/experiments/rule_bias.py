@@ -25,6 +25,7 @@ from dynasurge.drafting.proposals import POLICIES
 from dynasurge.drafting.tree_budget import StaticShape
 from dynasurge.models.engine import Engine
 from dynasurge.models.pair import Pair
+from dynasurge.probabilities import Chance, Random
 from dynasurge.trees.growmap import build_growmap
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.prototype import bfs
@@ -99,10 +100,10 @@ def first_token_bias(
     tree = StaticShape(build_growmap(shape))
     if tree.max_depth > 2:
         raise ValueError(f"{shape} has {tree.max_depth} levels, only two can be measured")
-    generator = torch.Generator().manual_seed(0)
+    chance = Random.seeded(0)
     lines = []
     for index, ids in prompts.items():
-        counts, expected = _count(pair, ids, tree, T, samples, generator)
+        counts, expected = _count(pair, ids, tree, T, samples, chance)
         for rule, count in counts.items():
             distance = float((count / samples - expected).abs().sum() / 2)
             lines.append({"index": index, "rule": rule, "total_variation": distance})
@@ -116,7 +117,7 @@ def _count(
     shape: StaticShape,
     T: float,
     samples: int,
-    generator: torch.Generator,
+    chance: Chance,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """How often each bin was emitted first by rule, and the target's law of bins; float64 [BINS +
     1] each."""
@@ -131,10 +132,10 @@ def _count(
     expected = torch.cat([law[bins], 1.0 - law[bins].sum(0, keepdim=True)])
     counts = {rule: torch.zeros(BINS + 1, dtype=torch.float64) for rule in JUDGES}
     for _ in range(samples):
-        grown = drafter.grow(list(ids), generator, 2)
+        grown = drafter.grow(list(ids), chance, 2)
         p = probabilities.to_probs(target.rows(grown.tree), T)
         for rule, judge in JUDGES.items():
-            verdict = judge(grown.tree, p, grown.q, generator)
+            verdict = judge(grown.tree, p, grown.q, chance)
             first = grown.tree.tokens[verdict.path[0]] if verdict.path else verdict.bonus
             counts[rule][number.get(first, BINS)] += 1
     return counts, expected

@@ -19,6 +19,7 @@ from dynasurge import probabilities
 from dynasurge.drafting.proposals import POLICIES, Wish
 from dynasurge.models.engine import Engine
 from dynasurge.models.pair import Pair
+from dynasurge.probabilities import Chance
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rows, Rule, StopLaw, share_out
 
@@ -36,7 +37,7 @@ def mean_depth(law: StopLaw, tree: TokenTree) -> float:
 
 
 def rank_acceptance(
-    p: torch.Tensor, q: torch.Tensor, policy: str, k: int, generator: torch.Generator
+    p: torch.Tensor, q: torch.Tensor, policy: str, k: int, chance: Chance
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """At m nodes, draw up to k children each and verify them top-down.
 
@@ -44,7 +45,7 @@ def rank_acceptance(
     j is the one accepted, exact given the drawn children, and the probability its token was drawn
     with (1 for points); 0 where there is no child.
     """
-    drawn = POLICIES[policy](q, [Wish(k=k)] * len(q), generator)
+    drawn = POLICIES[policy](q, [Wish(k=k)] * len(q), chance)
     accepted, proposal = p.new_zeros(len(p), k), p.new_zeros(len(p), k)
     groups: dict[tuple[int, int], list[int]] = {}
     for row, children in enumerate(drawn):

@@ -21,9 +21,10 @@ import torch
 
 from dynasurge import probabilities, triton_kernels
 from dynasurge.drafting.captured_proposals import draw
-from dynasurge.drafting.captured_tree import POINT, Forest, Nodes
+from dynasurge.drafting.captured_tree import Forest, Nodes
+from dynasurge.drafting.child_kinds import Kind
 from dynasurge.models.cuda_graphs import fused
-from dynasurge.probabilities import LEAST
+from dynasurge.probabilities import LEAST, Uniforms
 
 
 class Judged(NamedTuple):
@@ -104,7 +105,9 @@ def judge(law: Law, uniforms: torch.Tensor, *, compiled: bool = False) -> Judged
     """Draw where the path ends, then the bonus token. uniforms: float64 [2, 2]."""
     end = fused(_ends, compiled)(law.stop, uniforms)
     bonus = law.bonus(end.clamp(min=0), compiled=compiled)
-    return Judged(stop=law.stop, end=end, bonus=draw(bonus, uniforms[1:, None])[0][:, 0])
+    return Judged(
+        stop=law.stop, end=end, bonus=draw(bonus, Uniforms(uniforms[1:, None]), 1)[0][:, 0]
+    )
 
 
 class Families(NamedTuple):
@@ -140,7 +143,7 @@ def _families(
     child = torch.where(node[:, None] < none, number[1:-1].view(rows, k), none)
     exists = child < none
     tokens = token[1:-1].view(rows, k)
-    point = kind[1:-1].view(rows, k) >= POINT
+    point = kind[1:-1].view(rows, k) >= Kind.POINT
     drawn = torch.where(exists, p[node[:, None], tokens], 0.0)
     from_q = torch.where(exists & ~point, base[:-1].gather(1, tokens), 0.0)
     every = torch.arange(rows, device=p.device)

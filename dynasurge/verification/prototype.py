@@ -20,12 +20,13 @@ import torch
 from dynasurge import probabilities
 from dynasurge.drafting.proposals import Wish
 from dynasurge.drafting.tree_budget import Slot, StaticShape
+from dynasurge.probabilities import Chance
 from dynasurge.trees.growmap import Growmap
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rows, Verdict, path_to
 
 
-def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator) -> Verdict:
+def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], chance: Chance) -> Verdict:
     """Keep every passing child, take the longest path. Lossy; see above. Arguments as in
     verification/rules.py."""
     rows = p[torch.arange(tree.size + 1, device=p.device)]
@@ -40,7 +41,7 @@ def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Ge
             token = tree.tokens[child]
             passes = min(1.0, float(target[token] / proposal[token]))
             if probabilities.draw(
-                torch.tensor([1.0 - passes, passes], dtype=torch.float64), generator
+                torch.tensor([1.0 - passes, passes], dtype=torch.float64), chance
             ):
                 queue.append(child)
                 kept = True
@@ -52,9 +53,7 @@ def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Ge
             bonus = target
     # What it would have done on average is not known: only what it did.
     stop = tuple(float(node == longest) for node in range(tree.size + 1))
-    return Verdict(
-        path=path_to(tree, longest), bonus=probabilities.draw(bonus, generator), stop=stop
-    )
+    return Verdict(path=path_to(tree, longest), bonus=probabilities.draw(bonus, chance), stop=stop)
 
 
 def proposals(tree: TokenTree, base: torch.Tensor, node: int) -> Iterator[tuple[int, torch.Tensor]]:

@@ -45,7 +45,7 @@ from typing import Any, Protocol
 import torch
 
 from dynasurge import probabilities
-from dynasurge.probabilities import LEAST
+from dynasurge.probabilities import LEAST, Chance
 from dynasurge.trees.token_tree import TokenTree
 
 # distributions handled at once on a CPU, where they should stay in its cache; a GPU takes a whole
@@ -85,17 +85,17 @@ Rule = Callable[[TokenTree, Rows, Sequence[torch.Tensor]], StopLaw]
 
 
 def verify(
-    rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], generator: torch.Generator
+    rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], chance: Chance
 ) -> Verdict:
     """Draw where the accepted path ends, then the bonus token. Raises NoMassError if p has none
     (NaN logits)."""
-    return draw_verdict(rule(tree, p, q), tree, generator)
+    return draw_verdict(rule(tree, p, q), tree, chance)
 
 
-def draw_verdict(law: StopLaw, tree: TokenTree, generator: torch.Generator) -> Verdict:
+def draw_verdict(law: StopLaw, tree: TokenTree, chance: Chance) -> Verdict:
     """The two draws of `verify`."""
-    node = probabilities.draw_distinct(law.stop[None], 1, generator)[0]
-    bonus = probabilities.draw_distinct(law.bonus(node.clamp(min=0)), 1, generator)[0]
+    node = chance.draw(law.stop[None], 1)[0]
+    bonus = chance.draw(law.bonus(node.clamp(min=0)), 1)[0]
     end, token, *stop = torch.cat(
         [node, bonus, law.stop]
     ).tolist()  # the one time the host waits for the device

@@ -60,6 +60,7 @@ import torch
 import torch.nn.functional as F
 
 from dynasurge.drafting.proposals import POLICIES, Wish
+from dynasurge.probabilities import Chance
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rule
 
@@ -176,7 +177,7 @@ def node_acceptance(
     k: int,
     policy: str,
     draws: int,
-    generator: torch.Generator,
+    chance: Chance,
 ) -> float:
     """The probability that `rule` accepts one of k children: a mean over `draws` drawn sets of
     children.
@@ -186,7 +187,7 @@ def node_acceptance(
     """
     accepted = 0.0
     for _ in range(draws):
-        children = POLICIES[policy](q[None], [Wish(k=k)], generator)[0]
+        children = POLICIES[policy](q[None], [Wish(k=k)], chance)[0]
         tree = TokenTree(
             tokens=(0, *children.tokens),
             parents=(-1, *(0 for _ in children.tokens)),

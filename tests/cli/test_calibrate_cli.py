@@ -13,8 +13,10 @@ from conftest import assert_one_line, tiny_model
 import dynasurge.cli.calibrate
 from dynasurge.cli.main import main
 from dynasurge.decoding import latency
+from dynasurge.decoding.engines import Engines
 from dynasurge.decoding.latency import cache_file, load_costs, widths_of
-from dynasurge.drafting.acceptance_estimates import SAMPLED, TEXTS, load_priors, make_acceptance
+from dynasurge.drafting.acceptance_estimates import TEXTS, load_priors, make_acceptance
+from dynasurge.drafting.child_kinds import Class, Kind
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.errors import UsageError
 from dynasurge.experiments import calibration
@@ -95,8 +97,8 @@ def test_ctrl_c_leaves_the_old_curves(
 
 
 @pytest.fixture
-def engines() -> tuple[Engine, Engine]:
-    return Engine(tiny_model("llama"), 128), Engine(tiny_model("llama", layers=1), 128)
+def engines() -> Engines:
+    return Engines(Engine(tiny_model("llama"), 128), Engine(tiny_model("llama", layers=1), 128))
 
 
 def curve(*widths: int) -> Costs:
@@ -123,43 +125,41 @@ def curve(*widths: int) -> Costs:
     ],
 )
 def test_damaged_curves_are_measured_again(
-    content: str, engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
+    content: str, engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fresh = curve(*widths_of(*engines))
+    fresh = curve(*widths_of(engines))
     monkeypatch.setattr(latency, "measure", lambda *_: fresh)
-    file = cache_file(*engines)
+    file = cache_file(engines)
     file.parent.mkdir(parents=True)
     file.write_text(content)
-    assert load_costs(*engines) == fresh
+    assert load_costs(engines) == fresh
     monkeypatch.setattr(
         latency, "measure", lambda *_: pytest.fail("what was measured again is kept")
     )
-    assert load_costs(*engines) == fresh
+    assert load_costs(engines) == fresh
 
 
 def test_curves_that_stop_short_are_measured_again(
-    engines: tuple[Engine, Engine], monkeypatch: pytest.MonkeyPatch
+    engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A session with narrow engines comes first; those of a wider one must not be judged by its
     curve."""
-    assert widths_of(*engines) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96)
-    engines[0].widest = 8
-    monkeypatch.setattr(latency, "measure", lambda *engines: curve(*widths_of(*engines[:2])))
-    assert load_costs(*engines).widths[-1] == 8
-    engines[0].widest = 32
-    assert load_costs(*engines).widths[-1] == 32
-    engines[0].widest = 8
-    assert load_costs(*engines).widths[-1] == 32, "a longer curve serves"
+    assert widths_of(engines) == (1, 2, 4, 8, 16, 24, 32, 48, 64, 96)
+    narrow, wider = (Engines(Engine(engines.target.model, n), engines.draft) for n in (8, 32))
+    monkeypatch.setattr(latency, "measure", lambda engines, *_: curve(*widths_of(engines)))
+    assert load_costs(narrow).widths[-1] == 4
+    assert load_costs(wider).widths[-1] == 24
+    assert load_costs(narrow).widths[-1] == 24, "a longer curve serves"
 
 
 def test_a_cache_that_cannot_be_written_costs_no_session(
-    engines: tuple[Engine, Engine], cache: Path, monkeypatch: pytest.MonkeyPatch
+    engines: Engines, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.write_text("in the way")
     monkeypatch.setattr(latency, "measure", lambda *_: curve(1))
-    assert load_costs(*engines) == curve(1)
+    assert load_costs(engines) == curve(1)
     with pytest.raises(OSError, match="cache"):
-        load_costs(*engines, anew=True)
+        load_costs(engines, anew=True)
 
 
 # --- acceptance
@@ -194,13 +194,8 @@ def test_acceptance_is_measured_and_can_be_used(
     priors = load_priors(file)
     assert set(priors) == set(TEXTS)
     assert [list(priors[text]) for text in TEXTS] == [[0.6], [0.6], [0.0]]
-    assert {kind.rstrip("+") for kind in priors["topdown"][0.6]} >= {"point", "tail", *SAMPLED}
-    assert {kind.rstrip("+") for kind in priors["greedy"][0.0]} <= {
-        "point",
-        "echo",
-        "lookup",
-        "blind",
-    }, "nothing is drawn"
+    assert {of.kind for of in priors["topdown"][0.6]} >= set(list(Kind)[: Kind.ECHO])
+    assert all(of.kind.point for of in priors["greedy"][0.0]), "nothing is drawn"
     assert main([*command, "--priors", file]) == 0, "a second round"
     out = tmp_path / "out"
     run = [
@@ -277,12 +272,13 @@ def test_priors_that_a_file_holds_are_used(tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text(priors())
     assert make_acceptance("fixed", "topdown", 0.6, str(file)).estimate(
-        "point", 0.5, 0.5
+        Class(Kind.POINT), 0.5, 0.5
     ) == pytest.approx(0.5)
     file.write_text(priors(topdown={"point": {"x": [0.5], "acceptance": [1.0]}}))
-    assert make_acceptance("fixed", "topdown", 0.6, str(file)).estimate("point", 0.5, 0.5) == 1.0, (
-        "read anew"
-    )
+    assert (
+        make_acceptance("fixed", "topdown", 0.6, str(file)).estimate(Class(Kind.POINT), 0.5, 0.5)
+        == 1.0
+    ), "read anew"
 
 
 @pytest.mark.parametrize(

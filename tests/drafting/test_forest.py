@@ -11,27 +11,25 @@ import pytest
 import torch
 import toy
 
-from dynasurge import probabilities, triton_kernels
+from dynasurge import triton_kernels
 from dynasurge.decoding.captured_exchange import Trees
 from dynasurge.decoding.captured_loop import CapturedDecoder
-from dynasurge.drafting.acceptance_estimates import CELLS, KINDS, make_acceptance
+from dynasurge.drafting.acceptance_estimates import CELLS, make_acceptance
 from dynasurge.drafting.captured_budget import LAG, Pace, Size
 from dynasurge.drafting.captured_frontier import Proposer
 from dynasurge.drafting.captured_proposals import Drawn, draw, draw_children, find_copies, propose
 from dynasurge.drafting.captured_tree import (
     CONTEXT,
-    FIRST,
-    POINT,
-    SECOND,
-    TAIL,
     Forest,
     Layout,
     Nodes,
     assemble,
     growmap_layout,
 )
+from dynasurge.drafting.child_kinds import TABLED, Kind
 from dynasurge.drafting.prompt_lookup import Lookup
 from dynasurge.drafting.proposals import POLICIES, Wish, sampled
+from dynasurge.probabilities import Random, Uniforms
 from dynasurge.trees.growmap import Growmap, build_growmap
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.captured_rules import Law, law, share_level
@@ -39,19 +37,6 @@ from dynasurge.verification.rules import RULES
 
 PROMPT = (0, 2, 1)
 RULES_HERE = ("topdown", "traversal")
-
-
-class Chance:
-    """Stands in for the uniforms [w, k, 2] of a level: a Script decides."""
-
-    def __init__(self, k: int, script: Any) -> None:
-        self.k, self.script, self.shape = k, script, (0, k, 2)
-
-    def __getitem__(self, key: Any) -> Chance:
-        return Chance(1, self.script)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.k, self.script))
 
 
 def proposer(policy: str, values: str = "learned", **other: Any) -> Proposer:
@@ -102,7 +87,7 @@ def grow(
             for row in range(rows.start, rows.stop)
         ]
         q = torch.tensor(known_rows, dtype=torch.float64)
-        how.fill(forest, level, q, Chance(layout.children, script), padded, known)  # type: ignore[arg-type]
+        how.fill(forest, level, q, script, padded, known)
     return forest, assemble(forest, n)
 
 
@@ -115,7 +100,7 @@ def tree_of(forest: Forest, nodes: Nodes) -> TokenTree:
         tokens=tuple(forest.token[slot].tolist()),
         parents=tuple(nodes.parent[:count].tolist()),
         proposal=tuple(forest.proposal[slot].tolist()),
-        point=tuple((forest.kind[slot] >= POINT).tolist()),
+        point=tuple((forest.kind[slot] >= Kind.POINT).tolist()),
     )
 
 
@@ -159,11 +144,6 @@ def distances(
     law = toy.target_law(target, text, length)
     found = {rule: toy.emitted_law(outcomes(rule), target, text, length) for rule in RULES_HERE}
     return {rule: toy.total_variation(own, law) for rule, own in found.items()}, set(merged)
-
-
-@pytest.fixture(autouse=True)
-def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy.scripted(monkeypatch)
 
 
 @pytest.mark.parametrize("values", ["learned", "own"])
@@ -228,10 +208,12 @@ def test_a_hybrid_that_must_pay_is_lossless() -> None:
 def test_a_frontier_chosen_by_what_tokens_turned_out_to_be_is_caught() -> None:
     """The draft reads one node of the second level. Were it the one whose token came out better,
     whether a slot of that level keeps its place would depend on its own token."""
-    table = torch.full((3, len(KINDS), CELLS), 0.3, dtype=torch.float64)
+    table = torch.full((3, len(TABLED), CELLS), 0.3, dtype=torch.float64)
     likely = (torch.arange(CELLS) / (CELLS - 1)) ** 2 >= 0.5
-    table[:, FIRST] = torch.where(likely, 0.95, 0.2)  # a likely token is accepted far more often
-    table[:, SECOND] = 0.5
+    table[:, Kind.FIRST] = torch.where(
+        likely, 0.95, 0.2
+    )  # a likely token is accepted far more often
+    table[:, Kind.SECOND] = 0.5
     layout = Layout(depth=3, width=2, children=2, widths=(1, 2, 1))
     draft, target = (toy.random_table(seed, sharpness=2.0) for seed in (55, 1005))
     found = {}
@@ -263,10 +245,10 @@ def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(
     """Behind what differs from run to run: values of the second level do, which depend on tokens of
     the first."""
     table, x = (
-        torch.full((3, len(KINDS), CELLS), 0.3, dtype=torch.float64),
+        torch.full((3, len(TABLED), CELLS), 0.3, dtype=torch.float64),
         (torch.arange(CELLS) / (CELLS - 1)) ** 2,
     )
-    table[:, FIRST], table[:, SECOND], table[:, TAIL], table[:, POINT] = (
+    table[:, Kind.FIRST], table[:, Kind.SECOND], table[:, Kind.TAIL], table[:, Kind.POINT] = (
         0.3 + 0.6 * x,
         0.2 + 0.3 * x,
         0.5 * x,
@@ -286,8 +268,8 @@ def test_a_draft_that_stops_by_what_a_level_is_worth_in_all_is_caught() -> None:
     """A second child whose token came out well tips the scale, and the first one's grandchild takes
     its place."""
     rows = {0: [0.98, 0.01, 0.01], 1: [0.34, 0.33, 0.33], 2: [0.9, 0.05, 0.05]}
-    table = torch.full((3, len(KINDS), CELLS), 0.5, dtype=torch.float64)
-    table[0, FIRST], table[1, FIRST] = (
+    table = torch.full((3, len(TABLED), CELLS), 0.5, dtype=torch.float64)
+    table[0, Kind.FIRST], table[1, Kind.FIRST] = (
         0.95,
         torch.where((torch.arange(CELLS) / (CELLS - 1)) ** 2 < 0.7, 0.3, 0.95),
     )
@@ -356,26 +338,20 @@ def test_copies_are_those_that_lookup_finds() -> None:
     assert matches.max() >= 4
 
 
-def test_sampled_children_are_the_policys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampled_children_are_the_policys() -> None:
     """Of rows that run out of tokens, too, and of every rank."""
-    monkeypatch.undo()  # real chance
     q = torch.softmax(2 * torch.randn(20, 7, generator=torch.Generator().manual_seed(0)), -1)
     q[0, 2:], q[1, 1:] = 0.0, 0.0
-    uniforms = probabilities.uniforms(6, q, torch.Generator().manual_seed(1))
-    made = propose("sampled", draw_children("sampled", q, uniforms)[1])
-    for row, children in enumerate(sampled(q, [Wish(k=6)] * 20, torch.Generator().manual_seed(1))):
+    made = propose("sampled", draw_children("sampled", q, Random.seeded(1), 6)[1])
+    for row, children in enumerate(sampled(q, [Wish(k=6)] * 20, Random.seeded(1))):
         there = made.exists[row].nonzero()[:, 0].tolist()
         assert there == list(range(len(children.members))) != []
         assert made.tokens[row, there].tolist() == children.tokens
-        assert [KINDS[kind] for kind in made.kind[row, there]] == [
-            child.kind for child in children.members
-        ]
+        assert made.kind[row, there].tolist() == [child.kind for child in children.members]
         for name in ("proposal", "x", "x_before", "own", "own_before"):
             theirs = [getattr(child, name) for child in children.members]
             assert getattr(made, name)[row, there].tolist() == pytest.approx(theirs, abs=1e-9), name
-    assert {"first", "second", "third", "later"} == {
-        KINDS[kind] for kind in made.kind.flatten().tolist()
-    }
+    assert set(made.kind.flatten().tolist()) == {*range(Kind.TAIL)}
 
 
 def test_not_even_rounding_tells_a_child_its_own_token_before_it_is_drawn() -> None:
@@ -405,7 +381,6 @@ def test_kernels_do_what_torch_code_does(
 ) -> None:
     """On a GPU, or as Triton interprets them."""
     pytest.importorskip("triton")
-    monkeypatch.undo()  # real chance
     monkeypatch.setattr(triton_kernels, "INTERPRETED", True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(1)
@@ -426,7 +401,7 @@ def test_kernels_do_what_torch_code_does(
         uniforms = torch.rand(
             len(q), layout.children, 2, generator=generator, dtype=torch.float64
         ).to(device)
-        how.fill(forest, level, q, uniforms, text, torch.tensor([0], device=device))
+        how.fill(forest, level, q, Uniforms(uniforms), text, torch.tensor([0], device=device))
     nodes = assemble(forest, 12)
     p = torch.softmax(3 * torch.randn(14, vocab, generator=generator), -1).to(device)
     base, rule = forest.base.clone(), "traversal" if bottom_up else "topdown"
@@ -442,7 +417,7 @@ def test_kernels_do_what_torch_code_does(
     assert abs(float(one.stop.sum()) - 1) < 1e-5
     drawn = triton_kernels.draw(q, uniforms)
     monkeypatch.setattr(triton_kernels, "usable", lambda table: False)
-    for fast, slow in zip(drawn, draw(q, uniforms), strict=True):
+    for fast, slow in zip(drawn, draw(q, Uniforms(uniforms), uniforms.shape[1]), strict=True):
         torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-9)
 
 
@@ -453,6 +428,7 @@ class NoValues:
 
     def extend(self, tokens: Any) -> None: ...
     def reset(self) -> None: ...
+    def prepare(self) -> None: ...
 
     def score_at(
         self,
@@ -475,7 +451,6 @@ def test_a_step_never_looks_at_values(
     rule: str, policy: str, static: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What waits for the device cannot be captured: on the meta device it raises."""
-    monkeypatch.undo()
     growmap = torch.zeros(9, 4, dtype=torch.int64, device="meta") if static else None
     trees = Trees(
         layout=Layout(depth=3, width=8, children=4),

@@ -10,24 +10,23 @@ import torch
 import toy
 from conftest import tiny_model
 
+from dynasurge.decoding.engines import Engines
 from dynasurge.decoding.latency import cache_file, load_costs
 from dynasurge.drafting.acceptance_estimates import (
-    BIN_EDGES,
-    DEPTHS,
-    KINDS,
     Acceptance,
     cells,
     curves_at,
-    depth_class,
     interpolate,
     load_priors,
     make_acceptance,
 )
+from dynasurge.drafting.child_kinds import CLASSES, Class, Kind, depth_class
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.prompt_lookup import Lookup
 from dynasurge.drafting.proposals import POLICIES, Wish
 from dynasurge.drafting.tree_budget import BestFirst, Slot, Thrifty
 from dynasurge.models.engine import Engine
+from dynasurge.probabilities import Random
 
 COSTS = Costs(
     widths=(1, 2, 4, 8), target_seconds=(1.0, 1.1, 1.3, 1.9), draft_seconds=(0.1, 0.1, 0.1, 0.1)
@@ -69,12 +68,12 @@ def test_the_shipped_priors_are_probabilities_for_every_rule() -> None:
     for curves in (
         curves for by_temperature in priors.values() for curves in by_temperature.values()
     ):
-        for kind, (xs, ys) in curves.items():
-            assert kind.rstrip("+") in BIN_EDGES
+        for of, (xs, ys) in curves.items():
+            assert of in CLASSES
             assert list(xs) == sorted(xs)
             assert all(0 <= y <= 1 for y in ys)
     for T in (0.2, 0.6, 0.8, 1.0, 1.5):
-        assert curves_at(priors["topdown"], T)["point"][1][-1] > 0.8, (
+        assert curves_at(priors["topdown"], T)[Class(Kind.POINT)][1][-1] > 0.8, (
             "a confident draft is mostly right"
         )
 
@@ -82,58 +81,65 @@ def test_the_shipped_priors_are_probabilities_for_every_rule() -> None:
 def test_deep_children_have_curves_of_their_own_or_those_further_up() -> None:
     assert [depth_class(level) for level in range(1, 7)] == [0, 1, 1, 2, 2, 2]
     curves = {
-        "point": ((0.5,), (0.1,)),
-        "tail": ((0.5,), (0.2,)),
-        "tail+": ((0.5,), (0.3,)),
-        "tail++": ((0.5,), (0.4,)),
+        Class(Kind.POINT): ((0.5,), (0.1,)),
+        Class(Kind.TAIL): ((0.5,), (0.2,)),
+        Class(Kind.TAIL, 1): ((0.5,), (0.3,)),
+        Class(Kind.TAIL, 2): ((0.5,), (0.4,)),
     }
     acceptance = Acceptance(curves)
-    assert [acceptance.estimate("point" + depth, 0.5, 0.5) for depth in DEPTHS] == [0.1, 0.1, 0.1]
-    assert [acceptance.estimate("tail" + depth, 0.5, 0.5) for depth in DEPTHS] == [0.2, 0.3, 0.4]
-    cell = cells("tail").index(min(cells("tail"), key=lambda x: abs(x - 0.5)))
-    assert acceptance.table()[:, KINDS.index("tail"), cell].tolist() == pytest.approx(
-        [0.2, 0.3, 0.4]
-    )
-    acceptance.observe("tail++", 0.5, tried=100.0, accepted=0.0)
-    assert acceptance.estimate("tail+", 0.5, 0.5) == 0.3, "each depth learns by itself"
-    assert acceptance.estimate("tail++", 0.5, 0.5) < 0.1
+    assert [acceptance.estimate(Class(Kind.POINT, depth), 0.5, 0.5) for depth in range(3)] == [
+        0.1,
+        0.1,
+        0.1,
+    ]
+    assert [acceptance.estimate(Class(Kind.TAIL, depth), 0.5, 0.5) for depth in range(3)] == [
+        0.2,
+        0.3,
+        0.4,
+    ]
+    cell = cells(Kind.TAIL).index(min(cells(Kind.TAIL), key=lambda x: abs(x - 0.5)))
+    assert acceptance.table()[:, Kind.TAIL, cell].tolist() == pytest.approx([0.2, 0.3, 0.4])
+    acceptance.observe(Class.named("tail++"), 0.5, tried=100.0, accepted=0.0)
+    assert acceptance.estimate(Class.named("tail+"), 0.5, 0.5) == 0.3, "each depth learns by itself"
+    assert acceptance.estimate(Class.named("tail++"), 0.5, 0.5) < 0.1
 
 
 def test_curves_are_interpolated_between_temperatures() -> None:
     low, high = ((0.2, 0.6), (0.1, 0.5)), ((0.4,), (0.7,))
-    priors = {0.5: {"point": low, "tail": low}, 1.0: {"point": high, "first": high}}
+    point, tail, first = (Class(kind) for kind in (Kind.POINT, Kind.TAIL, Kind.FIRST))
+    priors = {0.5: {point: low, tail: low}, 1.0: {point: high, first: high}}
     for T, share in ((0.1, 0.0), (0.5, 0.0), (0.6, 0.2), (1.0, 1.0), (2.0, 1.0)):
         curves = curves_at(priors, T)
         for x in (0.0, 0.2, 0.3, 0.4, 0.5, 1.0):
             expected = (1 - share) * interpolate(low, x) + share * interpolate(high, x)
-            assert interpolate(curves["point"], x) == pytest.approx(expected), (T, x)
+            assert interpolate(curves[point], x) == pytest.approx(expected), (T, x)
     middle = curves_at(priors, 0.7)
-    assert interpolate(middle["tail"], 0.4) == pytest.approx(0.3), (
+    assert interpolate(middle[tail], 0.4) == pytest.approx(0.3), (
         "what the other temperature never met"
     )
-    assert interpolate(middle["first"], 0.1) == 0.7
+    assert interpolate(middle[first], 0.1) == 0.7
 
 
 def test_estimates_follow_what_is_observed_and_forget_with_the_prompt() -> None:
-    curves = {"point": ((0.0, 1.0), (0.0, 1.0))}
+    curves = {Class(Kind.POINT): ((0.0, 1.0), (0.0, 1.0))}
     acceptance = Acceptance(curves)
-    assert acceptance.estimate("point", 0.5, 0.5) == pytest.approx(0.5)
+    assert acceptance.estimate(Class(Kind.POINT), 0.5, 0.5) == pytest.approx(0.5)
     for _ in range(200):
-        acceptance.observe("point", 0.5, tried=1.0, accepted=0.25)
-    assert acceptance.estimate("point", 0.5, 0.5) == pytest.approx(0.25, abs=0.03)
-    assert acceptance.estimate("point", 0.9, 0.9) == pytest.approx(0.9), (
+        acceptance.observe(Class(Kind.POINT), 0.5, tried=1.0, accepted=0.25)
+    assert acceptance.estimate(Class(Kind.POINT), 0.5, 0.5) == pytest.approx(0.25, abs=0.03)
+    assert acceptance.estimate(Class(Kind.POINT), 0.9, 0.9) == pytest.approx(0.9), (
         "another bin learns by itself"
     )
     acceptance.reset()
-    assert acceptance.estimate("point", 0.5, 0.5) == pytest.approx(0.5)
+    assert acceptance.estimate(Class(Kind.POINT), 0.5, 0.5) == pytest.approx(0.5)
 
 
 def test_a_fixed_prior_does_not_learn_and_own_is_the_drafts_word() -> None:
     fixed, own = make_acceptance("fixed", "topdown", 0.6), make_acceptance("own", "topdown", 0.6)
-    before = fixed.estimate("first", 0.3, 0.3)
-    fixed.observe("first", 0.3, 50.0, 0.0)
-    assert fixed.estimate("first", 0.3, 0.3) == before > 0.3
-    assert own.estimate("first", 0.3, 0.3) == 0.3
+    before = fixed.estimate(Class(Kind.FIRST), 0.3, 0.3)
+    fixed.observe(Class(Kind.FIRST), 0.3, 50.0, 0.0)
+    assert fixed.estimate(Class(Kind.FIRST), 0.3, 0.3) == before > 0.3
+    assert own.estimate(Class(Kind.FIRST), 0.3, 0.3) == 0.3
 
 
 # --- copies
@@ -162,23 +168,25 @@ def test_a_copy_is_a_point_behind_what_is_sampled_from_the_rest(
     wishes = [Wish(k=2, copy=0, match=3.0), Wish(k=2, copy=2, match=2.0)]
     for seed in range(10):
         for wish, children in zip(
-            wishes, POLICIES[policy](q, wishes, torch.Generator().manual_seed(seed)), strict=True
+            wishes, POLICIES[policy](q, wishes, Random.seeded(seed)), strict=True
         ):
-            (copy,) = [child for child in children.members if child.kind in ("echo", "lookup")]
+            (copy,) = [
+                child for child in children.members if child.kind in (Kind.ECHO, Kind.LOOKUP)
+            ]
             assert (copy.token, copy.x, copy.point) == (wish.copy, wish.match, True)
             assert children.tokens.count(copy.token) == 1
             assert float(children.base[copy.token]) == 0 or policy == "topk"
     monkeypatch.undo()
-    agreed = POLICIES[policy](q, wishes, torch.Generator())
-    assert any(child.kind == "echo" for child in agreed[0].members) == (policy != "sampled")
+    agreed = POLICIES[policy](q, wishes, Random.seeded(0))
+    assert any(child.kind is Kind.ECHO for child in agreed[0].members) == (policy != "sampled")
     for match, kinds in (
         (2.0, []),
-        (8.0, ["lookup"]),
+        (8.0, [Kind.LOOKUP]),
     ):  # a token that the draft hardly thinks of needs a long match
         doubted = POLICIES[policy](
-            torch.tensor([[0.95, 0.05]]), [Wish(k=1, copy=1, match=match)], torch.Generator()
+            torch.tensor([[0.95, 0.05]]), [Wish(k=1, copy=1, match=match)], Random.seeded(0)
         )[0]
-        assert [child.kind for child in doubted.members if child.kind == "lookup"] == kinds
+        assert [child.kind for child in doubted.members if child.kind is Kind.LOOKUP] == kinds
 
 
 # --- nodes that pay
@@ -290,13 +298,14 @@ def test_wishes_shrink_to_what_could_be_kept() -> None:
 def test_curves_are_measured_once_and_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DYNASURGE_CACHE", str(tmp_path))
     target, draft = Engine(tiny_model("llama"), 128), Engine(tiny_model("llama", layers=1), 128)
-    costs = load_costs(target, draft)
+    engines = Engines(target, draft)
+    costs = load_costs(engines)
     assert costs.widths[0] == 1
     assert all(seconds > 0 for seconds in costs.target_seconds + costs.draft_seconds)
-    assert cache_file(target, draft).is_file()
+    assert cache_file(engines).is_file()
     assert target.length == draft.length == 0
     monkeypatch.setattr(
         "dynasurge.decoding.latency.measure", lambda *_: pytest.fail("measured twice")
     )
-    assert load_costs(target, draft) == costs
+    assert load_costs(engines) == costs
     assert torch.get_num_threads() >= 1

@@ -15,6 +15,7 @@ from dynasurge.experiments.text_distributions import (
     rank_acceptance,
     text_distributions,
 )
+from dynasurge.probabilities import Random
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import RULES
 
@@ -35,8 +36,8 @@ def test_rank_acceptance_is_what_topdown_does_at_each_node(policy: str, top_p: b
     if top_p:
         q = q.masked_fill(torch.arange(6) >= torch.arange(1, 13)[:, None] % 6 + 1, 0.0)
         q = q / q.sum(-1, keepdim=True)
-    accepted, proposal = rank_acceptance(p, q, policy, 4, torch.Generator().manual_seed(1))
-    drawn = POLICIES[policy](q, [Wish(k=4)] * 12, torch.Generator().manual_seed(1))
+    accepted, proposal = rank_acceptance(p, q, policy, 4, Random.seeded(1))
+    drawn = POLICIES[policy](q, [Wish(k=4)] * 12, Random.seeded(1))
     for row, children in enumerate(drawn):
         tree = star(children.tokens, children.point)
         law = RULES["topdown"](tree, p[row].expand(tree.size + 1, -1), [children.base])

@@ -11,11 +11,17 @@ import torch
 from scipy.stats import chisquare
 
 from dynasurge import probabilities
+from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.proposals import Wish, hybrid, sampled, topk
+from dynasurge.probabilities import Random
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def chance(seed: int = 0) -> Random:
+    return Random(generator(seed))
 
 
 def test_temperature_and_top_p_by_hand() -> None:
@@ -53,7 +59,7 @@ def test_half_precision_logits_become_float32_probabilities(dtype: torch.dtype) 
 
 def test_drawing_without_replacement_has_the_right_law() -> None:
     probs = torch.tensor([0.5, 0.25, 0.0, 0.2, 0.05], dtype=torch.float64)
-    draws = probabilities.draw_distinct(probs.expand(60_000, -1), 3, generator())
+    draws = chance().draw(probs.expand(60_000, -1), 3)
     support = [0, 1, 3, 4]
     counts, expected = [], []
     for triple in itertools.permutations(support, 3):
@@ -69,9 +75,9 @@ def test_drawing_without_replacement_has_the_right_law() -> None:
 
 def test_a_large_vocabulary_is_drawn_by_its_probabilities() -> None:
     probs = torch.softmax(3 * torch.randn(49_153, generator=generator(1)), -1)
-    draws = probabilities.draw_distinct(probs.expand(400, -1), 8, generator())
+    draws = chance().draw(probs.expand(400, -1), 8)
     assert all(len(set(row)) == 8 for row in draws.tolist())
-    first = probabilities.draw_distinct(probs.expand(4_000, -1), 1, generator(2)).flatten()
+    first = chance(2).draw(probs.expand(4_000, -1), 1).flatten()
     group = torch.arange(49_153) % 7  # seven groups of tokens, spread over all blocks
     expected = torch.zeros(7, dtype=torch.float64).index_add(0, group, probs.double())
     observed = torch.bincount(group[first], minlength=7)
@@ -80,7 +86,7 @@ def test_a_large_vocabulary_is_drawn_by_its_probabilities() -> None:
 
 def test_exhausted_rows_are_marked() -> None:
     probs = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.3, 0.0, 0.7, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    draws = probabilities.draw_distinct(probs, 3, generator())
+    draws = chance().draw(probs, 3)
     assert draws[0].tolist() == [1, -1, -1]
     assert set(draws[1, :2].tolist()) == {0, 2}
     assert draws[1, 2] == -1
@@ -88,14 +94,14 @@ def test_exhausted_rows_are_marked() -> None:
 
 
 def test_one_token_vocabulary() -> None:
-    assert probabilities.draw_distinct(torch.ones(1, 1), 2, generator()).tolist() == [[0, -1]]
-    assert probabilities.draw(torch.ones(1), generator()) == 0
+    assert chance().draw(torch.ones(1, 1), 2).tolist() == [[0, -1]]
+    assert probabilities.draw(torch.ones(1), chance()) == 0
 
 
 @pytest.mark.parametrize("bad", [[math.nan, math.nan], [0.0, 0.0]])
 def test_a_distribution_without_mass_is_an_error(bad: list[float]) -> None:
     with pytest.raises(ValueError, match="no mass"):
-        probabilities.draw(torch.tensor(bad), generator())
+        probabilities.draw(torch.tensor(bad), chance())
 
 
 def test_the_largest_uniform_still_draws_a_possible_token() -> None:
@@ -111,7 +117,7 @@ def test_the_largest_uniform_still_draws_a_possible_token() -> None:
 def test_the_input_is_never_written_to() -> None:
     probs = torch.full((2, 9), 1 / 9)  # nine tokens: blocks of three, no padding
     before = probs.clone()
-    probabilities.draw_distinct(probs, 5, generator())
+    chance().draw(probs, 5)
     assert torch.equal(probs, before)
 
 
@@ -123,7 +129,7 @@ def test_both_devices_draw_alike(vocab: int) -> None:
     width = -(-vocab // 10)
     blocks = torch.nn.functional.pad(probs, (0, -vocab % width)).view(6, -1, width)
     mass = blocks.sum(-1, dtype=torch.float64)
-    uniforms = probabilities.uniforms(4, probs, generator)
+    uniforms = torch.rand(6, 4, 2, generator=generator, dtype=torch.float64)
     drawn = [
         draw(blocks.clone(), mass.clone(), uniforms)
         for draw in (probabilities._draw_on_cpu, probabilities._draw_on_gpu)
@@ -135,9 +141,9 @@ def test_both_devices_draw_alike(vocab: int) -> None:
 
 def test_sampled_children_report_the_law_they_were_drawn_from() -> None:
     q = torch.tensor([[0.5, 0.25, 0.1875, 0.0625]])
-    (children,) = sampled(q, [Wish(k=4)], generator())
+    (children,) = sampled(q, [Wish(k=4)], chance())
     left = q[0].clone()
-    for kind, child in zip(("first", "second", "third", "later"), children.members, strict=True):
+    for kind, child in zip(Kind, children.members, strict=False):
         law = left / left.sum()
         assert child.kind == kind
         assert child.proposal == child.own == child.x == pytest.approx(float(law[child.token]))
@@ -150,7 +156,7 @@ def test_sampled_children_report_the_law_they_were_drawn_from() -> None:
 
 def test_topk_children_are_the_likeliest_tokens() -> None:
     q = torch.tensor([[0.2, 0.5, 0.3]] * 2)
-    children, few = topk(q, [Wish(k=2), Wish(k=2, floor=0.4)], generator())
+    children, few = topk(q, [Wish(k=2), Wish(k=2, floor=0.4)], chance())
     assert children.tokens == [1, 2]
     assert children.proposal == [1.0, 1.0]
     assert [child.x for child in children.members] == [0.5, pytest.approx(0.3)]
@@ -163,7 +169,7 @@ def test_hybrid_children_are_one_sampled_from_the_rest_then_the_top() -> None:
     seen = set()
     for seed in range(20):
         first, second, third = hybrid(
-            q, [Wish(k=3), Wish(k=3), Wish(k=3, floor=0.35)], generator(seed)
+            q, [Wish(k=3), Wish(k=3), Wish(k=3, floor=0.35)], chance(seed)
         )
         seen.add(first.tokens[0])
         assert first.tokens[1:] == [1, 3]
@@ -175,5 +181,5 @@ def test_hybrid_children_are_one_sampled_from_the_rest_then_the_top() -> None:
         assert third.tokens[1:] == [1], "what does not reach the floor is left to the sampled child"
         torch.testing.assert_close(third.base, torch.tensor([0.1, 0.0, 0.2, 0.3]))
     assert seen == {0, 2}
-    (alone,) = hybrid(q[:1], [Wish(k=1)], generator())
+    (alone,) = hybrid(q[:1], [Wish(k=1)], chance())
     assert alone.point == [False]

@@ -14,7 +14,7 @@ import toy
 from scipy.optimize import linprog
 
 from dynasurge.drafting.proposals import POLICIES, Wish
-from dynasurge.probabilities import draw_distinct
+from dynasurge.probabilities import Random
 from dynasurge.verification import single_node_bound
 from dynasurge.verification.rules import RULES, topdown
 from dynasurge.verification.single_node_bound import acceptance_bound, node_acceptance
@@ -38,7 +38,7 @@ def nodes(vocabs: tuple[int, ...]) -> Iterator[tuple[torch.Tensor, torch.Tensor]
 
 
 def drafts_law(q: torch.Tensor, k: int, policy: str) -> dict[frozenset[int], float]:
-    """The law of the set of children, from the policy itself. Chance must be scripted."""
+    """The law of the set of children, from the policy itself."""
     law: dict[frozenset[int], float] = defaultdict(float)
     for weight, children in toy.enumerate_runs(
         lambda script: POLICIES[policy](q[None], [Wish(k=k)], script)[0]
@@ -78,10 +78,7 @@ def best_coupling(p: torch.Tensor, law: dict[frozenset[int], float]) -> float:
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_the_bound_is_the_optimum_of_the_linear_programme(
-    policy: str, k: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    toy.scripted(monkeypatch)
+def test_the_bound_is_the_optimum_of_the_linear_programme(policy: str, k: int) -> None:
     for p, q in nodes((1, 2, 3, 4, 5)):
         assert acceptance_bound(p, q, k, policy) == pytest.approx(
             best_coupling(p, drafts_law(q, k, policy)), abs=1e-9
@@ -90,10 +87,9 @@ def test_the_bound_is_the_optimum_of_the_linear_programme(
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_no_rule_is_above_the_bound(policy: str, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_rule_is_above_the_bound(policy: str, k: int) -> None:
     """And topdown is on it with point masses (hybrid included), strictly below it with several
     sampled children."""
-    toy.scripted(monkeypatch)
     gaps = []
     for p, q in nodes((2, 4)):
         best = acceptance_bound(p, q, k, policy)
@@ -187,16 +183,14 @@ def test_a_whole_vocabulary_agrees_with_draws(k: int, monkeypatch: pytest.Monkey
         float((torch.cat([p.new_zeros(1), p.cumsum(0)]) + escape).min()), abs=1e-12
     )
 
-    generator = torch.Generator().manual_seed(2)
-    last = torch.cat(
-        [draw_distinct(q.expand(50, -1), k, generator).amax(1) for _ in range(draws // 50)]
-    )
+    chance = Random.seeded(2)
+    last = torch.cat([chance.draw(q.expand(50, -1), k).amax(1) for _ in range(draws // 50)])
     for size in torch.searchsorted(escape.flip(0), torch.tensor([0.1, 0.5, 0.9], dtype=q.dtype)):
         prefix = vocab - int(size)
-        chance = float(escape[prefix])
-        error = (chance * (1 - chance) / draws) ** 0.5
-        assert float((last >= prefix).double().mean()) == pytest.approx(chance, abs=4 * error)
-    assert node_acceptance(topdown, p, q, k, "sampled", 50, generator) < best + 4 * 0.5 / 50**0.5
+        escapes = float(escape[prefix])
+        error = (escapes * (1 - escapes) / draws) ** 0.5
+        assert float((last >= prefix).double().mean()) == pytest.approx(escapes, abs=4 * error)
+    assert node_acceptance(topdown, p, q, k, "sampled", 50, chance) < best + 4 * 0.5 / 50**0.5
 
     monkeypatch.setattr(single_node_bound, "STEP", single_node_bound.STEP / 2)
     assert float((single_node_bound._escape(q, k) - escape).abs().max()) < 1e-10
@@ -204,7 +198,7 @@ def test_a_whole_vocabulary_agrees_with_draws(k: int, monkeypatch: pytest.Monkey
 
 def test_a_mean_over_drawn_children_nears_the_hybrid_bound() -> None:
     p, q = distribution(0, 200, 2.0).float(), distribution(1, 200, 2.0).float()
-    mean = node_acceptance(topdown, p, q, 4, "hybrid", 2_000, torch.Generator().manual_seed(3))
+    mean = node_acceptance(topdown, p, q, 4, "hybrid", 2_000, Random.seeded(3))
     assert mean == pytest.approx(acceptance_bound(p, q, 4, "hybrid"), abs=4 * 0.5 / 2_000**0.5)
 
 

@@ -20,6 +20,7 @@ import toy
 
 from dynasurge.decoding.loop import Decoder
 from dynasurge.drafting.acceptance_estimates import make_acceptance
+from dynasurge.drafting.child_kinds import Class, Kind
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.growth import Drafter
 from dynasurge.drafting.prompt_lookup import Lookup
@@ -40,11 +41,6 @@ SHAPES = {
     "2ary2": build_growmap("2ary2"),
     "lopsided": LOPSIDED,
 }
-
-
-@pytest.fixture(autouse=True)
-def _scripted(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy.scripted(monkeypatch)
 
 
 def make_drafter(
@@ -145,7 +141,7 @@ def test_copies_and_costs_are_lossless(
 
     trees = [(weight, result.tree, result.q) for weight, result in toy.enumerate_runs(second)]
     slots = [slot for _, result in toy.enumerate_runs(second) for slot in result.slots]
-    assert any(slot.kind.startswith(("echo", "lookup", "blind")) for slot in slots) or paid
+    assert any(slot.kind.counted for slot in slots) or paid
     assert min(tree.size for _, tree, _ in trees) < 4 or not paid or policy != "sampled", (
         "not every node pays"
     )
@@ -295,10 +291,8 @@ def paths_of(tree: TokenTree) -> Any:
 
 
 def estimate(path: Any, rank: int, chance: float) -> float:
-    kind = ("first", "second", "third", "later")[min(rank, 3)]
-    return make_acceptance("fixed", "topdown", 1.0).estimate(
-        kind + ("+" if path else ""), chance, chance
-    )
+    of = Class.at(Kind.sampled(rank), len(path) + 1)
+    return make_acceptance("fixed", "topdown", 1.0).estimate(of, chance, chance)
 
 
 def one_at_a_time(draft: toy.Table, budget: int, depth: int, children: int, script: Any) -> Any:

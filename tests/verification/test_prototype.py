@@ -10,6 +10,7 @@ import toy
 from dynasurge.drafting.acceptance_estimates import make_acceptance
 from dynasurge.drafting.growth import Drafter
 from dynasurge.drafting.proposals import sampled
+from dynasurge.probabilities import Random
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.prototype import PrototypeShape, bfs, prototype_growmap
 
@@ -27,7 +28,7 @@ def grow(draft: toy.Table, budget: int, seed: int) -> TokenTree:
         P=1.0,
     )
     drafter.start(())
-    return drafter.grow(PROMPT, torch.Generator().manual_seed(seed), shape.max_depth).tree
+    return drafter.grow(PROMPT, Random.seeded(seed), shape.max_depth).tree
 
 
 @pytest.mark.parametrize(
@@ -53,5 +54,5 @@ def test_its_rule_verifies_a_copied_token_that_the_draft_was_not_asked_about() -
         tokens=(0, 1, 2), parents=(-1, 0, 1), proposal=(1.0,) * 3, point=(True, True, True)
     )
     p = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
-    verdict = bfs(tree, p, [torch.empty(0)] * 3, torch.Generator().manual_seed(0))
+    verdict = bfs(tree, p, [torch.empty(0)] * 3, Random.seeded(0))
     assert (verdict.path, verdict.bonus) == ((1, 2), 0)

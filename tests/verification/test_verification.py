@@ -9,7 +9,7 @@ import torch
 from conftest import DEVICES
 
 from dynasurge.drafting.proposals import POLICIES, Wish
-from dynasurge.probabilities import draw_distinct, to_probs
+from dynasurge.probabilities import Random, to_probs
 from dynasurge.trees.growmap import build_growmap
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import RULES, Handle, reach, reserve, share_out, verify
@@ -32,13 +32,13 @@ def draw_tree(
     shape: str, q: torch.Tensor, policy: str, seed: int
 ) -> tuple[TokenTree, list[torch.Tensor]]:
     """A static tree whose every node has the draft distribution q."""
-    growmap, generator = build_growmap(shape), torch.Generator().manual_seed(seed)
+    growmap, chance = build_growmap(shape), Random.seeded(seed)
     tokens, parents, point, bases = [0], [-1], [True], [q]
     numbers = {0: 0}
     for node in range(growmap.size):
         if node not in numbers or not growmap.children[node]:
             continue
-        children = POLICIES[policy](q[None], [Wish(k=len(growmap.children[node]))], generator)[0]
+        children = POLICIES[policy](q[None], [Wish(k=len(growmap.children[node]))], chance)[0]
         bases[numbers[node]] = children.base
         for number, token, is_point in zip(
             growmap.children[node], children.tokens, children.point, strict=False
@@ -122,7 +122,7 @@ def test_no_child_gets_a_weight_that_is_no_number(handle: Handle) -> None:
         if trial % 5 == 0:  # as top-p leaves them: fewer tokens than columns
             q = q.masked_fill(torch.arange(vocab) >= 2, 0.0)
             q = q / q.sum(-1, keepdim=True).clamp(min=1e-38)
-        drawn = draw_distinct(q, k, generator)
+        drawn = Random(generator).draw(q, k)
         exists = drawn >= 0
         if handle is reserve and not exists.all():
             continue  # it is never given such nodes together
@@ -175,7 +175,7 @@ def test_nan_logits_are_named(rule: str) -> None:
             tree,
             torch.full((3, 3), torch.nan),
             bases,
-            torch.Generator().manual_seed(0),
+            Random.seeded(0),
         )
 
 
@@ -188,7 +188,7 @@ def test_greedy_decoding_names_nan_logits_too(logit: float) -> None:
             TokenTree.root(0),
             p,
             [torch.empty(0)],
-            torch.Generator().manual_seed(0),
+            Random.seeded(0),
         )
 
 
@@ -207,12 +207,12 @@ def test_the_host_waits_for_the_device_once(rule: str, policy: str) -> None:
     tree, bases = draw_tree("4x8", q, policy, 0)
     p = q.cuda().expand(tree.size + 1, -1)
     bases = [base.cuda() for base in bases]
-    verify(RULES[rule], tree, p, bases, torch.Generator().manual_seed(0))
+    verify(RULES[rule], tree, p, bases, Random.seeded(0))
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            verify(RULES[rule], tree, p, bases, torch.Generator().manual_seed(0))
+            verify(RULES[rule], tree, p, bases, Random.seeded(0))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len([w for w in caught if "synchron" in str(w.message)]) == 1
