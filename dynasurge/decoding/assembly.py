@@ -22,7 +22,6 @@ from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.proposals import POLICIES, Policy
 from dynasurge.drafting.tree_budget import BestFirst, Shape, StaticShape, Thrifty
 from dynasurge.errors import UsageError
-from dynasurge.models.pair import Pair, places
 from dynasurge.settings import Settings
 from dynasurge.trees.growmap import load_growmap
 from dynasurge.verification import rules
@@ -71,14 +70,6 @@ def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
     if settings.T == 0 or settings.policy != "sampled":
         bounds["later_child"] = 1.0
     return BestFirst(**bounds) if settings.fill or costs is None else Thrifty(**bounds, costs=costs)
-
-
-def can_capture(pair: Pair) -> bool:
-    """Whether steps of this pair can be captured: on a GPU, unless a model is spread over
-    several."""
-    return pair.target.device.type == "cuda" and all(
-        len(places(model)) < 2 for model in (pair.target, pair.draft)
-    )
 
 
 def make_layout(settings: Settings, shape: Shape) -> Layout:

@@ -27,6 +27,7 @@ import torch
 from dynasurge import probabilities
 from dynasurge.decoding.captured_latency import TEXT, captured_costs
 from dynasurge.decoding.captured_latency import WIDTHS as CAPTURED_WIDTHS
+from dynasurge.decoding.engines import Engines
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.proposals import Wish, sampled
 from dynasurge.files import cache_folder, write_whole
@@ -41,49 +42,49 @@ CHILDREN = 4  # drawn at every node of a level
 METHOD = 3  # of measuring; curves of another are measured anew
 
 
-def widths_of(target: Engine, draft: Engine) -> tuple[int, ...]:
+def widths_of(engines: Engines) -> tuple[int, ...]:
     """The widths at which both engines can be measured as they will run."""
-    widths = CAPTURED_WIDTHS if target.captures else WIDTHS
-    limiting = (
-        (target,) if target.captures else (target, draft)
-    )  # captured draft passes have one price
+    widths = CAPTURED_WIDTHS if engines.captures else WIDTHS
+    # captured draft passes have one price
+    limiting = [engines.target] if engines.captures else list(engines)
     widest = min(min(e.widest, e.reach - min(TEXT // 2, e.reach // 4)) for e in limiting)
     return tuple(w for w in widths if w <= max(1, widest))
 
 
-def measure(target: Engine, draft: Engine, on_width: Callable[[], object] = lambda: None) -> Costs:
+def measure(engines: Engines, on_width: Callable[[], object] = lambda: None) -> Costs:
     """Time both engines at every width that fits. Engines are reset before and after.
 
     on_width is called after each width of each round.
     """
     with shrinking("tree"), torch.inference_mode():
-        return _measure(target, draft, on_width)
+        return _measure(engines, on_width)
 
 
-def _measure(target: Engine, draft: Engine, on_width: Callable[[], object]) -> Costs:
-    widths = widths_of(target, draft)
-    if target.captures:
+def _measure(engines: Engines, on_width: Callable[[], object]) -> Costs:
+    target, draft = _both(engines)
+    widths = widths_of(engines)
+    if engines.captures:
         try:
             return captured_costs(target, draft, widths, on_width)
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            target.captures = False  # what cannot be captured is measured as it runs without
-            return _measure(target, draft, on_width)
-    generator = torch.Generator().manual_seed(0)
+            engines.decode_uncaptured()  # and is measured as it runs so
+            return _measure(engines, on_width)
+    chance = probabilities.Random.seeded(0)
 
     def draw(logits: torch.Tensor) -> None:
-        sampled(probabilities.to_probs(logits, 1.0), [Wish(k=CHILDREN)] * len(logits), generator)
+        sampled(probabilities.to_probs(logits, 1.0), [Wish(k=CHILDREN)] * len(logits), chance)
 
     def judge(logits: torch.Tensor) -> None:
         p = probabilities.to_probs(logits, 1.0)
         even = torch.full_like(
             p[0], 1 / p.shape[-1]
         )  # a draft of p itself could leave nothing to draw from
-        verify(traversal, _tree(len(p)), p, [even] * len(p), generator)
+        verify(traversal, _tree(len(p)), p, [even] * len(p), chance)
 
-    for engine in (target, draft):
-        engine.reset()
+    engines.reset()
+    for engine in engines:
         engine.extend(
             [1 + number % 50 for number in range(max(1, min(TEXT, engine.reach - widths[-1])))]
         )
@@ -96,13 +97,17 @@ def _measure(target: Engine, draft: Engine, on_width: Callable[[], object]) -> C
             drafted[at].append(_seconds(draft, width, draw))
             verified[at].append(_seconds(target, width, judge))
             on_width()
-    target.reset()
-    draft.reset()
+    engines.reset()
     return Costs(
         widths=widths,
         target_seconds=tuple(min(times) for times in verified),
         draft_seconds=tuple(min(times) for times in drafted),
     )
+
+
+def _both(engines: Engines) -> tuple[Engine, Engine]:
+    assert engines.draft is not None, "costs are of trees"
+    return engines.target, engines.draft
 
 
 def _tree(size: int) -> TokenTree:
@@ -126,15 +131,15 @@ def _seconds(engine: Engine, width: int, work: Callable[[torch.Tensor], None]) -
     return seconds
 
 
-def cache_file(target: Engine, draft: Engine) -> Path:
+def cache_file(engines: Engines) -> Path:
     """Where the curves of this machine and pair live."""
-    device = target.device
+    target, device = engines.target, engines.target.device
     name = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else platform.processor() or platform.machine()
     )
-    configs = [engine.model.config.to_json_string() for engine in (target, draft)]
+    configs = [engine.model.config.to_json_string() for engine in engines]
     key = [
         name,
         os.cpu_count(),
@@ -143,14 +148,13 @@ def cache_file(target: Engine, draft: Engine) -> Path:
         str(target.model.dtype),
         *configs,
     ]
-    kind = [target.captures, target.compiled, METHOD]
+    kind = [engines.captures, target.compiled, METHOD]
     digest = hashlib.sha256(json.dumps([*key, *kind]).encode()).hexdigest()[:16]
     return cache_folder() / "latency" / f"{digest}.json"
 
 
 def load_costs(
-    target: Engine,
-    draft: Engine,
+    engines: Engines,
     *,
     anew: bool = False,
     on_width: Callable[[], object] = lambda: None,
@@ -159,12 +163,12 @@ def load_costs(
     there are none, if those there cannot be read or stop short of what these engines run, or if
     `anew`; then a cache that cannot be written raises OSError, else it costs the next session a
     measurement."""
-    path = cache_file(target, draft)
+    path = cache_file(engines)
     kept = None if anew else read_costs(path)
-    if kept is not None and kept.widths[-1] >= widths_of(target, draft)[-1]:
+    if kept is not None and kept.widths[-1] >= widths_of(engines)[-1]:
         return kept
-    costs = measure(target, draft, on_width)
-    path = cache_file(target, draft)  # of the way that it could be measured
+    costs = measure(engines, on_width)
+    path = cache_file(engines)  # of the way that it could be measured
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(path) as partial:

@@ -12,6 +12,7 @@ draft and the tree (see verification/rules.py).
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from dataclasses import dataclass
 import torch
 
 from dynasurge import probabilities
-from dynasurge.drafting.growth import FAR, Draft, Drafter, TreeEngine, bare, read_on
+from dynasurge.drafting.growth import Draft, Drafter, TreeEngine, bare, read_on
 from dynasurge.models.failures import no_numbers, shrinking
+from dynasurge.probabilities import Chance
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rows, Verdict, reach
 
@@ -30,14 +32,16 @@ class StepRecord:
     """What one target pass did.
 
     tree: the drafted tree; path: its accepted nodes, () if none; emitted: the tokens appended to
-    the text, path then bonus, both cut at the end of the generation; expected: how many of the
-    tree's tokens the rule accepts on average; confidence: the draft's, see `Draft`; passes: of the
+    the text, path then bonus, both cut at the end of the generation; stop[u]: the probability that
+    the accepted path had of ending at node u; expected: how many of the tree's tokens that is on
+    average; confidence: the draft's, see `Draft`; passes: of the
     draft; *_seconds: wall time by phase (`other`: the loop, caches, bookkeeping).
     """
 
     tree: TokenTree
     path: tuple[int, ...]
     emitted: tuple[int, ...]
+    stop: tuple[float, ...]
     expected: float
     confidence: float
     passes: int
@@ -51,8 +55,13 @@ class StepRecord:
         """Drafted tokens the target accepted."""
         return len(self.path)
 
+    @property
+    def reach(self) -> list[float]:
+        """By node, the probability that the path goes through it."""
+        return reach(self.tree, self.stop)
 
-Verify = Callable[[TokenTree, Rows, Sequence[torch.Tensor], torch.Generator], Verdict]
+
+Verify = Callable[[TokenTree, Rows, Sequence[torch.Tensor], Chance], Verdict]
 
 
 class Decoder:
@@ -76,7 +85,7 @@ class Decoder:
         self,
         prompt: Sequence[int],
         new_tokens: int,
-        generator: torch.Generator,
+        chance: Chance,
         eos: frozenset[int] = frozenset(),
     ) -> Iterator[StepRecord]:
         """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of
@@ -89,7 +98,7 @@ class Decoder:
         end = len(prompt) + new_tokens
         clock = _Clock(self._target.device)
         while len(text) < end:
-            draft, verdict = self._step(text, generator, end - len(text) - 1, clock)
+            draft, verdict = self._step(text, chance, end - len(text) - 1, clock)
             emitted = cut(
                 [draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus],
                 end - len(text),
@@ -102,7 +111,7 @@ class Decoder:
                 return
 
     def follow(
-        self, text: Sequence[int], places: Sequence[int], generator: torch.Generator
+        self, text: Sequence[int], places: Sequence[int], chance: Chance
     ) -> Iterator[StepRecord]:
         """After `prefill` of a part of it, the step behind each of the first `places` (rising)
         tokens of a text that goes on as it is, whatever steps emit: so that trees can be compared
@@ -111,7 +120,9 @@ class Decoder:
         for place in places:
             with shrinking("prompt"):
                 read_on(self._target, text[: place - 1])
-            draft, verdict = self._step(list(text[:place]), generator, FAR, clock, keep=False)
+            draft, verdict = self._step(
+                list(text[:place]), chance, len(text) - place - 1, clock, keep=False
+            )
             clock.mark("other")
             yield _record(
                 draft,
@@ -123,7 +134,7 @@ class Decoder:
     def _step(
         self,
         text: list[int],
-        generator: torch.Generator,
+        chance: Chance,
         room: int,
         clock: _Clock,
         *,
@@ -132,28 +143,26 @@ class Decoder:
         """Draft, score, verify; keep: and commit the path."""
         clock.start()
         with shrinking("tree"), torch.inference_mode():
-            draft = self._grow(text, generator, room)
+            draft = self._grow(text, chance, room)
             clock.mark("draft")
             logits = self._target.forward(draft.tree.tokens, draft.tree.parents)
             clock.mark("target")
-            verdict = self._judge(draft, logits, generator, len(text))
+            verdict = self._judge(draft, logits, chance, len(text))
             clock.mark("verify")
             self._target.commit((0, *verdict.path) if keep else ())
             if self._drafter is not None:
                 self._drafter.learn(draft, verdict.path, reach(draft.tree, verdict.stop), keep=keep)
         return draft, verdict
 
-    def _grow(self, text: list[int], generator: torch.Generator, max_depth: int) -> Draft:
+    def _grow(self, text: list[int], chance: Chance, max_depth: int) -> Draft:
         if self._drafter is None or max_depth == 0:
             return bare(text[-1])
-        return self._drafter.grow(text, generator, max_depth)
+        return self._drafter.grow(text, chance, max_depth)
 
-    def _judge(
-        self, draft: Draft, logits: torch.Tensor, generator: torch.Generator, length: int
-    ) -> Verdict:
+    def _judge(self, draft: Draft, logits: torch.Tensor, chance: Chance, length: int) -> Verdict:
         """Verify a tree behind a text of `length` tokens."""
         try:
-            return self._verify(draft.tree, self._probs(logits), draft.q, generator)
+            return self._verify(draft.tree, self._probs(logits), draft.q, chance)
         except probabilities.NoMassError as error:
             # which verification notices without waiting once more
             raise no_numbers("--target", f"after {length} tokens") from error
@@ -173,9 +182,8 @@ def _record(draft: Draft, verdict: Verdict, emitted: list[int], clock: _Clock) -
         tree=draft.tree,
         path=verdict.path[: len(emitted)],
         emitted=tuple(emitted),
-        expected=sum(
-            chance * depth for chance, depth in zip(verdict.stop, draft.tree.depths, strict=True)
-        ),
+        stop=verdict.stop,
+        expected=sum(map(operator.mul, verdict.stop, draft.tree.depths)),
         confidence=draft.confidence,
         passes=draft.passes,
         **clock.lap(),

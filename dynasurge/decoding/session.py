@@ -12,40 +12,25 @@ from __future__ import annotations
 
 import hashlib
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
 
-from dynasurge.decoding.assembly import (
-    CAPTURED_RULES,
-    can_capture,
-    can_hold,
-    captured_size,
-    make_layout,
-    make_policy,
-    make_shape,
-    make_trees,
-    make_verify,
-)
+from dynasurge.decoding.assembly import make_shape
 from dynasurge.decoding.captured_loop import CapturedDecoder
-from dynasurge.decoding.latency import load_costs
-from dynasurge.decoding.loop import Decoder, StepRecord, Verify
-from dynasurge.drafting.acceptance_estimates import Acceptance, make_acceptance
+from dynasurge.decoding.decoders import Parts, make_decoder
+from dynasurge.decoding.engines import Engines, check_positions, make_engines
+from dynasurge.decoding.loop import StepRecord, Verify
+from dynasurge.drafting.acceptance_estimates import Acceptance
 from dynasurge.drafting.cost_model import Costs
-from dynasurge.drafting.growth import Drafter
-from dynasurge.drafting.prompt_lookup import Lookup
 from dynasurge.drafting.proposals import Policy
 from dynasurge.drafting.tree_budget import Shape
 from dynasurge.errors import UsageError, at_least
-from dynasurge.models.compatibility import readable, rope_switch
-from dynasurge.models.engine import Engine
-from dynasurge.models.failures import shrinking
 from dynasurge.models.pair import Pair
 from dynasurge.models.prompts import Prompt
+from dynasurge.probabilities import Random
 from dynasurge.settings import Settings
 
 ROOM = 256  # tokens by which the room for prompts grows
@@ -62,70 +47,6 @@ class Generation:
     steps: list[StepRecord]
     prefill_seconds: float
     seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Engines:
-    """A target's engine and, unless no tree is ever drafted, a draft's."""
-
-    target: Engine
-    draft: Engine | None
-
-    def reset(self) -> None:
-        """Forget the text."""
-        for engine in (self.target, self.draft):
-            if engine is not None:
-                engine.reset()
-
-    def cut(self, length: int) -> None:
-        """Forget the text behind its first `length` tokens."""
-        for engine in (self.target, self.draft):
-            if engine is not None:
-                engine.cut(length)
-
-
-def make_engines(pair: Pair, plan: Sequence[Settings], prompt: int | None = None) -> Engines:
-    """Engines large enough for prompts of up to so many tokens (None: the largest prompt_len of the
-    plan) under any of these settings."""
-    if prompt is None:
-        if any(settings.prompt_len is None for settings in plan):
-            reason = "engines that several sessions share have room for prompts of a known length"
-            raise UsageError("prompt_len", None, reason, "set prompt_len")
-        prompt = max(settings.prompt_len or 1 for settings in plan)
-    rooms = [(0, 0, 0)]
-    for settings in plan:
-        text, shape = prompt + settings.new_tokens, make_shape(settings)
-        if shape is None:
-            rooms.append((text, 0, 0))
-        else:
-            nodes = captured_size(shape) if can_capture(pair) else shape.max_nodes
-            rooms.append(
-                (text + nodes, text + shape.max_read, text + make_layout(settings, shape).row_count)
-            )
-    target_room, draft_room, static_room = map(max, zip(*rooms, strict=True))
-    how: dict[str, Any] = {
-        "vocab": pair.vocab,
-        "compiled": any(settings.compile for settings in plan),
-    }
-    target = Engine(pair.target, target_room, **how)
-    target.captures = can_capture(pair) and all(
-        reads_all(pair, settings, prompt) for settings in plan
-    )
-    draft = None
-    if draft_room:
-        draft = Engine(pair.draft, draft_room, static_length=static_room, shared=pair.shared, **how)
-    return Engines(target=target, draft=draft)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a session takes instead of what its settings say; None for theirs."""
-
-    costs: Costs | None
-    acceptance: Acceptance | None
-    shape: Shape | None
-    policy: Policy | None
-    verify: Verify | None
 
 
 class Session:
@@ -155,98 +76,26 @@ class Session:
         self._parts = Parts(
             costs=costs, acceptance=acceptance, shape=shape, policy=policy, verify=verify
         )
-        self._longest = 0
-        self.capture_seconds = 0.0
-        longest = longest if longest is not None else settings.prompt_len
-        self._grows = longest is None
-        if longest is not None:
-            check_positions(pair, longest, settings.new_tokens)
-            self._make(longest)
+        fixed = longest if longest is not None else settings.prompt_len
+        self._longest, self._grows = 0, fixed is None
+        if fixed is not None:
+            check_positions(pair, fixed, settings.new_tokens)
+            self._make_room(fixed)
 
-    def _make(self, longest: int) -> None:
+    def _make_room(self, longest: int) -> None:
         """Engines and a decoder for prompts of up to so many tokens."""
-        pair, settings = self.pair, replace(self.settings, prompt_len=longest)
-        parts = self._parts
-        shape, costs, acceptance = parts.shape, parts.costs, parts.acceptance
-        usual = shape is None and parts.policy is None and parts.verify is None
-        known, shape = shape is not None, shape or make_shape(settings)
+        settings = replace(self.settings, prompt_len=longest)
+        shape = self._parts.shape or make_shape(settings)
         settings.check_room(longest, shape.max_nodes if shape else 0)
-        self.engines = (
-            self._shared if self._shared is not None else make_engines(pair, [settings], longest)
-        )
+        self.engines = self._shared or make_engines(self.pair, [settings], longest)
+        self._decoder = make_decoder(self.pair, settings, self.engines, longest, self._parts)
         self._longest = longest
-        if settings.pays and not known:
-            assert self.engines.draft is not None
-            costs = costs or load_costs(self.engines.target, self.engines.draft)
-            shape = make_shape(settings, costs)
-        if shape is not None:
-            acceptance = acceptance or make_acceptance(
-                settings.values, settings.rule, settings.T, settings.priors
-            )
-        captures = usual and settings.rule in CAPTURED_RULES and self.engines.target.captures
-        captures = captures and reads_all(pair, settings, longest)
-        limit = readable(pair.draft.config, longest)
-        if shape is not None and limit < longest + settings.new_tokens:
-            said = f"reads {limit} positions; behind these nothing is drafted"
-            warnings.warn(f"--draft {pair.draft_name}: {said}", stacklevel=3)
-        if captures and (shape is None or can_hold(settings, shape)):
-            decoder = self._captured(settings, shape, acceptance, costs)
-            if decoder is not None:
-                self._decoder: Decoder | CapturedDecoder = decoder
-                return
-        drafter = None
-        if shape is not None:
-            assert self.engines.draft is not None
-            assert acceptance is not None
-            drafter = Drafter(
-                self.engines.draft,
-                shape,
-                parts.policy or make_policy(settings),
-                acceptance,
-                Lookup() if settings.mode == "dTree" and settings.lookup else None,
-                T=settings.T,
-                P=settings.P,
-                readable=partial(readable, pair.draft.config),
-            )
-        verify = parts.verify or make_verify(settings)
-        self._decoder = Decoder(self.engines.target, drafter, verify, T=settings.T, P=settings.P)
 
-    def _captured(
-        self,
-        settings: Settings,
-        shape: Shape | None,
-        acceptance: Acceptance | None,
-        costs: Costs | None,
-    ) -> CapturedDecoder | None:
-        """The decoder whose steps are captured; None, with a warning, where a model cannot be."""
-        target, draft = self.engines.target, self.engines.draft
-        trees = (
-            None
-            if shape is None or not shape.max_nodes
-            else make_trees(settings, shape, acceptance, costs, target.device)
-        )
-        rule = settings.rule if settings.T > 0 else "topdown"  # at T = 0 they are one
-        try:
-            with shrinking("tree"):
-                decoder = CapturedDecoder(
-                    target, draft if trees else None, trees, rule=rule, T=settings.T, P=settings.P
-                )
-        except RuntimeError as error:
-            # what a capture raises if the model looks at values on the host
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            if target.device.type == "cuda":
-                torch.cuda.synchronize(target.device)
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            target.captures = False
-            lacks = "torch.compile and CUDA graphs" if target.compiled else "CUDA graphs"
-            names = f"{self.pair.target_name}, {self.pair.draft_name}"
-            warnings.warn(
-                f"{names}: decoding without {lacks}, which is slower: {reason}", stacklevel=4
-            )
-            return None
-        self.capture_seconds = decoder.capture_seconds
-        return decoder
+    @property
+    def capture_seconds(self) -> float:
+        """What it took to capture the steps, on a GPU."""
+        decoder = self._decoder if self._longest else None
+        return decoder.capture_seconds if isinstance(decoder, CapturedDecoder) else 0.0
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A prompt's token ids, of a text the first `prompt_len` where that is set. Raises
@@ -269,7 +118,7 @@ class Session:
         record as it is made.
         """
         ids, steps = self.encode(prompt), list[StepRecord]()
-        count = self._make_room(ids, new_tokens)
+        count = self._fit(ids, new_tokens)
         start = time.perf_counter()
         self._prefill(ids)
         prefilled = time.perf_counter()
@@ -303,7 +152,7 @@ class Session:
         of one that shares its engines, ends this one: the next step raises UsageError.
         """
         ids = self.encode(prompt)
-        count = self._make_room(ids, new_tokens)
+        count = self._fit(ids, new_tokens)
         self._prefill(ids)
         yield from self._steps(ids, index, count, self.pair.eos if eos is None else eos)
 
@@ -313,7 +162,7 @@ class Session:
         if self.pair.target.device.type == "cuda":
             torch.cuda.synchronize(self.pair.target.device)
 
-    def _make_room(self, ids: list[int], new_tokens: int | None) -> int:
+    def _fit(self, ids: list[int], new_tokens: int | None) -> int:
         """Make room for a prompt and so many new tokens, the settings' if None, and return these.
         Raises UsageError if that can't be."""
         new_tokens = self.settings.new_tokens if new_tokens is None else new_tokens
@@ -329,7 +178,7 @@ class Session:
                 raise UsageError(
                     "prompt", f"of {len(ids)} tokens", reason, "cut it, or set prompt_len"
                 )
-            self._make(len(ids) if not self._longest else -(-len(ids) // ROOM) * ROOM)
+            self._make_room(len(ids) if not self._longest else -(-len(ids) // ROOM) * ROOM)
         return new_tokens
 
     def _steps(
@@ -363,7 +212,7 @@ def follow(
     at_least("every", every, 1, 4)
     places, walks = range(len(prompt), len(prompt) + len(text), every), []
     for session in sessions:
-        session._make_room(prompt, len(text))
+        session._fit(prompt, len(text))
     for engines in {session.engines for session in sessions}:
         engines.reset()
     for session in sessions:
@@ -386,39 +235,11 @@ def encode(pair: Pair, settings: Settings, prompt: Prompt) -> list[int]:
     return ids[: settings.prompt_len] if isinstance(prompt, str) else ids
 
 
-def check_positions(pair: Pair, prompt: int, new_tokens: int) -> None:
-    """Raise UsageError if the target cannot read a text of `prompt` and `new_tokens` tokens."""
-    config, need = pair.target.config, prompt + new_tokens
-    limit = readable(config, prompt)
-    if need <= limit:
-        return
-    remedy = "use smaller --prompt-len or --new-tokens"
-    reason = f"reads {limit} positions, {need} are needed"
-    if limit == rope_switch(config):
-        reason = (
-            f"changes its rotary factors (LongRoPE) behind {limit} positions, and {need} are needed"
-        )
-        remedy += f", or a prompt of more than {limit + 1} tokens"
-    raise UsageError("--target", pair.target_name, reason, remedy)
-
-
-def reads_all(pair: Pair, settings: Settings, prompt: int) -> bool:
-    """Whether both models can read texts of these settings from end to end, drafted levels behind
-    it included, so that steps may be captured."""
-    text, shape = prompt + settings.new_tokens, make_shape(settings)
-    if shape is not None and readable(pair.draft.config, prompt) < text:
-        return False
-    # A prompt may be shorter than `prompt`, so no text may come near LongRoPE's switch: a captured
-    # pass has nodes behind the text's end, and one beyond the switch would turn them all.
-    switch, levels = rope_switch(pair.target.config), shape.max_depth if shape is not None else 0
-    return switch is None or text + levels <= switch
-
-
-def _stream(seed: int, index: int) -> torch.Generator:
+def _stream(seed: int, index: int) -> Random:
     """The random stream of one prompt. torch's CPU generator reads 32 bits of a seed; a hash
     spreads ours over them."""
     digest = hashlib.sha256(f"{seed}:{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
+    return Random.seeded(int.from_bytes(digest[:4], "big"))
 
 
 def generate(pair: Pair, prompt: Prompt, **settings: Any) -> Generation:

@@ -37,7 +37,8 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dynasurge.decoding.assembly import make_shape
-from dynasurge.decoding.session import Engines, Session
+from dynasurge.decoding.engines import Engines
+from dynasurge.decoding.session import Session
 from dynasurge.errors import UsageError
 from dynasurge.models.attention_masks import layer_kinds
 from dynasurge.models.compatibility import CACHES, check_model, rope_switch

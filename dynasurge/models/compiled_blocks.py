@@ -15,26 +15,25 @@ computes its own part out of the common product, which the compiled pass makes o
 A pass over one token multiplies matrices by a vector. There a generated kernel that streams the
 matrix once, norms and activations fused, beats the library's (`coordinate_descent_tuning`, which
 finds its block sizes by trying). But an activation fused into the product behind it would be
-evaluated once for every few rows of the matrix: `settled` keeps them apart.
+evaluated once for every few rows of the matrix: `apart` keeps them so.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 import torch._inductor.config
-import torch.nn.functional as F
 from torch import fx, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from transformers import PreTrainedModel
 
 from dynasurge.models.compatibility import cache_arguments
 from dynasurge.models.kv_cache import TreeCache
+from dynasurge.models.model_changes import changed, join
 
 SMALL = 8  # a model of at most so many blocks is compiled as a whole
 
@@ -50,19 +49,6 @@ class OneLayer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write this layer's rows and return what attention may look at."""
         return self._layer.update(keys, values)  # type: ignore[no-any-return]
-
-
-class Part(nn.Linear):
-    """A linear module whose matrix is rows `start` to `stop` of `joint`."""
-
-    joint: torch.Tensor
-    joint_bias: torch.Tensor | None
-    start: int
-    stop: int
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Its part of the common product."""
-        return F.linear(x, self.joint, self.joint_bias)[..., self.start : self.stop]
 
 
 class Once(CustomGraphPass):  # type: ignore[misc]
@@ -90,19 +76,15 @@ class Once(CustomGraphPass):  # type: ignore[misc]
         return get_hash_for_files((__file__,))  # type: ignore[no-any-return]
 
 
-class Regions:
+class CompiledBlocks:
     """The compiled parts of a model that decodes by a cache."""
 
     def __init__(
         self, model: PreTrainedModel, cache: TreeCache, groups: list[list[nn.Linear]]
     ) -> None:
-        """groups: see `joined`."""
-        self._model, self._cache, self._blocks, self._groups = (
-            model,
-            cache,
-            blocks_of(model),
-            groups,
-        )
+        """groups: see `model_changes.join_matrices`."""
+        self._model, self._cache, self._groups = model, cache, groups
+        self._blocks = blocks_of(model)
         self._called = next(iter(cache_arguments(type(model), cache)))
         small = len(self._blocks) <= SMALL
         self._whole = torch.compile(type(model).forward, dynamic=False) if small else None
@@ -113,129 +95,32 @@ class Regions:
         """Inside, the model's forward runs compiled, for a pass over so many tokens."""
         for group in self._groups:
             join(group)  # again, if somebody has given the model other weights
-        hooks, numbered = [], []
-        parts: list[Any] = (
-            [module for group in self._groups for module in group] if tokens > 1 else []
-        )
-        before = [
-            (changed, vars(changed).get("forward")) for changed in (self._model, *self._blocks)
-        ]
-        try:
-            for module in parts:
-                module.__class__ = Part
-            if self._whole is not None:
-                vars(self._model)["forward"] = partial(self._whole, self._model)
+        forwards: dict[nn.Module, Callable[..., Any]] = {}
+        if self._whole is not None:
+            forwards[self._model] = partial(self._whole, self._model)
+        if self._block is not None:
             for number, block in enumerate(self._blocks):
-                for module in block.modules():
-                    if (
-                        tokens == 1
-                        and isinstance(module, nn.Linear)
-                        and module.in_features > module.out_features
-                    ):
-                        hooks.append(module.register_forward_pre_hook(_settle))
-                    if self._block is not None and hasattr(module, "layer_idx"):
-                        numbered.append((module, module.layer_idx))
-                        module.layer_idx = 0  # type: ignore[assignment]
-                if self._block is not None:
-                    vars(block)["forward"] = partial(
-                        self._block, block, self._called, OneLayer(self._cache, number)
-                    )
-            with torch._inductor.config.patch(
-                coordinate_descent_tuning=tokens == 1,
-                post_grad_custom_pre_pass=Once() if tokens > 1 else None,
-            ):
-                yield
-        finally:
-            for module in parts:
-                module.__class__ = nn.Linear
-            for hook in hooks:
-                hook.remove()
-            for module, own in numbered:
-                module.layer_idx = own
-            for changed, forward in before:
-                vars(changed).pop("forward", None)
-                if forward is not None:
-                    vars(changed)["forward"] = forward
-
-
-def joined(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Linear]]:
-    """Move the matrices that multiply the same rows together; `run` is a pass that shows which
-    these are. Returns the modules, those with a common matrix together.
-
-    Whoever captures passes does this before, whether it compiles them or not: captured passes know
-    where matrices lie, and they should not be moved any more when somebody else compiles a pass of
-    the same model."""
-    groups = [group for group in fed_alike(model, run) if len(group) > 1]
-    for group in groups:
-        join(group)
-    return groups
-
-
-def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Linear]]:
-    """The linear modules, those together that got the very same rows while a pass ran, and could be
-    one. A module that is called several times, or shares its matrix with another, is left out."""
-    seen: dict[
-        object, tuple[torch.Tensor, list[nn.Linear]]
-    ] = {}  # with the rows, so that their id stays theirs
-    calls: Counter[nn.Module] = Counter()
-    owners = Counter(
-        id(weight) for module in model.modules() for weight in module.parameters(recurse=False)
-    )
-
-    def see(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        assert isinstance(module, nn.Linear)
-        calls[module] += 1
-        if inputs:  # else they came by name
-            kind = (id(inputs[0]), module.bias is None, module.weight.dtype, module.weight.device)
-            seen.setdefault(kind, (inputs[0], []))[1].append(module)
-
-    hooks = [
-        module.register_forward_pre_hook(see)
-        for module in model.modules()
-        if type(module) is nn.Linear
-    ]
-    try:
-        run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    groups = [
-        [m for m in group if calls[m] == 1 == owners[id(m.weight)]] for _, group in seen.values()
-    ]
-    return [group for group in groups if group]
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def join(group: list[nn.Linear]) -> None:
-    """Move the matrices of modules together and prepare each to be a `Part`. Those that are already
-    stay where they are: captured graphs know their place."""
-    if all(
-        _joined(module) and vars(module)["joint"] is vars(group[0])["joint"] for module in group
-    ):
-        return
-    joint, start = _together([module.weight for module in group]), 0
-    joint_bias = None if group[0].bias is None else _together([module.bias for module in group])
-    for module in group:
-        stop = start + module.out_features
-        vars(module).update(joint=joint, joint_bias=joint_bias, start=start, stop=stop)
-        start = stop
-
-
-def _joined(module: nn.Linear) -> bool:
-    """Whether its matrix is part of a joint one, and has not been moved elsewhere since."""
-    own = vars(module)
-    return "joint" in own and module.weight.data_ptr() == own["joint"][own["start"] :].data_ptr()
-
-
-def _together(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Parameters of one shape but for its first dimension, one behind another in a new tensor that
-    they become parts of."""
-    joint, end = torch.cat([weight.detach() for weight in weights]), 0
-    for weight in weights:
-        begin, end = end, end + len(weight)
-        weight.data = joint[begin:end]
-    return joint
+                layer = OneLayer(self._cache, number)
+                forwards[block] = partial(self._block, block, self._called, layer)
+        several = tokens > 1
+        narrowing = [
+            module
+            for block in self._blocks
+            for module in block.modules()
+            if isinstance(module, nn.Linear) and module.in_features > module.out_features
+        ]
+        how = torch._inductor.config.patch(
+            coordinate_descent_tuning=not several,
+            post_grad_custom_pre_pass=Once() if several else None,
+        )
+        changes = changed(
+            parts=[module for group in self._groups for module in group] if several else [],
+            forwards=forwards,
+            first=self._blocks if self._block is not None else [],
+            before={} if several else dict.fromkeys(narrowing, _keep_apart),
+        )
+        with changes, how:
+            yield
 
 
 def run_block(block: nn.Module, name: str, layer: OneLayer, /, *args: Any, **kwargs: Any) -> Any:
@@ -258,16 +143,16 @@ def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
     raise RuntimeError("its blocks are not alike")
 
 
-@torch.library.custom_op("dynasurge::settled", mutates_args=())
-def settled(x: torch.Tensor) -> torch.Tensor:
+@torch.library.custom_op("dynasurge::apart", mutates_args=())
+def apart(x: torch.Tensor) -> torch.Tensor:
     """A copy that torch.compile cannot see through."""
     return x.clone()
 
 
-@settled.register_fake
+@apart.register_fake
 def _(x: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x)
 
 
-def _settle(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-    return (settled(inputs[0]),)
+def _keep_apart(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (apart(inputs[0]),)

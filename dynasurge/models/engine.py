@@ -28,9 +28,10 @@ from transformers import DynamicCache, PreTrainedModel
 from dynasurge.errors import UsageError
 from dynasurge.models.attention_masks import Masks
 from dynasurge.models.compatibility import MODELS, cache_arguments, readable
-from dynasurge.models.compiled_blocks import Regions, joined
+from dynasurge.models.compiled_blocks import CompiledBlocks
 from dynasurge.models.failures import no_numbers
 from dynasurge.models.kv_cache import TreeCache, states_of
+from dynasurge.models.model_changes import join_matrices
 
 # For static passes, whose mask spans the whole cache; the fastest first.
 STATIC_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -62,10 +63,8 @@ class Engine:
         compiled: bool = False,
     ) -> None:
         self.model, self.compiled = model, compiled
-        self.texts = 0  # begun so far
-        # whether steps are captured, see decoding/captured_loop.py; not all models can be
-        self.captures = False
-        self.widest = max_length  # the widest pass to be measured, see decoding/latency.py
+        self._texts = 0
+        self.widest = max_length
         aligned = ALIGNED if model.device.type == "cuda" else 1
         self.static_length = -(-(static_length or max_length) // aligned) * aligned
         self.max_length = max(max_length, self.static_length)
@@ -78,10 +77,8 @@ class Engine:
         self._keeps = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         with torch.inference_mode():
             self._cache = TreeCache(self._sample(), self.max_length, self.static_length)
-        self._settled = (
-            False  # whether the model's matrices lie where they will stay, see regions.joined
-        )
-        self._regions: Regions | None = None  # when there is something to compile
+        self._prepared = False  # for static passes
+        self._compiled: CompiledBlocks | None = None
         self._parents: list[int] = []
         self._depths: list[int] = []
         self._sees = np.zeros(
@@ -91,9 +88,14 @@ class Engine:
     @torch.inference_mode()
     def reset(self) -> None:
         """Forget the text; another begins."""
-        self.texts += 1
+        self._texts += 1
         self._cache.clear()
         self._clear()
+
+    @property
+    def texts(self) -> int:
+        """How many texts were begun so far: who decodes can see that another text has begun."""
+        return self._texts
 
     @property
     def device(self) -> torch.device:
@@ -179,22 +181,39 @@ class Engine:
         graph.
 
         tokens, positions, rows: int64 [n], where keys and values are written; hidden: bool [n,
-        static_length], the rows that a node may not see. Returns logits [n, V].
+        static_length], the rows that a node may not see. `prepare` comes before. Returns logits
+        [n, V].
         """
         known = torch.where((tokens >= 0) & (tokens < self._known), tokens, 0)
         self._cache.rows = rows
         run = partial(self._run, known[None], positions.clamp(max=self._last)[None], hidden, 0)
         try:
-            if not self._settled:
-                groups, self._settled = joined(self.model, run), True
-                self._regions = Regions(self.model, self._cache, groups) if self.compiled else None
-            regions = (
-                self._regions.installed(len(tokens)) if self._regions is not None else nullcontext()
-            )
-            with regions, sdpa_kernel(STATIC_ATTENTION, set_priority=True):
+            blocks = self._compiled.installed(len(tokens)) if self._compiled else nullcontext()
+            with blocks, sdpa_kernel(STATIC_ATTENTION, set_priority=True):
                 return self._fitted(run())
         finally:
             self._cache.rows = None
+
+    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Make ready for static passes, once, before any is captured: move matrices to where they
+        stay (models/model_changes.py), and compile, if that was asked for. It writes to the last of
+        the static rows."""
+        if self._prepared:
+            return
+        one = torch.zeros(1, dtype=torch.int64, device=self.device)
+        row = one + self.static_length - 1
+        hidden = torch.arange(self.static_length, device=self.device)[None] < row[:, None]
+        self._cache.rows = row
+        try:
+            with sdpa_kernel(STATIC_ATTENTION, set_priority=True):
+                run = partial(self._run, one[None], one[None], hidden, 0)
+                groups = join_matrices(self.model, run)
+        finally:
+            self._cache.rows = None
+        if self.compiled:
+            self._compiled = CompiledBlocks(self.model, self._cache, groups)
+        self._prepared = True
 
     @torch.inference_mode()
     def move(self, rows: torch.Tensor, to: torch.Tensor) -> None:

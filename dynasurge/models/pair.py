@@ -17,10 +17,11 @@ from dynasurge.errors import UsageError
 from dynasurge.models.compatibility import check_model
 from dynasurge.models.failures import shrinking
 from dynasurge.models.loading import load_model
-from dynasurge.models.packed_weights import pack
+from dynasurge.models.model_changes import pack, restore
 from dynasurge.models.prompts import Prompt, prompt_ids
 from dynasurge.models.self_test import self_test as test_model
 from dynasurge.models.vocabulary import shared_tokens
+from dynasurge.models.widened import widen_target
 from dynasurge.settings import DEMO, DTYPES
 
 DEVICE_MAPS = (
@@ -54,6 +55,12 @@ class Pair:
         UsageError."""
         return prompt_ids(self.tokenizer, self.vocab, prompt)
 
+    def restore(self) -> None:
+        """Take back all that was done to both models (models/model_changes.py says what). Engines
+        and sessions of this pair must not be used any more."""
+        restore(self.target)
+        restore(self.draft)
+
     @property
     def eos(self) -> frozenset[int]:
         """The tokens that end a text, as `target.generate` would read them."""
@@ -75,6 +82,7 @@ def load_pair(
     device_map: str | None = None,
     trust_remote_code: bool = False,
     self_test: bool = True,
+    widen: str | None = None,
 ) -> Pair:
     """Load a pair by hub name (`name@revision`, too) or folder; `demo` names the pair that ships.
 
@@ -82,7 +90,8 @@ def load_pair(
     has it, else float32. device: auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ...
     device_map: how transformers spreads a target that is too large for one GPU: auto, balanced,
     sequential. trust_remote_code: whether code that lies beside the weights may run. self_test:
-    whether both models are asked to read a tree (models/self_test.py). Raises UsageError if either
+    whether both models are asked to read a tree (models/self_test.py). widen: one of
+    `widened.SHAPES`, for a LLaMA target's text at the cost of a larger model. Raises UsageError if either
     model cannot be loaded or cannot read a tree, or the two do not fit.
     """
     if device_map is not None and device_map not in DEVICE_MAPS:
@@ -97,6 +106,9 @@ def load_pair(
     draft_model, draft_tokenizer = load_model(
         "--draft", draft, number, trust_remote_code=trust_remote_code
     )
+    if widen is not None:
+        with shrinking("model"):
+            target_model = widen_target(target, target_model, widen, where, number)
     shared = check_pair(draft, draft_model, draft_tokenizer, target, target_model, tokenizer)
     with shrinking("model"):
         if device_map is None:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from dynasurge.decoding.session import Engines, make_engines
+from dynasurge.decoding.engines import Engines, make_engines
 from dynasurge.decoding.trace import StepView, WatchedSession
 from dynasurge.errors import UsageError
 from dynasurge.models.pair import Pair

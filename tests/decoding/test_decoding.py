@@ -17,7 +17,8 @@ from architectures import LONG, PHI, blurred, build
 from conftest import ARCHITECTURES, DEVICES, tiny_model, tiny_tokenizer
 
 from dynasurge import Pair, Settings, UsageError, build_growmap, generate, load_pair, save_growmap
-from dynasurge.decoding.session import Session, follow, make_engines
+from dynasurge.decoding.engines import make_engines
+from dynasurge.decoding.session import Session, follow
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.trees.growmap import Growmap
 
@@ -46,7 +47,7 @@ def growmap(tmp_path_factory: pytest.TempPathFactory) -> str:
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to make a step. On a CPU nothing is captured, but the same functions are called."""
     monkeypatch.setattr(
-        "dynasurge.decoding.session.can_capture", lambda pair: request.param == "captured"
+        "dynasurge.decoding.engines.can_capture", lambda pair: request.param == "captured"
     )
     return str(request.param)
 

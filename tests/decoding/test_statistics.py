@@ -75,7 +75,7 @@ def test_emitted_pairs_have_the_targets_law(
     name: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "dynasurge.decoding.session.can_capture", lambda pair: name.startswith("captured")
+        "dynasurge.decoding.engines.can_capture", lambda pair: name.startswith("captured")
     )
     samples, plan = PLANS[name]
     if plan["mode"] == "sTree":

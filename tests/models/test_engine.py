@@ -62,6 +62,7 @@ def test_a_static_pass_is_a_tree_pass(architecture: str, device: str, compiled: 
     if compiled:
         torch._dynamo.reset()
     engine = Engine(model, 64, compiled=compiled)
+    engine.prepare()
     engine.extend(TEXT)
     expected = engine.forward(TOKENS, PARENTS).clone()
     engine.commit([])

@@ -9,7 +9,7 @@ from conftest import ARCHITECTURES, DEVICES, tiny_model
 from torch import nn
 from torch._inductor.utils import run_and_get_code
 
-from dynasurge.models import compiled_blocks
+from dynasurge.models import compiled_blocks, model_changes
 from dynasurge.models.engine import Engine
 
 JOINT = {
@@ -33,6 +33,7 @@ def test_what_multiplies_the_same_rows_does_it_once(
     model = tiny_model(architecture).to(device)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     engine = Engine(model, 64, compiled=True)
+    engine.prepare()
     engine.extend([5, 17, 8, 40])
     expected = engine.forward([11, 12, 13, 14], [-1, 0, 1, 2]).clone()
     engine.commit([])
@@ -55,7 +56,7 @@ def test_what_multiplies_the_same_rows_does_it_once(
     )
     for name, weight in model.named_parameters():
         assert torch.equal(weight, before[name])
-    assert not any(isinstance(module, compiled_blocks.Part) for module in model.modules())
+    assert not any(isinstance(module, model_changes.Part) for module in model.modules())
     torch._dynamo.reset()
 
 
@@ -63,7 +64,7 @@ def test_what_multiplies_the_same_rows_does_it_once(
 def test_who_multiplies_the_same_rows_shows(architecture: str) -> None:
     model = tiny_model(architecture)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    groups = compiled_blocks.fed_alike(model, lambda: model(torch.tensor([[5, 17, 8]])))
+    groups = model_changes.fed_alike(model, lambda: model(torch.tensor([[5, 17, 8]])))
     assert sorted(len(group) for group in groups if len(group) > 1) == sorted(
         2 * JOINT[architecture]
     )
@@ -75,9 +76,9 @@ def test_who_multiplies_the_same_rows_shows(architecture: str) -> None:
     }
     assert linear == {module for group in groups for module in group}
     for group in groups:
-        compiled_blocks.join(group)
+        model_changes.join(group)
         place = group[0].weight.data_ptr()
-        compiled_blocks.join(
+        model_changes.join(
             group
         )  # as another engine of the same model would, when graphs of the first know the place
         assert {module.weight.untyped_storage().data_ptr() for module in group} == {place}
@@ -86,7 +87,7 @@ def test_who_multiplies_the_same_rows_shows(architecture: str) -> None:
     with torch.no_grad():
         model.double()  # moves every matrix away
     for group in groups:
-        compiled_blocks.join(group)
+        model_changes.join(group)
         assert all(vars(module)["joint"].dtype == torch.float64 for module in group)
         assert len({module.weight.untyped_storage().data_ptr() for module in group}) == 1
 
@@ -99,6 +100,7 @@ def test_a_compiled_engine_leaves_matrices_where_captured_passes_know_them() -> 
     hidden, tokens = torch.arange(64) > rows[:, None], torch.tensor([11, 12, 13, 14])
     places, engines = [], (Engine(model, 64), Engine(model, 64, compiled=True))
     for engine in engines:
+        engine.prepare()
         engine.extend([5, 17, 8, 40])
         engine.score_at(tokens, rows, rows, hidden)
         places.append([weight.data_ptr() for weight in model.parameters()])
@@ -111,6 +113,7 @@ def test_a_compiled_engine_leaves_matrices_where_captured_passes_know_them() -> 
     plain.reset()
     compiled.reset()
     for engine in engines:
+        engine.prepare()
         engine.extend([5, 17, 8, 40])
     expected = plain.score_at(tokens, rows, rows, hidden)
     torch.testing.assert_close(
@@ -144,5 +147,5 @@ class Odd(nn.Module):
 
 def test_what_cannot_be_one_product_is_left_alone() -> None:
     model = Odd()
-    groups = compiled_blocks.joined(model, lambda: model(torch.zeros(2, 4)))  # type: ignore[arg-type]
+    groups = model_changes.join_matrices(model, lambda: model(torch.zeros(2, 4)))  # type: ignore[arg-type]
     assert [set(group) for group in groups] == [{model.a, model.b}]

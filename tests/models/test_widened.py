@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from widen import widen
+
+from dynasurge.models.widened import widen
 
 LARGE = {
     "hidden_size": 80,

@@ -1,0 +1,109 @@
+"""The two engines that decode together, and how much room they need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dynasurge.decoding.assembly import captured_size, make_layout, make_shape
+from dynasurge.errors import UsageError
+from dynasurge.models.compatibility import readable, rope_switch
+from dynasurge.models.engine import Engine
+from dynasurge.models.pair import Pair, places
+from dynasurge.settings import Settings
+
+
+class Engines:
+    """A target's engine and, unless no tree is ever drafted, a draft's, with one text in both."""
+
+    def __init__(self, target: Engine, draft: Engine | None, *, captures: bool = False) -> None:
+        """captures: whether their steps are to be captured, see decoding/captured_loop.py."""
+        self.target, self.draft, self._captures = target, draft, captures
+
+    def __iter__(self) -> Iterator[Engine]:
+        return iter([self.target] if self.draft is None else [self.target, self.draft])
+
+    @property
+    def captures(self) -> bool:
+        """Whether their steps are captured."""
+        return self._captures
+
+    def decode_uncaptured(self) -> None:
+        """From now on: a model turned out to be one whose passes cannot be captured."""
+        self._captures = False
+
+    def reset(self) -> None:
+        """Forget the text."""
+        for engine in self:
+            engine.reset()
+
+    def cut(self, length: int) -> None:
+        """Forget the text behind its first `length` tokens."""
+        for engine in self:
+            engine.cut(length)
+
+
+def make_engines(pair: Pair, plan: Sequence[Settings], prompt: int | None = None) -> Engines:
+    """Engines large enough for prompts of up to so many tokens (None: the largest prompt_len of the
+    plan) under any of these settings."""
+    if prompt is None:
+        if any(settings.prompt_len is None for settings in plan):
+            reason = "engines that several sessions share have room for prompts of a known length"
+            raise UsageError("prompt_len", None, reason, "set prompt_len")
+        prompt = max(settings.prompt_len or 1 for settings in plan)
+    rooms = [(0, 0, 0)]
+    for settings in plan:
+        text, shape = prompt + settings.new_tokens, make_shape(settings)
+        if shape is None:
+            rooms.append((text, 0, 0))
+            continue
+        nodes = captured_size(shape) if can_capture(pair) else shape.max_nodes
+        static = text + make_layout(settings, shape).row_count
+        rooms.append((text + nodes, text + shape.max_read, static))
+    target_room, draft_room, static_room = map(max, zip(*rooms, strict=True))
+    how: dict[str, Any] = {
+        "vocab": pair.vocab,
+        "compiled": any(settings.compile for settings in plan),
+    }
+    draft = (
+        Engine(pair.draft, draft_room, static_length=static_room, shared=pair.shared, **how)
+        if draft_room
+        else None
+    )
+    captures = can_capture(pair) and all(reads_all(pair, settings, prompt) for settings in plan)
+    return Engines(Engine(pair.target, target_room, **how), draft, captures=captures)
+
+
+def can_capture(pair: Pair) -> bool:
+    """Whether steps of this pair can be captured: on a GPU, unless a model is spread over
+    several."""
+    return pair.target.device.type == "cuda" and all(
+        len(places(model)) < 2 for model in (pair.target, pair.draft)
+    )
+
+
+def reads_all(pair: Pair, settings: Settings, prompt: int) -> bool:
+    """Whether both models can read texts of these settings from end to end, drafted levels behind
+    it included, so that steps may be captured."""
+    text, shape = prompt + settings.new_tokens, make_shape(settings)
+    if shape is not None and readable(pair.draft.config, prompt) < text:
+        return False
+    # A prompt may be shorter than `prompt`, so no text may come near LongRoPE's switch: a captured
+    # pass has nodes behind the text's end, and one beyond the switch would turn them all.
+    switch, levels = rope_switch(pair.target.config), shape.max_depth if shape is not None else 0
+    return switch is None or text + levels <= switch
+
+
+def check_positions(pair: Pair, prompt: int, new_tokens: int) -> None:
+    """Raise UsageError if the target cannot read a text of `prompt` and `new_tokens` tokens."""
+    config, need = pair.target.config, prompt + new_tokens
+    limit = readable(config, prompt)
+    if need <= limit:
+        return
+    remedy = "use smaller --prompt-len or --new-tokens"
+    reason = f"reads {limit} positions, {need} are needed"
+    if limit == rope_switch(config):
+        reason = f"changes its rotary factors (LongRoPE) behind {limit} positions"
+        reason += f", and {need} are needed"
+        remedy += f", or a prompt of more than {limit + 1} tokens"
+    raise UsageError("--target", pair.target_name, reason, remedy)

@@ -1,0 +1,169 @@
+"""The cost of a large model, real text, no download: a small LLaMA's weights inside a large one's
+shape.
+
+The function does not change, so prompts, drafts and acceptance stay real; the cost is that of the
+large model. With h, d the small and H, D the large hidden and head size:
+
+- the residual stream is padded with zeros. An RMSNorm then sees the mean square times h / H, so its
+  weight is multiplied by sqrt(h / H) and its epsilon by h / H;
+- the pair of dimensions that rotary embedding turns with frequency theta^(-2i/d) moves to the pair
+  of frequency theta^(-2j/D), j = i D / d, with the same theta;
+- attention divides by sqrt(D) instead of sqrt(d), so queries are multiplied by sqrt(D / d);
+- grouped keys and values are repeated, a copy for each query head of the group;
+- what is new in heads, neurons and layers has output projections of zero.
+
+Weights that then cannot reach the output keep their random initial values, so that no kernel
+profits from zeros.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from dynasurge.errors import UsageError
+
+SHAPES: dict[str, dict[str, int]] = {
+    "7b": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+    },
+    "13b": {
+        "hidden_size": 5120,
+        "intermediate_size": 13824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+    },
+    "1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 16,
+    },
+}
+
+
+def widen_target(
+    name: str, model: PreTrainedModel, shape: str, device: torch.device, dtype: torch.dtype
+) -> LlamaForCausalLM:
+    """The target called `name` in the shape that SHAPES calls `shape`. Raises UsageError unless it
+    is a LLaMA that fits in there."""
+    remedy = "name a small LLaMA, or leave --widen out"
+    if shape not in SHAPES:
+        raise UsageError("--widen", shape, "unknown", f"choose one of {', '.join(SHAPES)}")
+    if not isinstance(model, LlamaForCausalLM):
+        raise UsageError("--target", name, "is no LLaMA, which --widen needs", remedy)
+    try:
+        return widen(model, SHAPES[shape], device=device, dtype=dtype)
+    except ValueError as error:
+        raise UsageError("--widen", shape, f"does not hold {name}: {error}", remedy) from error
+
+
+@torch.no_grad()
+def widen(
+    small: LlamaForCausalLM, shape: dict[str, int], *, device: torch.device, dtype: torch.dtype
+) -> LlamaForCausalLM:
+    """`small` in a LLaMA of `shape` (names of LlamaConfig; as many key as query heads), on a
+    device, in a dtype.
+
+    Raises ValueError if something of `shape` is not large enough, or if its head size is no
+    multiple of the small one's.
+    """
+    config = wide_config(small.config, shape)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            wide = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    given = {name: tensor.to(device, torch.float32) for name, tensor in small.state_dict().items()}
+    old = small.config
+    norm = math.sqrt(old.hidden_size / config.hidden_size)
+    for name, tensor in wide.state_dict().items():
+        source = given.get(name)
+        if name.endswith("norm.weight"):
+            tensor.fill_(1.0)
+            if source is not None:
+                tensor[: len(source)] = (source * norm).to(dtype)
+        elif source is None:  # a layer more: it adds nothing to the residual stream
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                tensor.zero_()
+        elif name.endswith("_proj.weight") and ".self_attn." in name:
+            _attention(name.split(".")[-2], tensor, source, old, config)
+        elif name.endswith(("down_proj.weight", "embed_tokens.weight")):
+            tensor.zero_()
+            _place(tensor, source)
+        else:  # gate, up, the head: what meets padding meets zeros
+            _place(tensor, source)
+    wide.eval()
+    return wide
+
+
+def wide_config(old: LlamaConfig, shape: dict[str, int]) -> LlamaConfig:
+    """The configuration of the large model."""
+    heads = shape["num_attention_heads"]
+    sizes: dict[str, Any] = dict(shape)
+    config = LlamaConfig(
+        **sizes,
+        num_key_value_heads=heads,
+        vocab_size=old.vocab_size,
+        max_position_embeddings=old.max_position_embeddings,
+        rms_norm_eps=old.rms_norm_eps * old.hidden_size / shape["hidden_size"],
+        rope_parameters=old.rope_parameters,
+        tie_word_embeddings=False,
+        bos_token_id=old.bos_token_id,
+        eos_token_id=old.eos_token_id,
+        pad_token_id=old.pad_token_id,
+    )
+    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+        if shape[name] < getattr(old, name):
+            raise ValueError(
+                f"{name} {shape[name]} is below the small model's {getattr(old, name)}"
+            )
+    if _head_size(config) % _head_size(old):
+        raise ValueError(
+            f"head size {_head_size(config)} is no multiple of the small model's {_head_size(old)}"
+        )
+    return config
+
+
+def _attention(kind: str, wide: Tensor, source: Tensor, old: Any, new: Any) -> None:
+    """Fill one projection of a layer; wide: [heads * D, H] (o_proj: [H, heads * D])."""
+    d, D, heads = _head_size(old), _head_size(new), old.num_attention_heads
+    group = heads // old.num_key_value_heads
+    step = D // d
+    # Where each dimension of a small head goes: its rotary pair (i, i + d/2) to the pair (i step, i
+    # step + D/2).
+    low = torch.arange(d // 2, device=wide.device) * step
+    turned = torch.cat([low, low + D // 2])
+    plain = torch.arange(d, device=wide.device)
+    if kind == "o_proj":
+        source, wide = source.T, wide.T
+        wide.zero_()
+    for head in range(heads):
+        rows = wide[head * D : (head + 1) * D]
+        number = head if kind in ("q_proj", "o_proj") else head // group
+        part = source[number * d : (number + 1) * d]
+        if kind == "q_proj":
+            rows.zero_()  # so a key's other dimensions meet zeros
+            part = part * math.sqrt(D / d)
+        where = turned if kind in ("q_proj", "k_proj") else plain
+        rows[where, : part.shape[1]] = part.to(wide.dtype)
+
+
+def _place(wide: Tensor, source: Tensor) -> None:
+    wide[: source.shape[0], : source.shape[1]] = source.to(wide.dtype)
+
+
+def _head_size(config: Any) -> int:
+    size: int = (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    return size
