@@ -26,6 +26,17 @@ POLICIES: tuple[str, ...] = get_args(Policy)
 VALUES: tuple[str, ...] = get_args(Values)
 ETVS: tuple[str, ...] = get_args(Etv)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+BASELINES = (  # other systems' trees, see experiments/baselines.py
+    "chain3",
+    "chain5",
+    "chain8",
+    "Sequoia",
+    "EAGLE-2",
+    "OPT-Tree",
+    "DySpec",
+    "prototype",
+)
+WIDE_SHAPES = ("1b", "7b", "13b")  # of models/widened.py
 VERSION = "0.1.0"  # of the package; pyproject.toml has it, too
 DEMO = "demo"
 AUTO_NODES, AUTO_DEPTH = 128, 16
@@ -36,9 +47,9 @@ WHOLE = ("M", "max_depth", "max_children", "seed", "prompt_len", "new_tokens")
 FIELDS: dict[str, tuple[tuple[type, ...], tuple[str, ...]]] = {  # what it is: its types, its names
     "a whole number": ((int,), WHOLE),
     "a number": ((int, float), ("T", "P")),
-    "a text": ((str,), ("draft", "target", "growmap", "priors")),
+    "a text": ((str,), ("draft", "target", "growmap", "priors", "widen", "method")),
 }
-OPTIONAL = ("M", "prompt_len", "max_depth", "growmap", "priors")  # may be None
+OPTIONAL = ("M", "prompt_len", "max_depth", "growmap", "priors", "widen", "method")  # may be None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +59,8 @@ class Settings:
 
     prompt_len: prompts given as text are cut to so many tokens, None reads them whole; M: cache
     rows, None for as many as prompt, new tokens and tree need. None is the default of both here,
-    not of the command.
+    not of the command. method: a name for tables, for what is known under one
+    (experiments/baselines.py); None for `label` to make one. widen: see models/widened.py.
     """
 
     draft: str = DEMO
@@ -75,6 +87,8 @@ class Settings:
     device: str = "auto"
     device_map: str | None = None
     compile: bool = False
+    widen: str | None = None
+    method: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
@@ -86,6 +100,8 @@ class Settings:
         _one_of("--policy", self.policy, POLICIES)
         _one_of("--values", self.values, VALUES)
         _one_of("--etv", self.etv, ETVS)
+        if self.widen is not None:
+            _one_of("--widen", self.widen, WIDE_SHAPES)
         _finite("--T", self.T, self.T >= 0, "a temperature is 0 (greedy) or more", "try --T 0.6")
         _finite(
             "--T",
@@ -163,8 +179,10 @@ class Settings:
     def label(self) -> str:
         """A short name for tables and figures: mode, tree and rule. Settings may differ in other
         fields and share it."""
-        label: str = self.mode
-        if self.mode == "sTree":
+        label: str = self.method or self.mode
+        if self.method:
+            pass
+        elif self.mode == "sTree":
             label += f" {growmap_name(self.growmap or '')}"
         elif self.mode == "dTree":
             label += f" B={self.B}"

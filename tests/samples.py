@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 from dynasurge import Settings, TokenTree
 from dynasurge.decoding.trace import StepView
-from dynasurge.experiments.schema import PHASES
+from dynasurge.experiments.schema import PHASES, Row
 
 
 def view(
@@ -53,7 +52,7 @@ def random_parents(seed: int) -> list[int]:
 AUTO, TREE, ETV = Settings(mode="auto"), Settings(B=4), Settings(B=4, use_bfs=True)
 
 
-ABOUT = {"device": "1 CPU threads", "dtype": "float32", "commit": None}
+ABOUT: dict[str, str | None] = {"device": "1 CPU threads", "dtype": "float32", "commit": None}
 
 
 def row(
@@ -64,30 +63,37 @@ def row(
     seconds: float = 1.0,
     dataset: str = "d",
     kind: str = "",
-) -> dict[str, Any]:
+) -> Row:
     """A row whose steps took `ranks`, each with a bonus token; a quarter of `seconds` went to each
     phase."""
     accepted = [len(step) for step in ranks]
-    return {
-        "format": 2,
-        "label": settings.label,
-        "run": f"{settings.hash()}-0000-{dataset}",
-        "lossless": True,
-        "settings": settings.to_dict(),
-        "dataset": dataset,
-        "index": index,
-        "output_ids": [0] * (sum(accepted) + len(accepted)),
-        "accepted": accepted,
-        "ranks": ranks,
-        "children": children or [[2] * (len(step) + 1) for step in ranks],
-        "kind": kind,
-        "tree_size": [4 * (k + 1) for k in range(len(ranks))],
-        "tree_depth": [2] * len(ranks),
-        "tree_width": [3] * len(ranks),
-        "passes": [2] * len(ranks),
-        "confidence": [0.5 + 0.1 * k for k in range(len(ranks) - 1)] + [None],
-        "seconds": seconds + 0.5,
-        "prefill_seconds": 0.5,
+    return Row(
+        label=settings.label,
+        run=f"{settings.hash()}-0000-{dataset}",
+        hash=settings.hash(),
+        lossless=settings.lossless,
+        settings=settings.to_dict(),
+        dataset=dataset,
+        revision=None,
+        index=index,
+        id=str(index),
+        kind=kind,
+        prompt_ids=[index],
+        output_ids=[0] * (sum(accepted) + len(accepted)),
+        text="",
+        accepted=accepted,
+        ranks=ranks,
+        children=children or [[2] * (len(step) + 1) for step in ranks],
+        expected=[float(count) for count in accepted],
+        predicted=[],
+        reached=[],
+        tree_size=[4 * (k + 1) for k in range(len(ranks))],
+        tree_depth=[2] * len(ranks),
+        tree_width=[3] * len(ranks),
+        passes=[2] * len(ranks),
+        confidence=[*(0.5 + 0.1 * k for k in range(len(ranks) - 1)), None],
+        seconds=seconds + 0.5,
+        prefill_seconds=0.5,
+        about=dict(ABOUT),
         **{f"{phase}_seconds": seconds / 4 for phase in PHASES},
-        "about": ABOUT,
-    }
+    )

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from dynasurge.cli.flags import Parser, model_flags, pair_options
+from dynasurge.decoding.engines import make_engines
 from dynasurge.decoding.latency import ROUNDS, cache_file, load_costs, widths_of
-from dynasurge.decoding.session import make_engines
 from dynasurge.drafting.acceptance_estimates import load_priors
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.errors import UsageError
@@ -51,13 +51,12 @@ def _latency(arguments: Sequence[str]) -> None:
     args = parser.parse_args(arguments)
     pair = load_pair(**pair_options(args))
     engines = make_engines(pair, [Settings(prompt_len=STUDY_PROMPT)])
-    assert engines.draft is not None
-    path = cache_file(engines.target, engines.draft)
-    rounds = 1 if engines.target.captures else ROUNDS  # captured steps are repeated width by width
-    total = rounds * len(widths_of(engines.target, engines.draft))
+    path = cache_file(engines)
+    rounds = 1 if engines.captures else ROUNDS  # captured steps are repeated width by width
+    total = rounds * len(widths_of(engines))
     with tqdm(total=total, unit="width", disable=None, leave=False, dynamic_ncols=True) as bar:
         try:
-            costs = load_costs(engines.target, engines.draft, anew=True, on_width=bar.update)
+            costs = load_costs(engines, anew=True, on_width=bar.update)
         except OSError as error:
             raise UsageError(
                 "DYNASURGE_CACHE", path, f"cannot be written ({error})", "set it to another folder"

@@ -18,14 +18,16 @@ from dynasurge.settings import (
     STUDY_PROMPT,
     STUDY_ROWS,
     VALUES,
+    WIDE_SHAPES,
     Settings,
 )
 
 GROWMAP = "growmaps/4x8-tree.pt"
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)} | {
-    "prompt_len": STUDY_PROMPT,
-    "M": STUDY_ROWS,
-}
+DEFAULTS = {
+    field.name: field.default
+    for field in dataclasses.fields(Settings)
+    if field.name != "method"  # --methods gives it
+} | {"prompt_len": STUDY_PROMPT, "M": STUDY_ROWS}
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,6 +71,11 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
         default=True,
         help=f"ask both models, when they are loaded, whether they read a tree as they read text {default}",
     )
+    add(
+        "--widen",
+        choices=WIDE_SHAPES,
+        help="for measurements: a small LLaMA target's text at the cost of so large a one",
+    )
     dtype = f"auto: bfloat16 where the hardware has it {default}"
     add("--dtype", choices=DTYPES, default=DEFAULTS["dtype"], help=dtype)
     device = "auto (cuda if there is one), cpu, cuda, cuda:1, ..."
@@ -78,7 +85,7 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
 def pair_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `load_pair` is told by parsed `model_flags`; but where a process runs is not the flags'
     to say alone."""
-    names = ("draft", "target", "dtype", "device", "trust_remote_code", "self_test")
+    names = ("draft", "target", "dtype", "device", "trust_remote_code", "self_test", "widen")
     return {name: getattr(args, name) for name in names}
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +45,18 @@ def plan_of(args: argparse.Namespace, **axes: Any) -> list[Settings]:
 
 
 def evaluate(
-    args: argparse.Namespace, plan: list[Settings], datasets: list[str], close: Close
+    args: argparse.Namespace,
+    plan: list[Settings],
+    datasets: list[str],
+    close: Close,
+    *,
+    methods: Sequence[str] = (),
+    every: int = 0,
 ) -> int:
     """Check everything cheap before anything slow, load, run with a progress bar. `close` says and
     writes what the rows come to: it gets the flags, the finished evaluation and where its numbers
-    come from, and returns the files it wrote."""
+    come from, and returns the files it wrote. methods: see experiments/baselines.py; every: see
+    experiments/runner.py."""
     from dynasurge.decoding.assembly import make_shape
     from dynasurge.drafting.acceptance_estimates import load_priors
     from dynasurge.experiments.datasets import load_prompts
@@ -78,12 +85,10 @@ def evaluate(
             "several processes put their rows in one folder",
             "try --output runs/mine",
         )
-    if (
-        output is not None and _exists(output) and processes.main
-    ):  # look into it before anything is loaded
-        RecordFile(
-            output, {run_name(settings, name) for settings in plan for name in datasets}
-        ).close()
+    if output is not None and _exists(output) and processes.main and not methods:
+        # look into it before anything is loaded
+        runs = {run_name(settings, name, every) for settings in plan for name in datasets}
+        RecordFile(output, runs).close()
     processes.wait()
     data = {dataset: load_prompts(dataset, args.start, args.end) for dataset in datasets}
 
@@ -94,9 +99,15 @@ def evaluate(
     from dynasurge.models.pair import load_pair
 
     pair = load_pair(**pair_options(args) | {"device": device}, device_map=args.device_map)
-    with Evaluation(
-        pair, plan, data, output, min_prompt_len=args.min_prompt_len, processes=processes
-    ) as evaluation:
+    if methods and output is not None:
+        from dynasurge.experiments.baselines import baselines
+
+        if processes.main:  # which makes the files that the others read
+            baselines(pair, methods, plan, output / "growmaps")
+        processes.wait()
+        plan = [*plan, *baselines(pair, methods, plan, output / "growmaps")]
+    how: dict[str, Any] = {"min_prompt_len": args.min_prompt_len, "processes": processes}
+    with Evaluation(pair, plan, data, output, every=every, **how) as evaluation:
         silent = None if processes.main else True
         if processes.main:
             print(summary.memory(evaluation.engines, evaluation.capture_seconds))
@@ -104,7 +115,7 @@ def evaluate(
             for done in evaluation.run():
                 bar.update()
                 bar.set_postfix_str(
-                    f"{done.row['label']}: {summary.tokens_per_step(done.row):.2f} tokens/step"
+                    f"{done.row.label}: {summary.tokens_per_step(done.row):.2f} tokens/step"
                 )
                 if args.verbose:
                     bar.write(summary.verbose(done.row), file=sys.stdout)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from dynasurge.cli.flags import Parser, common_flags, growmaps_flag
 from dynasurge.cli.run import evaluate, plain_name, plan_of
-from dynasurge.errors import UsageError
-from dynasurge.settings import MODES
+from dynasurge.errors import UsageError, at_least
+from dynasurge.settings import BASELINES, MODES
 
 if TYPE_CHECKING:
     from dynasurge.experiments.runner import Evaluation
@@ -48,7 +48,10 @@ def sweep_command(arguments: Sequence[str]) -> int:
             raise UsageError(
                 "--dataset", dataset, "two files of one name make one table", "rename one of them"
             )
-    return evaluate(args, plan_of(args), datasets, _results)
+    if args.every:
+        at_least("every", args.every, 1, 4)
+    options = {"methods": args.methods, "every": args.every}
+    return evaluate(args, plan_of(args), datasets, _results, **options)
 
 
 def sweep_parser() -> Parser:
@@ -58,6 +61,12 @@ def sweep_parser() -> Parser:
     growmaps_flag(parser)
     modes = "auto, sTree, dTree; one or more (default: all)"
     parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES), help=modes)
+    methods = f"other systems' trees beside ours, one or more of {', '.join(BASELINES)}"
+    parser.add_argument(
+        "--methods", choices=BASELINES, nargs="+", default=[], metavar="NAME", help=methods
+    )
+    every = "compare trees at the same places: behind every N-th token of the target's own text"
+    parser.add_argument("--every", type=int, default=0, metavar="N", help=every)
     return parser
 
 

@@ -97,6 +97,21 @@ def acceptance_by_rank(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.Da
     return _share(tried.assign(went=tried["rank"] == rank, rank=rank), by, "rank")
 
 
+def predictions_by_depth(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
+    """How honest slot values are: by depth of dynamic trees, what their slots were predicted to be
+    worth a step, how likely the path really was to reach them, and the `ratio` of the two."""
+    known = frame[frame["predicted"].map(len) > 0]
+    lists = known[[*by, "steps", "predicted", "reached"]].assign(
+        depth=known["predicted"].map(lambda sums: list(range(1, len(sums) + 1)))
+    )
+    rows = lists.explode(["predicted", "reached", "depth"])
+    sums = rows.astype({"predicted": float, "reached": float}).groupby([*by, "depth"], sort=True)
+    out = sums[["predicted", "reached"]].sum()
+    steps = known.groupby(list(by))["steps"].sum()
+    out = out.div(steps.reindex(out.index.droplevel("depth")).to_numpy(), axis=0)
+    return out.assign(ratio=out["reached"] / out["predicted"]).reset_index()
+
+
 def _choices(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """One row a node at which a path stood above children: the columns of `by`, depth of the
     children, their count, the rank it went on to (-1 for none), and whether it went on."""

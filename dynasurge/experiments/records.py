@@ -12,8 +12,6 @@ Rows stay on disk; what is kept in memory is where each one is.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -24,7 +22,7 @@ import filelock
 
 from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import Prompt
-from dynasurge.experiments.schema import FORMAT, PHASES, Row
+from dynasurge.experiments.schema import FormatError, Row
 from dynasurge.experiments.workers import ALONE, Processes
 from dynasurge.files import write_whole
 
@@ -90,7 +88,7 @@ class RecordFile:
         if where is None:
             return None
         row = _row_at(*where)
-        if row["prompt_ids"] != list(prompt_ids):
+        if row.prompt_ids != list(prompt_ids):
             reason = f"holds row {prompt.index} of another text"
             raise UsageError(
                 "--output", self.folder, reason, "the dataset has changed: name another folder"
@@ -112,10 +110,10 @@ class RecordFile:
         """Add a row, whole, and see it to the disk. Raises UsageError, the file as before, if it
         cannot be written."""
         try:
-            start = _append(self._path, json.dumps(row).encode() + b"\n")
+            start = _append(self._path, row.to_json().encode() + b"\n")
         except OSError as error:
             raise _unwritable(self.folder, error) from error
-        self._where[row["run"], row["index"]] = self._path, start
+        self._where[row.run, row.index] = self._path, start
 
     def merge(self) -> None:
         """Wait for all processes, then put everything into `records.jsonl`."""
@@ -133,8 +131,8 @@ class RecordFile:
         self._scan()
         for path in self._paths()[1:]:
             for start, line, row in _lines(path):
-                if self._where[row["run"], row["index"]] == (path, start):
-                    self._where[row["run"], row["index"]] = (
+                if self._where[row.run, row.index] == (path, start):
+                    self._where[row.run, row.index] = (
                         self._main_path,
                         _append(self._main_path, line),
                     )
@@ -175,7 +173,7 @@ class RecordFile:
     def _scan(self) -> None:
         for path in self._paths():
             for start, _, row in _lines(path):
-                self._where.setdefault((row["run"], row["index"]), (path, start))
+                self._where.setdefault((row.run, row.index), (path, start))
 
 
 def record_files(folder: Path) -> list[Path]:
@@ -197,15 +195,11 @@ def write_output(path: Path) -> Iterator[Path]:
 
 def _stranger(folder: Path, row: Row, runs: Collection[str]) -> UsageError:
     """A run's name is its settings' hash, its files' hash and its dataset."""
-    if any(
-        run.startswith(f"{row.get('hash')}-") and run.endswith(f"-{row.get('dataset')}")
-        for run in runs
-    ):
-        reason = (
-            f"holds records of {row['label']} with a growmap or priors file that has changed since"
-        )
+    if any(run.startswith(f"{row.hash}-") and run.endswith(f"-{row.dataset}") for run in runs):
+        reason = f"holds records of {row.label} with another --every, growmap or priors file"
         return UsageError("--output", folder, reason, "name another folder")
-    about = f"{row['label']}, T = {row['settings'].get('T')}, seed {row['settings'].get('seed')}, {row.get('dataset')}"
+    told = f"T = {row.settings.get('T')}, seed {row.settings.get('seed')}"
+    about = f"{row.label}, {told}, {row.dataset}"
     return UsageError(
         "--output", folder, f"holds records of other settings ({about})", "name another folder"
     )
@@ -253,35 +247,17 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, Row]]:
 
 def _row(path: Path, number: int, line: bytes) -> Row:
     try:
-        row: Row = json.loads(line)
-        version = row.get("format", 1)
-        hash((row["run"], row["index"]))
-        if version == FORMAT:
-            _check(row)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(
-            "--output", path, f"line {number} is no record", "mend it, or name another folder"
-        ) from error
-    if version != FORMAT:
-        reason = f"line {number} was written by another version of dynasurge (format {version}, this one's is {FORMAT})"
-        raise UsageError(
-            "--output", path, reason, "go on with that version, or name another folder"
-        )
-    return row
-
-
-def _check(row: Row) -> None:
-    """Raises KeyError, TypeError or ValueError unless everything is there that makes up results."""
-    for name in ("prompt_ids", "output_ids", "accepted", "tree_size"):
-        len(row[name])
-    for name in ("seconds", "prefill_seconds", *(f"{phase}_seconds" for phase in PHASES)):
-        if not 0 <= row[name] < math.inf:
-            raise ValueError(f"{name} is {row[name]}")
-    row["label"], row["settings"]["T"], row["about"]["device"], row["about"]["dtype"]
+        return Row.from_json(line)
+    except FormatError as error:
+        reason = f"line {number} was written by another version of dynasurge ({error})"
+        remedy = "go on with that version, or name another folder"
+        raise UsageError("--output", path, reason, remedy) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        remedy = "fix it, or name another folder"
+        raise UsageError("--output", path, f"line {number} is no record", remedy) from error
 
 
 def _row_at(path: Path, start: int) -> Row:
     with path.open("rb") as file:
         file.seek(start)
-        row: Row = json.loads(file.readline())
-    return row
+        return Row.from_json(file.readline())

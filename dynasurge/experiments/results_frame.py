@@ -12,7 +12,6 @@ would compute it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,9 @@ from dynasurge.experiments.per_step import acceptance_by_position as acceptance_
 from dynasurge.experiments.per_step import acceptance_by_rank as acceptance_by_rank
 from dynasurge.experiments.per_step import complexity_along as complexity_along
 from dynasurge.experiments.per_step import complexity_by_kind as complexity_by_kind
+from dynasurge.experiments.per_step import predictions_by_depth as predictions_by_depth
 from dynasurge.experiments.records import record_files
-from dynasurge.experiments.schema import PHASES, Row
+from dynasurge.experiments.schema import FIELDS, PHASES, Row
 
 PAIRING = ["dataset", "T", "P", "index", "seed"]  # what two rows share when they may be compared
 COLUMN = list(LINE)
@@ -60,22 +60,20 @@ def to_frame(rows: Iterable[Row]) -> pd.DataFrame:
 
 
 def _flat(row: Row) -> dict[str, Any]:
-    nested = ("settings", "about")
-    flat = {name: value for name, value in row.items() if name not in nested}
-    for name in nested:
-        flat |= {key: value for key, value in row[name].items() if key not in flat}
-    accepted = sum(row["accepted"])
-    return flat | {
-        "requested_device": row["settings"]["device"],
-        "requested_dtype": row["settings"]["dtype"],
-        "device": row["about"]["device"],
-        "dtype": row["about"]["dtype"],
+    flat = {field.name: getattr(row, field.name) for field in FIELDS}
+    settings, about = flat.pop("settings"), flat.pop("about")
+    out: dict[str, Any] = about | settings | flat
+    return out | {
+        "requested_device": settings["device"],
+        "requested_dtype": settings["dtype"],
+        "device": about["device"],
+        "dtype": about["dtype"],
         "requests": 1,
-        "tokens": len(row["output_ids"]),
-        "steps": len(row["accepted"]),
-        "accepted_tokens": accepted,
-        "tokens_of_steps": accepted + len(row["accepted"]),
-        "decode_seconds": sum(row[f"{phase}_seconds"] for phase in PHASES),
+        "tokens": row.tokens,
+        "steps": len(row.accepted),
+        "accepted_tokens": row.accepted_tokens,
+        "tokens_of_steps": row.accepted_tokens + len(row.accepted),
+        "decode_seconds": row.decode_seconds,
     }
 
 
@@ -97,7 +95,7 @@ def load_frame(path: str | Path) -> pd.DataFrame:
         return to_frame(_rows(files or [path / "records.jsonl"]))
     except UsageError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError) as error:
         reason = f"cannot be read ({str(error).splitlines()[0]})"
         raise UsageError(
             "records", path, reason, "name a folder that `dynasurge sweep` wrote"
@@ -110,8 +108,8 @@ def _rows(files: Iterable[Path]) -> Iterator[Row]:
     for file in files:
         for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
-                row: Row = json.loads(line)
-                if (key := (row["run"], row["index"])) not in seen:
+                row = Row.from_json(line)
+                if (key := (row.run, row.index)) not in seen:
                     seen.add(key)
                     yield row
 

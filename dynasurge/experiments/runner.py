@@ -4,6 +4,11 @@ All settings take the same prompt before any takes the next, so that a machine t
 minute slows them all and ratios between them stay honest. Each setting first generates a few tokens
 that are not timed. Models and their caches are shared by all settings.
 
+With `every`, trees are compared at the same places instead: the target writes a text, and behind
+every so many of its tokens each setting makes one step, learns from it, and goes on along that text.
+A step then counts as the tokens to be expected of it, exact given its tree, so that neither the luck
+of coins nor that of texts is in the comparison.
+
 Several processes (experiments/workers.py) share the prompts. What trees cost here is measured once
 an output folder and kept in its `costs.json`, so that a run that goes on, or that is split
 differently, grows the very same trees.
@@ -12,20 +17,22 @@ differently, grows the very same trees.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 from dynasurge.decoding.assembly import make_shape
+from dynasurge.decoding.engines import Engines, check_positions, make_engines
 from dynasurge.decoding.latency import load_costs, read_costs, widths_of
-from dynasurge.decoding.session import Engines, Generation, Session, check_positions, make_engines
+from dynasurge.decoding.session import Generation, Session, follow
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import Prompt
 from dynasurge.experiments.provenance import provenance
 from dynasurge.experiments.records import RecordFile, write_output
 from dynasurge.experiments.row_maker import make_row, run_name
-from dynasurge.experiments.schema import Row, Summary, summarise
+from dynasurge.experiments.schema import PHASES, Row, Summary, summarise
 from dynasurge.experiments.workers import ALONE, Processes
 from dynasurge.models.pair import Pair
 from dynasurge.settings import Settings
@@ -43,6 +50,27 @@ class Done:
 
     row: Row
     result: Generation | None
+
+
+class Decodes(Protocol):
+    """What an evaluation needs of a `Session`; benchmarks/bench_peers.py has others."""
+
+    @property
+    def capture_seconds(self) -> float: ...
+
+    def generate(
+        self, prompt: list[int], *, index: int = 0, new_tokens: int | None = None
+    ) -> Generation: ...
+
+
+MakeSession = Callable[[Pair, Settings, Engines, int, Costs], Decodes]
+
+
+def make_session(
+    pair: Pair, settings: Settings, engines: Engines, longest: int, costs: Costs
+) -> Session:
+    """A session for prompts of up to `longest` tokens that shares engines and costs."""
+    return Session(pair, settings, engines=engines, longest=longest, costs=costs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +100,16 @@ class Evaluation:
         *,
         min_prompt_len: int = 1,
         processes: Processes = ALONE,
+        every: int = 0,
+        make_session: MakeSession = make_session,
     ) -> None:
         """plan: settings that differ, of one prompt_len. data: prompts by dataset. output: None
-        keeps no records.
+        keeps no records. every: see above, 0 for settings that each decode for themselves.
 
         Raises UsageError if settings ask too much of the models, if no prompt is long enough, or as
         `RecordFile` does.
         """
-        self._plan, self._processes = plan, processes
+        self._pair, self._plan, self._processes, self._every = pair, plan, processes, every
         self._about = provenance(pair)
         self.skipped: dict[str, list[int]] = {}
         self.cut: dict[str, int] = {}
@@ -94,7 +124,7 @@ class Evaluation:
                 check_positions(pair, size, settings.new_tokens)
         self.engines = engines = make_engines(pair, plan, longest)
         self._runs = {
-            dataset: [run_name(settings, dataset) for settings in plan] for dataset in data
+            dataset: [run_name(settings, dataset, every) for settings in plan] for dataset in data
         }
         self.records = RecordFile(
             output, {run for runs in self._runs.values() for run in runs}, processes
@@ -103,9 +133,13 @@ class Evaluation:
             self._check_texts()
             costs = self._costs(engines)
             self._sessions = [
-                Session(pair, settings, engines=engines, longest=longest, costs=costs)
-                for settings in plan
+                make_session(pair, settings, engines, longest, costs) for settings in plan
             ]
+            texts = {_text_of(settings) for settings in plan} if every else ()
+            self._writers = {
+                settings: Session(pair, settings, engines=engines, longest=longest)
+                for settings in texts
+            }
         except BaseException:
             self.records.close()
             raise
@@ -137,6 +171,9 @@ class Evaluation:
         """
         warm: set[int] = set()
         for task in self._todo:
+            if self._every:
+                yield from self._along(task)
+                continue
             for number, settings in self._turns(task.prompt.index):
                 run = self._runs[task.dataset][number]
                 if (row := self.records.find(run, task.prompt, task.ids)) is not None:
@@ -147,10 +184,44 @@ class Evaluation:
                     session.generate(task.ids, new_tokens=min(WARM_UP_TOKENS, settings.new_tokens))
                     warm.add(number)
                 result = session.generate(task.ids, index=task.prompt.index)
-                row = make_row(run, settings, task.dataset, task.prompt, result, self._about)
-                self.records.append(row)
-                yield Done(row=row, result=result)
+                yield self._done(task, settings, result)
         self.records.merge()
+
+    def _along(self, task: _Task) -> Iterator[Done]:
+        """The steps of every setting along one text of each temperature, top-p and seed."""
+        for text_of, writer in self._writers.items():
+            todo: list[int] = []
+            for number, settings in enumerate(self._plan):
+                if _text_of(settings) != text_of:
+                    continue
+                run = self._runs[task.dataset][number]
+                if (row := self.records.find(run, task.prompt, task.ids)) is not None:
+                    yield Done(row=row, result=None)
+                else:
+                    todo.append(number)
+            if not todo:
+                continue
+            written = writer.generate(task.ids, index=task.prompt.index)
+            sessions = [self._sessions[number] for number in todo]
+            walks = follow(
+                [session for session in sessions if isinstance(session, Session)],
+                task.ids,
+                written.output_ids,
+                index=task.prompt.index,
+                every=self._every,
+            )
+            for number, steps in zip(todo, walks, strict=True):
+                seconds = sum(
+                    getattr(step, f"{phase}_seconds") for step in steps for phase in PHASES
+                )
+                result = replace(written, steps=steps, prefill_seconds=0.0, seconds=seconds)
+                yield self._done(task, self._plan[number], result)
+
+    def _done(self, task: _Task, settings: Settings, result: Generation) -> Done:
+        """Write down what a setting did."""
+        row = make_row(settings, task.dataset, task.prompt, result, self._about, self._every)
+        self.records.append(row)
+        return Done(row=row, result=result)
 
     def _turns(self, index: int) -> list[tuple[int, Settings]]:
         """The plan, by number, for one prompt: each time another setting begins, so that none is
@@ -226,10 +297,8 @@ class Evaluation:
         ):
             reason = "is missing, damaged or too short, and rows here went by it"
             raise UsageError("--output", path, reason, "put it back, or name another folder")
-        if self._processes.main and (
-            kept is None or kept.widths[-1] < widths_of(engines.target, engines.draft)[-1]
-        ):
-            costs = load_costs(engines.target, engines.draft)
+        if self._processes.main and (kept is None or kept.widths[-1] < widths_of(engines)[-1]):
+            costs = load_costs(engines)
             if kept is not None:  # a wider grid: what trees went by so far stays as it is
                 costs = kept.extended(costs)
             with write_output(path) as partial:
@@ -238,6 +307,17 @@ class Evaluation:
         agreed = read_costs(path)
         assert agreed is not None, "written above"
         return agreed
+
+
+def _text_of(settings: Settings) -> Settings:
+    """How the text is written along which these settings are compared."""
+    return Settings(
+        mode="auto",
+        **{
+            name: getattr(settings, name) for name in ("T", "P", "seed", "prompt_len", "new_tokens")
+        },
+        **{name: getattr(settings, name) for name in ("draft", "target", "M", "compile")},
+    )
 
 
 def _encode(pair: Pair, text: str) -> list[int]:

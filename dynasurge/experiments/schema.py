@@ -5,14 +5,121 @@ Nothing here needs torch: tables of records are read where no model is.
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FORMAT = 2  # of a row; 1 had no ranks, children, confidence, passes, revision and about
+FORMAT = 3  # of a row; 2 had neither every, expected, predicted nor reached
 PHASES = ("draft", "target", "verify", "other")
-Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What one setting did with one prompt; one line of `records.jsonl`.
+
+    run, hash: names of the setting (row_maker.py); every: 0, or every how many tokens of a given
+    text a tree was grown (output_ids is then that text); settings, about: see `Settings.to_dict`
+    and provenance.py.
+
+    One entry a step: accepted, tree_size, tree_depth, tree_width, passes; ranks: the sibling rank
+    of every node of the accepted path; children: how many children each node had at which a choice
+    was made, the root and then the path (the path's last node is left out where the text ended
+    there); expected: how many tokens the rule accepts of that tree on average; confidence: None
+    where the draft proposed nothing, see `Draft`. One entry a level, sums over steps: predicted,
+    what its slots were estimated at, () where nobody estimates; reached, the probability with which
+    the path went through its nodes. Seconds are wall time.
+    """
+
+    format: int = FORMAT
+    label: str
+    run: str
+    hash: str
+    lossless: bool
+    settings: dict[str, Any]
+    dataset: str
+    revision: str | None
+    index: int
+    id: str
+    kind: str
+    every: int = 0
+    prompt_ids: list[int]
+    output_ids: list[int]
+    text: str
+    accepted: list[int]
+    ranks: list[list[int]]
+    children: list[list[int]]
+    expected: list[float]
+    predicted: list[float]
+    reached: list[float]
+    tree_size: list[int]
+    tree_depth: list[int]
+    tree_width: list[int]
+    passes: list[int]
+    confidence: list[float | None]
+    seconds: float
+    prefill_seconds: float
+    draft_seconds: float
+    target_seconds: float
+    verify_seconds: float
+    other_seconds: float
+    about: dict[str, str | None]
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Row:
+        """Read a line. Raises FormatError for one of another version, ValueError or TypeError for
+        one that is no row."""
+        data = json.loads(line)
+        if not isinstance(data, dict) or "run" not in data:
+            raise TypeError("names no run")
+        if data.get("format", 1) != FORMAT:
+            raise FormatError(data.get("format", 1))
+        row = cls(**data)
+        hash((row.run, row.index))
+        for name in ("prompt_ids", "output_ids", *PER_STEP):
+            if not isinstance(getattr(row, name), list):
+                raise TypeError(f"{name} is no list")
+        for name in ("seconds", "prefill_seconds", *(f"{phase}_seconds" for phase in PHASES)):
+            if not 0 <= getattr(row, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(row, name)}")
+        for name, needed in (("settings", "T"), ("about", "device"), ("about", "dtype")):
+            if needed not in getattr(row, name):
+                raise ValueError(f"{name} has no {needed}")
+        return row
+
+    def to_json(self) -> str:
+        """One line, without its end."""
+        return json.dumps({field.name: getattr(self, field.name) for field in FIELDS})
+
+    @property
+    def tokens(self) -> float:
+        """Tokens that the steps are worth: those of the text, or, where trees were only grown
+        along a given text, those to be expected of the same steps."""
+        return len(self.output_ids) if not self.every else sum(self.expected) + len(self.expected)
+
+    @property
+    def accepted_tokens(self) -> float:
+        """Drafted tokens among them."""
+        return sum(self.expected) if self.every else sum(self.accepted)
+
+    @property
+    def decode_seconds(self) -> float:
+        """Without the prompt's own passes."""
+        return self.draft_seconds + self.target_seconds + self.verify_seconds + self.other_seconds
+
+
+FIELDS = dataclasses.fields(Row)
+PER_STEP = ("accepted", "ranks", "children", "expected", "tree_size", "passes", "confidence")
+
+
+class FormatError(ValueError):
+    """A row of another version's format, a number."""
+
+    def __init__(self, version: object) -> None:
+        super().__init__(f"format {version}, this one's is {FORMAT}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +153,22 @@ class Summary:
 
 def summarise(rows: Sequence[Row]) -> Summary:
     """Sum up the rows of one setting (at least one row)."""
-    totals = {phase: sum(row[f"{phase}_seconds"] for row in rows) for phase in PHASES}
-    accepted = [count for row in rows for count in row["accepted"]]
-    tokens, decoding = sum(len(row["output_ids"]) for row in rows), sum(totals.values())
+    totals = {phase: sum(getattr(row, f"{phase}_seconds") for row in rows) for phase in PHASES}
+    accepted = [count for row in rows for count in row.accepted]
+    tokens, decoding = sum(len(row.output_ids) for row in rows), sum(totals.values())
     return Summary(
-        label=rows[0]["label"],
-        lossless=rows[0]["lossless"],
+        label=rows[0].label,
+        lossless=rows[0].lossless,
         prompts=len(rows),
         tokens=tokens,
         steps=len(accepted),
         tokens_per_second=tokens / decoding,
         latency_per_token_s=decoding / tokens,
-        latency_per_request_s=sum(row["seconds"] for row in rows) / len(rows),
+        latency_per_request_s=sum(row.seconds for row in rows) / len(rows),
         accepted_per_step=sum(accepted) / len(accepted),
         tokens_per_step=sum(accepted) / len(accepted) + 1,
-        tree_size_per_step=sum(size for row in rows for size in row["tree_size"]) / len(accepted),
+        tree_size_per_step=sum(size for row in rows for size in row.tree_size) / len(accepted),
         acceptance_histogram=dict(sorted(Counter(accepted).items())),
-        prefill_seconds=sum(row["prefill_seconds"] for row in rows),
+        prefill_seconds=sum(row.prefill_seconds for row in rows),
         **{f"{phase}_seconds": totals[phase] for phase in PHASES},
     )

@@ -24,19 +24,19 @@ from dynasurge.settings import DEMO
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dynasurge.decoding.session import Engines
+    from dynasurge.decoding.engines import Engines
 
 
 def tokens_per_step(row: Row) -> float:
     """The mean over the target passes of one prompt."""
-    accepted: list[int] = row["accepted"]
+    accepted: list[int] = row.accepted
     return sum(accepted) / len(accepted) + 1
 
 
 def verbose(row: Row) -> str:
     """One finished prompt: how it went, and its text."""
-    head = f"[{row['id']} {row['kind']}] {row['label']}: {tokens_per_step(row):.2f} tokens/step, {row['seconds']:.1f} s"
-    return f"{head}\n  accepted: {' '.join(map(str, row['accepted']))}\n  text: {row['text']!r}"
+    head = f"[{row.id} {row.kind}] {row.label}: {tokens_per_step(row):.2f} tokens/step, {row.seconds:.1f} s"
+    return f"{head}\n  accepted: {' '.join(map(str, row.accepted))}\n  text: {row.text!r}"
 
 
 def about(pair: Pair, dataset: str, skipped: Mapping[str, Sequence[int]]) -> dict[str, Any]:

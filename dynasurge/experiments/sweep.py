@@ -32,6 +32,7 @@ def sweep(
     *,
     min_prompt_len: int = 1,
     processes: Processes = ALONE,
+    every: int = 0,
     on_row: Callable[[Done], object] = lambda done: None,
 ) -> pd.DataFrame:
     """Run a plan over the prompts of datasets into a folder, or go on where it stopped. Returns one
@@ -43,7 +44,7 @@ def sweep(
     found finished. Of several processes the first writes the file, and all return the whole frame.
     """
     with Evaluation(
-        pair, plan, data, output, min_prompt_len=min_prompt_len, processes=processes
+        pair, plan, data, output, min_prompt_len=min_prompt_len, processes=processes, every=every
     ) as evaluation:
         for done in evaluation.run():
             on_row(done)

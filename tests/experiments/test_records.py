@@ -7,35 +7,31 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import files_no_larger_than
+from samples import AUTO
+from samples import row as sample_row
 
 from dynasurge import UsageError
 from dynasurge.experiments.datasets import Prompt
 from dynasurge.experiments.records import RecordFile
-from dynasurge.experiments.schema import FORMAT, PHASES
+from dynasurge.experiments.schema import FORMAT, Row
 from dynasurge.experiments.workers import Processes
 
 RUN = "abc"
 
 
-def row(index: int, **more: Any) -> dict[str, Any]:
-    known = {
-        "format": FORMAT,
-        "label": "auto",
-        "run": RUN,
-        "settings": {"T": 0.6},
-        "index": index,
-        "text": "w" * 50,
-    }
-    lists = {"prompt_ids": [index], "output_ids": [1], "accepted": [0], "tree_size": [0]}
-    seconds = dict.fromkeys(
-        ["seconds", "prefill_seconds", *(f"{phase}_seconds" for phase in PHASES)], 1.0
-    )
-    return {**known, **lists, **seconds, "about": {"device": "cpu", "dtype": "float32"}, **more}
+def row(index: int) -> Row:
+    return replace(sample_row(AUTO, index, [[]]), run=RUN, text="w" * 50)
+
+
+def fields(index: int, **other: Any) -> dict[str, Any]:
+    """What stands in a line, but for some fields."""
+    return json.loads(row(index).to_json()) | other
 
 
 def prompt(index: int) -> Prompt:
@@ -44,7 +40,7 @@ def prompt(index: int) -> Prompt:
 
 def indices(folder: Path) -> list[int]:
     with RecordFile(folder, [RUN]) as records:
-        return [found["index"] for found in records.rows([RUN], range(100))]
+        return [found.index for found in records.rows([RUN], range(100))]
 
 
 def test_rows_are_found_again(tmp_path: Path) -> None:
@@ -53,7 +49,7 @@ def test_rows_are_found_again(tmp_path: Path) -> None:
             records.append(row(index))
         assert records.find(RUN, prompt(1), [1]) == row(1)
         assert records.find(RUN, prompt(3), [3]) is None
-        assert [found["index"] for found in records.rows([RUN], [0, 1, 2])] == [0, 1, 2]
+        assert [found.index for found in records.rows([RUN], [0, 1, 2])] == [0, 1, 2]
         with pytest.raises(UsageError, match="holds row 1 of another text"):
             records.find(RUN, prompt(1), [7])
     assert indices(tmp_path) == [0, 1, 2]
@@ -79,6 +75,7 @@ def test_kill_9_in_the_middle_of_a_row(tmp_path: Path) -> None:
 import os, signal
 from pathlib import Path
 from dynasurge.experiments import records
+from dynasurge.experiments.schema import Row
 folder = records.RecordFile(Path({str(tmp_path)!r}), ["{RUN}"])
 folder.append({row(0)!r})
 def die(file):  # half of the row is on the disk
@@ -101,9 +98,9 @@ folder.append({row(1)!r})
 
 
 def test_records_of_another_version_are_refused(tmp_path: Path) -> None:
-    old = row(0)
+    old = fields(0)
     del old["format"]
-    for written, version in ((old, 1), (row(0, format=FORMAT + 1), FORMAT + 1)):
+    for written, version in ((old, 1), (fields(0, format=FORMAT + 1), FORMAT + 1)):
         (tmp_path / "records.jsonl").write_text(json.dumps(written) + "\n")
         with pytest.raises(UsageError) as caught:
             RecordFile(tmp_path, [RUN])
@@ -127,9 +124,9 @@ def test_a_line_that_no_result_could_be_made_of_is_named(
     broken: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "records.jsonl").write_text(
-        json.dumps(row(0)) + "\n" + json.dumps(row(1, **broken)) + "\n"
+        row(0).to_json() + "\n" + json.dumps(fields(1, **broken)) + "\n"
     )
-    with pytest.raises(UsageError, match="line 2 is no record; mend it"):
+    with pytest.raises(UsageError, match="line 2 is no record; fix it"):
         RecordFile(tmp_path, [RUN])
     (tmp_path / "records.jsonl").write_text("[" * 100_000 + "\n")
     with pytest.raises(UsageError, match="line 1 is no record"):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -207,8 +207,8 @@ def test_frames_are_read_from_folders_and_files(frame: pd.DataFrame, tmp_path: P
 
 
 def test_an_unfinished_folder_is_read_as_it_stands(tmp_path: Path) -> None:
-    rows = [row(TREE, index, [[0], []]) | {"run": "r"} for index in range(4)]
-    lines = [json.dumps(entry) + "\n" for entry in rows]
+    rows = [replace(row(TREE, index, [[0], []]), run="r") for index in range(4)]
+    lines = [entry.to_json() + "\n" for entry in rows]
     to_frame(rows[:1]).to_parquet(tmp_path / "records.parquet")
     os.utime(tmp_path / "records.parquet", (1, 1))  # of an earlier, smaller sweep
     (tmp_path / "records.jsonl").write_text("".join(lines[:2]))

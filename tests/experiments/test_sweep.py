@@ -296,7 +296,7 @@ def test_the_function_behind_the_command(pair: list[str], prompts: str, tmp_path
         plan,
         {"mine": load_prompts(prompts)},
         tmp_path,
-        on_row=lambda d: seen.append(d.row["label"]),
+        on_row=lambda d: seen.append(d.row.label),
     )
     assert list(frame["label"]) == ["auto"] * 4 + ["dTree B=4"] * 4
     turns = ["auto", "dTree B=4", "dTree B=4", "auto"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -46,7 +47,7 @@ def frame() -> pd.DataFrame:
         for settings, ranks in steps.items()
         for index in (0, 1)
     ]
-    return results_frame.to_frame([r | {"lossless": "lossy" not in r["label"]} for r in rows])
+    return results_frame.to_frame([replace(r, lossless="lossy" not in r.label) for r in rows])
 
 
 def texts(figure: Figure) -> list[str]:

@@ -1,34 +1,35 @@
-"""What a step is made of: the latency curve t(n) against the memory floor, where a step's time
-goes, what memory it holds.
+"""What a pass costs: the latency curve t(n) against the memory floor, and whether decoding holds
+more and more memory.
 
-    python benchmarks/passes.py --shape 7b --engines eager graphs compiled --widths 1 17 65
-    python benchmarks/passes.py                                                   # the demo pair, on whatever there is
+    python benchmarks/bench_passes.py --widen 7b --engines eager graphs compiled --widths 1 17 65
+    python benchmarks/bench_passes.py             # the demo pair, on whatever there is
 
 A pass must at least read its weights once (an embedding table that is not the head, too, is not
 read but looked up): the floor is their bytes over the bandwidth at which this machine reads or
 copies a large tensor (measured, not a data sheet's). Engines: `eager` calls the model, `graphs`
 replays captured passes, `compiled` lets torch.compile fuse small kernels first. `--steps` then
-decodes so many steps of filled trees and says whether memory grew.
+decodes so many steps of filled trees and says whether memory grew. (Where the time of a step goes,
+`dynasurge sweep` says.)
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from shards import guard
-from widen import SHAPES, load_wide
 
-from dynasurge import Settings
+from dynasurge import Settings, load_pair
+from dynasurge.cli.flags import Parser, model_flags, pair_options
+from dynasurge.cli.main import guarded
 from dynasurge.decoding.latency import WIDTHS
-from dynasurge.decoding.session import Session, make_engines
+from dynasurge.decoding.session import Session
 from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.models.cuda_graphs import Captured, Graphs
@@ -38,12 +39,6 @@ from dynasurge.models.pair import Pair
 TEXT = 256  # tokens in the cache
 ROOM = TEXT + max(WIDTHS)
 REPEATS = 30
-TREES: dict[str, dict[str, Any]] = {
-    "auto": {"mode": "auto"},
-    "sTree 4x8 +ETV": {"mode": "sTree", "growmap": "4x8", "use_bfs": True},
-    "dTree B=64 filled +ETV": {"mode": "dTree", "B": 64, "fill": True, "use_bfs": True},
-    "dTree B=auto +ETV": {"mode": "dTree", "use_bfs": True},
-}
 
 
 def one_pass(engine: Engine, n: int) -> None:
@@ -98,6 +93,8 @@ def curve(name: str, model: Any, kinds: list[str], widths: list[int], floor: flo
     for kind in kinds:
         gc.collect()  # a cache and its layers know each other
         engine, graphs = Engine(model, ROOM, compiled=kind == "compiled"), Graphs(model.device)
+        if kind != "eager":
+            engine.prepare()
         engine.extend(range(5, 5 + TEXT))
         before = memory(model.device)
         seconds = []
@@ -123,42 +120,6 @@ def memory(device: torch.device) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def steps(pair: Pair, compiled: bool, new_tokens: int, T: float) -> None:
-    """Where the time of a step goes, on the bundled prompts; medians over steps."""
-    plan = {
-        name: Settings(T=T, prompt_len=128, new_tokens=new_tokens, compile=compiled, **own)
-        for name, own in TREES.items()
-    }
-    engines = make_engines(pair, list(plan.values()))
-    sessions = {name: Session(pair, settings, engines=engines) for name, settings in plan.items()}
-    seconds = sum(session.capture_seconds for session in sessions.values())
-    print(f"\nsteps captured in {seconds:.1f} s, compiled: {compiled}\n")
-    print(
-        "| ms a step (medians) | draft (passes) | target | verify | other | all but draft and target | tokens a step |"
-    )
-    print("|---" * 7 + "|")
-    for name, session in sessions.items():
-        prompts = load_prompts("demo", 0, 8)
-        session.generate(session.encode(prompts[-1].text))
-        done = [
-            step
-            for prompt in prompts[:-1]
-            for step in session.generate(session.encode(prompt.text)).steps
-        ]
-        phases = {
-            phase: 1e3 * statistics.median(getattr(step, f"{phase}_seconds") for step in done)
-            for phase in ("draft", "target", "verify", "other")
-        }
-        rest = (phases["verify"] + phases["other"]) / sum(phases.values())
-        passes = statistics.mean(step.passes for step in done)
-        cells = [
-            f"{phases['draft']:.2f} ({passes:.1f})",
-            *(f"{phases[p]:.2f}" for p in ("target", "verify", "other")),
-        ]
-        tokens = statistics.mean(len(step.emitted) for step in done)
-        print(f"| {name} | {' | '.join(cells)} | {rest:.1%} | {tokens:.2f} |")
-
-
 def growth(pair: Pair, compiled: bool, count: int) -> None:
     """Memory before and after so many steps: a GPU's, else the largest the process ever had."""
     settings = Settings(
@@ -177,25 +138,18 @@ def growth(pair: Pair, compiled: bool, count: int) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def main() -> int:
+    parser = Parser(prog="bench_passes", description=__doc__)
+    model_flags(parser)
     add = parser.add_argument
-    add("--draft", default="demo")
-    add("--target", default="demo")
-    add("--shape", choices=SHAPES, help="widen the demo target (widen.py)")
     add("--engines", nargs="+", choices=("eager", "graphs", "compiled"))
     add("--widths", type=int, nargs="+", default=list(WIDTHS))
-    add("--T", type=float, default=0.6)
-    add("--new-tokens", type=int, default=128)
     add("--steps", type=int, default=0, help="decode so many steps and see whether memory grew")
     args = parser.parse_args()
     if not 0 < min(args.widths) <= max(args.widths) <= max(WIDTHS):
-        raise UsageError(
-            "--widths", args.widths, "are not all in reach", f"name some of 1 to {max(WIDTHS)}"
-        )
-    pair = load_wide(args.draft, args.target, args.shape)
+        remedy = f"name some of 1 to {max(WIDTHS)}"
+        raise UsageError("--widths", args.widths, "are not all in reach", remedy)
+    pair = load_pair(**pair_options(args))
     device = pair.target.device
     kinds = args.engines or (["eager", "graphs"] if device.type == "cuda" else ["eager"])
     speed = bandwidth(device)
@@ -206,15 +160,13 @@ def main() -> None:
         if embedding is not head:
             weights -= embedding.numel() * embedding.element_size()
         floor = weights / speed
-        print(
-            f"\n{name}: {weights / 1e9:.2f} GB of {model.dtype} weights, floor {1e3 * floor:.2f} ms",
-            flush=True,
-        )
+        size = f"{weights / 1e9:.2f} GB of {model.dtype} weights"
+        print(f"\n{name}: {size}, floor {1e3 * floor:.2f} ms", flush=True)
         curve(name, model, kinds, args.widths, floor)
-    steps(pair, "compiled" in kinds, args.new_tokens, args.T)
     if args.steps:
         growth(pair, "compiled" in kinds, args.steps)
+    return 0
 
 
 if __name__ == "__main__":
-    guard(main)
+    sys.exit(guarded(main, "nothing was written"))
