@@ -1,6 +1,7 @@
 # make demo    from a bare clone: environment, demo target, three modes on the bundled prompts (runs/demo)
-# make test    from a bare clone: environment, linters, types, every test
+# make test    from a bare clone: environment, linters, types, every test but the nightly ones
 # make fast    the tests that take seconds
+# make nightly the long ones: many seeds, many samples, a sweep killed again and again
 # make notebooks   run the notebooks with their defaults, and clean what they show of this machine
 # make figures     draw figures/ anew from figures/data; RECORDS=folder OUTPUT=folder draws yours
 # make records     measure what the published figures are drawn from; STUDY="flags of dynasurge sweep" is another study
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast notebooks figures records lint install clean
+.PHONY: demo test fast nightly notebooks figures records lint install clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -55,7 +56,10 @@ test: lint
 	$(BIN)/python -m pytest
 
 fast: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not nightly"
+
+nightly: install
+	$(BIN)/python -m pytest -m nightly
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -172,6 +172,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "LEAST", 0.1)
 
 
+@pytest.mark.slow
 def test_acceptance_is_measured_and_can_be_used(
     pair: list[str], prompts: str, quick: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,7 @@ def test_each_mode_runs_and_greedy_text_is_the_same(
     assert texts[0] == texts[1] == texts[2]
 
 
+@pytest.mark.slow
 def test_a_record_has_the_fields_of_a_row(pair: list[str], prompts: str, tmp_path: Path) -> None:
     fields = {field.name for field in dataclasses.fields(Row)}
     for name, flags in {
@@ -168,6 +169,7 @@ def test_a_changed_priors_file_is_not_resumed_into(
     assert "with another --every, growmap or priors file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_compare_interleaves_three_modes_and_draws_them(
     pair: list[str], prompts: str, growmap: str, tmp_path: Path
 ) -> None:

@@ -43,7 +43,7 @@ def growmap(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture(autouse=True, params=["by node", "captured"])
+@pytest.fixture(autouse=True, params=["by node", pytest.param("captured", marks=pytest.mark.slow)])
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to make a step. On a CPU nothing is captured, but the same functions are called."""
     monkeypatch.setattr(
@@ -65,8 +65,10 @@ def modes(growmap: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_output_is_generates(
-    architecture: str, pairs: dict[str, Pair], growmap: str
+    architecture: str, pairs: dict[str, Pair], growmap: str, steps: str
 ) -> None:
+    if steps == "captured" and architecture != "llama":
+        pytest.skip("what a model is matters to its passes, which one kind of step is enough for")
     pair = pairs[architecture]
     prompt = torch.tensor([PROMPT], device=pair.target.device)
     plain = pair.target.generate(prompt, do_sample=False, max_new_tokens=40)[
@@ -151,6 +153,7 @@ def test_a_draft_that_never_pays_is_left_alone_and_read_on_later(
     assert result.output_ids == plain
 
 
+@pytest.mark.slow
 def test_trees_at_given_places_continue_the_text(pairs: dict[str, Pair], growmap: str) -> None:
     pair, accepted = pairs["llama"], 0
     plain = generate(pair, PROMPT, T=0, mode="auto", **SMALL).output_ids
@@ -285,6 +288,7 @@ def test_records_end_where_the_text_ends(pairs: dict[str, Pair], growmap: str) -
             )
 
 
+@pytest.mark.slow
 def test_whoever_looks_at_records_takes_time_of_their_own(pairs: dict[str, Pair]) -> None:
     session = Session(pairs["llama"], Settings(T=0.9, **SMALL))
     session.generate(PROMPT)

@@ -143,6 +143,7 @@ def test_it_returns_a_dict_when_asked_and_takes_a_loaded_draft(
     assert torch.equal(output.sequences, target.generate(PROMPT, **how))
 
 
+@pytest.mark.slow
 def test_samples_have_the_configs_law_and_follow_torchs_seed(
     target: PreTrainedModel, draft: str
 ) -> None:

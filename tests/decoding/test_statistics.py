@@ -19,21 +19,21 @@ from dynasurge import Pair, Settings, build_growmap, probabilities, save_growmap
 from dynasurge.decoding.session import Session
 
 VOCAB, PROMPT, T, P = 8, [3, 5, 4, 7], 0.8, 0.9
-PLANS: dict[str, tuple[int, dict[str, Any]]] = {
-    "auto": (2_000, {"mode": "auto"}),
-    "sTree topdown": (2_000, {"mode": "sTree"}),
-    "sTree traversal": (2_000, {"mode": "sTree", "use_bfs": True}),
-    "sTree reserved": (2_000, {"mode": "sTree", "use_bfs": True, "etv": "reserved"}),
-    "dTree topdown": (2_000, {"mode": "dTree"}),
-    "dTree hybrid traversal": (20_000, {"mode": "dTree", "policy": "hybrid", "use_bfs": True}),
-    "captured auto": (1_000, {"mode": "auto"}),
-    "captured sTree traversal": (1_000, {"mode": "sTree", "use_bfs": True}),
-    "captured dTree topdown": (1_000, {"mode": "dTree"}),
-    "captured dTree hybrid traversal": (
-        1_000,
-        {"mode": "dTree", "policy": "hybrid", "use_bfs": True, "fill": True},
-    ),
+PLANS: dict[str, dict[str, Any]] = {
+    "auto": {"mode": "auto"},
+    "sTree topdown": {"mode": "sTree"},
+    "sTree traversal": {"mode": "sTree", "use_bfs": True},
+    "sTree reserved": {"mode": "sTree", "use_bfs": True, "etv": "reserved"},
+    "dTree topdown": {"mode": "dTree"},
+    "dTree hybrid traversal": {"mode": "dTree", "policy": "hybrid", "use_bfs": True},
+    "captured auto": {"mode": "auto"},
+    "captured sTree traversal": {"mode": "sTree", "use_bfs": True},
+    "captured dTree topdown": {"mode": "dTree"},
+    "captured dTree hybrid traversal": {
+        **{"mode": "dTree", "policy": "hybrid", "use_bfs": True, "fill": True},
+    },
 }
+SAMPLES, CAPTURED_SAMPLES, MANY = 800, 400, 20_000
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,25 @@ def exact_law(pair: Pair) -> dict[tuple[int, ...], float]:
 def test_emitted_pairs_have_the_targets_law(
     name: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    samples = CAPTURED_SAMPLES if name.startswith("captured") else SAMPLES
+    _sample(name, samples, pair, tmp_path, monkeypatch)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", PLANS)
+def test_many_emitted_pairs_have_the_targets_law(
+    name: str, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _sample(name, MANY, pair, tmp_path, monkeypatch)
+
+
+def _sample(
+    name: str, samples: int, pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "dynasurge.decoding.engines.can_capture", lambda pair: name.startswith("captured")
     )
-    samples, plan = PLANS[name]
+    plan = PLANS[name]
     if plan["mode"] == "sTree":
         save_growmap(build_growmap("2x2"), tmp_path / "2x2.pt")
         plan = plan | {"growmap": str(tmp_path / "2x2.pt")}

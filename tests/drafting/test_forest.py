@@ -149,7 +149,13 @@ def distances(
 @pytest.mark.parametrize("values", ["learned", "own"])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(
-    ("n", "depth", "width", "children"), [(1, 1, 1, 2), (3, 2, 1, 3), (3, 3, 2, 2), (4, 2, 2, 2)]
+    ("n", "depth", "width", "children"),
+    [
+        (1, 1, 1, 2),
+        (3, 2, 1, 3),
+        pytest.param(3, 3, 2, 2, marks=pytest.mark.slow),
+        (4, 2, 2, 2),
+    ],
 )
 def test_dynamic_growth_is_lossless(
     n: int, depth: int, width: int, children: int, policy: str, values: str
@@ -205,6 +211,7 @@ def test_a_hybrid_that_must_pay_is_lossless() -> None:
     assert sizes[0.1] < sizes[0.0]
 
 
+@pytest.mark.slow
 def test_a_frontier_chosen_by_what_tokens_turned_out_to_be_is_caught() -> None:
     """The draft reads one node of the second level. Were it the one whose token came out better,
     whether a slot of that level keeps its place would depend on its own token."""
@@ -233,8 +240,8 @@ def a_sum(forest: Forest, level: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("lag", "policy", "least", "n"),
     [
-        (1, "sampled", 0.25, 4),
-        (2, "sampled", 0.3, 4),
+        pytest.param(1, "sampled", 0.25, 4, marks=pytest.mark.slow),
+        pytest.param(2, "sampled", 0.3, 4, marks=pytest.mark.slow),
         (1, "hybrid", 0.2, 10),
         (2, "hybrid", 0.2, 10),
     ],
@@ -264,6 +271,7 @@ def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(
     assert len({tree.depth for tree in trees}) > 1
 
 
+@pytest.mark.slow
 def test_a_draft_that_stops_by_what_a_level_is_worth_in_all_is_caught() -> None:
     """A second child whose token came out well tips the scale, and the first one's grandchild takes
     its place."""

@@ -50,6 +50,7 @@ def models(pair: list[str]) -> Pair:
     return load_pair(pair[1], pair[3], dtype="float32", device="cpu")
 
 
+@pytest.mark.slow
 def test_what_is_published_is_numbers_with_their_origin(swept: Path, tmp_path: Path) -> None:
     output = tmp_path / "data"
     assert publish([str(swept), "--output", str(output), "--machine", "two cores", *SIZES]) == 0
@@ -74,6 +75,7 @@ def test_what_is_published_is_numbers_with_their_origin(swept: Path, tmp_path: P
     )
 
 
+@pytest.mark.slow
 def test_positions_are_the_models_own_distributions(swept: Path, models: Pair) -> None:
     frame = Evidence.read(swept).frame
     table = PROBES["positions"](models, frame)
@@ -92,6 +94,7 @@ def test_positions_are_the_models_own_distributions(swept: Path, models: Pair) -
     )
 
 
+@pytest.mark.slow
 def test_rules_agree_at_one_node_and_stay_below_the_bound(swept: Path, models: Pair) -> None:
     table = PROBES["bounds"](models, Evidence.read(swept).frame, nodes=3, draws=4)
     assert set(table["policy"]) == {"sampled", "topk", "hybrid"}
@@ -104,6 +107,7 @@ def test_rules_agree_at_one_node_and_stay_below_the_bound(swept: Path, models: P
     assert topk["accepted"].tolist() == pytest.approx(topk["bound"].tolist(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_prototypes_rule_is_biased_and_the_others_are_not(models: Pair) -> None:
     table = first_token_bias(models, {0: [5, 6, 7], 1: [8, 9]}, T=1.0, samples=600)
     means = table.groupby("rule")["total_variation"].mean()
@@ -139,9 +143,12 @@ def test_figures_come_from_the_records_alone(swept: Path, tmp_path: Path) -> Non
     books.mkdir()
     for path in (Path(__file__).parents[2] / "notebooks").glob("0[234]*.ipynb"):
         shutil.copy(path, books)
+    shown = ["--notebooks", str(books)]
     for output in drawn:
-        assert figures_command([str(data), "--output", str(output), "--notebooks", str(books)]) == 0
+        assert figures_command([str(data), "--output", str(output), *shown]) == 0
+        shown = []
     names = sorted(path.name for path in drawn[0].iterdir())
+    again = sorted(path.name for path in drawn[1].iterdir())
     assert {
         "comparison.png",
         "comparison.svg",
@@ -149,4 +156,4 @@ def test_figures_come_from_the_records_alone(swept: Path, tmp_path: Path) -> Non
         "03-budget.svg",
         "04-bound.png",
     } <= set(names)
-    assert all((drawn[0] / name).read_bytes() == (drawn[1] / name).read_bytes() for name in names)
+    assert all((drawn[0] / name).read_bytes() == (drawn[1] / name).read_bytes() for name in again)

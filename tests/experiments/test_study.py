@@ -154,6 +154,7 @@ def test_pairs_are_compared_on_what_both_have(frame: pd.DataFrame) -> None:
     assert 1.25 <= result.low < result.ratio < result.high <= 2.0
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth() -> None:
     """Prompts differ, b is 1.2 times a but for noise: 95% intervals hold 1.2 in most of 60
     worlds."""

@@ -155,6 +155,7 @@ def test_grids_that_cannot_be() -> None:
 # --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_rows_a_parquet_a_table_and_figures(
     command: list[str], pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -239,6 +240,7 @@ main({[*command, "--output", str(cut)]!r})
     assert len(rows(cut)) == 4 * (4 + 4)
 
 
+@pytest.mark.slow
 def test_a_wider_grid_goes_on_in_the_same_folder(command: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main([*command, "--mode", "auto", "--end", "2", "--output", str(out)]) == 0
@@ -248,6 +250,7 @@ def test_a_wider_grid_goes_on_in_the_same_folder(command: list[str], tmp_path: P
     assert len(pd.read_parquet(out / "records.parquet")) == 2 * (4 + 4)
 
 
+@pytest.mark.slow
 def test_rows_made_elsewhere_are_pointed_out(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +265,7 @@ def test_rows_made_elsewhere_are_pointed_out(
     assert told in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_changed_dataset_is_noticed_before_anything_runs(
     command: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,6 +280,7 @@ def test_a_changed_dataset_is_noticed_before_anything_runs(
     assert (out / "records.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_spellings_of_a_file_are_one_dataset(
     command: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +359,7 @@ def test_two_sweeps_into_one_folder(
     assert_one_line("is in use by another run; wait for that run, or name another folder", capsys)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_a_sweep_between_rows(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -469,6 +475,7 @@ def threads(count: int, work: Callable[[Processes], pd.DataFrame]) -> list[pd.Da
         return list(pool.map(work, members))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_any_number_of_processes_writes_the_same_rows(
     count: int, pair: list[str], prompts: str, tmp_path: Path

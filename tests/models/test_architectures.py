@@ -33,8 +33,15 @@ def text(model: PreTrainedModel, **options: Any) -> list[int]:
     return output[0, PROMPT.shape[1] :].tolist()  # type: ignore[no-any-return]
 
 
+# One each of: rotary and learned positions, experts, compressed keys, small windows.
+EACH_SORT = ("llama", "gpt2", "qwen3_moe", "deepseek_v3", "phi3, window 8", "gemma3, window 30")
+OTHERS = [name for name in SAME if name not in EACH_SORT]
+
+
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize(
+    "name", [*EACH_SORT, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def test_greedy_text_is_the_models_own(name: str, device: str) -> None:
     kind, config = SAME[name]
     plain: list[int] = []

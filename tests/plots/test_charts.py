@@ -157,6 +157,7 @@ def test_bias_and_bound_mark_what_is_lossy_and_what_cannot_be() -> None:
     assert [line.get_label() for line in axes.lines] == ["upper bound", "topdown", "traversal"]
 
 
+@pytest.mark.slow
 def test_the_same_figure_is_the_same_file_and_leaves_matplotlib_alone(
     frame: pd.DataFrame, tmp_path: Path
 ) -> None:

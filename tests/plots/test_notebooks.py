@@ -30,7 +30,7 @@ DEFAULTS = FLAGS | {
     "records": "",  # what `make figures` sets: a folder to draw from
     "output": None,
 }
-TINY = {"new_tokens": 12, "prompt_len": 24, "M": 200, "growmap": "2x2"}
+TINY = {"new_tokens": 12, "prompt_len": 24, "M": 200, "growmap": "2x2", "end": 2}
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
@@ -75,6 +75,7 @@ def test_what_is_committed_has_outputs_and_nothing_of_the_machine(path: Path) ->
     assert any(cell.get("outputs") for cell in notebook.cells)
 
 
+@pytest.mark.slow
 def test_the_hook_would_change_nothing() -> None:
     """The pre-commit hook and `clean` agree on what a committed notebook is."""
     command = [

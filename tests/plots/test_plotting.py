@@ -33,6 +33,7 @@ def test_a_subtree_is_tucked_under_the_siblings_beside_it() -> None:
     assert xs == [0, -0.5, 0.5, -1.5, -0.5, 0.5]
 
 
+@pytest.mark.slow
 def test_the_picture_has_a_label_a_node_and_stays_on_a_page() -> None:
     growmap = optimal_growmap([0.55, 0.14, 0.07, 0.04, 0.03, 0.02, 0.01], 127, 10)
     axes = tree_figure(growmap.parents).axes[0]

@@ -217,7 +217,7 @@ def test_passes_that_pay_for_some_tokens_only_are_lossless(
     assert forked, "some price is paid for some tokens only"
 
 
-@pytest.mark.parametrize("mode", ["auto", "sTree", "dTree"])
+@pytest.mark.parametrize("mode", ["auto", "sTree", pytest.param("dTree", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rule", DYNAMIC_RULES)
 def test_two_steps_of_the_decode_loop_are_lossless(mode: str, rule: str) -> None:
     """The whole loop, caches included: every outcome of two steps, bonus tokens drawn and read
@@ -262,7 +262,7 @@ def test_greedy_decoding_accepts_the_argmax_path_only(rule: str) -> None:
     assert distance(trees, RULES[rule], greedy, 3) < 1e-12
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
 def test_levelwise_growth_has_the_law_of_one_at_a_time(seed: int) -> None:
     """Drafting a wide frontier and keeping the best slots draws the same law as growing the best
     slot each time."""
@@ -474,21 +474,31 @@ def node_acceptance(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NODE_SHAPES)
 def test_reserved_accepts_every_node_at_least_as_often_as_topdown(name: str) -> None:
+    _compare_node_by_node(name, range(40))
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", NODE_SHAPES)
+def test_reserved_accepts_every_node_at_least_as_often_as_topdown_of_many_models(name: str) -> None:
+    _compare_node_by_node(name, range(40, 240))
+
+
+def _compare_node_by_node(name: str, seeds: range) -> None:
     vocab, growmap = NODE_SHAPES[name]
     more = 0
-    for seed in range(200):
+    for seed in seeds:
         total = node_acceptance(["topdown", "reserved"], growmap, vocab, seed)
         gains = [r - t for r, t in zip(total["reserved"], total["topdown"], strict=True)]
         assert min(gains) >= -1e-12, (seed, gains)
         more += sum(gains) > 1e-6
-    assert more > 20 or growmap.depth == 1, "and it does accept more"
+    assert more > len(seeds) / 10 or growmap.depth == 1, "and it does accept more"
 
 
 def test_the_node_by_node_check_can_fail() -> None:
     """`traversal` is below topdown at some node of some model, so the check above would see it."""
     vocab, growmap = NODE_SHAPES["nested"]
     worst = 0.0
-    for seed in range(30):
+    for seed in range(15):
         total = node_acceptance(["topdown", "traversal"], growmap, vocab, seed)
         worst = min(
             worst, *(r - t for r, t in zip(total["traversal"], total["topdown"], strict=True))
