@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import resource
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 import interpreted  # noqa: F401 (first of all)
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -25,11 +27,22 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from dynasurge import Pair, build_growmap, load_pair, save_growmap
+
 VOCAB = 96
 ARCHITECTURES = ("llama", "gpt2", "qwen2")
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+
+
+def argv(line: str) -> list[str]:
+    """What a program gets from a line of the shell."""
+    return shlex.split(line)
+
+
+# a small run; flags behind these win
+FAST = argv("--M 64 --prompt-len 12 --new-tokens 10 --B 4 --device cpu --dtype float32")
 
 
 def tiny_model(
@@ -68,7 +81,7 @@ def tiny_model(
 def tiny_tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
     """Words `w0 w1 ...` separated by spaces; unknown words are <unk>."""
     words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, vocab)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -101,8 +114,22 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[st
 
 @pytest.fixture
 def pair(tiny_folders: dict[str, tuple[str, str]]) -> list[str]:
+    """The flags that name a pair."""
     draft, target = tiny_folders["llama"]
     return ["--draft", draft, "--target", target]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_folders: dict[str, tuple[str, str]]) -> Pair:
+    """The pair that `pair` names, in memory."""
+    return load_pair(*tiny_folders["llama"], dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def growmap(tmp_path: Path) -> str:
+    """The file of a static tree."""
+    save_growmap(build_growmap("2x3"), tmp_path / "2x3-tree.pt")
+    return str(tmp_path / "2x3-tree.pt")
 
 
 @pytest.fixture

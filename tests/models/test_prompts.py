@@ -19,11 +19,6 @@ TEXT = "w5 w17 w8 w40"
 TOKENIZER = tiny_tokenizer()
 
 
-@pytest.fixture(scope="module")
-def pair(tiny_folders: dict[str, tuple[str, str]]) -> Pair:
-    return load_pair(*tiny_folders["llama"], dtype="float32", device="cpu")
-
-
 @pytest.mark.parametrize(
     "prompt",
     [
@@ -100,19 +95,20 @@ def test_what_is_not_one_prompt_is_refused(prompt: Any, message: str) -> None:
 LONG = " ".join(f"w{3 + i * 7 % 90}" for i in range(200))
 
 
-def test_python_reads_a_prompt_whole(pair: Pair) -> None:
-    result = generate(pair, LONG, T=0, new_tokens=10)
-    assert result.prompt_ids == pair.encode(LONG)
+def test_python_reads_a_prompt_whole(models: Pair) -> None:
+    result = generate(models, LONG, T=0, new_tokens=10)
+    assert result.prompt_ids == models.encode(LONG)
     assert len(result.prompt_ids) == 200
     ids = torch.tensor([result.prompt_ids])
     assert (
         result.output_ids
-        == pair.target.generate(ids, do_sample=False, max_new_tokens=10)[0, 200:].tolist()
+        == models.target.generate(ids, do_sample=False, max_new_tokens=10)[0, 200:].tolist()
     )
     assert (
-        generate(pair, LONG, T=0, new_tokens=10, prompt_len=30).prompt_ids == result.prompt_ids[:30]
+        generate(models, LONG, T=0, new_tokens=10, prompt_len=30).prompt_ids
+        == result.prompt_ids[:30]
     )
-    traced = trace(pair, LONG, T=0, new_tokens=10)
+    traced = trace(models, LONG, T=0, new_tokens=10)
     assert [token for step in traced.steps for token in step.emitted] == result.output_ids
 
 
@@ -131,10 +127,10 @@ def test_a_session_has_room_for_the_prompts_it_meets(
     assert session.generate(TEXT).output_ids == short.output_ids
 
 
-def test_a_tensor_is_decoded_in_every_mode(pair: Pair) -> None:
+def test_a_tensor_is_decoded_in_every_mode(models: Pair) -> None:
     modes: list[dict[str, Any]] = [{"mode": "auto"}, {"B": 4, "fill": True}]
     texts = [
-        generate(pair, torch.tensor([[5, 95]]), T=0, new_tokens=8, **mode).output_ids
+        generate(models, torch.tensor([[5, 95]]), T=0, new_tokens=8, **mode).output_ids
         for mode in modes
     ]
     assert texts[0] == texts[1]
