@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import assert_one_line, tiny_model
+from conftest import argv, assert_one_line, tiny_model
+from readers import aligned, numbers, records
 
 import dynasurge.cli.calibrate
 from dynasurge.cli.main import main
@@ -55,21 +57,31 @@ def test_latency_is_measured_anew_and_shown(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """By a clock that only passes move on, by 10 ms and one a node, and the draft's by one more."""
+    clock, forward = [0.0], Engine.forward
+
+    def timed(self: Engine, tokens: Any, parents: Any, **options: Any) -> Any:
+        drafts = self.model.config.num_hidden_layers == 1
+        clock[0] += (10 + len(tokens) + drafts) / 1e3
+        return forward(self, tokens, parents, **options)
+
+    monkeypatch.setattr(Engine, "forward", timed)
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     monkeypatch.setattr(latency, "WIDTHS", (1, 2, 4))
-    monkeypatch.setattr(
-        latency, "_seconds", lambda _, width, work: (10 + width + (work.__name__ == "draw")) / 1e3
-    )
     for _ in range(2):
         assert main(["calibrate", *pair, "--device", "cpu"]) == 0
-        *table, written = capsys.readouterr().out.splitlines()
-        assert [line.split() for line in table] == [
-            ["width", "target", "ms", "draft", "ms", "ms", "a", "node"],
-            ["1", "11.00", "12.00", "-"],
-            ["2", "12.00", "13.00", "1.000"],
-            ["4", "14.00", "15.00", "1.000"],
-        ]
+        printed = capsys.readouterr().out
+        table = aligned(printed)
+        assert numbers(" ".join(table["1"])) == [11, 12], "a root alone has no price a node"
+        assert numbers(" ".join(table["2"])) == [12, 13, 1]
+        assert numbers(" ".join(table["4"])) == [14, 15, 1]
         (file,) = cache.rglob("*.json")
-        assert written == f"written: {file}"
+        assert str(file) in printed
+        costs = latency.read_costs(file)
+        assert costs is not None
+        assert costs.widths == (1, 2, 4)
+        assert costs.target_seconds == pytest.approx((0.011, 0.012, 0.014))
+        assert costs.draft_seconds == pytest.approx((0.012, 0.013, 0.015))
         file.write_text("damaged")
 
 
@@ -178,20 +190,10 @@ def test_acceptance_is_measured_and_can_be_used(
 ) -> None:
     Path(prompts).write_text('{"text": "w5 w6 w7 w5 w6"}\n')
     file = str(tmp_path / "mine.json")
-    command = [
-        "calibrate",
-        "acceptance",
-        file,
-        *pair,
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--data",
-        prompts,
-    ]
+    flags = argv(f"--data {prompts} --device cpu --dtype float32")
+    command = ["calibrate", "acceptance", file, *pair, *flags]
     assert main(command) == 0
-    assert capsys.readouterr().out == f"written: {file}\n"
+    assert file in capsys.readouterr().out
     priors = load_priors(file)
     assert set(priors) == set(TEXTS)
     assert [list(priors[text]) for text in TEXTS] == [[0.6], [0.6], [0.0]]
@@ -199,21 +201,9 @@ def test_acceptance_is_measured_and_can_be_used(
     assert all(of.kind.point for of in priors["greedy"][0.0]), "nothing is drawn"
     assert main([*command, "--priors", file]) == 0, "a second round"
     out = tmp_path / "out"
-    run = [
-        *pair,
-        "--prompt-len",
-        "4",
-        "--new-tokens",
-        "4",
-        "--B",
-        "4",
-        "--dataset",
-        prompts,
-        "--output",
-        str(out),
-    ]
-    assert main([*run, "--device", "cpu", "--priors", file]) == 0
-    assert json.loads((out / "records.jsonl").read_text())["settings"]["priors"] == file
+    flags = argv(f"--prompt-len 4 --new-tokens 4 --B 4 --dataset {prompts} --output {out}")
+    assert main([*pair, *flags, "--device", "cpu", "--priors", file]) == 0
+    assert [row["settings"]["priors"] for row in records(out)] == [file]
 
 
 def test_ctrl_c_leaves_the_old_file(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,64 +14,37 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_one_line
+from conftest import FAST, argv, assert_one_line, save_model, tiny_model, tiny_tokenizer
+from readers import aligned, numbers, records
 
 import dynasurge.models.demo_pair
 import dynasurge.models.loading
-from dynasurge import Growmap, build_growmap, save_growmap
+from dynasurge import Growmap, build_growmap, load_growmap, save_growmap
 from dynasurge.cli.main import main
 from dynasurge.experiments.schema import Row
 
 ROOT = Path(__file__).parents[2]
-FAST = [
-    "--M",
-    "64",
-    "--prompt-len",
-    "12",
-    "--new-tokens",
-    "10",
-    "--B",
-    "4",
-    "--device",
-    "cpu",
-    "--dtype",
-    "float32",
-]
-
-
-@pytest.fixture
-def growmap(tmp_path: Path) -> str:
-    save_growmap(build_growmap("2x3"), tmp_path / "2x3-tree.pt")
-    return str(tmp_path / "2x3-tree.pt")
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    rows = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    return rows, json.loads((folder / "summary.json").read_text())
+    return records(folder), json.loads((folder / "summary.json").read_text())
+
+
+def assert_printed(printed: str, runs: list[dict[str, Any]]) -> None:
+    """The closing table has every number of the summary, as far as it is rounded."""
+    table = aligned(printed)
+    for name in set(runs[0]) - {"label", "lossless", "acceptance_histogram"}:
+        for cell, run in zip(table[name], runs, strict=True):
+            tolerance = 0.00501 if run[name] >= 0.1 else 0.0000501
+            assert float(cell) == pytest.approx(run[name], abs=tolerance), name
 
 
 def test_a_run_writes_records_and_a_summary_that_agree(
     pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    assert (
-        main(
-            [
-                *pair,
-                *FAST,
-                "--dataset",
-                prompts,
-                "--start",
-                "1",
-                "--end",
-                "3",
-                "--output",
-                str(out),
-                "--verbose",
-            ]
-        )
-        == 0
-    )
+    flags = argv(f"--dataset {prompts} --start 1 --end 3 --output {out} --verbose")
+    assert main([*pair, *FAST, *flags]) == 0
     rows, summary = read(out)
     assert [row["id"] for row in rows] == ["p1", "p2"]
     (run,) = summary["runs"]
@@ -96,15 +70,10 @@ def test_a_run_writes_records_and_a_summary_that_agree(
     assert run["latency_per_request_s"] * 2 >= phases + run["prefill_seconds"]
     assert summary["about"]["torch"] == torch.__version__
     printed = capsys.readouterr().out
-    for name in (
-        "tokens_per_second",
-        "latency_per_request_s",
-        "accepted_per_step",
-        "verify_seconds",
-        "histogram",
-        "[p1 test]",
-    ):
-        assert name in printed
+    assert_printed(printed, summary["runs"])
+    counted = dict(re.findall(r"(\d+):(\d+)", printed))
+    assert {n: int(steps) for n, steps in counted.items()} == run["acceptance_histogram"]
+    assert all(row["id"] in printed and row["text"] in printed for row in rows), "--verbose"
 
 
 def test_each_mode_runs_and_greedy_text_is_the_same(
@@ -117,11 +86,9 @@ def test_each_mode_runs_and_greedy_text_is_the_same(
         "dynamic": ["--mode", "dTree", "--growmap", growmap, "--use_bfs"],
     }.items():
         out = tmp_path / name
-        assert (
-            main([*pair, *FAST, *flags, "--T", "0", "--dataset", prompts, "--output", str(out)])
-            == 0
-        )
-        texts.append([row["output_ids"] for row in read(out)[0]])
+        common = argv(f"--T 0 --dataset {prompts} --output {out}")
+        assert main([*pair, *FAST, *flags, *common]) == 0
+        texts.append([row["output_ids"] for row in records(out)])
     assert texts[0] == texts[1] == texts[2]
 
 
@@ -134,10 +101,8 @@ def test_a_record_has_the_fields_of_a_row(pair: list[str], prompts: str, tmp_pat
         "own": ["--values", "own"],
     }.items():
         out = tmp_path / name
-        assert (
-            main([*pair, *FAST, *flags, "--dataset", prompts, "--end", "2", "--output", str(out)])
-            == 0
-        )
+        common = argv(f"--dataset {prompts} --end 2 --output {out}")
+        assert main([*pair, *FAST, *flags, *common]) == 0
         rows, summary = read(out)
         assert [set(row) for row in rows] == [fields, fields]
         assert summary["runs"][0]["tree_size_per_step"] <= (128 if name == "auto" else 4)
@@ -148,18 +113,8 @@ def test_a_changed_priors_file_is_not_resumed_into(
 ) -> None:
     file, out = tmp_path / "mine.json", tmp_path / "out"
     file.write_text('{"topdown": {"1": {}}, "traversal": {"1": {}}, "greedy": {"0": {}}}')
-    command = [
-        *pair,
-        *FAST,
-        "--dataset",
-        prompts,
-        "--end",
-        "1",
-        "--priors",
-        str(file),
-        "--output",
-        str(out),
-    ]
+    flags = argv(f"--dataset {prompts} --end 1 --priors {file} --output {out}")
+    command = [*pair, *FAST, *flags]
     assert main(command) == main(command) == 0
     file.write_text(
         '{"topdown": {"1": {"later": {"x": [0.5], "acceptance": [0.5]}}}, "traversal": {"1": {}}, "greedy": {"0": {}}}'
@@ -171,22 +126,10 @@ def test_a_changed_priors_file_is_not_resumed_into(
 
 @pytest.mark.slow
 def test_compare_interleaves_three_modes_and_draws_them(
-    pair: list[str], prompts: str, growmap: str, tmp_path: Path
+    pair: list[str], prompts: str, growmap: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    flags = [
-        "--dataset",
-        prompts,
-        "--end",
-        "2",
-        "--growmap",
-        growmap,
-        "--B",
-        "4",
-        "6",
-        "--output",
-        str(out),
-    ]
+    flags = argv(f"--dataset {prompts} --end 2 --growmap {growmap} --B 4 6 --output {out}")
     assert main(["compare", *pair, *FAST, *flags]) == 0
     rows, summary = read(out)
     labels = ["auto", "sTree 2x3", "dTree B=4", "dTree B=6"]
@@ -195,6 +138,14 @@ def test_compare_interleaves_three_modes_and_draws_them(
     )
     assert [run["label"] for run in summary["runs"]] == labels
     assert summary["runs"][0]["tokens_per_step"] == 1
+    printed = capsys.readouterr().out
+    assert_printed(printed, summary["runs"])
+    speeds = [
+        run["tokens_per_second"] / summary["runs"][0]["tokens_per_second"]
+        for run in summary["runs"]
+    ]
+    (ratios,) = [cells for cells in aligned(printed).values() if cells[-1].endswith("x")]
+    assert numbers(" ".join(ratios)) == pytest.approx(speeds, abs=0.00501)
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "compare.svg").read_text().count("<path") > 20
 
@@ -211,7 +162,7 @@ def test_a_killed_run_goes_on_and_a_torn_line_is_mended(
     assert main([*command, str(cut)]) == 0
     assert (cut / "records.jsonl").read_bytes().startswith(first)
     pick = ("id", "run", "output_ids", "accepted", "tree_size")
-    a, b = ([{k: row[k] for k in pick} for row in read(folder)[0]] for folder in (whole, cut))
+    a, b = ([{k: row[k] for k in pick} for row in records(folder)] for folder in (whole, cut))
     assert a == b
     assert read(cut)[1]["runs"][0]["prompts"] == 4
 
@@ -235,11 +186,14 @@ def test_ctrl_c_keeps_what_is_done(
     monkeypatch.setattr(Session, "generate", interrupted)
     out = tmp_path / "out"
     assert main([*pair, *FAST, "--dataset", prompts, "--output", str(out)]) == 130
-    assert "run the same command to go on" in capsys.readouterr().err
-    assert len((out / "records.jsonl").read_text().splitlines()) == 2
+    assert "--output" not in capsys.readouterr().err
+    assert len(records(out)) == 2
     assert not (out / "summary.json").exists()
     assert main([*pair, *FAST, "--dataset", prompts]) == 130
-    assert "nothing was kept; with --output DIR" in capsys.readouterr().err
+    assert "--output" in capsys.readouterr().err, "what would have kept it"
+    monkeypatch.undo()
+    assert main([*pair, *FAST, "--dataset", prompts, "--output", str(out)]) == 0
+    assert [row["id"] for row in records(out)] == ["p0", "p1", "p2", "p3"]
 
 
 def test_records_of_other_settings_are_not_mixed(
@@ -251,8 +205,10 @@ def test_records_of_other_settings_are_not_mixed(
 
 
 def test_growmap_command_writes_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["growmap", "4x8", str(tmp_path / "t.pt")]) == 0
-    assert "33 nodes with the root, depth 8" in capsys.readouterr().out
+    file = str(tmp_path / "t.pt")
+    assert main(["growmap", "4x8", file]) == 0
+    assert load_growmap(file) == build_growmap("4x8")
+    assert numbers(capsys.readouterr().out.replace(file, "")) == [33, 8], "its nodes and its depth"
 
 
 @pytest.mark.parametrize("start", [["main.py"], ["-m", "dynasurge"]])
@@ -380,8 +336,6 @@ def test_bad_pairs(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from conftest import save_model
-
     other = save_model(tmp_path / "other", "llama")
     words = (
         (Path(other) / "tokenizer.json")
@@ -447,19 +401,8 @@ def test_lossy_results_say_so(
     pair: list[str], prompts: str, growmap: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    flags = [
-        "--dataset",
-        prompts,
-        "--end",
-        "1",
-        "--growmap",
-        growmap,
-        "--use_bfs",
-        "--etv",
-        "bfs",
-        "--output",
-        str(out),
-    ]
+    flags = argv(f"--dataset {prompts} --end 1 --growmap {growmap} --output {out}")
+    flags += argv("--use_bfs --etv bfs")
     assert main(["compare", *pair, *FAST, *flags]) == 0
     rows, summary = read(out)
     assert [row["lossless"] for row in rows] == [True, True, False, True, False]
@@ -472,20 +415,8 @@ def test_lossy_results_say_so(
 def test_the_reserved_rule_runs_on_a_static_tree(
     pair: list[str], prompts: str, growmap: str
 ) -> None:
-    flags = [
-        "--mode",
-        "sTree",
-        "--growmap",
-        growmap,
-        "--use_bfs",
-        "--etv",
-        "reserved",
-        "--T",
-        "0.8",
-        "--end",
-        "2",
-    ]
-    assert main([*pair, *FAST, "--dataset", prompts, *flags]) == 0
+    flags = argv(f"--dataset {prompts} --end 2 --T 0.8 --use_bfs --etv reserved")
+    assert main([*pair, *FAST, *flags, "--mode", "sTree", "--growmap", growmap]) == 0
 
 
 def test_a_reader_that_has_enough_costs_no_traceback(growmap: str) -> None:
@@ -523,19 +454,9 @@ def test_damaged_records_are_named(
 def test_a_changed_growmap_or_dataset_is_not_resumed_into(
     pair: list[str], prompts: str, growmap: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    static = [
-        *pair,
-        *FAST,
-        "--dataset",
-        prompts,
-        "--mode",
-        "sTree",
-        "--growmap",
-        growmap,
-        "--output",
-        str(tmp_path / "a"),
-    ]
-    dynamic = [*pair, *FAST, "--dataset", prompts, "--output", str(tmp_path / "b")]
+    base = [*pair, *FAST, "--dataset", prompts]
+    static = [*base, *argv(f"--mode sTree --growmap {growmap} --output {tmp_path / 'a'}")]
+    dynamic = [*base, "--output", str(tmp_path / "b")]
     assert main(static) == main(dynamic) == 0
     save_growmap(build_growmap("chain5"), growmap)
     Path(prompts).write_text(Path(prompts).read_text().replace("w3 ", "w4 "))
@@ -552,25 +473,20 @@ def test_a_changed_growmap_or_dataset_is_not_resumed_into(
 def test_a_summary_that_cannot_be_written_is_one_line(
     pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "out" / "summary.json").mkdir(parents=True)
-    assert (
-        main([*pair, *FAST, "--dataset", prompts, "--end", "1", "--output", str(tmp_path / "out")])
-        == 2
-    )
+    out = tmp_path / "out"
+    (out / "summary.json").mkdir(parents=True)
+    assert main([*pair, *FAST, *argv(f"--dataset {prompts} --end 1 --output {out}")]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
 def test_a_target_padded_beyond_the_drafts_table_decodes(prompts: str, tmp_path: Path) -> None:
-    from conftest import save_model, tiny_tokenizer
-
     draft, target = (
         save_model(tmp_path / "d", "llama"),
         save_model(tmp_path / "t", "llama", vocab=140),
     )
     tiny_tokenizer().save_pretrained(target)
-    assert (
-        main(["--draft", draft, "--target", target, *FAST, "--T", "5", "--dataset", prompts]) == 0
-    )
+    flags = argv(f"--draft {draft} --target {target} --T 5 --dataset {prompts}")
+    assert main([*FAST, *flags]) == 0
 
 
 def test_an_output_folder_is_tried_before_the_first_prompt(
@@ -597,33 +513,21 @@ def test_an_output_folder_is_tried_before_the_first_prompt(
 def test_a_run_says_how_many_prompts_it_cut(
     pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*pair, *FAST, "--dataset", prompts, "--end", "2", "--prompt-len", "15"]) == 0
-    assert "cut 2 of 2 prompts of" in (said := capsys.readouterr().out)
-    assert "to 15 tokens (--prompt-len)" in said
-    assert main([*pair, *FAST, "--dataset", prompts, "--end", "2", "--prompt-len", "20"]) == 0
-    assert "cut" not in capsys.readouterr().out
+    command = [*pair, *FAST, "--dataset", prompts, "--end", "2", "--prompt-len"]
+    assert main([*command, "15"]) == 0
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if prompts in line]
+    assert numbers(said.replace(prompts, "")) == [2, 2, 15], "of two prompts two, to 15 tokens"
+    assert main([*command, "20"]) == 0
+    assert prompts not in capsys.readouterr().out
 
 
 def test_short_prompts_reserve_no_more_positions_than_they_have(tmp_path: Path) -> None:
     """A model of 256 positions, 240 new tokens and a --prompt-len of 128: a prompt of 12 tokens
     fits."""
-    from conftest import save_model
-
     folder, texts = save_model(tmp_path / "m", "gpt2"), tmp_path / "p.txt"
     texts.write_text(" ".join(f"w{i}" for i in range(3, 15)) + "\n")
-    flags = [
-        "--draft",
-        folder,
-        "--target",
-        folder,
-        "--dataset",
-        str(texts),
-        "--new-tokens",
-        "240",
-        "--M",
-        "500",
-    ]
-    assert main([*flags, "--prompt-len", "128", "--B", "4", "--fill", "--device", "cpu"]) == 0
+    flags = argv(f"--draft {folder} --target {folder} --dataset {texts} --device cpu --B 4 --fill")
+    assert main([*flags, *argv("--prompt-len 128 --new-tokens 240 --M 500")]) == 0
 
 
 def test_a_mistyped_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -642,17 +546,13 @@ def test_a_clone_that_is_not_installed_runs(
         return known(name)
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    assert (
-        main([*pair, *FAST, "--dataset", prompts, "--end", "1", "--output", str(tmp_path / "out")])
-        == 0
-    )
+    flags = argv(f"--dataset {prompts} --end 1 --output {tmp_path / 'out'}")
+    assert main([*pair, *FAST, *flags]) == 0
 
 
 def test_a_warning_costs_one_line(
     tmp_path: Path, prompts: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from conftest import save_model, tiny_model
-
     target, draft = (
         save_model(tmp_path / "t", "llama"),
         save_model(tmp_path / "d", "llama", layers=1),
@@ -661,8 +561,8 @@ def test_a_warning_costs_one_line(
     short.config.max_position_embeddings = 15
     short.save_pretrained(draft)
     capsys.readouterr()
-    assert (
-        main(["--draft", draft, "--target", target, *FAST, "--dataset", prompts, "--end", "1"]) == 0
-    )
-    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
-    assert notes == [f"note: --draft {draft}: reads 15 positions; behind these nothing is drafted"]
+    flags = argv(f"--draft {draft} --target {target} --dataset {prompts} --end 1")
+    assert main([*FAST, *flags]) == 0
+    (note,) = [line for line in capsys.readouterr().err.splitlines() if "--draft" in line]
+    assert note.startswith(f"note: --draft {draft}: ")
+    assert numbers(note.replace(draft, "")) == [15], "the positions that it reads"

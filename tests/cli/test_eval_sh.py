@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import argv
+from readers import markdown
 
 from dynasurge.cli.run import plan_of
 from dynasurge.cli.sweep import sweep_parser
@@ -29,7 +30,7 @@ def evaluate(*flags: str, folder: Path = ROOT, **environment: str) -> str:
 
 def planned(*flags: str) -> list[str]:
     """The arguments that eval.sh would start a sweep with."""
-    words = shlex.split(evaluate(*flags, LAUNCH="echo"))
+    words = argv(evaluate(*flags, LAUNCH="echo"))
     assert words[:3] == ["-m", "dynasurge", "sweep"]
     return words[3:]
 
@@ -75,18 +76,8 @@ def test_all_gpus_are_used_unless_the_flags_say_where(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_small_study_from_another_folder(pair: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    flags = [
-        "--quick",
-        *pair,
-        "--end",
-        "2",
-        "--new-tokens",
-        "8",
-        "--device",
-        "cpu",
-        "--output",
-        str(out),
-    ]
-    assert "| 0.6 | sampled | dTree B=16 +ETV |" in evaluate(*flags, folder=tmp_path)
+    flags = argv(f"--quick --end 2 --new-tokens 8 --device cpu --output {out}")
+    (table,) = markdown(evaluate(*flags, *pair, folder=tmp_path)).values()
+    assert ("0.6", "dTree B=16 +ETV") in {(row["T"], row["tree"]) for row in table}
     assert len(pd.read_parquet(out / "records.parquet")) == 2 * (1 + 6 + 1 + 12)
     assert (out / "study-demo.png").exists()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import assert_one_line, tiny_model, tiny_tokenizer
+from conftest import FAST, argv, assert_one_line, tiny_model, tiny_tokenizer
+from readers import records
 
 import dynasurge.models.loading
 import dynasurge.models.pair
@@ -16,20 +17,6 @@ from dynasurge.cli.main import main
 from dynasurge.models.engine import Engine
 from dynasurge.models.kv_cache import TreeCache
 
-FAST = [
-    "--M",
-    "64",
-    "--prompt-len",
-    "12",
-    "--new-tokens",
-    "10",
-    "--B",
-    "4",
-    "--device",
-    "cpu",
-    "--dtype",
-    "float32",
-]
 ONE = [*FAST, "--end", "1"]
 
 
@@ -50,17 +37,8 @@ def test_a_broken_model_is_named(
     model.save_pretrained(broken)
     tiny_tokenizer().save_pretrained(broken)
     capsys.readouterr()
-    flags = [
-        *pair,
-        *ONE,
-        "--dataset",
-        prompts,
-        f"--{role}",
-        broken,
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    assert main(flags) == 2
+    flags = argv(f"--dataset {prompts} --{role} {broken} --output {tmp_path / 'out'}")
+    assert main([*pair, *ONE, *flags]) == 2
     assert_one_line(f"--{role} {broken}: gives logits that are NaN or infinite", capsys)
 
 
@@ -93,17 +71,15 @@ def test_a_target_that_breaks_later_is_named_and_keeps_what_is_done(
 ) -> None:  # fmt: skip
     breaking(2, 13, monkeypatch)
     out = tmp_path / "out"
-    assert (
-        main([*pair, *FAST, *mode.split(), "--T", T, "--dataset", prompts, "--output", str(out)])
-        == 2
-    )
+    flags = argv(f"{mode} --T {T} --dataset {prompts} --output {out}")
+    assert main([*pair, *FAST, *flags]) == 2
     message = capsys.readouterr().err.splitlines()
     assert len(message) == 1
     assert re.match(
         r"error: --target after \d+ tokens: gives logits that are NaN or infinite; try --dtype",
         message[0],
     )
-    assert 1 <= len((out / "records.jsonl").read_text().splitlines()) < 4
+    assert 1 <= len(records(out)) < 4
 
 
 @pytest.mark.parametrize("policy", ["sampled", "topk", "hybrid"])
@@ -115,21 +91,9 @@ def test_a_draft_that_breaks_later_changes_no_text(
     for name in ("sound", "broken"):
         if name == "broken":
             broken = breaking(1, 13, monkeypatch)
-        flags = [
-            "--fill",
-            "--policy",
-            policy,
-            "--T",
-            "0",
-            "--dataset",
-            prompts,
-            "--output",
-            str(tmp_path / name),
-        ]
-        assert main([*pair, *FAST, *flags, "--end", "2"]) == 0
-        texts.append(
-            (tmp_path / name / "records.jsonl").read_text().split('"output_ids"')[2].split("]")[0]
-        )
+        flags = argv(f"--dataset {prompts} --end 2 --output {tmp_path / name}")
+        assert main([*pair, *FAST, *flags, *argv(f"--fill --policy {policy} --T 0")]) == 0
+        texts.append([row["output_ids"] for row in records(tmp_path / name)])
     assert broken
     assert texts[0] == texts[1]
 
@@ -206,10 +170,9 @@ def test_a_device_map_loads_the_same_model(pair: list[str], prompts: str, tmp_pa
     texts = []
     for name, flags in {"whole": [], "mapped": ["--device-map", "cpu"]}.items():
         out = tmp_path / name
-        assert (
-            main([*pair, *ONE, "--fill", "--dataset", prompts, *flags, "--output", str(out)]) == 0
-        )
-        texts.append((out / "records.jsonl").read_text().split('"output_ids"')[1].split("]")[0])
+        common = argv(f"--fill --dataset {prompts} --output {out}")
+        assert main([*pair, *ONE, *common, *flags]) == 0
+        texts.append([row["output_ids"] for row in records(out)])
     assert texts[0] == texts[1]
 
 
