@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from conftest import argv
 
-from dynasurge import UsageError, load_pair, probabilities
+from dynasurge import UsageError, probabilities
 from dynasurge.cli.figures import figures_command
 from dynasurge.cli.main import main
 from dynasurge.cli.publish import publish_command as publish
@@ -24,30 +25,10 @@ SIZES = ["--nodes", "2", "--contexts", "2", "--samples", "20"]
 @pytest.fixture
 def swept(pair: list[str], prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("sys.argv", ["dynasurge", "sweep", "--dataset", "prompts.jsonl"])
-    flags = [
-        "--dataset",
-        prompts,
-        "--end",
-        "2",
-        "--new-tokens",
-        "6",
-        "--B",
-        "2",
-        "--growmap",
-        "2x2",
-        "--dtype",
-        "float32",
-    ]
-    assert (
-        main(["sweep", *pair, *flags, "--T", "1.0", "--use_bfs", "--output", str(tmp_path / "run")])
-        == 0
-    )
+    flags = argv(f"--dataset {prompts} --end 2 --new-tokens 6 --dtype float32")
+    flags += argv(f"--B 2 --growmap 2x2 --T 1.0 --use_bfs --output {tmp_path / 'run'}")
+    assert main(["sweep", *pair, *flags]) == 0
     return tmp_path / "run"
-
-
-@pytest.fixture
-def models(pair: list[str]) -> Pair:
-    return load_pair(pair[1], pair[3], dtype="float32", device="cpu")
 
 
 @pytest.mark.slow
@@ -60,14 +41,15 @@ def test_what_is_published_is_numbers_with_their_origin(swept: Path, tmp_path: P
     evidence = Evidence.read(output)
     assert not set(TEXT) & set(evidence.frame)
     assert evidence.about["machine"] == "two cores"
-    assert evidence.about["commands"].startswith(
-        "dynasurge sweep --dataset prompts.jsonl; dynasurge publish"
-    )
+    sweep, published = evidence.about["commands"].split("; ")
+    assert sweep == "dynasurge sweep --dataset prompts.jsonl"
+    assert published.startswith(f"dynasurge publish {swept}")
     assert all(
         pd.read_parquet(output / f"{name}.parquet").attrs == evidence.about for name in PROBES
     )
     assert "two cores" in evidence.caption()
-    assert "dynasurge sweep" in (output / "README.md").read_text()
+    readme = (output / "README.md").read_text()
+    assert all(value in readme for value in evidence.about.values())
     original = Evidence.read(swept)
     assert evidence.curve() == original.curve()
     pd.testing.assert_frame_equal(

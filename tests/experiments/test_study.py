@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from readers import markdown, numbers
 from samples import AUTO, ETV, TREE, row
 
 from dynasurge import Settings, UsageError
@@ -183,18 +184,22 @@ def test_pairs_that_cannot_be(frame: pd.DataFrame) -> None:
         paired(twice, "auto", "dTree B=4", "tokens_per_step", rng=rng)
 
 
-def test_the_table_for_a_readme(frame: pd.DataFrame) -> None:
+def test_the_table_for_a_readme_has_the_numbers_of_the_results(frame: pd.DataFrame) -> None:
     other = to_frame([row(TREE, 0, [[0]], dataset="runs/other.jsonl")])
-    lines = results_table(pd.concat([frame, other])).splitlines()
-    assert lines[0] == "**d** (n = 2)"
-    assert (
-        "| 0.6 | sampled | dTree B=4 | 2.20 | 1.20 | 2.2 | 1.62x | 58100 | 250.0 / 250.0 / 250.0 / 250.0 |"
-        in lines
-    )
-    assert "**other** (n = 1)" in lines
-    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1, (
-        "every line has every column"
-    )
+    both = pd.concat([frame, other])
+    tables = markdown(results_table(both))
+    assert {title.split()[0]: numbers(title) for title in tables} == {"d": [2], "other": [1]}
+    cells = [cells for table in tables.values() for cells in table]
+    for found, result in zip(cells, results(both).to_dict(orient="records"), strict=True):
+        assert (found["tree"], float(found["T"])) == (result["label"], result["T"])
+        told = numbers(" ".join(list(found.values())[3:]))
+        expected = [
+            *(result[name] for name in ("tokens_per_step", "accepted_per_step")),
+            *(result[name] for name in ("tokens_per_second", "speedup")),
+            1e3 * result["latency_per_request_s"],
+            *(result[phase] for phase in PHASES),
+        ]
+        assert told == pytest.approx([number for number in expected if number == number], rel=0.03)
 
 
 def test_frames_are_read_from_folders_and_files(frame: pd.DataFrame, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,13 +13,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import assert_one_line, files_no_larger_than
+from conftest import FAST, argv, assert_one_line, files_no_larger_than
+from readers import markdown, numbers, records
 
-from dynasurge import UsageError, build_growmap, load_pair, save_growmap
+from dynasurge import Pair, UsageError, load_pair
 from dynasurge.cli.main import main
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.grid import grid
@@ -28,63 +29,18 @@ from dynasurge.experiments.sweep import sweep
 from dynasurge.experiments.workers import Processes
 from dynasurge.settings import Settings
 
-FAST = [
-    "--M",
-    "64",
-    "--prompt-len",
-    "12",
-    "--new-tokens",
-    "10",
-    "--device",
-    "cpu",
-    "--dtype",
-    "float32",
-]
-SAME = (
-    "label",
-    "run",
-    "dataset",
-    "index",
-    "output_ids",
-    "accepted",
-    "ranks",
-    "children",
-    "tree_size",
-)
-
-
-@pytest.fixture
-def growmap(tmp_path: Path) -> str:
-    save_growmap(build_growmap("2x3"), tmp_path / "2x3-tree.pt")
-    return str(tmp_path / "2x3-tree.pt")
+SAME = argv("label run dataset index output_ids accepted ranks children tree_size")
 
 
 @pytest.fixture
 def command(pair: list[str], prompts: str, growmap: str) -> list[str]:
-    return [
-        "sweep",
-        *pair,
-        *FAST,
-        "--dataset",
-        prompts,
-        "--T",
-        "0",
-        "0.8",
-        "--B",
-        "4",
-        "auto",
-        "--growmap",
-        growmap,
-    ]
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    axes = argv(f"--T 0 0.8 --B 4 auto --growmap {growmap}")
+    return ["sweep", *pair, *FAST, "--dataset", prompts, *axes]
 
 
 def same(folder: Path) -> list[str]:
     """What must not depend on kills, on processes or on the clock, in an order of its own."""
-    return sorted(json.dumps({name: row[name] for name in SAME}) for row in rows(folder))
+    return sorted(json.dumps({name: row[name] for name in SAME}) for row in records(folder))
 
 
 def share_costs(folder: Path, other: Path) -> None:
@@ -161,21 +117,10 @@ def test_a_sweep_writes_rows_a_parquet_a_table_and_figures(
 ) -> None:
     out, other = tmp_path / "out", tmp_path / "others.txt"
     other.write_text("w5 w6 w7\n" + " ".join(f"w{9 + i}" for i in range(20)) + "\n")
-    flags = [
-        "--use_bfs",
-        "--seed",
-        "0",
-        "1",
-        "--end",
-        "2",
-        "--min-prompt-len",
-        "12",
-        "--output",
-        str(out),
-    ]
+    flags = argv(f"--use_bfs --seed 0 1 --end 2 --min-prompt-len 12 --output {out}")
     dataset = command[command.index("--dataset") + 1]
     assert main([*command, "--dataset", dataset, str(other), *flags]) == 0
-    written = rows(out)
+    written = records(out)
     per_prompt = 2 * (
         4 + 7
     )  # seeds x (T = 0: auto and three trees; T = 0.8: these, and the trees with ETV)
@@ -203,9 +148,15 @@ def test_a_sweep_writes_rows_a_parquet_a_table_and_figures(
     assert frame["tokens"].sum() == sum(len(row["output_ids"]) for row in written)
     assert set(frame["B"]) == {"auto", "4"}
     printed = capsys.readouterr().out
-    assert f"skipped 1 of 2 prompts of {other}: fewer than 12 tokens" in printed
-    assert printed.count("| auto |") == 4, "two datasets, two temperatures"
-    assert "| 0.8 | sampled | dTree B=auto +ETV |" in (out / "results.md").read_text()
+    told = [line.replace(str(other), "") for line in printed.splitlines() if f" {other}" in line]
+    assert [numbers(line) for line in told] == [[1, 2, 12]] * 2, "one too short, the other cut"
+    tables = markdown((out / "results.md").read_text())
+    assert tables == markdown(printed)
+    assert [title.split()[0] for title in tables] == ["prompts", "others"]
+    for table in tables.values():
+        found = {(row["T"], row["policy"], row["tree"]) for row in table}
+        assert len(found) == len(table) == per_prompt / 2, "seeds are pooled"
+        assert {("0", "", "auto"), ("0.8", "sampled", "dTree B=auto +ETV")} <= found
     for name in ("prompts", "others"):
         assert (out / f"study-{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (out / f"study-{name}.svg").read_text().count("<path") > 20
@@ -237,7 +188,7 @@ main({[*command, "--output", str(cut)]!r})
         assert (cut / "records.jsonl").read_bytes().count(b"\n") == 5 * times
     assert main([*command, "--output", str(cut)]) == 0
     assert same(cut) == same(whole)
-    assert len(rows(cut)) == 4 * (4 + 4)
+    assert len(records(cut)) == 4 * (4 + 4)
 
 
 @pytest.mark.slow
@@ -250,19 +201,24 @@ def test_a_wider_grid_goes_on_in_the_same_folder(command: list[str], tmp_path: P
     assert len(pd.read_parquet(out / "records.parquet")) == 2 * (4 + 4)
 
 
+def origins(told: str) -> dict[str, int]:
+    """How many rows are said to be of which device."""
+    return {device: int(count) for count, device in re.findall(r"(\d+) on ([^,]+), \w+\d", told)}
+
+
 @pytest.mark.slow
 def test_rows_made_elsewhere_are_pointed_out(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     assert main([*command, "--mode", "auto", "--end", "1", "--output", str(out)]) == 0
-    assert "different origin" not in (out / "results.md").read_text()
-    moved = [row | {"about": row["about"] | {"device": "one H100"}} for row in rows(out)]
+    assert origins((out / "results.md").read_text()) == {}
+    moved = [row | {"about": row["about"] | {"device": "one H100"}} for row in records(out)]
     (out / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in moved))
     assert main([*command, "--mode", "auto", "--end", "2", "--output", str(out)]) == 0
-    told = "Rows of different origin, whose times should not be compared: 2 on"
-    assert told in (out / "results.md").read_text()
-    assert told in capsys.readouterr().out
+    here = records(out)[-1]["about"]["device"]
+    for told in ((out / "results.md").read_text(), capsys.readouterr().out):
+        assert origins(told) == {"one H100": 2, here: 2}
 
 
 @pytest.mark.slow
@@ -288,12 +244,11 @@ def test_two_spellings_of_a_file_are_one_dataset(
     flags = [*command, "--mode", "auto", "--end", "1", "--output", "out", "--dataset"]
     assert main([*flags, "prompts.jsonl", "./prompts.jsonl"]) == 0
     assert main([*flags, "./prompts.jsonl"]) == 0
-    assert {row["dataset"] for row in rows(tmp_path / "out")} == {"prompts.jsonl"}
-    assert len(rows(tmp_path / "out")) == 2
+    assert {row["dataset"] for row in records(tmp_path / "out")} == {"prompts.jsonl"}
+    assert len(records(tmp_path / "out")) == 2
 
 
-def test_the_function_behind_the_command(pair: list[str], prompts: str, tmp_path: Path) -> None:
-    models = load_pair(pair[1], pair[3], device="cpu", dtype="float32")
+def test_the_function_behind_the_command(models: Pair, prompts: str, tmp_path: Path) -> None:
     plan = grid(mode=["auto", "dTree"], B=[4], fill=True, M=64, prompt_len=12, new_tokens=10)
     seen: list[str] = []
     frame = sweep(
@@ -336,15 +291,8 @@ def test_no_prompt_is_long_enough(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "short.txt").write_text("w5 w6 w7\nw5 w6\n")
-    flags = [
-        "--dataset",
-        str(tmp_path / "short.txt"),
-        "--min-prompt-len",
-        "12",
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    assert main([*command, *flags]) == 2
+    flags = argv(f"--dataset {tmp_path / 'short.txt'} --output {tmp_path / 'out'}")
+    assert main([*command, *flags, "--min-prompt-len", "12"]) == 2
     assert_one_line("has so many tokens; use --min-prompt-len 3, or other rows", capsys)
     assert not (tmp_path / "out").exists()
 
@@ -373,7 +321,7 @@ def test_a_full_disk_stops_a_sweep_between_rows(
     assert done.endswith(b"\n")
     assert 1 <= done.count(b"\n") < 16
     assert main([*command, "--end", "2", "--output", str(out)]) == 0
-    assert len(rows(out)) == 16
+    assert len(records(out)) == 16
 
 
 def test_results_that_cannot_be_written_cost_one_line(
@@ -388,7 +336,7 @@ def test_results_that_cannot_be_written_cost_one_line(
         assert main([*small, str(tmp_path / "full")]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert not (tmp_path / "full" / "records.parquet").exists()
-    assert len(rows(tmp_path / "full")) == 2
+    assert len(records(tmp_path / "full")) == 2
 
 
 def test_a_folder_is_looked_into_before_anything_is_loaded(
@@ -495,25 +443,11 @@ def test_any_number_of_processes_writes_the_same_rows(
 
 def launch(count: int, arguments: list[str], code: str = "") -> subprocess.CompletedProcess[str]:
     """`accelerate launch -m dynasurge ...`, or of a script around it, on CPUs."""
-    options = [
-        "--num_processes",
-        str(count),
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-    ]
-    start = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--multi_gpu",
-        *options,
-        "--main_process_port",
-        "0",
-    ]
+    options = argv(
+        f"--multi_gpu --num_processes {count} --num_machines 1 --main_process_port 0"
+        " --mixed_precision no --dynamo_backend no"
+    )
+    start = [sys.executable, "-m", "accelerate.commands.launch", *options]
     program = [code] if code else ["-m", "dynasurge"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -530,7 +464,7 @@ def test_two_launched_processes_write_what_one_would(command: list[str], tmp_pat
     assert done.returncode == 0, done.stderr
     assert same(two) == same(one)
     assert done.stdout.count("written: ") == 1, "one of them reports"
-    assert len(pd.read_parquet(two / "records.parquet")) == len(rows(one))
+    assert len(pd.read_parquet(two / "records.parquet")) == len(records(one))
 
 
 @pytest.mark.slow
