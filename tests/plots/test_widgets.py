@@ -1,19 +1,24 @@
 """The explorer without a page: decodes behind, steps, restarts, compares, and says what is wrong
-where it is shown."""
+where it is shown. Whatever a reader sees or touches is found in `Explorer.box` as on the page: by
+its label, or in what is drawn."""
 
 from __future__ import annotations
 
 import re
 import time
+import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+import ipywidgets as ipw
 import pytest
+from IPython.core.formatters import DisplayFormatter
+from readers import numbers
 
-import dynasurge
-from dynasurge import Pair, UsageError, load_pair, trace
+from dynasurge import Pair, UsageError, trace
+from dynasurge.models.engine import Engine
 from dynasurge.plots.explorer import Explorer, TreeView
+from dynasurge.plots.tree_svg import palette_rules
 
 PROMPT = "w5 w17 w8 w40 w33 w9 w21 w60 w61"
 COMMON: dict[str, Any] = {
@@ -24,199 +29,267 @@ COMMON: dict[str, Any] = {
     "B": 4,
     "T": 0.8,
 }
-ASSETS = Path(dynasurge.__file__).parent / "assets"
-
-
-@pytest.fixture(scope="module")
-def pair(tiny_folders: dict[str, tuple[str, str]]) -> Pair:
-    return load_pair(*tiny_folders["llama"], dtype="float32", device="cpu")
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
-def explorer(pair: Pair) -> Iterator[Explorer]:
-    explorer = Explorer(pair, **COMMON)
-    assert explorer.wait(10**6, timeout=60), "decoded to its end"
+def explorer(models: Pair) -> Iterator[Explorer]:
+    explorer = Explorer(models, **COMMON)
+    decoded(explorer)
     yield explorer
     explorer.close()
 
 
+def decoded(explorer: Explorer) -> None:
+    """Wait until the texts have ended."""
+    assert explorer.wait(10**6, timeout=60)
+
+
+def on_page(explorer: Explorer, kind: type) -> list[Any]:
+    """The widgets of a kind, as one reads."""
+
+    def below(widget: Any) -> Iterator[Any]:
+        yield widget
+        for child in getattr(widget, "children", ()):
+            yield from below(child)
+
+    return [widget for widget in below(explorer.box) if isinstance(widget, kind)]
+
+
+def control(explorer: Explorer, label: str, side: int = 0) -> Any:
+    """What a reader sets by this label."""
+    labelled = on_page(explorer, ipw.ValueWidget)
+    return [widget for widget in labelled if widget.description == label][side]
+
+
+def prompt(explorer: Explorer) -> Any:
+    """Where a reader types."""
+    return on_page(explorer, ipw.Textarea)[0]
+
+
 def views(explorer: Explorer) -> list[TreeView]:
-    return [side.view for side in explorer._shown]
+    return on_page(explorer, TreeView)
 
 
-def ask(explorer: Explorer, step: str | int) -> None:
-    """What the page sends."""
-    views(explorer)[0]._handle_custom_msg({"step": step}, [])
+def text(view: TreeView) -> dict[str, str]:
+    """The running text by the class of its parts; of several parts of a class the last."""
+    spans = ET.fromstring(f"<p>{view.text}</p>")
+    return {span.get("class", ""): span.text or "" for span in spans}
 
 
-def test_it_shows_what_the_same_settings_generate(explorer: Explorer, pair: Pair) -> None:
-    expected = trace(pair, PROMPT, prompt_len=16, new_tokens=24, fill=True, B=4, T=0.8, M=168)
+def bars(view: TreeView) -> list[str]:
+    """The class of every step's bar."""
+    rects = ET.fromstring(view.strip).iter(f"{SVG}rect")
+    return [rect.get("class", "") for rect in rects if rect.get("data-step")]
+
+
+def nodes(view: TreeView) -> list[str]:
+    """The class of every node that is drawn."""
+    groups = ET.fromstring(view.tree).iter(f"{SVG}g")
+    return [group.get("class", "") for group in groups]
+
+
+def shown(explorer: Explorer) -> int:
+    """The step that every view shows: its bar is marked, its tree is drawn, the status says it."""
+    (step,) = {bars(view).index("step now") for view in views(explorer)}
+    for view, steps in zip(views(explorer), explorer.steps, strict=True):
+        fates = [f"node {fate}" for fate in steps[step].fates]
+        assert nodes(view)[: len(fates)] == fates
+        assert numbers(view.status)[0] == step
+    assert step == explorer.step
+    return step
+
+
+def sizes(explorer: Explorer) -> set[int]:
+    """How many nodes the steps of the first setting drafted."""
+    return {step.tree.size for step in explorer.steps[0]}
+
+
+def send(explorer: Explorer, step: str | int) -> None:
+    """What the page sends for a key or a click on a bar."""
+    content = {"method": "custom", "content": {"step": step}}
+    views(explorer)[0].comm.handle_msg({"content": {"data": content}, "buffers": []})
+
+
+def click(explorer: Explorer, step: str) -> None:
+    (button,) = [b for b in on_page(explorer, ipw.Button) if step in b.tooltip]
+    button.click()
+
+
+def test_it_shows_what_the_same_settings_generate(explorer: Explorer, models: Pair) -> None:
+    expected = trace(models, PROMPT, prompt_len=16, new_tokens=24, fill=True, B=4, T=0.8, M=168)
     assert [step.emitted for step in explorer.steps[0]] == [step.emitted for step in expected.steps]
-    view = views(explorer)[0]
-    assert view.status.startswith("step 0 ·")
-    assert 'class="node root"' in view.tree
-    assert view.strip.count("data-step") == len(expected.steps)
-    assert "w61" in view.text
+    assert shown(explorer) == 0
+    (view,) = views(explorer)
+    assert len(bars(view)) == len(expected.steps)
+    assert text(view)["prompt"] == PROMPT
 
 
-def test_keys_buttons_and_bars_step_and_stay_within_the_text(explorer: Explorer) -> None:
+@pytest.mark.parametrize("way", [send, click])
+def test_keys_and_buttons_step_and_stay_within_the_text(explorer: Explorer, way: Any) -> None:
     last = len(explorer.steps[0]) - 1
-    for asked, step in (
-        ("previous", 0),
-        ("next", 1),
-        ("next", 2),
-        ("previous", 1),
-        ("last", last),
-        ("next", last),
-        (3, 3),
-    ):
-        ask(explorer, asked)
-        assert explorer.step == step
-        assert views(explorer)[0].status.startswith(f"step {step} ·")
-    ask(explorer, "first")
-    assert explorer.step == 0
+    asked = ["previous", "next", "next", "previous", "last", "next", "first"]
+    found = []
+    for step in asked:
+        way(explorer, step)
+        found.append(shown(explorer))
+    assert found == [0, 1, 2, 1, last, last, 0]
+
+
+def test_a_click_on_a_bar_shows_its_step(explorer: Explorer) -> None:
+    send(explorer, 3)
+    assert shown(explorer) == 3
 
 
 def test_a_changed_setting_decodes_anew_and_keeps_the_step(explorer: Explorer) -> None:
     explorer.step = 2
-    side = explorer._shown[0]
-    side.controls["B"].value = 8
-    assert explorer.wait(10**6, timeout=60)
-    assert explorer.step == 2
-    assert max(step.tree.size for step in explorer.steps[0]) == 8
-    side.controls["mode"].value = "sTree"
-    assert explorer.wait(10**6, timeout=60)
-    assert max(step.tree.size for step in explorer.steps[0]) == 32
-    assert side.controls["B"].disabled
-    assert not side.controls["growmap"].disabled
-    side.controls["growmap"].value = "chain3"
-    assert explorer.wait(10**6, timeout=60)
-    assert {step.tree.size for step in explorer.steps[0]} >= {3}
-    side.controls["mode"].value = "auto"
-    assert explorer.wait(10**6, timeout=60)
-    assert all(step.tree.size == 0 for step in explorer.steps[0])
+    control(explorer, "B").value = 8
+    decoded(explorer)
+    assert shown(explorer) == 2
+    assert max(sizes(explorer)) == 8
+    control(explorer, "mode").value = "sTree"
+    decoded(explorer)
+    assert max(sizes(explorer)) == 32
+    assert control(explorer, "B").disabled
+    assert not control(explorer, "growmap").disabled
+    control(explorer, "growmap").value = "chain3"
+    decoded(explorer)
+    assert 3 in sizes(explorer)
+    control(explorer, "mode").value = "auto"
+    decoded(explorer)
+    assert sizes(explorer) == {0}
 
 
 def test_a_budget_may_be_filled_or_left_to_the_machine(explorer: Explorer) -> None:
-    controls = explorer._shown[0].controls
-    assert controls["fill"].value
-    controls["B"].value = "auto"
-    assert explorer.wait(10**6, timeout=60)
-    assert views(explorer)[0].status.startswith("step 0 ·")
-    controls["B"].value, controls["fill"].value = 4, False
-    assert explorer.wait(10**6, timeout=60)
-    assert max(step.tree.size for step in explorer.steps[0]) <= 4
+    assert control(explorer, "fill").value
+    control(explorer, "B").value = "auto"
+    decoded(explorer)
+    assert shown(explorer) == 0
+    control(explorer, "B").value, control(explorer, "fill").value = 4, False
+    decoded(explorer)
+    assert max(sizes(explorer)) <= 4
 
 
 def test_a_long_prompt_is_cut_and_the_page_says_so(explorer: Explorer) -> None:
-    assert "cut" not in views(explorer)[0].status
-    explorer._prompt.value = " ".join(["w5"] * 40)
-    assert explorer.wait(10**6, timeout=60)
-    assert "prompt cut to its first 16 tokens" in views(explorer)[0].status
+    (view,) = views(explorer)
+    assert 16 not in numbers(view.status)
+    prompt(explorer).value = " ".join(["w5"] * 40)
+    decoded(explorer)
+    assert text(view)["prompt"].split() == ["w5"] * 16
+    assert 16 in numbers(view.status)
 
 
 def test_two_settings_share_prompt_seed_and_step(explorer: Explorer) -> None:
-    explorer._both.value = True
-    explorer._sides[1].controls["rule"].value = "traversal"
-    assert explorer.wait(10**6, timeout=60)
+    control(explorer, "compare two settings").value = True
+    control(explorer, "rule", side=1).value = "traversal"
+    decoded(explorer)
     first, second = explorer.steps
     assert {step.rule for step in first} == {"topdown"}
     assert {step.rule for step in second} == {"traversal"}
     before = [step.emitted for step in first]
-    explorer._seed.value = 7
-    assert explorer.wait(10**6, timeout=60)
+    control(explorer, "seed").value = 7
+    decoded(explorer)
     assert [step.emitted for step in explorer.steps[0]] != before
-    ask(explorer, 1)
-    assert all(view.status.startswith("step 1 ·") for view in views(explorer))
-    explorer._both.value = False
-    assert len(explorer.steps) == 1
+    send(explorer, 1)
+    assert shown(explorer) == 1
+    assert len({text(view)["prompt"] for view in views(explorer)}) == 1
+    control(explorer, "compare two settings").value = False
+    assert len(explorer.steps) == len(views(explorer)) == 1
 
 
 def test_mistakes_are_said_on_the_page_and_can_be_mended(explorer: Explorer) -> None:
-    side = explorer._shown[0]
-    side.controls["rule"].value = "reserved"
-    assert "--etv reserved" in side.view.status
-    assert side.view.tree == ""
-    side.controls["rule"].value = "topdown"
-    assert explorer.wait(10**6, timeout=60)
-    assert side.view.status.startswith("step 0 ·")
-    side.controls["mode"].value = "sTree"
-    for spec, said in (("9x30", "at most 128"), ("nonsense", "nonsense")):
-        side.controls["growmap"].value = spec
-        assert said in side.view.status
-    explorer._prompt.value = ""
-    side.controls["mode"].value = "dTree"
-    assert explorer.wait(10**6, timeout=60)
-    assert "shorter than one token" in side.view.status
+    (view,) = views(explorer)
+    control(explorer, "rule").value = "reserved"
+    assert "--etv reserved" in view.status
+    assert view.tree == view.strip == view.text == ""
+    control(explorer, "rule").value = "topdown"
+    decoded(explorer)
+    assert shown(explorer) == 0
+    control(explorer, "mode").value = "sTree"
+    for spec in ("9x30", "nonsense"):
+        control(explorer, "growmap").value = spec
+        assert spec in view.status
+        assert view.tree == ""
+    prompt(explorer).value = ""
+    control(explorer, "mode").value = "dTree"
+    decoded(explorer)
+    assert view.status.startswith("prompt ")
+    assert view.tree == ""
 
 
-def test_the_page_never_waits_for_decoding(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_never_waits_for_decoding(models: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """With steps of a fifth of a second, controls answer at once and a change drops the run that it
     makes stale."""
-    forward = dynasurge.models.engine.Engine.forward
+    forward, passes = Engine.forward, []
 
     def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.model is pair.target:
+        if self.model is models.target:
+            passes.append(self.length)
             time.sleep(0.2)
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(dynasurge.models.engine.Engine, "forward", slow)
+    monkeypatch.setattr(Engine, "forward", slow)
     start = time.perf_counter()
-    explorer = Explorer(pair, **COMMON)
-    stale = explorer._shown[0].run
-    explorer._shown[0].controls["B"].value = 2
-    ask(explorer, "next")
+    explorer = Explorer(models, **COMMON)
+    control(explorer, "B").value = 2
+    send(explorer, "next")
     assert time.perf_counter() - start < 1.0, "not a whole generation, which takes seconds"
     assert "decoding" in views(explorer)[0].status
     assert explorer.wait(1, timeout=30)
-    assert stale.cancelled
-    assert len(stale.steps) < 8
-    assert max(step.tree.size for step in explorer.steps[0]) <= 2
+    assert 0 < len(passes) < 8, "the stale run was left alone"
+    assert max(sizes(explorer)) <= 2
     explorer.close()
 
 
-def test_where_widgets_cannot_run_it_is_a_picture(pair: Pair) -> None:
-    explorer = Explorer(pair, compare={"T": 0.0}, **COMMON)
-    assert explorer.wait(10**6, timeout=60)
-    bundle = explorer._repr_mimebundle_()
+def test_where_widgets_cannot_run_it_is_a_picture(models: Pair) -> None:
+    explorer = Explorer(models, compare={"T": 0.0}, **COMMON)
+    decoded(explorer)
+    bundle, _ = DisplayFormatter().format(explorer)
     assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert bundle["image/svg+xml"].count("<style>") == 2
+    picture = ET.fromstring(bundle["image/svg+xml"])
+    assert len(picture.findall(f"{SVG}svg")) == 2, "one above the other"
     explorer.close()
 
 
-def test_it_begins_with_any_valid_setting(pair: Pair) -> None:
+def test_it_begins_with_any_valid_setting(models: Pair) -> None:
     static = {"mode": "sTree", "growmap": "2x2", "use_bfs": True, "etv": "reserved", "T": 9.0}
     explorer = Explorer(
-        pair,
+        models,
         prompt=PROMPT,
         prompt_len=16,
         new_tokens=8,
         compare={"policy": "topk", "etv": "bfs"},
         **static,
     )
-    assert explorer.wait(10**6, timeout=60)
+    decoded(explorer)
     assert [{step.rule for step in steps} for steps in explorer.steps] == [{"reserved"}, {"bfs"}]
-    assert [side.controls["T"].value for side in explorer._shown] == [9.0, 9.0]
+    assert [control(explorer, "T", side).value for side in (0, 1)] == [9.0, 9.0]
     explorer.close()
 
 
-def test_wrong_settings_are_refused_at_once(pair: Pair) -> None:
+def test_wrong_settings_are_refused_at_once(models: Pair) -> None:
     with pytest.raises(UsageError, match="--T -1"):
-        Explorer(pair, T=-1)
+        Explorer(models, T=-1)
     with pytest.raises(UsageError, match="--policy best"):
-        Explorer(pair, compare={"policy": "best"})
-    with pytest.raises(UsageError, match="compare seed: is the same on both sides"):
-        Explorer(pair, compare={"seed": 3})
-    explorer = Explorer(pair, prompt=PROMPT, B=500, M=900)
-    assert explorer.wait(10**6, timeout=60)
-    assert "--B 500: has 500 nodes; use at most 128" in views(explorer)[0].status
+        Explorer(models, compare={"policy": "best"})
+    with pytest.raises(UsageError, match="compare seed"):
+        Explorer(models, compare={"seed": 3})
+    explorer = Explorer(models, prompt=PROMPT, B=500, M=900)
+    decoded(explorer)
+    (view,) = views(explorer)
+    assert "--B 500" in view.status
+    assert 128 in numbers(view.status), "what it may be"
     explorer.close()
     assert explorer.wait(10**6, timeout=60), "nobody waits for what was closed"
 
 
-def test_the_page_side_needs_no_network_and_is_packaged() -> None:
-    for name in ("tree.js", "tree.css", "widget.css"):
-        text = (ASSETS / name).read_text(encoding="utf-8")
-        assert not re.search(r"https?:|import |@import|url\(", text), name
-    assert "export default { render }" in (ASSETS / "tree.js").read_text(encoding="utf-8")
-    assert (ASSETS / "tree.css").read_text(encoding="utf-8") in str(TreeView._css)
+def test_the_page_side_is_whole_and_needs_no_network() -> None:
+    sent = [value for value in TreeView().get_state().values() if isinstance(value, str)]
+    page = "\n".join(sent)
+    assert not re.search(r"https?:|import |@import|url\(", page)
+    assert re.search(r"export default \{.*\brender\b", page)
+    used = set(re.findall(r"var\((--\w+)\)", page))
+    assert used
+    assert used <= set(re.findall(r"(--\w+):", palette_rules())), "colours of either theme"
+    for part in ("accepted", "rejected", "bonus", "status", "tip"):
+        assert re.search(rf"\.{part}\b[^{{}}]*{{", page), "has a style"
