@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from readers import numbers
 from samples import AUTO, ETV, TREE, row
 
 from dynasurge import Settings, UsageError
@@ -77,14 +78,11 @@ def test_the_comparison_draws_every_tree_once_a_rule(frame: pd.DataFrame) -> Non
     ]
     drawn = sorted(y for y in points if y == y)
     assert drawn == pytest.approx(sorted(expected["accepted_per_step"]))
-    assert [a.get_ylabel().split("\n")[-1] for a in (per_token, per_request, accepted)] == [
-        "latency (ms / token)",
-        "latency (s / full request)",
-        "accepted (tokens / step)",
-    ]
-    assert {"4x8", "B=4", "static", "dynamic", "auto (no tree)", "ETV", CAPTION} <= set(
-        texts(figure)
-    )
+    requests = sorted(bar.get_height() for bar in per_request.patches if bar.get_height() > 0)
+    assert requests == pytest.approx(sorted(expected["latency_per_request_s"]))
+    for panel, unit in ((per_token, "ms"), (per_request, "(s "), (accepted, "tokens")):
+        assert unit in panel.get_ylabel()
+    assert {*expected["tree"].str.split().str[-1], *expected["rule"], CAPTION} <= set(texts(figure))
 
 
 def test_lightness_alone_tells_rules_and_lines_apart() -> None:
@@ -125,7 +123,8 @@ def test_overlap_costs_and_budget_say_what_they_show(frame: pd.DataFrame) -> Non
         }
     )
     left, _ = overlap_figure(positions, CAPTION).axes
-    assert [line.get_label() for line in left.lines] == ["a (0.20)", "b (0.80)"]
+    means = {str(line.get_label())[0]: numbers(str(line.get_label())) for line in left.lines}
+    assert means == {"a": [0.2], "b": [0.8]}
     assert list(left.lines[0].get_ydata()) == [0.5, 1.0]
     costs = Costs(widths=(1, 4), target_seconds=(0.01, 0.02), draft_seconds=(0.001, 0.002))
     curve, sizes = costs_figure(costs, [0, 2, 2, 3], CAPTION).axes
@@ -133,7 +132,7 @@ def test_overlap_costs_and_budget_say_what_they_show(frame: pd.DataFrame) -> Non
     assert [bar.get_height() for bar in sizes.patches] == [1, 0, 2, 1]
     assert "ms" in curve.get_ylabel()
     speed = budget_figure(results_frame.trees(frame), CAPTION).axes[1]
-    assert speed.get_ylabel() == "tokens / s"
+    assert "/ s" in speed.get_ylabel()
     assert {"4x8", "B=4"} <= {text.get_text() for text in speed.texts}
 
 
@@ -180,7 +179,8 @@ def test_filled_trees_have_a_name_of_their_own(frame: pd.DataFrame, tmp_path: Pa
     evidence = Evidence.read(tmp_path)
     assert list(evidence.frame["label"]) == ["dTree B=4 filled +ETV"]
     assert list(results_frame.trees(evidence.frame)["tree"]) == ["dTree B=4 filled"]
-    assert "1 CPU threads, float32; prompts: d, n = 1; T = 0.6" in evidence.caption()
+    for fact in ("1 CPU threads", "float32", "n = 1", "T = 0.6"):
+        assert fact in evidence.caption()
     for missing in (lambda: evidence.probe("bias"), evidence.curve):
         with pytest.raises(UsageError, match="was not measured there"):
             missing()

@@ -3,7 +3,6 @@ free of machine noise."""
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -51,10 +50,8 @@ def test_parameters_have_the_commands_names_and_defaults(path: Path) -> None:
 @each
 def test_prose_surrounds_short_code(path: Path) -> None:
     kinds = "".join(cell.cell_type[0] for cell in cells(path))
-    assert re.fullmatch(r"(mmc)+m", kinds), "two cells of prose to each of code, and a takeaway"
+    assert re.fullmatch(r"(mmc)+m", kinds), "two cells of prose to each of code, and one at the end"
     code = [cell.source for cell in cells(path) if cell.cell_type == "code"]
-    assert "version" in code[0]
-    assert "Takeaway" in cells(path)[-1].source
     for number, source in enumerate(code):
         assert len(source.splitlines()) <= (20 if number == 1 else 16), (
             "parameters are as many as they are"
@@ -131,5 +128,5 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     code = [cell for cell in done.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     assert sum(bool(cell.outputs) for cell in code) > len(code) / 2
-    shown = json.dumps(done)
-    assert "image/svg+xml" in shown or "image/png" in shown
+    shown = {kind for cell in code for output in cell.outputs for kind in output.get("data", {})}
+    assert shown & {"image/svg+xml", "image/png"}
