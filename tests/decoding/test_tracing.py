@@ -9,26 +9,21 @@ import pytest
 import torch
 from samples import view
 
-from dynasurge import Pair, Settings, generate, load_pair, trace
-from dynasurge.decoding.trace import WatchedSession, token_text
+from dynasurge import Pair, generate, trace
+from dynasurge.decoding.trace import token_text
 from dynasurge.probabilities import to_probs
 
 PROMPT = "w5 w17 w8 w40 w33 w9 w21 w60 w61 w8 w40"
 COMMON: dict[str, Any] = {"M": 128, "new_tokens": 20, "prompt_len": 16, "B": 9, "fill": True}
 
 
-@pytest.fixture(scope="module")
-def pair(tiny_folders: dict[str, tuple[str, str]]) -> Pair:
-    return load_pair(*tiny_folders["llama"], dtype="float32", device="cpu")
-
-
 @pytest.mark.parametrize("policy", ["sampled", "topk", "hybrid"])
 @pytest.mark.parametrize("T", [0.0, 0.8])
 def test_p_and_q_are_what_the_models_say_and_the_text_is_generates(
-    pair: Pair, policy: str, T: float
+    models: Pair, policy: str, T: float
 ) -> None:
     settings = COMMON | {"policy": policy, "T": T, "P": 0.9}
-    plain, seen = generate(pair, PROMPT, **settings), trace(pair, PROMPT, **settings)
+    plain, seen = generate(models, PROMPT, **settings), trace(models, PROMPT, **settings)
     assert [step.emitted for step in seen.steps] == [step.emitted for step in plain.steps]
     assert [step.tree for step in seen.steps] == [step.tree for step in plain.steps]
     text, asked = list(plain.prompt_ids), 0
@@ -40,8 +35,8 @@ def test_p_and_q_are_what_the_models_say_and_the_text_is_generates(
             p, q = (
                 float(to_probs(model(torch.tensor([before])).logits[0, -1].detach(), *law)[token])
                 for model, law in (
-                    (pair.target, (T, 0.9)),
-                    (pair.draft, (T or 1.0, 0.9 if T else 1.0)),
+                    (models.target, (T, 0.9)),
+                    (models.draft, (T or 1.0, 0.9 if T else 1.0)),
                 )
             )
             assert step.p[node] == pytest.approx(p, abs=1e-4)
@@ -87,18 +82,31 @@ def test_tokens_keep_the_blank_that_begins_a_word_and_parts_of_letters_their_num
     assert [token_text(Tokenizer(), token) for token in range(3)] == [" the", " the", "<2>"]  # type: ignore[arg-type]
 
 
-def test_a_letter_of_several_tokens_is_written_once_it_is_complete(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    letters = {(1,): "\ufffd", (1, 2): "\ufffd", (1, 2, 3): "\U0001f600", (4,): " a"}
+class Letters:
+    """Half of the tokens are words, of the others three make a letter."""
 
-    class Letters:
-        def convert_ids_to_tokens(self, token: int) -> str:
-            return "x"
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return "x"
 
-        def decode(self, tokens: list[int]) -> str:
-            return letters[tuple(tokens)]
+    def decode(self, tokens: list[int]) -> str:
+        text, parts = "", 0
+        for token in tokens:
+            if parts == 0 and token % 2:
+                text += " a"
+            else:
+                parts = (parts + 1) % 3
+                text += "" if parts else "\U0001f600"
+        return text + "\ufffd" * (parts > 0)
 
-    session = WatchedSession(pair, Settings(mode="auto", M=64, prompt_len=8, new_tokens=8))
-    monkeypatch.setattr(session, "pair", dataclasses.replace(pair, tokenizer=Letters()))
-    assert [session._write(token) for token in (1, 2, 3, 4)] == ["", "", "\U0001f600", " a"]
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_letter_of_several_tokens_is_written_once_it_is_complete(models: Pair, seed: int) -> None:
+    """After every token the running text is what was emitted so far, less the part of a letter."""
+    pair = dataclasses.replace(models, tokenizer=Letters())
+    seen = trace(pair, [5, 17, 8, 40], T=1.0, seed=seed, **COMMON)
+    emitted = [token for step in seen.steps for token in step.emitted]
+    written = [text for step in seen.steps for text in step.written]
+    assert {"", " a", "\U0001f600"} == set(written)
+    for count in range(len(emitted) + 1):
+        so_far = Letters().decode(emitted[:count]).rstrip("\ufffd")
+        assert "".join(written[:count]) == so_far
