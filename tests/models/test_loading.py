@@ -226,7 +226,7 @@ def test_eager_attention_is_said(tmp_path: Path) -> None:
     GPTNeoForCausalLM(config).save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="has eager attention only, which is slower than SDPA"):
         model, tokenizer = load_model("--target", str(tmp_path), torch.float32)
-    assert model.config._attn_implementation == "eager"
+    assert model(torch.tensor([[5, 6]])).logits.isfinite().all()
     assert tokenizer is None
 
 
