@@ -60,14 +60,9 @@ def test_the_draft_loads_by_itself_and_is_small() -> None:
     assert model.config.vocab_size == 49_152
     assert sum(p.numel() for p in model.parameters()) < 17_000_000
     assert sum(path.stat().st_size for path in DRAFT.glob("*.safetensors")) <= 34_000_000
-    card = (DRAFT / "README.md").read_text()
-    for word in ("overlap", "CNN/DailyMail", "C4", "Spec-Bench", "Apache-2.0", "H100"):
-        assert word in card
 
 
-def test_the_demo_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     out = tmp_path / "demo"
     assert (
@@ -79,4 +74,3 @@ def test_the_demo_command(
     assert static["tokens_per_step"] > 1.3
     assert dynamic["tokens_per_step"] > 1.3
     assert (out / "compare.png").stat().st_size > 10_000
-    assert "speed-up over auto" in capsys.readouterr().out
