@@ -16,8 +16,8 @@ import torch
 from dynasurge.decoding.captured_exchange import Trees
 from dynasurge.decoding.loop import Verify
 from dynasurge.drafting.acceptance_estimates import Acceptance
-from dynasurge.drafting.captured_budget import Pace
-from dynasurge.drafting.captured_tree import FRONTIER, Layout, growmap_layout
+from dynasurge.drafting.captured_budget import SizePlanner
+from dynasurge.drafting.captured_tree import FRONTIER, TreeBounds, growmap_bounds
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.proposals import POLICIES, Policy
 from dynasurge.drafting.tree_budget import BestFirst, Shape, StaticShape, Thrifty
@@ -72,23 +72,23 @@ def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
     return BestFirst(**bounds) if settings.fill or costs is None else Thrifty(**bounds, costs=costs)
 
 
-def make_layout(settings: Settings, shape: Shape) -> Layout:
+def make_bounds(settings: Settings, shape: Shape) -> TreeBounds:
     """How large a captured tree of this shape can get."""
     if settings.mode == "sTree" and settings.growmap is not None:
         growmap = load_growmap(settings.growmap)
-        return growmap_layout(growmap.children, growmap.depths)
+        return growmap_bounds(growmap.children, growmap.depths)
     children = max(
         2, min(settings.max_children, shape.max_nodes)
     )  # one may be a copy, or the one behind a point
-    return Layout(depth=shape.max_depth, width=FRONTIER, children=children)
+    return TreeBounds(depth=shape.max_depth, width=FRONTIER, children=children)
 
 
 def can_hold(settings: Settings, shape: Shape) -> bool:
     """Whether a captured step can hold trees of this shape: all that they might be has room in
     fixed tensors, which very wide or deep ones would make too large."""
-    layout = make_layout(settings, shape)
-    wide = max(layout.level_widths) * layout.children
-    return wide <= LARGEST and (captured_size(shape) + 1) * (layout.depth + 1) <= LARGEST
+    bounds = make_bounds(settings, shape)
+    wide = max(bounds.level_widths) * bounds.children
+    return wide <= LARGEST and (captured_size(shape) + 1) * (bounds.depth + 1) <= LARGEST
 
 
 def captured_size(shape: Shape) -> int:
@@ -109,12 +109,12 @@ def make_trees(
 ) -> Trees:
     """What a captured decoder grows under these settings."""
     assert acceptance is not None
-    dynamic, layout = settings.mode == "dTree", make_layout(settings, shape)
+    dynamic, bounds = settings.mode == "dTree", make_bounds(settings, shape)
     growmap = None
     if not dynamic:
         assert settings.growmap is not None
         children = load_growmap(settings.growmap).children
-        growmap = torch.full((len(children) + 1, layout.children), -1)
+        growmap = torch.full((len(children) + 1, bounds.children), -1)
         for node, own in enumerate(children):
             growmap[node, : len(own)] = torch.tensor(own, dtype=torch.int64)
         growmap = growmap.to(device)
@@ -122,13 +122,13 @@ def make_trees(
     largest = captured_size(shape)
     sizes = [size for size in SIZES if size < largest] if paid is not None else []
     return Trees(
-        layout=layout,
+        bounds=bounds,
         policy=settings.policy if settings.T > 0 else "topk",
         budget=shape.max_nodes,
-        pace=Pace(
+        planner=SizePlanner(
             sizes=(*sizes, largest),
             budget=shape.max_nodes,
-            max_depth=layout.depth,
+            max_depth=bounds.depth,
             costs=paid,
             fixed=not dynamic,
         ),
@@ -136,5 +136,5 @@ def make_trees(
         growmap=growmap,
         copies=dynamic and settings.lookup,
         own=settings.values == "own",
-        most=settings.max_children if dynamic else layout.children,
+        most=settings.max_children if dynamic else bounds.children,
     )

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from dynasurge.drafting.acceptance_estimates import CELLS, Acceptance
-from dynasurge.drafting.captured_budget import Pace
-from dynasurge.drafting.captured_tree import Layout, Nodes
+from dynasurge.drafting.captured_budget import SizePlanner
+from dynasurge.drafting.captured_tree import Nodes, TreeBounds
 from dynasurge.drafting.child_kinds import DEPTHS, TABLED, Kind
 from dynasurge.drafting.growth import Draft
 from dynasurge.drafting.tree_budget import Slot
@@ -41,10 +41,10 @@ class Trees:
     trees, see `Proposer`; own: whether the draft's own word is the estimate; most: see `Proposer`.
     """
 
-    layout: Layout
+    bounds: TreeBounds
     budget: int
     policy: str
-    pace: Pace
+    planner: SizePlanner
     acceptance: Acceptance
     growmap: torch.Tensor | None = None
     copies: bool = False
@@ -57,7 +57,7 @@ class Inputs:
     random numbers."""
 
     def __init__(self, trees: Trees | None, device: torch.device) -> None:
-        rows, k = (trees.layout.row_count, trees.layout.children) if trees is not None else (0, 0)
+        rows, k = (trees.bounds.row_count, trees.bounds.children) if trees is not None else (0, 0)
         shapes = (
             ((len(DEPTHS), len(TABLED), CELLS), (1,), (rows, k, 2), (2, 2))
             if trees is not None
@@ -79,7 +79,7 @@ class Inputs:
         numbers = self._host[0]
         torch.rand(len(numbers) - self._told, generator=chance.generator, out=numbers[self._told :])
         if trees is not None and trees.growmap is None:
-            numbers[self._told - 1] = trees.pace.cut
+            numbers[self._told - 1] = trees.planner.cut
             if not trees.own:
                 numbers[: self._told - 1].copy_(trees.acceptance.table().flatten())
         return numbers
@@ -104,7 +104,7 @@ class Closing(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Of each slot of a forest, what the host is told; see `Forest`."""
+    """Of each slot of a growing, what the host is told; see `GrowingTree`."""
 
     token: torch.Tensor
     proposal: torch.Tensor
@@ -121,7 +121,7 @@ def closing(
     length: torch.Tensor,
     children: int,
 ) -> Closing:
-    """Close a step. chain: see `Forest`; length [1]: of the text before it; children: slots a
+    """Close a step. chain: see `GrowingTree`; length [1]: of the text before it; children: slots a
     row."""
     pad = torch.nn.functional.pad
     levels = torch.arange(nodes.path.shape[1], device=length.device)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dynasurge.decoding.captured_exchange import Trees
 from dynasurge.decoding.captured_loop import CapturedDecoder
 from dynasurge.drafting.acceptance_estimates import make_acceptance
-from dynasurge.drafting.captured_budget import Pace, Size
-from dynasurge.drafting.captured_tree import FRONTIER, Layout
+from dynasurge.drafting.captured_budget import Size, SizePlanner
+from dynasurge.drafting.captured_tree import FRONTIER, TreeBounds
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.models.engine import Engine
 from dynasurge.probabilities import Random
@@ -36,15 +36,15 @@ def captured_costs(
     """Measure them. on_width is called after each width. Engines are reset before and after. Raises
     RuntimeError if something cannot be captured."""
     levels = max(1, min(LEVELS, (draft.static_length - 3) // FRONTIER))
-    layout = Layout(depth=levels, width=FRONTIER, children=CHILDREN)
-    room = min(target.static_length - widths[-1], draft.static_length - layout.row_count)
+    bounds = TreeBounds(depth=levels, width=FRONTIER, children=CHILDREN)
+    room = min(target.static_length - widths[-1], draft.static_length - bounds.row_count)
     text = [1 + number % 50 for number in range(max(2, min(TEXT, room)))]
     sizes = [width - 1 for width in widths if width > 1] or [1]
     trees = Trees(
-        layout=layout,
+        bounds=bounds,
         budget=sizes[-1],
         policy="sampled",
-        pace=Pace(sizes=sizes, budget=sizes[-1], max_depth=levels),
+        planner=SizePlanner(sizes=sizes, budget=sizes[-1], max_depth=levels),
         acceptance=make_acceptance("fixed", "traversal", 1.0),
         copies=True,
     )

@@ -45,7 +45,7 @@ from dynasurge.drafting.captured_budget import LAG, Size
 from dynasurge.drafting.captured_frontier import Proposer
 from dynasurge.drafting.captured_tree import (
     CONTEXT,
-    Forest,
+    GrowingTree,
     Nodes,
     assemble,
     read_level,
@@ -63,7 +63,7 @@ MARKS = 4  # of a stopwatch in a step
 
 
 @dataclass(kw_only=True)
-class Flying:
+class StepUnderWay:
     """A step under way: how large it may be, the levels launched so far, and where its result will
     be. away: seconds before it that somebody else took."""
 
@@ -92,8 +92,8 @@ class CapturedDecoder:
         self._rule, self._T, self._P = rule, T, P
         self._device = device = target.device
         self._compiled = target.compiled
-        self._levels = trees.layout.depth if trees is not None else 0
-        self._sizes = trees.pace.sizes if trees is not None else (0,)
+        self._levels = trees.bounds.depth if trees is not None else 0
+        self._sizes = trees.planner.sizes if trees is not None else (0,)
         self._text = torch.full(
             (CONTEXT + target.static_length + self._levels + 2,), -1, device=device
         )
@@ -106,7 +106,7 @@ class CapturedDecoder:
         self._inputs = Inputs(trees, device)
         if trees is not None:
             table = None if trees.own or trees.growmap is not None else self._inputs.table
-            self._forest = Forest.empty(trees.layout, target.vocab, device)
+            self._growing = GrowingTree.empty(trees.bounds, target.vocab, device)
             self._proposer = Proposer(
                 policy=trees.policy,
                 table=table,
@@ -146,7 +146,7 @@ class CapturedDecoder:
         self._read_on(prompt)
         if self._trees is not None:
             self._trees.acceptance.reset()
-            self._trees.pace.reset()
+            self._trees.planner.reset()
 
     def _read_on(self, text: Sequence[int]) -> None:
         """Read what is new of a text that begins with what was read so, and stand behind it."""
@@ -218,7 +218,7 @@ class CapturedDecoder:
         the first level. Returns what its best slot is worth [1]."""
         assert self._draft is not None
         steps = torch.arange(CONTEXT, device=self._device)
-        self._forest.start(self._text[self._length + 1 + steps])
+        self._growing.start(self._text[self._length + 1 + steps])
         positions = (self._length - 1 + steps[:2]).clamp(min=0)
         hidden = torch.arange(self._draft.static_length, device=self._device) > positions[:, None]
         logits = self._draft.score_at(self._text[CONTEXT + positions], positions, positions, hidden)
@@ -228,27 +228,27 @@ class CapturedDecoder:
         """Read the most valuable nodes of the level above with the draft, propose their children.
         Returns what the best slot of these is worth [1]."""
         assert self._draft is not None
-        forest, length = self._forest, self._length
-        rows = forest.advance(level - 1, self._proposer.frontier(forest), compiled=self._compiled)
+        growing, length = self._growing, self._length
+        rows = growing.advance(level - 1, self._proposer.frontier(growing), compiled=self._compiled)
         numbers = torch.arange(rows.start, rows.stop, device=self._device)
         depth = torch.full((1,), level - 1, device=self._device)
-        own = (forest.token, forest.row_slot[rows], forest.chain[rows], numbers)
+        own = (growing.token, growing.row_slot[rows], growing.chain[rows], numbers)
         reading = fused(read_level, self._compiled)
-        read = reading(*own, length, depth, forest.layout.row_count, self._draft.static_length)
+        read = reading(*own, length, depth, growing.bounds.row_count, self._draft.static_length)
         return self._fill(level, self._draft.score_at(*read))
 
     def _fill(self, level: int, logits: torch.Tensor) -> torch.Tensor:
         q = fused(probabilities.to_proposal, self._compiled)(logits, self._T, self._P)
-        rows = self._forest.layout.rows(level)
+        rows = self._growing.bounds.rows(level)
         self._proposer.fill(
-            self._forest,
+            self._growing,
             level,
             q,
             Uniforms(self._inputs.uniforms[rows]),
             self._text,
             self._length + 1,
         )
-        return self._forest.best(level)
+        return self._growing.best(level)
 
     def _pass(self, n: int) -> Nodes | None:
         """Score the root and the n best nodes in one pass of the target."""
@@ -259,8 +259,8 @@ class CapturedDecoder:
                 None
             ]
         else:
-            nodes = assemble(self._forest, n, self._trees.budget, compiled=self._compiled)
-            own = (self._forest.token, nodes.slot, nodes.depth, nodes.path)
+            nodes = assemble(self._growing, n, self._trees.budget, compiled=self._compiled)
+            own = (self._growing.token, nodes.slot, nodes.depth, nodes.path)
             reading = fused(read_nodes, self._compiled)
             tokens, positions, rows, hidden = reading(
                 *own, self._length, self._target.static_length
@@ -280,12 +280,12 @@ class CapturedDecoder:
             )  # none: the next step may be on its way
             length += 1
             return torch.cat([bonus.clamp(max=0), torch.zeros_like(bonus), bonus]).double()  # STEP
-        forest = self._forest
-        found = law(forest, nodes, self._p[: n + 2], self._rule, compiled=self._compiled)
+        growing = self._growing
+        found = law(growing, nodes, self._p[: n + 2], self._rule, compiled=self._compiled)
         judged = judge(found, self._inputs.last, compiled=self._compiled)
-        slots = Slots(forest.token, forest.proposal, forest.kind, forest.x, forest.slot_value)
+        slots = Slots(growing.token, growing.proposal, growing.kind, growing.x, growing.slot_value)
         done = fused(closing, self._compiled)(
-            judged, nodes, slots, forest.chain, length, forest.layout.children
+            judged, nodes, slots, growing.chain, length, growing.bounds.children
         )
         assert self._draft is not None
         self._text.index_copy_(0, CONTEXT + 1 + done.to, done.emitted.clamp(min=0))  # as above
@@ -298,19 +298,19 @@ class CapturedDecoder:
 
     def _prepare(self, chance: Random) -> tuple[Size, torch.Tensor]:
         """Settle how large the next tree may be, and all that its step will be told."""
-        size = self._trees.pace.choose() if self._trees is not None else Size(nodes=0, depth=0)
+        size = self._trees.planner.choose() if self._trees is not None else Size(nodes=0, depth=0)
         return size, self._inputs.fill(chance, self._trees)
 
-    def _begin(self, size: Size, numbers: torch.Tensor, away: float = 0.0) -> Flying:
-        """Start a step, as far as that goes without asking; nothing waits. away: see `Flying`."""
+    def _begin(self, size: Size, numbers: torch.Tensor, away: float = 0.0) -> StepUnderWay:
+        """Start a step, as far as that goes without asking; nothing waits. away: see `StepUnderWay`."""
         self._watch.mark()
         self._inputs.send(numbers)
-        step = Flying(size=size, away=away)
+        step = StepUnderWay(size=size, away=away)
         while step.depth < (size.depth if size.least <= 0 else min(LAG, size.depth)):
             self._deepen(step)
         return step if size.least > 0 else self._finish(step)
 
-    def _deepen(self, step: Flying) -> None:
+    def _deepen(self, step: StepUnderWay) -> None:
         """Draft one more level."""
         level, step.depth = step.depth, step.depth + 1
         self._grow[level].replay()
@@ -318,7 +318,7 @@ class CapturedDecoder:
             self._best[level : level + 1].copy_(self._grow[level].result, non_blocking=True)
             self._seen[level].set()
 
-    def _finish(self, step: Flying) -> Flying:
+    def _finish(self, step: StepUnderWay) -> StepUnderWay:
         """Draft as many levels as pay, then launch the rest, unless that is done."""
         if step.result is not None:
             return step
@@ -339,7 +339,7 @@ class CapturedDecoder:
         self._watch.mark()
         return step
 
-    def _read(self, step: Flying, length: int) -> Outcome:
+    def _read(self, step: StepUnderWay, length: int) -> Outcome:
         """Wait for the earliest step that was not read yet. length: of the text before it, should
         it go wrong."""
         assert step.result is not None
@@ -353,7 +353,7 @@ class CapturedDecoder:
         return report_size(self._levels, n)
 
     def _phases(self, away: float = 0.0) -> dict[str, float]:
-        """Of the step that was read. away: see `Flying`."""
+        """Of the step that was read. away: see `StepUnderWay`."""
         idle, draft, target, verify = self._watch.laps(MARKS)
         rest = max(0.0, idle - away)
         return {
@@ -365,7 +365,7 @@ class CapturedDecoder:
 
     def _learn(
         self,
-        step: Flying,
+        step: StepUnderWay,
         back: Outcome,
         root: int,
         emitted: list[int],
@@ -380,7 +380,9 @@ class CapturedDecoder:
         stop = back.stop[: draft.tree.size + 1].tolist()
         if trees is not None and trees.growmap is None:
             teach(trees.acceptance, draft, reach(draft.tree, stop))
-            trees.pace.learn(step.size, draft.tree.value[1:], draft.tree.depths[1:], draft.passes)
+            trees.planner.learn(
+                step.size, draft.tree.value[1:], draft.tree.depths[1:], draft.passes
+            )
         return StepRecord(
             tree=draft.tree,
             path=path_to(draft.tree, back.end)[: min(len(emitted), room)],

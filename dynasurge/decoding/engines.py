@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dynasurge.decoding.assembly import captured_size, make_layout, make_shape
+from dynasurge.decoding.assembly import captured_size, make_bounds, make_shape
 from dynasurge.errors import UsageError
 from dynasurge.models.compatibility import readable, rope_switch
 from dynasurge.models.engine import Engine
@@ -58,7 +58,7 @@ def make_engines(pair: Pair, plan: Sequence[Settings], prompt: int | None = None
             rooms.append((text, 0, 0))
             continue
         nodes = captured_size(shape) if can_capture(pair) else shape.max_nodes
-        static = text + make_layout(settings, shape).row_count
+        static = text + make_bounds(settings, shape).row_count
         rooms.append((text + nodes, text + shape.max_read, static))
     target_room, draft_room, static_room = map(max, zip(*rooms, strict=True))
     how: dict[str, Any] = {

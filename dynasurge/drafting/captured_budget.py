@@ -61,7 +61,7 @@ class Size:
 
 
 @dataclass(kw_only=True)
-class Pace:
+class SizePlanner:
     """Chooses among `sizes` (what passes have room for, rising; a tree has at most `budget` nodes),
     for at most max_depth levels. costs: None always takes the largest size, and stops where nothing
     would stay; `fixed` takes the largest of both."""

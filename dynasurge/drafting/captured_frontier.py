@@ -23,7 +23,7 @@ from dynasurge.drafting.captured_proposals import (
     find_copies,
     propose,
 )
-from dynasurge.drafting.captured_tree import Forest
+from dynasurge.drafting.captured_tree import GrowingTree
 from dynasurge.drafting.child_kinds import Kind, depth_class
 from dynasurge.models.cuda_graphs import fused
 from dynasurge.probabilities import Chance
@@ -49,13 +49,13 @@ class Proposer:
     most: int = 1 << 30
     compiled: bool = False
 
-    def frontier(self, forest: Forest) -> torch.Tensor:
+    def frontier(self, growing: GrowingTree) -> torch.Tensor:
         """By what the draft's next rows are chosen."""
-        return forest.slot_value if self.growmap is None else forest.node_value
+        return growing.slot_value if self.growmap is None else growing.node_value
 
     def fill(
         self,
-        forest: Forest,
+        growing: GrowingTree,
         level: int,
         q: torch.Tensor,
         chance: Chance,
@@ -64,37 +64,42 @@ class Proposer:
     ) -> None:
         """Propose the children that make up a level, of rows whose distributions are q [w, V], and
         settle their values. text, known: see `find_copies`."""
-        rows, slots = forest.layout.rows(level), forest.layout.slots(level)
-        above = forest.row_slot[rows]
-        slot_value, node_value = forest.slot_value[above], forest.node_value[above]
-        found = self._run(find_copies, text, known, forest.context[rows]) if self.copies else None
+        rows, slots = growing.bounds.rows(level), growing.bounds.slots(level)
+        above = growing.row_slot[rows]
+        slot_value, node_value = growing.slot_value[above], growing.node_value[above]
+        found = self._run(find_copies, text, known, growing.context[rows]) if self.copies else None
         cut = self.cut if self.policy == "hybrid" and self.growmap is None else None
-        number = self.growmap[forest.number[above]] if self.growmap is not None else None
+        number = self.growmap[growing.number[above]] if self.growmap is not None else None
         base, drawn = draw_children(
-            self.policy, q, chance, forest.layout.children, found, *_limits(cut, node_value, number)
+            self.policy,
+            q,
+            chance,
+            growing.bounds.children,
+            found,
+            *_limits(cut, node_value, number),
         )
         if number is not None:
             assert self.growmap is not None
-            forest.number[slots].copy_(number.flatten())
+            growing.number[slots].copy_(number.flatten())
             children = self._run(
                 shaped, self.policy, drawn, slot_value, number, self.growmap[number, 0] >= 0
             )
         else:
             table = self.table[depth_class(level)] if self.table is not None else None
             children = self._run(
-                settle, self.policy, drawn, slot_value, node_value, table, cut, self.most
+                value_children, self.policy, drawn, slot_value, node_value, table, cut, self.most
             )
         for name, of_children in children._asdict().items():
-            getattr(forest, name)[slots].copy_(of_children.flatten())
+            getattr(growing, name)[slots].copy_(of_children.flatten())
         if base is not None:
-            forest.base[rows].copy_(base)
+            growing.base[rows].copy_(base)
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return fused(function, self.compiled)(*arguments)
 
 
 class ValuedChildren(NamedTuple):
-    """The children of w nodes, all [w, k], by the field of a `Forest`'s slots that they go to."""
+    """The children of w nodes, all [w, k], by the field of a `GrowingTree`'s slots that they go to."""
 
     token: torch.Tensor
     kind: torch.Tensor
@@ -104,7 +109,7 @@ class ValuedChildren(NamedTuple):
     node_value: torch.Tensor
 
 
-def settle(
+def value_children(
     policy: str,
     drawn: Drawn,
     slot_value: torch.Tensor,

@@ -37,7 +37,7 @@ CONTEXT = max(LENGTHS)  # tokens that may have to match before a copy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class TreeBounds:
     """How large a tree can get: `depth` levels, of which the draft reads at most `width` nodes
     each, `children` a node.
 
@@ -75,7 +75,7 @@ class Layout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forest:
+class GrowingTree:
     """One tree while it grows. S slots and R rows, each with one more for "none".
 
     token, depth, kind, number (in a growmap, for static trees) int64, proposal, x, slot_value,
@@ -85,7 +85,7 @@ class Forest:
     sampled from.
     """
 
-    layout: Layout
+    bounds: TreeBounds
     token: torch.Tensor
     depth: torch.Tensor
     kind: torch.Tensor
@@ -101,17 +101,21 @@ class Forest:
 
     @classmethod
     def empty(
-        cls, layout: Layout, vocab: int, device: torch.device, dtype: torch.dtype = torch.float32
-    ) -> Forest:
+        cls,
+        bounds: TreeBounds,
+        vocab: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> GrowingTree:
         """Room for one tree."""
-        slots, rows = layout.slot_count, layout.row_count
+        slots, rows = bounds.slot_count, bounds.row_count
         whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
         real: dict[str, Any] = {"dtype": torch.float64, "device": device}
         depth = torch.zeros(slots + 1, **whole)
-        for level in range(1, layout.depth + 1):
-            depth[layout.slots(level)] = level
+        for level in range(1, bounds.depth + 1):
+            depth[bounds.slots(level)] = level
         return cls(
-            layout=layout,
+            bounds=bounds,
             token=torch.zeros(slots + 1, **whole),
             depth=depth,
             kind=torch.full((slots + 1,), Kind.POINT, **whole),
@@ -121,7 +125,7 @@ class Forest:
             slot_value=torch.zeros(slots + 1, **real),
             node_value=torch.zeros(slots + 1, **real),
             row_slot=torch.full((rows + 1,), slots, **whole),
-            chain=torch.full((rows + 1, layout.depth), rows, **whole),
+            chain=torch.full((rows + 1, bounds.depth), rows, **whole),
             context=torch.full((rows + 1, CONTEXT), -1, **whole),
             base=torch.zeros(rows + 1, vocab, dtype=dtype, device=device),
         )
@@ -142,15 +146,15 @@ class Forest:
     def advance(self, level: int, by: torch.Tensor, *, compiled: bool = False) -> slice:
         """Choose which slots of a level the draft reads: the best by `by` [S + 1], ties to the
         first. Returns the rows."""
-        layout, rows = self.layout, self.layout.rows(level + 1)
-        slots = layout.slots(level)
+        bounds, rows = self.bounds, self.bounds.rows(level + 1)
+        slots = bounds.slots(level)
         numbers = torch.arange(rows.start, rows.stop, device=by.device)
         start, depth = (
             torch.full((1,), number, device=by.device) for number in (slots.start, level)
         )
         texts = (self.chain, self.context, self.token)
         found = fused(next_rows, compiled)(
-            by[slots], numbers, start, depth, *texts, layout.children
+            by[slots], numbers, start, depth, *texts, bounds.children
         )
         for mine, theirs in zip((self.row_slot, self.chain, self.context), found, strict=True):
             mine[rows].copy_(theirs)
@@ -158,7 +162,7 @@ class Forest:
 
     def best(self, level: int) -> torch.Tensor:
         """What the best slot of a level is worth, as settled before its token was drawn [1]."""
-        return self.slot_value[self.layout.slots(level)].amax().view(1)
+        return self.slot_value[self.bounds.slots(level)].amax().view(1)
 
 
 def next_rows(
@@ -210,7 +214,7 @@ def read_level(
     columns: int,
 ) -> Reading:
     """The draft's rows `numbers` [w], whose slots [w] lie at a depth [1], behind a text of `length`
-    [1] tokens and a root. chain [w, d]: see `Forest`, `none` for no row."""
+    [1] tokens and a root. chain [w, d]: see `GrowingTree`, `none` for no row."""
     hidden = hidden_rows(length + 1, torch.where(chain < none, length + chain, -1), columns)
     return Reading(token[slots], (length + depth).expand(len(slots)), length + numbers, hidden)
 
@@ -257,13 +261,15 @@ class Nodes(NamedTuple):
         return len(self.slot)
 
 
-def assemble(forest: Forest, n: int, budget: int | None = None, *, compiled: bool = False) -> Nodes:
+def assemble(
+    growing: GrowingTree, n: int, budget: int | None = None, *, compiled: bool = False
+) -> Nodes:
     """Keep the root and the n most valuable slots, ties to the first, numbered in drawing order;
     `budget` of them at most, if there is one. compiled: whether torch.compile makes the small
     kernels few."""
     most = n if budget is None else min(n, budget)
-    tensors = (forest.slot_value, forest.depth, forest.row_slot, forest.chain)
-    return fused(best_nodes, compiled)(*tensors, n, most, forest.layout.children)
+    tensors = (growing.slot_value, growing.depth, growing.row_slot, growing.chain)
+    return fused(best_nodes, compiled)(*tensors, n, most, growing.bounds.children)
 
 
 def best_nodes(
@@ -275,7 +281,7 @@ def best_nodes(
     most: int,
     children: int,
 ) -> Nodes:
-    """n nodes of a forest's tensors, of which at most `most` exist."""
+    """n nodes of a growing's tensors, of which at most `most` exist."""
     slots, rows, levels = len(slot_value) - 1, len(row_slot) - 1, row_chain.shape[1]
     order = slot_value.sort(descending=True, stable=True).indices[: most + 1]
     order = torch.where(slot_value[order] > 0, order, slots)
@@ -300,8 +306,8 @@ def best_nodes(
     return Nodes(slot, parent, depth, exists, number, path, seen)
 
 
-def growmap_layout(children: Sequence[Sequence[int]], depths: Sequence[int]) -> Layout:
-    """The layout of a static tree, by its nodes' children and depths: rows are the nodes that
+def growmap_bounds(children: Sequence[Sequence[int]], depths: Sequence[int]) -> TreeBounds:
+    """The bounds of a static tree, by its nodes' children and depths: rows are the nodes that
     branch."""
     depth = max(depths)
     branching = [
@@ -310,7 +316,7 @@ def growmap_layout(children: Sequence[Sequence[int]], depths: Sequence[int]) -> 
     ]
     # Few widths make few kinds of draft pass; a chain does without much room.
     widths = tuple(2 if count <= 2 else -(-count // FRONTIER) * FRONTIER for count in branching[1:])
-    return Layout(
+    return TreeBounds(
         depth=depth,
         width=max(widths, default=1),
         children=max(map(len, children)),

@@ -106,7 +106,7 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Chi
         if wish.copy is not None and copied_mass >= 0:
             if tokens[0] >= 0:
                 children.members.append(
-                    _settled(int(tokens[0]), min(1.0, masses[0] / left), Kind.TAIL, left)
+                    _foreseen(int(tokens[0]), min(1.0, masses[0] / left), Kind.TAIL, left)
                 )
             _add_copy(children, wish, copied_mass)
             out.append(children)
@@ -176,7 +176,7 @@ def hybrid(q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Chil
     ):
         children, half = Children(base=row), len(best) // 2
         if head >= 0:
-            children.members.append(_settled(int(head), min(1.0, mass / rest), Kind.TAIL, rest))
+            children.members.append(_foreseen(int(head), min(1.0, mass / rest), Kind.TAIL, rest))
         _add_points(children, best[:half], best[half:])
         _add_copy(children, wish, copied_mass)
         out.append(children)
@@ -213,7 +213,7 @@ def _add_points(
 ) -> None:
     for token, value in zip(tokens, values, strict=False):
         if value > 0 and value >= floor:
-            children.members.append(_settled(int(token), 1.0, Kind.POINT, value))
+            children.members.append(_foreseen(int(token), 1.0, Kind.POINT, value))
 
 
 def _add_copy(children: Children, wish: Wish, own: float) -> None:
@@ -223,7 +223,7 @@ def _add_copy(children: Children, wish: Wish, own: float) -> None:
         children.members.append(copied(wish.copy, wish.match, own))
 
 
-def _settled(token: int, proposal: float, kind: Kind, x: float) -> Child:
+def _foreseen(token: int, proposal: float, kind: Kind, x: float) -> Child:
     """A child whose worth does not depend on what its token turned out to be."""
     return Child(token=token, proposal=proposal, kind=kind, x=x, x_before=x, own=x, own_before=x)
 

@@ -1,7 +1,7 @@
 """Verification in tensors of fixed shape: the rules of verification/rules.py for a tree that only
 the device knows.
 
-The tree is a `Forest` and the `Nodes` of it that stay (drafting/captured_tree.py). A level's rows
+The tree is a `GrowingTree` and the `Nodes` of it that stay (drafting/captured_tree.py). A level's rows
 are handled together, one after the other because a node's weight depends on its parent's; within a
 level, each child takes its share of what the node still has to emit. With p and q the node's
 distributions and everything drawn there left out of both, what is left of R is
@@ -21,7 +21,7 @@ import torch
 
 from dynasurge import probabilities, triton_kernels
 from dynasurge.drafting.captured_proposals import draw
-from dynasurge.drafting.captured_tree import Forest, Nodes
+from dynasurge.drafting.captured_tree import GrowingTree, Nodes
 from dynasurge.drafting.child_kinds import Kind
 from dynasurge.models.cuda_graphs import fused
 from dynasurge.probabilities import LEAST, Uniforms
@@ -37,7 +37,7 @@ class Judged(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
+class CapturedStopLaw:
     """Where the path may end and what follows: stop [n + 1]; t [R + 1] and kept [R + 1, k], what
     rows leave of R (see above; sampled children only), p and q without the drawn tokens, and the p
     [R + 1, k] of those."""
@@ -58,24 +58,26 @@ class Law:
         return fused(_bonus, compiled)(self.row_of[node], self.p[node], *own)
 
 
-def law(forest: Forest, nodes: Nodes, p: torch.Tensor, rule: str, *, compiled: bool = False) -> Law:
+def law(
+    growing: GrowingTree, nodes: Nodes, p: torch.Tensor, rule: str, *, compiled: bool = False
+) -> CapturedStopLaw:
     """Apply a rule: `topdown` or `traversal`. p: float [n + 2, V], the target's distributions by
-    node and one row to spare; p and the forest's base are overwritten where tokens were drawn.
+    node and one row to spare; p and the growing's base are overwritten where tokens were drawn.
     compiled: whether torch.compile makes the small kernels few."""
-    layout, none = forest.layout, nodes.none
-    rows, k = layout.row_count, layout.children
-    tensors = (nodes.number, forest.row_slot, forest.token, forest.kind, p, forest.base)
+    bounds, none = growing.bounds, nodes.none
+    rows, k = bounds.row_count, bounds.children
+    tensors = (nodes.number, growing.row_slot, growing.token, growing.kind, p, growing.base)
     families = fused(_families, compiled)(*tensors, none, k)
     zero = p.new_zeros(())
     p.index_put_((families.of_p, families.tokens[:-1]), zero)
-    forest.base.index_put_((families.of_q, families.tokens[:-1]), zero)
+    growing.base.index_put_((families.of_q, families.tokens[:-1]), zero)
     accept = torch.zeros(none + 1, dtype=torch.float64, device=p.device)
     accept[:1].fill_(1.0)
     t = torch.zeros(rows + 1, dtype=torch.float64, device=p.device)
     kept = torch.zeros(rows + 1, k, dtype=torch.float64, device=p.device)
     shares = triton_kernels.Shares(
         p=p,
-        q=forest.base,
+        q=growing.base,
         node=families.node,
         child=families.child,
         point=families.point,
@@ -86,22 +88,22 @@ def law(forest: Forest, nodes: Nodes, p: torch.Tensor, rule: str, *, compiled: b
         kept=kept,
     )
     share = triton_kernels.share if triton_kernels.usable(p) else share_level
-    for level in range(1, layout.depth + 1):
-        share(shares, layout.rows(level), bottom_up=rule == "traversal")
+    for level in range(1, bounds.depth + 1):
+        share(shares, bounds.rows(level), bottom_up=rule == "traversal")
     stops = fused(_bottom_up if rule == "traversal" else _top_down, compiled)
-    return Law(
+    return CapturedStopLaw(
         stop=stops(accept, nodes.parent, nodes.exists, nodes.seen),
         row_of=families.row_of,
         t=t,
         kept=kept,
         drawn=families.drawn,
         p=p,
-        q=forest.base,
+        q=growing.base,
         tokens=families.tokens,
     )
 
 
-def judge(law: Law, uniforms: torch.Tensor, *, compiled: bool = False) -> Judged:
+def judge(law: CapturedStopLaw, uniforms: torch.Tensor, *, compiled: bool = False) -> Judged:
     """Draw where the path ends, then the bonus token. uniforms: float64 [2, 2]."""
     end = fused(_ends, compiled)(law.stop, uniforms)
     bonus = law.bonus(end.clamp(min=0), compiled=compiled)
@@ -111,7 +113,7 @@ def judge(law: Law, uniforms: torch.Tensor, *, compiled: bool = False) -> Judged
 
 
 class Families(NamedTuple):
-    """The R rows of a forest, each with its children. node int64 [R]; child int64, point bool [R,
+    """The R rows of a growing, each with its children. node int64 [R]; child int64, point bool [R,
     k], see `triton_kernels.Shares`; tokens int64 and what p gave them, drawn, both [R + 1, k], a row
     to spare; from_q [R, k], what q gave them; of_p, of_q int64 [R, k], the row of p and of q in which
     each token is to be forgotten; row_of int64 [n + 1], the row of each node."""
@@ -137,7 +139,7 @@ def _families(
     none: int,
     k: int,
 ) -> Families:
-    """Gather the families of a forest's tensors; none: the number that stands for no node."""
+    """Gather the families of a growing's tensors; none: the number that stands for no node."""
     rows, pad = len(row_slot) - 1, torch.nn.functional.pad
     node = number[row_slot[:-1]]
     child = torch.where(node[:, None] < none, number[1:-1].view(rows, k), none)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dynasurge.drafting.captured_budget import LAG, Pace, Size
+from dynasurge.drafting.captured_budget import LAG, Size, SizePlanner
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.tree_budget import SLACK
 
@@ -18,8 +18,8 @@ def costs(*, node: float = 0.0, level: float = 0.05) -> Costs:
     )
 
 
-def make_pace(price: Costs | None = None) -> Pace:
-    return Pace(sizes=SIZES, budget=64, max_depth=DEPTH, costs=price)
+def make_pace(price: Costs | None = None) -> SizePlanner:
+    return SizePlanner(sizes=SIZES, budget=64, max_depth=DEPTH, costs=price)
 
 
 def tree(
@@ -42,19 +42,19 @@ def drafted(size: Size, first: float, fall: float) -> int:
     return depth
 
 
-def step(pace: Pace, first: float, fall: float, elder: float = 0.1) -> tuple[int, int]:
+def step(planner: SizePlanner, first: float, fall: float, elder: float = 0.1) -> tuple[int, int]:
     """One step of such a text: nodes and levels."""
-    size = pace.choose()
+    size = planner.choose()
     depth = drafted(size, first, fall)
-    pace.learn(size, *tree(size.nodes, depth, first, fall, elder), depth)
+    planner.learn(size, *tree(size.nodes, depth, first, fall, elder), depth)
     return size.nodes, depth
 
 
 def settled(
-    pace: Pace, first: float, fall: float, steps: int, elder: float = 0.1
+    planner: SizePlanner, first: float, fall: float, steps: int, elder: float = 0.1
 ) -> tuple[int, int]:
     """What it comes to after so many steps."""
-    return [step(pace, first, fall, elder) for _ in range(steps)][-1]
+    return [step(planner, first, fall, elder) for _ in range(steps)][-1]
 
 
 def rate(nodes: int, depth: int, first: float, fall: float, price: Costs) -> float:
@@ -76,9 +76,9 @@ def test_a_steady_text_gets_trees_about_as_fast_as_the_best(fall: float, price: 
 def test_a_mixed_text_is_drafted_faster_than_by_any_fixed_size() -> None:
     """Easy and hard steps in turns: depth goes by the step at hand."""
     price, kinds = costs(level=0.1), [(0.95, 0.95), (0.3, 0.3)]
-    pace, made = make_pace(price), []
+    planner, made = make_pace(price), []
     for number in range(60):
-        made.append(step(pace, *kinds[number % 2]))
+        made.append(step(planner, *kinds[number % 2]))
 
     def total(sizes: list[tuple[int, int]]) -> float:
         tokens = sum(1 + sum(tree(n, d, *kinds[i % 2])[0]) for i, (n, d) in enumerate(sizes))
@@ -90,18 +90,18 @@ def test_a_mixed_text_is_drafted_faster_than_by_any_fixed_size() -> None:
 
 
 def test_levels_that_did_not_pay_are_drafted_again_when_the_text_gets_easy() -> None:
-    pace = make_pace(costs(level=0.25))
-    assert settled(pace, 0.9, 0.97, 12)[1] >= 8
-    assert settled(pace, 0.05, 0.2, 12)[1] == 1  # not even a second level pays
-    assert settled(pace, 0.9, 0.97, 12)[1] >= 8
-    pace.reset()
-    assert pace.choose() == make_pace(costs(level=0.25)).choose()
+    planner = make_pace(costs(level=0.25))
+    assert settled(planner, 0.9, 0.97, 12)[1] >= 8
+    assert settled(planner, 0.05, 0.2, 12)[1] == 1  # not even a second level pays
+    assert settled(planner, 0.9, 0.97, 12)[1] >= 8
+    planner.reset()
+    assert planner.choose() == make_pace(costs(level=0.25)).choose()
 
 
 def test_large_trees_come_back_when_the_text_gets_easy() -> None:
-    pace = make_pace(costs(node=0.002))
-    assert settled(pace, 0.3, 0.2, 30, 0.05)[0] == 16
-    assert settled(pace, 0.5, 0.9, 20, 0.8)[0] == 64
+    planner = make_pace(costs(node=0.002))
+    assert settled(planner, 0.3, 0.2, 30, 0.05)[0] == 16
+    assert settled(planner, 0.5, 0.9, 20, 0.8)[0] == 64
 
 
 def test_nodes_are_not_kept_that_do_not_pay() -> None:
@@ -112,14 +112,14 @@ def test_nodes_are_not_kept_that_do_not_pay() -> None:
 
 
 def test_without_costs_trees_are_filled_as_deep_as_anything_would_stay() -> None:
-    pace = make_pace()
-    assert pace.choose() == Size(nodes=64, depth=6)
-    pace.learn(Size(nodes=64, depth=6), [0.5] * 60 + [0.2] * 4, [1] * 64, 6)
-    assert pace.choose() == Size(nodes=64, depth=DEPTH, least=SLACK * 0.2)
-    pace.learn(
+    planner = make_pace()
+    assert planner.choose() == Size(nodes=64, depth=6)
+    planner.learn(Size(nodes=64, depth=6), [0.5] * 60 + [0.2] * 4, [1] * 64, 6)
+    assert planner.choose() == Size(nodes=64, depth=DEPTH, least=SLACK * 0.2)
+    planner.learn(
         Size(nodes=64, depth=6), [0.5, 0.4, 0.3], [1, 2, 3], 6
     )  # not filled: more must be offered
-    assert pace.choose().least < SLACK * 0.2
-    assert Pace(sizes=SIZES, budget=64, max_depth=DEPTH, fixed=True).choose() == Size(
+    assert planner.choose().least < SLACK * 0.2
+    assert SizePlanner(sizes=SIZES, budget=64, max_depth=DEPTH, fixed=True).choose() == Size(
         nodes=64, depth=DEPTH
     )

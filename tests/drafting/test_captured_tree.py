@@ -15,16 +15,16 @@ from dynasurge import triton_kernels
 from dynasurge.decoding.captured_exchange import Trees
 from dynasurge.decoding.captured_loop import CapturedDecoder
 from dynasurge.drafting.acceptance_estimates import CELLS, make_acceptance
-from dynasurge.drafting.captured_budget import LAG, Pace, Size
+from dynasurge.drafting.captured_budget import LAG, Size, SizePlanner
 from dynasurge.drafting.captured_frontier import Proposer
 from dynasurge.drafting.captured_proposals import Drawn, draw, draw_children, find_copies, propose
 from dynasurge.drafting.captured_tree import (
     CONTEXT,
-    Forest,
-    Layout,
+    GrowingTree,
     Nodes,
+    TreeBounds,
     assemble,
-    growmap_layout,
+    growmap_bounds,
 )
 from dynasurge.drafting.child_kinds import TABLED, Kind
 from dynasurge.drafting.prompt_lookup import Lookup
@@ -32,7 +32,7 @@ from dynasurge.drafting.proposals import POLICIES, Wish, sampled
 from dynasurge.probabilities import Random, Uniforms
 from dynasurge.trees.growmap import Growmap, build_growmap
 from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.captured_rules import Law, law, share_level
+from dynasurge.verification.captured_rules import CapturedStopLaw, law, share_level
 from dynasurge.verification.rules import RULES
 
 PROMPT = (0, 2, 1)
@@ -54,7 +54,7 @@ def growmap_proposer(growmap: Growmap, policy: str) -> Proposer:
 
 def grow(
     draft: toy.Table,
-    layout: Layout,
+    bounds: TreeBounds,
     how: Proposer,
     n: int,
     script: Any,
@@ -62,59 +62,59 @@ def grow(
     *,
     size: Size | None = None,
     lag: int = LAG,
-    best: Callable[[Forest, int], torch.Tensor] = Forest.best,
-) -> tuple[Forest, Nodes]:
+    best: Callable[[GrowingTree, int], torch.Tensor] = GrowingTree.best,
+) -> tuple[GrowingTree, Nodes]:
     """One tree behind a text, the draft a table of probabilities. size: when to stop, by what
     `best` says of the level `lag` levels above."""
-    forest = Forest.empty(layout, toy.VOCAB, torch.device("cpu"), torch.float64)
+    growing = GrowingTree.empty(bounds, toy.VOCAB, torch.device("cpu"), torch.float64)
     padded = torch.tensor([-1] * CONTEXT + list(text) + [-1] * 3)
     known = torch.tensor([len(text)])
-    forest.start(padded[len(text) : len(text) + CONTEXT])
+    growing.start(padded[len(text) : len(text) + CONTEXT])
     contexts: dict[int, tuple[int, ...]] = {0: text}
-    for level in range(1, layout.depth + 1):
-        rows = layout.rows(level)
-        if size is not None and level > lag and not size.goes_on(float(best(forest, level - lag))):
+    for level in range(1, bounds.depth + 1):
+        rows = bounds.rows(level)
+        if size is not None and level > lag and not size.goes_on(float(best(growing, level - lag))):
             break
         if level > 1:
-            assert forest.advance(level - 1, how.frontier(forest)) == rows
+            assert growing.advance(level - 1, how.frontier(growing)) == rows
             for row in range(rows.start, rows.stop):
-                above, slot = int(forest.chain[row, level - 2]), int(forest.row_slot[row])
-                if forest.slot_value[slot] > 0:
-                    contexts[row] = (*contexts[above], int(forest.token[slot]))
+                above, slot = int(growing.chain[row, level - 2]), int(growing.row_slot[row])
+                if growing.slot_value[slot] > 0:
+                    contexts[row] = (*contexts[above], int(growing.token[slot]))
         certain = [1.0] + [0.0] * (toy.VOCAB - 1)  # of rows to spare: nothing to enumerate
         known_rows = [
             draft(contexts[row]) if row in contexts else certain
             for row in range(rows.start, rows.stop)
         ]
         q = torch.tensor(known_rows, dtype=torch.float64)
-        how.fill(forest, level, q, script, padded, known)
-    return forest, assemble(forest, n)
+        how.fill(growing, level, q, script, padded, known)
+    return growing, assemble(growing, n)
 
 
-def tree_of(forest: Forest, nodes: Nodes) -> TokenTree:
+def tree_of(growing: GrowingTree, nodes: Nodes) -> TokenTree:
     """The nodes that exist, which come first."""
     count = int(nodes.exists.sum())
     assert nodes.exists[:count].all()
     slot = nodes.slot[:count]
     return TokenTree(
-        tokens=tuple(forest.token[slot].tolist()),
+        tokens=tuple(growing.token[slot].tolist()),
         parents=tuple(nodes.parent[:count].tolist()),
-        proposal=tuple(forest.proposal[slot].tolist()),
-        point=tuple((forest.kind[slot] >= Kind.POINT).tolist()),
+        proposal=tuple(growing.proposal[slot].tolist()),
+        point=tuple((growing.kind[slot] >= Kind.POINT).tolist()),
     )
 
 
 def judged(
-    forest: Forest, nodes: Nodes, target: toy.Table, rule: str, text: tuple[int, ...]
-) -> tuple[TokenTree, Law]:
-    tree = tree_of(forest, nodes)
+    growing: GrowingTree, nodes: Nodes, target: toy.Table, rule: str, text: tuple[int, ...]
+) -> tuple[TokenTree, CapturedStopLaw]:
+    tree = tree_of(growing, nodes)
     p = torch.zeros(nodes.none + 1, toy.VOCAB, dtype=torch.float64)
     p[: tree.size + 1] = toy.target_rows(tree, target, text)
-    return tree, law(forest, nodes, p, rule)
+    return tree, law(growing, nodes, p, rule)
 
 
 def distances(
-    runs: Callable[[Any], tuple[Forest, Nodes]],
+    runs: Callable[[Any], tuple[GrowingTree, Nodes]],
     target: toy.Table,
     length: int,
     text: tuple[int, ...] = PROMPT,
@@ -122,14 +122,14 @@ def distances(
     """By rule, the total variation between the emitted law and the target's; and the trees that
     were met."""
     merged: dict[TokenTree, list[Any]] = {}
-    for weight, (forest, nodes) in toy.enumerate_runs(runs):
-        entry = merged.setdefault(tree_of(forest, nodes), [0.0, forest, nodes])
+    for weight, (growing, nodes) in toy.enumerate_runs(runs):
+        entry = merged.setdefault(tree_of(growing, nodes), [0.0, growing, nodes])
         entry[0] += weight
 
     def outcomes(rule: str) -> Iterator[tuple[float, tuple[int, ...], torch.Tensor]]:
-        for tree, (weight, forest, nodes) in merged.items():
-            base = forest.base.clone()
-            found = judged(forest, nodes, target, rule, text)[1]
+        for tree, (weight, growing, nodes) in merged.items():
+            base = growing.base.clone()
+            found = judged(growing, nodes, target, rule, text)[1]
             assert abs(float(found.stop.sum()) - 1.0) < 1e-12
             for node in range(tree.size + 1):
                 if found.stop[node] > 0:
@@ -139,7 +139,7 @@ def distances(
                         toy.path_tokens(tree, node),
                         bonus / bonus.sum(),
                     )
-            forest.base.copy_(base)
+            growing.base.copy_(base)
 
     law = toy.target_law(target, text, length)
     found = {rule: toy.emitted_law(outcomes(rule), target, text, length) for rule in RULES_HERE}
@@ -161,8 +161,8 @@ def test_dynamic_growth_is_lossless(
     n: int, depth: int, width: int, children: int, policy: str, values: str
 ) -> None:
     target, draft = toy.random_table(3), toy.random_table(4)
-    layout, how = Layout(depth=depth, width=width, children=children), proposer(policy, values)
-    found, trees = distances(lambda script: grow(draft, layout, how, n, script), target, depth + 1)
+    bounds, how = TreeBounds(depth=depth, width=width, children=children), proposer(policy, values)
+    found, trees = distances(lambda script: grow(draft, bounds, how, n, script), target, depth + 1)
     assert max(found.values()) < 1e-12
     assert max(tree.size for tree in trees) == n
 
@@ -173,11 +173,11 @@ def test_dynamic_growth_is_lossless(
 def test_static_growth_is_lossless(name: str, policy: str, zeros: bool) -> None:
     growmap = Growmap(parents=(-1, 0, 0, 1, 3)) if name == "lopsided" else build_growmap(name)
     target, draft = toy.random_table(1, zeros=zeros), toy.random_table(2, zeros=zeros)
-    layout, how = (
-        growmap_layout(growmap.children, growmap.depths),
+    bounds, how = (
+        growmap_bounds(growmap.children, growmap.depths),
         growmap_proposer(growmap, policy),
     )
-    runs = lambda script: grow(draft, layout, how, growmap.size - 1, script)  # noqa: E731
+    runs = lambda script: grow(draft, bounds, how, growmap.size - 1, script)  # noqa: E731
     found, trees = distances(runs, target, growmap.depth + 1)
     assert max(found.values()) < 1e-12
     assert zeros or {tree.parents for tree in trees} == {growmap.parents}
@@ -189,9 +189,9 @@ def test_copies_are_lossless(policy: str, monkeypatch: pytest.MonkeyPatch) -> No
         toy.copy_anything(monkeypatch)
     text = (0, 2, 1, 0, 2, 1)
     target, draft = toy.random_table(13), toy.random_table(16)
-    layout, how = Layout(depth=3, width=2, children=2), proposer(policy, copies=True)
+    bounds, how = TreeBounds(depth=3, width=2, children=2), proposer(policy, copies=True)
     found, trees = distances(
-        lambda script: grow(draft, layout, how, 4, script, text), target, 4, text
+        lambda script: grow(draft, bounds, how, 4, script, text), target, 4, text
     )
     assert max(found.values()) < 1e-12
     assert any(tree.point[node] for tree in trees for node in range(1, tree.size + 1))
@@ -199,12 +199,12 @@ def test_copies_are_lossless(policy: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_hybrid_that_must_pay_is_lossless() -> None:
     target, draft = toy.random_table(3), toy.random_table(4)
-    layout = Layout(depth=3, width=2, children=3)
+    bounds = TreeBounds(depth=3, width=2, children=3)
     sizes = {}
     for cut in (0.0, 0.1):
         how = proposer("hybrid", cut=torch.tensor([cut], dtype=torch.float64))
         found, trees = distances(
-            lambda script, how=how: grow(draft, layout, how, 8, script), target, 4
+            lambda script, how=how: grow(draft, bounds, how, 8, script), target, 4
         )  # type: ignore[misc]
         assert max(found.values()) < 1e-12
         sizes[cut] = max(tree.size for tree in trees)
@@ -221,20 +221,20 @@ def test_a_frontier_chosen_by_what_tokens_turned_out_to_be_is_caught() -> None:
         likely, 0.95, 0.2
     )  # a likely token is accepted far more often
     table[:, Kind.SECOND] = 0.5
-    layout = Layout(depth=3, width=2, children=2, widths=(1, 2, 1))
+    bounds = TreeBounds(depth=3, width=2, children=2, widths=(1, 2, 1))
     draft, target = (toy.random_table(seed, sharpness=2.0) for seed in (55, 1005))
     found = {}
     for how in (Proposer(policy="sampled", table=table), ByToken(policy="sampled", table=table)):
         found[type(how)] = distances(
-            lambda script, how=how: grow(draft, layout, how, 4, script), target, 4
+            lambda script, how=how: grow(draft, bounds, how, 4, script), target, 4
         )[0]  # type: ignore[misc]
     assert max(found[Proposer].values()) < 1e-12
     assert min(found[ByToken].values()) > 1e-3
 
 
-def a_sum(forest: Forest, level: int) -> torch.Tensor:
+def a_sum(growing: GrowingTree, level: int) -> torch.Tensor:
     """A mistake: what a level is worth in all."""
-    return forest.slot_value[forest.layout.slots(level)].sum()
+    return growing.slot_value[growing.bounds.slots(level)].sum()
 
 
 @pytest.mark.parametrize(
@@ -262,10 +262,10 @@ def test_a_draft_that_stops_where_it_does_not_pay_is_lossless(
         x,
     )
     target, draft = toy.random_table(3), toy.random_table(4)
-    layout = Layout(depth=2 + lag, width=1, children=2, widths=(1, 2, *[1] * lag))
-    how, size = Proposer(policy=policy, table=table), Size(nodes=n, depth=layout.depth, least=least)
+    bounds = TreeBounds(depth=2 + lag, width=1, children=2, widths=(1, 2, *[1] * lag))
+    how, size = Proposer(policy=policy, table=table), Size(nodes=n, depth=bounds.depth, least=least)
     found, trees = distances(
-        lambda script: grow(draft, layout, how, n, script, size=size, lag=lag), target, 3 + lag
+        lambda script: grow(draft, bounds, how, n, script, size=size, lag=lag), target, 3 + lag
     )
     assert max(found.values()) < 1e-12
     assert len({tree.depth for tree in trees}) > 1
@@ -281,8 +281,8 @@ def test_a_draft_that_stops_by_what_a_level_is_worth_in_all_is_caught() -> None:
         0.95,
         torch.where((torch.arange(CELLS) / (CELLS - 1)) ** 2 < 0.7, 0.3, 0.95),
     )
-    layout, how = (
-        Layout(depth=3, width=2, children=2, widths=(1, 2, 1)),
+    bounds, how = (
+        TreeBounds(depth=3, width=2, children=2, widths=(1, 2, 1)),
         Proposer(policy="sampled", table=table),
     )
     target, size = toy.random_table(3, sharpness=2.0), Size(nodes=3, depth=3, least=0.9465)
@@ -290,20 +290,20 @@ def test_a_draft_that_stops_by_what_a_level_is_worth_in_all_is_caught() -> None:
     def draft(text: tuple[int, ...]) -> list[float]:
         return rows[text[-1]] if len(text) > len(PROMPT) else [0.4, 0.3, 0.3]
 
-    for best in (Forest.best, a_sum):
+    for best in (GrowingTree.best, a_sum):
 
         def runs(script: Any, best: Any = best) -> Any:
-            return grow(draft, layout, how, 3, script, size=size, lag=1, best=best)
+            return grow(draft, bounds, how, 3, script, size=size, lag=1, best=best)
 
         found = distances(runs, target, 4)[0].values()  # type: ignore[arg-type]
-        assert max(found) < 1e-12 if best == Forest.best else min(found) > 0.01
+        assert max(found) < 1e-12 if best == GrowingTree.best else min(found) > 0.01
 
 
 class ByToken(Proposer):
     """A mistake."""
 
-    def frontier(self, forest: Forest) -> torch.Tensor:
-        return forest.node_value
+    def frontier(self, growing: GrowingTree) -> torch.Tensor:
+        return growing.node_value
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -311,14 +311,14 @@ class ByToken(Proposer):
 def test_the_stop_law_is_that_of_the_rule(rule: str, policy: str) -> None:
     """The same trees, judged node by node."""
     target, draft = toy.random_table(21), toy.random_table(22)
-    layout, how = Layout(depth=3, width=2, children=3), proposer(policy)
-    runs = toy.enumerate_runs(lambda script: grow(draft, layout, how, 5, script))
-    for _, (forest, nodes) in itertools.islice(runs, 0, 600, 20):
+    bounds, how = TreeBounds(depth=3, width=2, children=3), proposer(policy)
+    runs = toy.enumerate_runs(lambda script: grow(draft, bounds, how, 5, script))
+    for _, (growing, nodes) in itertools.islice(runs, 0, 600, 20):
         bases = {
-            int(nodes.number[slot]): forest.base[row].clone()
-            for row, slot in enumerate(forest.row_slot[:-1])
+            int(nodes.number[slot]): growing.base[row].clone()
+            for row, slot in enumerate(growing.row_slot[:-1])
         }
-        tree, found = judged(forest, nodes, target, rule, PROMPT)
+        tree, found = judged(growing, nodes, target, rule, PROMPT)
         p = toy.target_rows(tree, target, PROMPT)
         expected = RULES[rule](
             tree, p, [bases.get(node, torch.empty(0)) for node in range(tree.size + 1)]
@@ -392,32 +392,32 @@ def test_kernels_do_what_torch_code_does(
     monkeypatch.setattr(triton_kernels, "INTERPRETED", True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     generator = torch.Generator().manual_seed(1)
-    layout, vocab = Layout(depth=3, width=4, children=4), 1024  # 32 blocks of 32, for both
-    forest = Forest.empty(layout, vocab, torch.device(device))
+    bounds, vocab = TreeBounds(depth=3, width=4, children=4), 1024  # 32 blocks of 32, for both
+    growing = GrowingTree.empty(bounds, vocab, torch.device(device))
     text = torch.full((CONTEXT + 4,), -1, device=device)
-    forest.start(text[:CONTEXT].clone())
+    growing.start(text[:CONTEXT].clone())
     how = proposer(policy)
     how = Proposer(policy=policy, table=how.table.to(device) if how.table is not None else None)
-    for level in range(1, layout.depth + 1):
+    for level in range(1, bounds.depth + 1):
         if level > 1:
-            forest.advance(level - 1, how.frontier(forest))
-        rows = layout.rows(level)
+            growing.advance(level - 1, how.frontier(growing))
+        rows = bounds.rows(level)
         q = torch.softmax(
             3 * torch.randn(rows.stop - rows.start, vocab, generator=generator), -1
         ).to(device)
         q[:, ::7] = 0
         uniforms = torch.rand(
-            len(q), layout.children, 2, generator=generator, dtype=torch.float64
+            len(q), bounds.children, 2, generator=generator, dtype=torch.float64
         ).to(device)
-        how.fill(forest, level, q, Uniforms(uniforms), text, torch.tensor([0], device=device))
-    nodes = assemble(forest, 12)
+        how.fill(growing, level, q, Uniforms(uniforms), text, torch.tensor([0], device=device))
+    nodes = assemble(growing, 12)
     p = torch.softmax(3 * torch.randn(14, vocab, generator=generator), -1).to(device)
-    base, rule = forest.base.clone(), "traversal" if bottom_up else "topdown"
-    one = law(forest, nodes, p.clone(), rule)
+    base, rule = growing.base.clone(), "traversal" if bottom_up else "topdown"
+    one = law(growing, nodes, p.clone(), rule)
     bonus = one.bonus(torch.arange(13, device=device)).clone()
     monkeypatch.setattr(triton_kernels, "share", share_level)
-    forest.base.copy_(base)
-    two = law(forest, nodes, p.clone(), rule)
+    growing.base.copy_(base)
+    two = law(growing, nodes, p.clone(), rule)
     torch.testing.assert_close(one.stop, two.stop, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(
         bonus, two.bonus(torch.arange(13, device=device)), atol=1e-6, rtol=1e-4
@@ -461,10 +461,10 @@ def test_a_step_never_looks_at_values(
     """What waits for the device cannot be captured: on the meta device it raises."""
     growmap = torch.zeros(9, 4, dtype=torch.int64, device="meta") if static else None
     trees = Trees(
-        layout=Layout(depth=3, width=8, children=4),
+        bounds=TreeBounds(depth=3, width=8, children=4),
         budget=12,
         policy=policy,
-        pace=Pace(sizes=(8, 16), budget=12, max_depth=3),
+        planner=SizePlanner(sizes=(8, 16), budget=12, max_depth=3),
         acceptance=make_acceptance("learned", rule, 0.6),
         growmap=growmap,
         copies=not static,

@@ -164,7 +164,7 @@ _RAW = {
         "tiger|deer"
     ),
     "setting": (
-        "a small village by the sea|an old lighthouse|a crowded city|a space station|a deep forest|a quiet farm|"
+        "a small village by the sea|an old lighthouse|a crowded city|a space station|a deep growing|a quiet farm|"
         "an abandoned house|a mountain pass|a train at night|a desert town|a castle|a boarding school|an island|"
         "a bakery|a library|a harbour|a circus tent"
     ),
