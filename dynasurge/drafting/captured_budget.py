@@ -17,7 +17,7 @@ The best slot alone decides, not what a whole level is worth. Were it the sum, a
 came out well could bring about levels in which other nodes' descendants take its own place in the
 tree, and whether it stays would depend on its token. As it is, a slot whose descendants tipped the
 scale is worth more than all that follows, for a slot is never worth more than its parent
-(tests/drafting/test_forest.py has both).
+(tests/drafting/test_captured_tree.py has both).
 
 Texts are easy or hard for some sentences at a time, so memory is short. A node that was not kept
 lately is expected to be worth a little less than the one ahead of it. Nothing here looks at a

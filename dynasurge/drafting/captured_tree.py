@@ -16,7 +16,7 @@ stays. One slot, one row and one node more than there can be stand for "none".
 Which slots the draft reads next is decided by slot values alone, never by what the slot's own token
 turned out to be worth: a token that crowded another slot out of the frontier would also spare its
 own slot that one's descendants as rivals, and whether a slot stays would depend on its token
-(tests/drafting/test_forest.py has the bias that follows).
+(tests/drafting/test_captured_tree.py has the bias that follows).
 """
 
 from __future__ import annotations
