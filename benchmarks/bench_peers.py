@@ -204,11 +204,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     output, plan = Path(args.output), plan_of(args)
     pair = load_pair(**pair_options(args), device_map=args.device_map)
     cuda = pair.target.device.type == "cuda"
-    alone = list(dict.fromkeys(replace(base, mode="auto", use_bfs=False, etv="traversal",
-                                       growmap=None, B="auto", fill=False) for base in plan))  # fmt: skip
+    alone = {"mode": "auto", "use_bfs": False, "etv": "traversal", "policy": "sampled"}
+    alone |= {"growmap": None, "B": "auto", "fill": False}
+    bases = list(dict.fromkeys(replace(base, **alone) for base in plan))
     peers = [
         replace(base, method=name)
-        for base in alone
+        for base in bases
         for name in args.peers
         if cuda or name != COMPILED
     ]

@@ -369,31 +369,20 @@ def test_compiled_steps_say_the_same(
 ) -> None:
     if steps == "by node":
         pytest.skip("only captured steps are compiled")
+    shape = SMALL | modes(growmap)[mode] | {"max_depth": 3, "fill": mode == 4}  # costs would differ
     plain = generate(pairs["llama"], PROMPT, T=0, mode="auto", **SMALL).output_ids
-    assert (
-        generate(
-            pairs["llama"], PROMPT, T=0, compile=True, **(SMALL | modes(growmap)[mode])
-        ).output_ids
-        == plain
+    assert generate(pairs["llama"], PROMPT, T=0, compile=True, **shape).output_ids == plain
+    how = shape | {"T": 0.9, "use_bfs": mode == 4}
+    one, other = (
+        generate(pairs["llama"], PROMPT, compile=compiled, **how) for compiled in (False, True)
     )
-    for rule in (False, True):
-        how = (
-            SMALL | modes(growmap)[mode] | {"T": 0.9, "use_bfs": rule, "fill": mode == 4}
-        )  # costs would differ
-        one, other = (
-            generate(pairs["llama"], PROMPT, compile=compiled, **how) for compiled in (False, True)
-        )
-        assert (
-            one.output_ids == other.output_ids
-        )  # the same draws, and numbers that differ by roundings
-        for mine, theirs in zip(one.steps, other.steps, strict=True):
-            assert (mine.tree.tokens, mine.tree.parents, mine.path) == (
-                theirs.tree.tokens,
-                theirs.tree.parents,
-                theirs.path,
-            )
-            assert mine.expected == pytest.approx(theirs.expected, abs=1e-4)
-        assert sum(step.tree.size for step in one.steps) > 0
+    # the same draws, and numbers that differ by roundings
+    assert one.output_ids == other.output_ids
+    for mine, theirs in zip(one.steps, other.steps, strict=True):
+        assert mine.tree.tokens == theirs.tree.tokens
+        assert (mine.tree.parents, mine.path) == (theirs.tree.parents, theirs.path)
+        assert mine.expected == pytest.approx(theirs.expected, abs=1e-4)
+    assert sum(step.tree.size for step in one.steps) > 0
 
 
 def test_a_one_token_prompt_works_in_every_mode(pairs: dict[str, Pair], growmap: str) -> None:

@@ -53,9 +53,9 @@ def test_every_method_runs_under_its_name(pair: list[str], prompts: str, tmp_pat
     assert sized["tree_size"].map(max).max() == 4
     made = load_growmap(tmp_path / "growmaps" / "sequoia-T0.6-B4.pt")
     assert made.size - 1 == 4
-    before = (tmp_path / "records.jsonl").stat().st_mtime_ns
+    before = (tmp_path / "records.jsonl").read_bytes()
     assert main([*flags, "--output", str(tmp_path)]) == 0, "goes on, with nothing left to do"
-    assert (tmp_path / "records.jsonl").stat().st_mtime_ns == before
+    assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
 @pytest.mark.slow
@@ -75,13 +75,14 @@ def test_trees_at_the_same_places_of_one_text(
     assert auto["accepted_tokens"].tolist() == [0] * len(auto)
     # At the last place of a text no token may be drafted.
     assert (trees["accepted_tokens"] > 0).all()
-    static = frame[frame["mode"] == "sTree"].set_index(["T", "index", "label"])["accepted_tokens"]
+    static = frame[frame["mode"] == "sTree"].set_index(["T", "index", "label"])
     down, up = (static.xs(name, level="label") for name in ("sTree 2x2", "sTree 2x2 +ETV"))
-    assert (up >= down - 1e-3).all(), "the same trees, verified by either rule"
+    assert down["tree_size"].map(list).tolist() == up["tree_size"].map(list).tolist()
+    assert down["accepted_tokens"].tolist() != up["accepted_tokens"].tolist(), "by either rule"
     table = results(frame).set_index(["T", "label"])
     assert table.loc[(0.6, "sTree 2x2 +ETV"), "tokens_per_step"] > 1
     honest = predictions_by_depth(frame)
-    assert set(honest["label"]) == {"dTree B=4", "dTree B=4 +ETV"}
+    assert set(honest["label"]) >= {"dTree B=4", "dTree B=4 +ETV"}
     assert honest["ratio"].between(0.01, 10).all()
     with pytest.raises(Exception, match="another --every, growmap or priors"):
         RecordFile(tmp_path, [run.replace("-", "-0", 1) for run in frame["run"]])
