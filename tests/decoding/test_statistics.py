@@ -33,7 +33,7 @@ PLANS: dict[str, dict[str, Any]] = {
         **{"mode": "dTree", "policy": "hybrid", "use_bfs": True, "fill": True},
     },
 }
-SAMPLES, CAPTURED_SAMPLES, MANY = 800, 400, 20_000
+SAMPLES, CAPTURED_SAMPLES, MANY = 500, 250, 20_000
 
 
 @pytest.fixture(scope="module")

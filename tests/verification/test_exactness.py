@@ -474,13 +474,13 @@ def node_acceptance(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NODE_SHAPES)
 def test_reserved_accepts_every_node_at_least_as_often_as_topdown(name: str) -> None:
-    _compare_node_by_node(name, range(40))
+    _compare_node_by_node(name, range(24))
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("name", NODE_SHAPES)
 def test_reserved_accepts_every_node_at_least_as_often_as_topdown_of_many_models(name: str) -> None:
-    _compare_node_by_node(name, range(40, 240))
+    _compare_node_by_node(name, range(24, 224))
 
 
 def _compare_node_by_node(name: str, seeds: range) -> None:
