@@ -180,6 +180,7 @@ def test_trees_at_given_places_continue_the_text(pairs: dict[str, Pair], growmap
         follow(sessions, PROMPT, plain * 2)
 
 
+@pytest.mark.slow
 def test_a_text_that_another_one_interrupts_says_so(pairs: dict[str, Pair], growmap: str) -> None:
     for mode in modes(growmap):
         session = Session(pairs["llama"], Settings(T=0.9, **(SMALL | mode)))
@@ -297,6 +298,7 @@ def test_whoever_looks_at_records_takes_time_of_their_own(pairs: dict[str, Pair]
     assert statistics.median(spent) < 0.1
 
 
+@pytest.mark.slow
 def test_a_model_that_went_astray_once_does_not_spoil_the_next_text(
     pairs: dict[str, Pair], growmap: str
 ) -> None:
@@ -347,6 +349,7 @@ def test_no_more_is_generated_than_there_is_room_for(pairs: dict[str, Pair]) -> 
         list(session.stream(PROMPT * 2))
 
 
+@pytest.mark.slow
 def test_a_text_that_nobody_finished_does_not_disturb_the_next(
     pairs: dict[str, Pair], growmap: str
 ) -> None:

@@ -169,7 +169,9 @@ def test_dynamic_growth_is_lossless(
 
 @pytest.mark.parametrize("zeros", [False, True], ids=["dense", "zeros"])
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", ["chain3", "2x2", "3x1", "lopsided"])
+@pytest.mark.parametrize(
+    "name", ["chain3", "2x2", "3x1", pytest.param("lopsided", marks=pytest.mark.slow)]
+)
 def test_static_growth_is_lossless(name: str, policy: str, zeros: bool) -> None:
     growmap = Growmap(parents=(-1, 0, 0, 1, 3)) if name == "lopsided" else build_growmap(name)
     target, draft = toy.random_table(1, zeros=zeros), toy.random_table(2, zeros=zeros)
@@ -306,6 +308,7 @@ class ByToken(Proposer):
         return growing.node_value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("rule", RULES_HERE)
 def test_the_stop_law_is_that_of_the_rule(rule: str, policy: str) -> None:

@@ -140,6 +140,7 @@ def test_logits_are_cut_or_padded_to_the_targets_vocabulary(vocab: int) -> None:
     assert bool((logits[VOCAB:] == -torch.inf).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_memory_is_what_was_said_and_does_not_grow(architecture: str, device: str) -> None:

@@ -112,6 +112,7 @@ def test_python_reads_a_prompt_whole(models: Pair) -> None:
     assert [token for step in traced.steps for token in step.emitted] == result.output_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [{"mode": "auto"}, {"B": 8, "fill": True}, {}], ids=str)
 def test_a_session_has_room_for_the_prompts_it_meets(
     mode: dict[str, Any], tiny_folders: dict[str, tuple[str, str]]

@@ -196,6 +196,7 @@ def test_a_whole_vocabulary_agrees_with_draws(k: int, monkeypatch: pytest.Monkey
     assert float((single_node_bound._escape(q, k) - escape).abs().max()) < 1e-10
 
 
+@pytest.mark.slow
 def test_a_mean_over_drawn_children_nears_the_hybrid_bound() -> None:
     p, q = distribution(0, 200, 2.0).float(), distribution(1, 200, 2.0).float()
     mean = node_acceptance(topdown, p, q, 4, "hybrid", 2_000, Random.seeded(3))
