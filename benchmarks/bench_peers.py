@@ -31,7 +31,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -50,9 +49,9 @@ from dynasurge.drafting.cost_model import Costs
 from dynasurge.errors import UsageError
 from dynasurge.experiments.baselines import baselines
 from dynasurge.experiments.datasets import load_prompts
-from dynasurge.experiments.results_frame import paired, results_table
 from dynasurge.experiments.runner import Decodes, Evaluation, make_session
 from dynasurge.experiments.sweep import write_frame
+from dynasurge.experiments.tables import against_table, results_table
 from dynasurge.trees.token_tree import TokenTree
 
 GENERATE, COMPILED = "generate", "compiled generate"
@@ -175,22 +174,16 @@ def make(pair: Pair, settings: Settings, engines: Engines, longest: int, costs: 
     return make_session(pair, settings, engines, longest, costs)
 
 
-def against_generate(frame: pd.DataFrame) -> str:
-    """By dataset and temperature: times as fast as `generate`, and how many texts are the same."""
-    lines = ["| T | | n | times as fast as `generate` | text of `generate` |", "|---" * 5 + "|"]
-    rng = np.random.default_rng(0)
-    for (dataset, T), rows in frame.groupby(["dataset", "T"], sort=False):
-        texts = rows[rows["label"] == GENERATE].set_index(["index", "seed"])["output_ids"]
-        for label, mine in rows.groupby("label", sort=False):
-            if label == GENERATE or texts.empty:
-                continue
-            told = paired(rows, GENERATE, str(label), "tokens_per_second", rng=rng)
-            own = mine.set_index(["index", "seed"])["output_ids"]
-            same = sum(list(own[key]) == list(texts[key]) for key in own.index if key in texts)
-            cells = [f"{T:g}", f"{Path(str(dataset)).stem}: {label}", str(told.prompts)]
-            cells.append(f"{told.ratio:.2f}x [{told.low:.2f}, {told.high:.2f}]")
-            cells.append(f"{same} of {len(own)}" if T == 0 else "")
-            lines.append(f"| {' | '.join(cells)} |")
+def same_texts(frame: pd.DataFrame) -> str:
+    """At T = 0: how many of each setting's texts are those of `generate`."""
+    greedy = frame[frame["T"] == 0]
+    plain = greedy[greedy["label"] == GENERATE].set_index(["dataset", "index"])["output_ids"]
+    lines = []
+    for label, rows in greedy.groupby("label", sort=False):
+        mine = rows.set_index(["dataset", "index"])["output_ids"]
+        both = mine.index.intersection(plain.index)
+        same = sum(list(mine[key]) == list(plain[key]) for key in both)
+        lines.append(f"{label}: {same} of {len(both)} texts are those of `{GENERATE}`")
     return "\n".join(lines)
 
 
@@ -224,7 +217,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             pass
         frame = write_frame(evaluation, output)
     print(results_table(frame))
-    print(against_generate(frame))
+    print(against_table(frame, [GENERATE]))
+    print(same_texts(frame))
     return 0
 
 

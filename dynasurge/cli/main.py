@@ -5,6 +5,7 @@
     dynasurge sweep [flags]           a grid of settings, temperatures, seeds and datasets (sweep.py)
     dynasurge growmap SHAPE FILE      write a static tree shape; optimise, show and draw one (growmap.py)
     dynasurge calibrate               measure what dynamic trees go by, here or for a pair (calibrate.py)
+    dynasurge table FOLDER            print records as Markdown (table.py)
     dynasurge publish FOLDER          measure what figures need, publish the numbers (publish.py)
     dynasurge figures FOLDER          run the notebooks on published numbers (figures.py)
 
@@ -32,6 +33,7 @@ COMMANDS = {
     "sweep": ("sweep", RESUME),
     "growmap": ("growmap", "nothing was written"),
     "calibrate": ("calibrate", "nothing was written"),
+    "table": ("table", "nothing was printed"),
     "publish": ("publish", "nothing was written"),
     "figures": ("figures", "figures drawn so far are kept"),
 }

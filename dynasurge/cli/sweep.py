@@ -74,8 +74,9 @@ def _results(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, 
     """Print the results table, and write it, the parquet and the figures."""
     from dynasurge.experiments import summary
     from dynasurge.experiments.records import write_output
-    from dynasurge.experiments.results_frame import results, results_table
+    from dynasurge.experiments.results_frame import results
     from dynasurge.experiments.sweep import write_frame
+    from dynasurge.experiments.tables import results_table
     from dynasurge.plots.figures import save_figure, study_figure
 
     output = Path(args.output)

@@ -23,12 +23,12 @@ from dynasurge.experiments.results_frame import (
     load_frame,
     paired,
     results,
-    results_table,
     speedup_by_prompt,
     time_breakdown,
     to_frame,
 )
 from dynasurge.experiments.schema import PHASES, summarise
+from dynasurge.experiments.tables import against_table, results_table, trees_table
 
 
 @pytest.fixture
@@ -222,3 +222,23 @@ def test_an_unfinished_folder_is_read_as_it_stands(tmp_path: Path) -> None:
     assert load_frame(tmp_path)["index"].tolist() == [0, 1, 2], (
         "another process's too, once each, none that is torn"
     )
+
+
+def test_trees_side_by_side_and_against_each_other() -> None:
+    """Two rivals of four nodes and our tree: twice the tokens in the same time."""
+    rival, static = Settings(B=4, method="DySpec B=4"), Settings(mode="sTree", growmap="x/4x1.pt")
+    rows = []
+    for index in range(6):
+        rows += [replace(row(rival, index, [[0], []]), tree_size=[4, 4])]
+        rows += [replace(row(static, index, [[0], [0], []]), tree_size=[4, 4, 4])]
+        rows += [replace(row(TREE, index, [[0, 0, 0]] * 2), tree_size=[4, 4])]
+    (title, (cells,)) = markdown(trees_table(to_frame(rows))).popitem()
+    assert numbers(title) == [4]
+    assert [float(cells[kind]) for kind in ("DySpec", "sTree 4x1", "dTree")] == [0.5, 0.67, 3.0]
+    assert numbers(cells["ours over the best other"])[0] == 4.5
+    lines = next(iter(markdown(against_table(to_frame(rows), ["DySpec B=4"])).values()))
+    ratio = {line["tree"]: numbers(line["over `DySpec B=4`"]) for line in lines}
+    assert ratio["dTree B=4"][0] == pytest.approx(8 / 3, abs=0.01)
+    assert ratio["DySpec B=4"] == []
+    with pytest.raises(UsageError, match="--against EAGLE: is no setting there; choose among: "):
+        against_table(to_frame(rows), ["EAGLE"])
