@@ -86,11 +86,10 @@ def against_table(frame: pd.DataFrame, others: Sequence[str]) -> str:
 def trees_table(frame: pd.DataFrame, measure: str = "accepted_per_step") -> str:
     """Trees of one budget side by side: a row a (dataset, T, B), a column a kind of tree, and how
     much more ours has of a measure than the best other one. A static tree of so many nodes counts
-    as of that budget; rules are compared apart (ETV's rows, if there are any, else top-down's)."""
+    as of that budget; rules are compared apart: ETV's rows at a temperature, if there are any, else top-down's."""
     rng = np.random.default_rng(0)
     trees = frame[frame["mode"] != "auto"]
-    if trees["use_bfs"].any():
-        trees = trees[trees["use_bfs"]]
+    trees = trees[trees["use_bfs"] == trees.groupby("T")["use_bfs"].transform("any")]
     plain = trees["label"].str.partition(" +")[0]
     largest = trees["tree_size"].map(max).groupby(plain).transform("max")
     trees = trees.assign(
@@ -102,7 +101,10 @@ def trees_table(frame: pd.DataFrame, measure: str = "accepted_per_step") -> str:
         kinds = list(rows["kind"].unique())
         head = ["prompts", "T", "n", *kinds, "ours over the best other"]
         lines += [f"**B = {budget}**", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        every = [rows.assign(dataset="all"), rows] if rows["dataset"].nunique() > 1 else [rows]
+        every = [rows]
+        if rows["dataset"].nunique() > 1:  # and all of them together
+            place = rows["dataset"] + rows["index"].astype(str)
+            every.append(rows.assign(dataset="all", index=place))
         for group in every:
             lines += _trees_of(group, kinds, measure, rng)
         lines.append("")
@@ -136,3 +138,11 @@ def _ratio(rows: pd.DataFrame, a: str, b: str, measure: str, rng: np.random.Gene
     found = paired(rows, a, b, measure, rng=rng)
     known = found.low == found.low
     return f"{found.ratio:.2f}x" + (f" [{found.low:.2f}, {found.high:.2f}]" if known else "")
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """Any frame as Markdown."""
+    lines = [list(frame.columns), ["---"] * frame.shape[1]]
+    lines += [[f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in row]
+              for row in frame.itertuples(index=False)]  # fmt: skip
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Every published number, by the command that measures it. Each line can be run alone; a killed one goes on when it is run
+# again. DATA: a folder with cnn_dailymail.jsonl, c4_en.jsonl and spec_bench.jsonl (any JSONL with a `text` field will do).
+#
+#   bash benchmarks/reproduce.sh cpu       README's figure, docs/results.md; two cores, two hours
+#   bash benchmarks/reproduce.sh gpu       docs/performance.md; one GPU of 80 GB, half an hour
+#   bash benchmarks/reproduce.sh trees     docs/trees.md, docs/verification.md; one GPU, nine runs of five minutes
+#   bash benchmarks/reproduce.sh study     eval.sh: the original study; a network, a GPU, hours
+set -euo pipefail
+DATA=${DATA:-.}
+OUT=${OUT:-runs/published}
+cnn=$DATA/cnn_dailymail.jsonl
+all=("$cnn" "$DATA/c4_en.jsonl" "$DATA/spec_bench.jsonl")
+
+cpu() {
+    # the figures of figures/, their notebooks, README's picture; `make figures` draws them
+    make records STUDY="--dataset $cnn $DATA/c4_en.jsonl --end 12 --new-tokens 64" RECORDS="$OUT/figures"
+    # docs/results.md: transformers' own methods and other systems' rules
+    python benchmarks/bench_peers.py --dataset "$cnn" --end 16 --new-tokens 64 --T 0.6 --B 8 auto --use_bfs --mode auto dTree \
+        --methods chain3 Sequoia EAGLE-2 OPT-Tree --output "$OUT/peers"
+    # docs/models.md: how many greedy texts are those of `generate`
+    python benchmarks/bench_peers.py --end 56 --new-tokens 64 --T 0 --B 8 auto --mode auto dTree --peers generate \
+        --output "$OUT/rounding"
+    # docs/results.md: which child policy is fastest
+    dynasurge sweep --dataset "$cnn" --end 12 --policy sampled topk hybrid --use_bfs --T 0.6 0.8 1 --growmap growmaps/2x2.pt \
+        --output "$OUT/policies"
+    # the priors that ship: four rounds, each from the last one's file
+    dynasurge calibrate acceptance "$OUT/acceptance.json"
+}
+
+gpu() {
+    # docs/performance.md, docs/data/7b
+    dynasurge sweep --dataset "$cnn" --end 18 --min-prompt-len 128 --widen 7b --compile --T 0 0.6 1 --B 64 auto \
+        --mode auto dTree --use_bfs --methods Sequoia EAGLE-2 OPT-Tree --output "$OUT/7b"
+    dynasurge table "$OUT/7b"
+    # transformers' own methods; the first compilation takes minutes
+    python benchmarks/bench_peers.py --dataset "$cnn" --end 3 --min-prompt-len 128 --widen 7b --compile --T 0.6 --B 64 auto \
+        --use_bfs --mode auto dTree --peers generate "compiled generate" "assisted 3" "lookup 5" --output "$OUT/peers-7b"
+    # the latency curve, the memory floor, memory over 10,000 steps
+    python benchmarks/bench_passes.py --widen 7b --engines eager graphs compiled --widths 1 17 33 65 129 --steps 10000
+}
+
+trees() {
+    # docs/trees.md, docs/verification.md, docs/data/trees
+    for T in 0 0.6 0.9; do
+        for B in 16 32 64; do
+            dynasurge sweep --dataset "${all[@]}" --end 40 --new-tokens 40 --every 4 --T "$T" --B "$B" --fill --mode dTree \
+                --use_bfs --methods Sequoia prototype DySpec OPT-Tree --output "$OUT/trees/T$T-B$B"
+        done
+    done
+    dynasurge table "$OUT"/trees/* --trees
+    dynasurge table "$OUT"/trees/* --predictions
+    # docs/trees.md: kinds of prompt
+    dynasurge sweep --dataset "$DATA/spec_bench.jsonl" --end 100 --new-tokens 64 --T 0 0.6 --mode dTree --use_bfs --B auto \
+        --output "$OUT/spec"
+}
+
+study() {
+    bash eval.sh --output "$OUT/eval"
+}
+
+for part in "${@:?name one or more of: cpu gpu trees study}"; do
+    case $part in
+        cpu | gpu | trees | study) "$part" ;;
+        *) echo "error: $part is unknown; name one or more of: cpu gpu trees study" >&2; exit 2 ;;
+    esac
+done
