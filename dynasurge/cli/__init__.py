@@ -2,6 +2,6 @@
 
 Enters: words and flags. Leaves: files, a table, an exit code.
 
-Read: main (which command), flags, run (what all that decode do), decode, sweep; growmap, calibrate,
-publish, figures.
+Read: main (which command), flags, run (what all that decode do), decode, sweep; table, growmap,
+calibrate, publish, figures.
 """

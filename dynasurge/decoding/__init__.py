@@ -6,8 +6,8 @@ of the text.
 
 Enters: a pair, settings, a prompt. Leaves: tokens, and a record of every step.
 
-Read: loop (one step after the other), session (`generate`, many prompts), assembly (from settings
-to the parts of a loop), trace (everything that a picture shows), transformers_adapter
-(`model.generate`), latency (what passes cost here). On a GPU steps are captured: captured_loop,
-captured_exchange (what host and device tell each other), captured_latency.
+Read: loop (one step after the other), session (`generate`, many prompts), engines (both models'),
+decoders and assembly (from settings to a loop and its parts), trace (all that a picture shows),
+transformers_adapter (`model.generate`), latency (what passes cost here). On a GPU steps are
+captured: captured_loop, captured_exchange (what host and device tell each other), captured_latency.
 """

@@ -33,6 +33,7 @@ from dynasurge.experiments.provenance import provenance
 from dynasurge.experiments.records import RecordFile, write_output
 from dynasurge.experiments.row_maker import make_row, run_name
 from dynasurge.experiments.schema import PHASES, Row, Summary, summarise
+from dynasurge.experiments.tasks import Task, make_tasks
 from dynasurge.experiments.workers import ALONE, Processes
 from dynasurge.models.pair import Pair
 from dynasurge.settings import Settings
@@ -73,15 +74,6 @@ def make_session(
     return Session(pair, settings, engines=engines, longest=longest, costs=costs)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Task:
-    """A prompt to take through every setting. ids: its tokens, already cut."""
-
-    dataset: str
-    prompt: Prompt
-    ids: list[int]
-
-
 class Evaluation:
     """A plan of settings over the prompts of datasets, to be used in a `with`.
 
@@ -111,11 +103,9 @@ class Evaluation:
         """
         self._pair, self._plan, self._processes, self._every = pair, plan, processes, every
         self._about = provenance(pair)
-        self.skipped: dict[str, list[int]] = {}
-        self.cut: dict[str, int] = {}
-        self._tasks: list[_Task] = []
-        for dataset, prompts in data.items():
-            self._tasks += self._long_enough(pair, dataset, prompts, min_prompt_len)
+        self._tasks, self.skipped, self.cut = make_tasks(
+            pair, data, plan[0].prompt_len, min_prompt_len
+        )
         longest = max(len(task.ids) for task in self._tasks)
         for settings in plan:
             shape = make_shape(settings)
@@ -187,7 +177,7 @@ class Evaluation:
                 yield self._done(task, settings, result)
         self.records.merge()
 
-    def _along(self, task: _Task) -> Iterator[Done]:
+    def _along(self, task: Task) -> Iterator[Done]:
         """The steps of every setting along one text of each temperature, top-p and seed."""
         for text_of, writer in self._writers.items():
             todo: list[int] = []
@@ -217,7 +207,7 @@ class Evaluation:
                 result = replace(written, steps=steps, prefill_seconds=0.0, seconds=seconds)
                 yield self._done(task, self._plan[number], result)
 
-    def _done(self, task: _Task, settings: Settings, result: Generation) -> Done:
+    def _done(self, task: Task, settings: Settings, result: Generation) -> Done:
         """Write down what a setting did."""
         row = make_row(settings, task.dataset, task.prompt, result, self._about, self._every)
         self.records.append(row)
@@ -253,33 +243,8 @@ class Evaluation:
             for run in self._runs[task.dataset]:
                 self.records.find(run, task.prompt, task.ids)
 
-    def _finished(self, task: _Task) -> bool:
+    def _finished(self, task: Task) -> bool:
         return all(self.records.has(run, task.prompt.index) for run in self._runs[task.dataset])
-
-    def _long_enough(
-        self, pair: Pair, dataset: str, prompts: Sequence[Prompt], min_prompt_len: int
-    ) -> list[_Task]:
-        limit = self._plan[0].prompt_len
-        texts = [_encode(pair, prompt.text) for prompt in prompts]
-        encoded = [
-            _Task(dataset=dataset, prompt=prompt, ids=ids[:limit])
-            for prompt, ids in zip(prompts, texts, strict=True)
-        ]
-        tasks = [task for task in encoded if len(task.ids) >= min_prompt_len]
-        self.skipped[dataset] = [
-            task.prompt.index for task in encoded if len(task.ids) < min_prompt_len
-        ]
-        self.cut[dataset] = sum(
-            len(ids) > len(task.ids) for ids, task in zip(texts, encoded, strict=True)
-        )
-        if not tasks:
-            longest = max(len(task.ids) for task in encoded)
-            held = f"no row asked for of --dataset {dataset} has so many tokens"
-            remedy = (
-                f"use --min-prompt-len {longest}, or other rows" if longest else "choose other rows"
-            )
-            raise UsageError("--min-prompt-len", min_prompt_len, held, remedy)
-        return tasks
 
     def _costs(self, engines: Engines) -> Costs:
         """What trees cost in this folder, measured by the first process that ever asked. Raises
@@ -318,9 +283,3 @@ def _text_of(settings: Settings) -> Settings:
         },
         **{name: getattr(settings, name) for name in ("draft", "target", "M", "compile")},
     )
-
-
-def _encode(pair: Pair, text: str) -> list[int]:
-    return (
-        pair.encode(text) if pair.tokenizer(text).input_ids else []
-    )  # a text without a token is left out, not refused

@@ -185,14 +185,11 @@ class Engine:
         [n, V].
         """
         known = torch.where((tokens >= 0) & (tokens < self._known), tokens, 0)
-        self._cache.rows = rows
-        run = partial(self._run, known[None], positions.clamp(max=self._last)[None], hidden, 0)
-        try:
-            blocks = self._compiled.installed(len(tokens)) if self._compiled else nullcontext()
-            with blocks, sdpa_kernel(STATIC_ATTENTION, set_priority=True):
-                return self._fitted(run())
-        finally:
-            self._cache.rows = None
+        where = positions.clamp(max=self._last)
+        blocks = self._compiled.installed(len(tokens)) if self._compiled else nullcontext()
+        attention = sdpa_kernel(STATIC_ATTENTION, set_priority=True)
+        with self._cache.writing_to(rows), blocks, attention:
+            return self._fitted(self._run(known[None], where[None], hidden, 0))
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -204,13 +201,9 @@ class Engine:
         one = torch.zeros(1, dtype=torch.int64, device=self.device)
         row = one + self.static_length - 1
         hidden = torch.arange(self.static_length, device=self.device)[None] < row[:, None]
-        self._cache.rows = row
-        try:
-            with sdpa_kernel(STATIC_ATTENTION, set_priority=True):
-                run = partial(self._run, one[None], one[None], hidden, 0)
-                groups = join_matrices(self.model, run)
-        finally:
-            self._cache.rows = None
+        run = partial(self._run, one[None], one[None], hidden, 0)
+        with self._cache.writing_to(row), sdpa_kernel(STATIC_ATTENTION, set_priority=True):
+            groups = join_matrices(self.model, run)
         if self.compiled:
             self._compiled = CompiledBlocks(self.model, self._cache, groups)
         self._prepared = True

@@ -20,7 +20,8 @@ Only this file and models/engine.py touch the internals of transformers' caches.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
@@ -82,7 +83,8 @@ class TreeCache(Cache):
     """One layer for each of `sample`, of `max_length` rows; `length` are committed, `filled` are in
     use.
 
-    rows: int64 [n] on the device, where the pass being captured or replayed writes; None to append.
+    rows: int64 [n] on the device, where the pass being captured or replayed writes; None while
+    passes append.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class TreeCache(Cache):
         shall be. shown: how many rows static passes look at, all if None."""
         self.max_length, self.shown = max_length, shown or max_length
         self.length = self.filled = 0
-        self.rows: torch.Tensor | None = None
+        self._rows: torch.Tensor | None = None
         states = [state for layer in sample for state in layer]
         shapes = [(s.device, s.dtype, s.shape[1], s.shape[3]) for s in states]
         with shrinking(
@@ -146,6 +148,20 @@ class TreeCache(Cache):
     def cut(self, length: int) -> None:
         """Drop all but the first `length` rows, if there are more."""
         self.length = self.filled = min(self.length, length)
+
+    @property
+    def rows(self) -> torch.Tensor | None:
+        """See above."""
+        return self._rows
+
+    @contextmanager
+    def writing_to(self, rows: torch.Tensor) -> Iterator[None]:
+        """Inside, a pass writes its n tokens to these rows instead of appending them."""
+        self._rows = rows
+        try:
+            yield
+        finally:
+            self._rows = None
 
     def move(self, rows: torch.Tensor, to: torch.Tensor) -> None:
         """Copy rows [m] to rows [m], the device's numbers; the host does not know how long the text
