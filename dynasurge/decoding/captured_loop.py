@@ -183,9 +183,7 @@ class CapturedDecoder:
         flying = self._finish(self._begin(*self._prepare(chance)))
         while True:
             ready, following = self._prepare(chance), None
-            if (
-                left > flying.depth + 1
-            ):  # there will be a next step, even if all tokens are accepted
+            if left > flying.depth + 1:  # a next step follows, even if all tokens are accepted
                 following = self._begin(*ready, away)
             back = self._read(flying, len(prompt) + new_tokens - left)
             phases = self._phases(flying.away)

@@ -1,10 +1,11 @@
 """A pair of models, their caches, and one pass over a tree.
 
-Enters: names of models, and token ids. Leaves: logits of every node of a tree, scored in one pass.
+Input: names of models, and token ids. Output: the logits of all nodes of a tree, scored in one
+pass.
 
-Read: pair (draft, target, do they fit), loading (what may be wrong with a model), compatibility
-(which models can read a tree), vocabulary, prompts; then engine (extend, forward, commit), kv_cache
-(rows of the text and of the tree), attention_masks (what a node sees), self_test (does it read a
-tree as it reads text). On a CPU packed_weights; on a GPU cuda_graphs and compiled_blocks. demo_pair
-needs no hub; failures says what ran out.
+Read: pair (draft, target, whether they fit), loading (what may be wrong with a model),
+compatibility (which models can read a tree), vocabulary, prompts; then engine (extend, forward,
+commit), kv_cache (rows of the text and of the tree), attention_masks (what a node sees), self_test
+(whether a model reads a tree as it reads text). model_changes lists what is done to a model. On a
+GPU: cuda_graphs and compiled_blocks. demo_pair needs no hub; failures names the part to shrink.
 """
