@@ -4,7 +4,7 @@
     dynasurge table runs/study --against "chain3" auto     times as fast as these, paired by prompt
     dynasurge table runs/places --trees                    which trees accept most, side by side
 
-Settings are compared on the same prompts; intervals are those of results_frame.py.
+Settings are compared on the same prompts; results_frame.py explains the intervals.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dynasurge.errors import UsageError
 from dynasurge.experiments.results_frame import paired, results
 from dynasurge.experiments.schema import PHASES
 
-OURS = "dTree"  # how labels of our trees begin
+OURS = "dTree"  # labels of our trees begin with this
 
 
 def results_table(frame: pd.DataFrame) -> str:
@@ -67,8 +67,8 @@ def _speedup(row: dict[str, Any]) -> str:
 
 
 def against_table(frame: pd.DataFrame, others: Sequence[str]) -> str:
-    """How many times as fast every setting is as each of these, by temperature, over the prompts
-    (of all datasets) that both have. Raises UsageError for a label that is not there."""
+    """How many times as fast every setting is as each of `others`, by temperature, over the prompts
+    (of all datasets) that both have. Raises UsageError for an unknown label."""
     for other in others:
         if other not in set(frame["label"]):
             known = ", ".join(sorted(frame["label"].unique()))
@@ -85,8 +85,9 @@ def against_table(frame: pd.DataFrame, others: Sequence[str]) -> str:
 
 def trees_table(frame: pd.DataFrame, measure: str = "accepted_per_step") -> str:
     """Trees of one budget side by side: a row a (dataset, T, B), a column a kind of tree, and how
-    much more ours has of a measure than the best other one. A static tree of so many nodes counts
-    as of that budget; rules are compared apart (ETV's rows, if there are any, else top-down's)."""
+    much more of a measure our best tree has than the best other one. A static tree counts as a tree
+    of the budget of its size. If there are rows with ETV, only these are compared, otherwise those
+    of top-down."""
     rng = np.random.default_rng(0)
     trees = frame[frame["mode"] != "auto"]
     if trees["use_bfs"].any():
@@ -130,7 +131,7 @@ def _trees_of(
 
 
 def _ratio(rows: pd.DataFrame, a: str, b: str, measure: str, rng: np.random.Generator) -> str:
-    """How many times as much b has of a measure as a, with its interval."""
+    """How many times as much of a measure b has as a, with its interval."""
     if a == b or not {a, b} <= set(rows["label"]):
         return ""
     found = paired(rows, a, b, measure, rng=rng)
