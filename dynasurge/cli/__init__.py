@@ -1,7 +1,7 @@
-"""Commands. A mistake costs one line and exit code 2; nothing else prints.
+"""Commands. A mistake costs one line and exit code 2; no other room prints.
 
-Enters: words and flags. Leaves: files, a table, an exit code.
+Input: words and flags. Output: files, a table, an exit code.
 
-Read: main (which command), flags, run (what all that decode do), decode, sweep; growmap, calibrate,
-publish, figures.
+Read: main (which command), flags, run (what all commands that decode do), decode, sweep; growmap,
+calibrate, table, publish, figures.
 """

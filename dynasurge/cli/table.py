@@ -2,7 +2,7 @@
 
     dynasurge table figures/data
 
-Folders are what `dynasurge sweep` or `dynasurge publish` wrote; several are put together.
+Folders are those of `dynasurge sweep` or `dynasurge publish`; the rows of several are put together.
 """
 
 from __future__ import annotations
@@ -22,10 +22,16 @@ def table_command(arguments: Sequence[str]) -> int:
     parser = Parser(prog="dynasurge table", description=(__doc__ or "").partition("\n\n")[0])
     add = parser.add_argument
     add("folders", nargs="+", metavar="FOLDER", help="records")
-    add("--against", nargs="+", default=[], metavar="LABEL", help="times as fast as these, paired")
+    add(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="LABEL",
+        help="how many times as fast as these, paired by prompt",
+    )
     trees = "trees side by side by dataset, T and budget, by this measure (default: %(const)s)"
     add("--trees", nargs="?", const="accepted_per_step", choices=MEASURES, help=trees)
-    honest = "how likely paths were to reach slots, beside what was predicted, by depth"
+    honest = "by depth: predicted slot values, and the probabilities that paths reached the slots"
     add("--predictions", action="store_true", help=honest)
     args = parser.parse_args(arguments)
     frame = pd.concat([load_frame(folder) for folder in args.folders], ignore_index=True)
