@@ -144,7 +144,7 @@ class CapturedDecoder:
         )
 
     def prefill(self, prompt: Sequence[int]) -> None:
-        """Read a prompt and start anew: forget what the last prompt taught."""
+        """Read a prompt, and forget what the last prompt taught."""
         self._read_on(prompt)
         if self._trees is not None:
             self._trees.acceptance.reset()

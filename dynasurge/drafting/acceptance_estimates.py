@@ -146,7 +146,7 @@ def cells(kind: Kind) -> list[float]:
 
 
 class Acceptance:
-    """The estimate of acceptance, learned anew for each prompt."""
+    """The estimate of acceptance. It starts again with each prompt."""
 
     def __init__(self, curves: Mapping[Class, Curve], *, learn: bool = True) -> None:
         self._curves, self._learn = dict(curves), learn

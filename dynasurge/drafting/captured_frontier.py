@@ -142,7 +142,7 @@ def _limits(
     cut: torch.Tensor | None, node_value: torch.Tensor, number: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """For `hybrid`: how many points each node may have, and the least probability of one, [w, 1]
-    each. A growmap leaves room behind the sampled child; otherwise a point must be worth its slot.
+    each. A growmap leaves room after the sampled child; otherwise a point must be worth its slot.
     """
     if number is not None:
         return (number >= 0).sum(1, keepdim=True) - 1, None

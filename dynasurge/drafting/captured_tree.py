@@ -130,7 +130,7 @@ class GrowingTree:
         )
 
     def start(self, context: torch.Tensor) -> None:
-        """Start a new tree behind a text whose last tokens are `context` [CONTEXT] (-1 where there
+        """Start a new tree after a text whose last tokens are `context` [CONTEXT] (-1 where there
         is no token)."""
         self.slot_value.zero_()
         self.node_value.zero_()
@@ -212,7 +212,7 @@ def read_level(
     none: int,
     columns: int,
 ) -> Reading:
-    """What the draft reads: the rows `numbers` [w] with slots [w] at a depth [1], behind a text of
+    """What the draft reads: the rows `numbers` [w] with slots [w] at a depth [1], after a text of
     `length` [1] tokens and a root. chain [w, d]: see `GrowingTree`; `none` stands for no row."""
     hidden = hidden_rows(length + 1, torch.where(chain < none, length + chain, -1), columns)
     return Reading(token[slots], (length + depth).expand(len(slots)), length + numbers, hidden)
@@ -226,7 +226,7 @@ def read_nodes(
     length: torch.Tensor,
     columns: int,
 ) -> Reading:
-    """What the target reads: the root and n nodes, as in `Nodes`, behind a text of `length` [1]
+    """What the target reads: the root and n nodes, as in `Nodes`, after a text of `length` [1]
     tokens."""
     seen = torch.where(path < len(slot), length + path, -1)
     hidden = hidden_rows(length + 1, seen, columns)  # all see the root

@@ -129,7 +129,7 @@ class Evidence:
         """The latency curve. Raises UsageError if none was measured."""
         if self.costs is None:
             raise UsageError(
-                "records", "costs.json", "was not measured there", "sweep dTree without --fill, too"
+                "records", "costs.json", "was not measured there", "also sweep dTree without --fill"
             )
         return self.costs
 

@@ -212,7 +212,7 @@ def _unloadable(source: Source, error: Exception) -> UsageError:
         return source.wrong(reason, remedy)
     if "trust_remote_code" in said:
         return source.wrong(
-            "needs code that lies beside its weights",
+            "needs code that is next to its weights",
             "read that code, then add --trust-remote-code",
         )
     if type(error).__name__ == "SafetensorError":

@@ -18,7 +18,7 @@ from dynasurge.trees.token_tree import children_of, depths_of
 
 FONT, CHAR = 12.0, 7.25
 BOX, ROW = 20.0, 27.0  # the height of a box, and the distance between the middles of two boxes
-PAD, GAP, MARGIN = 7.0, 30.0, 12.0  # beside a label, between columns, around the drawing
+PAD, GAP, MARGIN = 7.0, 30.0, 12.0  # on each side of a label, between columns, around the drawing
 LONGEST = 14  # letters of a token that are shown; hovering shows the whole token
 VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"})
 
