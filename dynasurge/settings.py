@@ -59,8 +59,8 @@ class Settings:
 
     prompt_len: prompts given as text are cut to so many tokens; None reads them whole. M: cache
     rows; None takes as many as prompt, new tokens and tree need. None is the default of both here,
-    but not of the command. method: a name for tables (experiments/baselines.py); None takes
-    `label`'s own. widen: see models/widened.py.
+    but not of the command. method: a name for tables (experiments/baselines.py); None:
+    `label` makes one. widen: see models/widened.py.
     """
 
     draft: str = DEMO

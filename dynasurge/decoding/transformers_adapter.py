@@ -9,9 +9,9 @@ if `do_sample` is off. Its random numbers come from torch's own generator, so `t
 names the text.
 
 A tree step emits several tokens at once. The loop passes them to the stopping criteria and the
-streamer one at a time and drops what follows a stop, so they see no difference. The loop refuses
-all else that would change the target's distribution (top-k, which `generate` may set by default;
-penalties; any other logits processor). It does not ignore it.
+streamer one at a time and drops what follows a stop, so they see no difference. Anything
+else that would change the target's distribution (top-k, which `generate` may set by default;
+penalties; any other logits processor) is refused, not ignored.
 """
 
 from __future__ import annotations

@@ -291,7 +291,7 @@ class Thrifty(BestFirst):
 
 
 def _by_value(pool: Sequence[Slot], start: int) -> list[int]:
-    """Slots from number `start` on that are worth anything, best first."""
+    """Slots from number `start` on with a value above 0, best first."""
     # sort() is stable: equal values keep drawing order: a parent or earlier sibling goes first
     return sorted(
         (index for index in range(start, len(pool)) if pool[index].slot_value > 0),
