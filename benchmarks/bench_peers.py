@@ -1,25 +1,25 @@
-"""Faster than what? transformers' own ways to run the same weights, beside ours, prompt by prompt.
+"""Faster than what? transformers' own ways to run the same weights, next to ours, prompt by prompt.
 
     python benchmarks/bench_peers.py --end 20 --B 8 auto --use_bfs --mode auto dTree --output runs/peers
     python benchmarks/bench_peers.py --widen 7b --compile --B 64 auto ... --output runs/peers-7b
 
-Flags, records and tables are those of `dynasurge sweep`, so a killed run goes on, and `--peers`
-names what runs besides, through `model.generate`:
+Flags, records and tables are those of `dynasurge sweep`, so a killed run can go on. `--peers` names
+what also runs, through `model.generate`:
 
 - `generate`: its default, a cache that grows; `compiled generate`: torch.compile and one static
-  cache for all prompts (a new one for each would have its CUDA graphs recorded anew), on a GPU;
+  cache for all prompts (a new cache for each would record its CUDA graphs again), on a GPU;
 - `assisted K`: assisted generation with the same draft, K tokens a pass; `assisted default`: up to
-  20, until the draft is less sure than 0.4. A reader should take the best of these.
-  (transformers applies the temperature to its draft twice, which is lossless but costs acceptance
-  at T < 1; `chain3` of `--methods` is the same method without that);
+  20, until the draft's confidence is below 0.4. Compare with the best of these. (transformers
+  applies the temperature to its draft twice, which is lossless but costs acceptance at T < 1;
+  `chain3` of `--methods` is the same method without that);
 - `lookup K`: prompt lookup, K tokens copied from the text.
 
 All take the same prompt, at the same temperature and without top-k, before any takes the next. The
-first token of a peer comes with the prompt's pass, whose time is not counted, but the token is:
-their speeds are up to one part in `--new-tokens` too high. Behind the tables of `dynasurge sweep`,
-one line a setting says how many times as fast as `generate` it is, and at T = 0 how many of its
-texts are those of `generate`, token for token: rounding decides between tokens that are about as
-likely (docs/performance.md).
+pass over the prompt gives a peer its first token. That pass's time is not counted, but the token
+is, so peers' speeds are too high by up to one part in `--new-tokens`. After the tables of
+`dynasurge sweep`, one line a setting says how many times as fast as `generate` it is. At T = 0
+another says how many of its texts are those of `generate`, token for token: rounding decides
+between tokens that are about equally likely (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ PEERS = (
 
 
 class Arrivals(BaseStreamer):
-    """Notes how many tokens each pass brought, and when those of the first were there."""
+    """Notes how many tokens each pass gave, and when the first pass ended."""
 
     def __init__(self) -> None:
         self.counts: list[int] = []
@@ -106,7 +106,8 @@ class Peer:
     def generate(
         self, prompt: list[int], *, index: int = 0, new_tokens: int | None = None
     ) -> Generation:
-        """As `Session.generate`; of a step only what it emitted and the time of all are known."""
+        """Generate after a prompt, as `Session.generate` does. Of a step, only its tokens and an
+        equal share of the time are known."""
         torch.manual_seed(self._settings.seed + index)
         if "assistant_model" in self._how:
             drafting = self._pair.draft.generation_config
@@ -144,7 +145,7 @@ class Peer:
 
 
 def _step(root: int, emitted: Sequence[int], seconds: float) -> StepRecord:
-    """A pass that accepted a chain: all that it emitted but the last token."""
+    """The record of a pass that accepted a chain: all that it emitted except the last token."""
     drafted = range(len(emitted) - 1)
     tree = TokenTree(
         tokens=(root, *emitted[:-1]),

@@ -1,5 +1,5 @@
-"""Dynasurge: tree-speculative decoding that fits the tree to the prompt and never changes what the
-target says.
+"""Dynasurge: tree-speculative decoding that fits the tree to the prompt and never changes the
+target's text distribution.
 
 A tower of eight rooms over a ground floor. Each room imports only from those below it.
 
@@ -14,8 +14,8 @@ A tower of eight rooms over a ground floor. Each room imports only from those be
     errors, files, settings, probabilities, triton_kernels
 
 Each room's own page says what it is for and in which order to read it. The public names below are
-imported when first used, so that `dynasurge --help` and a mistyped flag answer at once instead of
-after torch and transformers have loaded.
+imported at first use, so `dynasurge --help` and a mistyped flag answer at once, before torch and
+transformers load.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _HOME = {
     "best_size": "trees.optimal_growmap",
     "expected_accepted": "trees.optimal_growmap",
     "optimal_growmap": "trees.optimal_growmap",
-    "Trace": "plots.tree_svg",  # from there a trace brings its pictures
+    "Trace": "plots.tree_svg",  # this module gives a trace its pictures
     "trace": "plots.tree_svg",
     "TokenTree": "trees.token_tree",
 }

@@ -1,4 +1,4 @@
-"""`python -m dynasurge` is the `dynasurge` command."""
+"""Run the `dynasurge` command with `python -m dynasurge`."""
 
 import sys
 

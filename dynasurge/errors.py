@@ -1,16 +1,16 @@
 """The one exception that users are meant to see.
 
-Everything a user can get wrong (a flag, a file, a pair of models that do not fit) raises
-`UsageError`, whose text is one line: what was given, its value, and what to do about it. The
-command line prints that line and exits with code 2.
+Every mistake that a user can make (a flag, a file, two models that do not fit) raises `UsageError`.
+Its text is one line: what was given, its value, and what to do. The command line prints that line
+and exits with code 2.
 """
 
 from __future__ import annotations
 
 
 class UsageError(ValueError):
-    """A mistake the user can mend: `field` had `value`, which is wrong for `reason`; `remedy` says
-    what to do."""
+    """A mistake that the user can fix: `field` had `value`, which is wrong for `reason`; `remedy`
+    says what to do."""
 
     def __init__(self, field: str, value: object, reason: str, remedy: str) -> None:
         self.field, self.value, self.reason, self.remedy = field, value, reason, remedy
@@ -23,7 +23,7 @@ def flag_of(name: str) -> str:
 
 
 def at_least(name: str, value: int, least: int, example: int) -> None:
-    """Raise UsageError if a settings field is below `least`; an example mends it."""
+    """Raise UsageError if a settings field is below `least`. `example` is a value that is right."""
     if value < least:
         raise UsageError(
             flag_of(name), value, f"must be at least {least}", f"try {flag_of(name)} {example}"

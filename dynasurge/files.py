@@ -1,5 +1,5 @@
-"""Files are written whole or not at all: a reader, or a run that goes on after a kill, never meets
-half of one. And where files go that can be made anew."""
+"""Files are written whole or not at all: neither a reader nor a run that goes on after a kill meets
+half a file. And the folders of the package's data and of the user's cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ASSETS = Path(__file__).parent / "assets"  # what ships with the package
+ASSETS = Path(__file__).parent / "assets"  # data of the package
 
 
 def cache_folder() -> Path:
@@ -19,12 +19,12 @@ def cache_folder() -> Path:
 
 @contextmanager
 def write_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a file beside `path` to write to. It takes `path`'s place when the block ends, and is
-    removed if the block fails or is stopped (Ctrl-C too). Raises OSError if it cannot be written,
-    before the block if that can be seen."""
+    """Yield a new file next to `path` to write to. It replaces `path` when the block ends, and is
+    removed if the block fails or is stopped (also by Ctrl-C). Raises OSError if `path` cannot be
+    written; before the block, if this is known then."""
     partial = Path(
         f"{os.fspath(path)}.{os.getpid()}.partial"
-    )  # two runs that write one file do not meet
+    )  # two runs that write one file use two partial files
     if Path(path).is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     partial.touch()

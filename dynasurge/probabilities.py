@@ -1,15 +1,16 @@
-"""Distributions and draws: the only place where logits become probabilities and where chance
-enters.
+"""Distributions and draws: the only place where logits become probabilities and where random
+numbers enter.
 
-Every random number comes from one explicit CPU `torch.Generator`; the few uniforms a draw needs are
-moved to where the probabilities are, so a seed means the same on every device. Whoever draws is
-handed a `Chance`: `Random` in use, and in the tests that enumerate all outcomes a script that says
-which one comes next. Losslessness rests on two facts of this file:
+Every random number comes from one explicit CPU `torch.Generator`. The few uniforms of a draw move
+to the device of the probabilities, so a seed means the same on every device. Code that draws gets a
+`Chance`: `Random` in use; in tests that enumerate all outcomes, a script that names the next one.
+Losslessness rests on two facts of this file:
 
 - `to_probs` works in float32 or better. In half precision a token whose probability rounds to zero
   can still be drawn, and a drawn token with q = 0 would always be accepted.
-- A token of probability zero is never drawn (see `invert`), and a draw uses the very numbers that
-  verification will read, so the proposal a rule is told is the law the token was drawn from.
+- A token of probability zero is never drawn (see `invert`), and a draw uses the same numbers that
+  verification reads. So the proposal that a rule gets is the distribution that the token was drawn
+  from.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-LEAST = (
-    1e-30  # below it a divisor counts as this, so that not even a sum of such quotients overflows
-)
+LEAST = 1e-30  # the least divisor; so even a sum of such quotients does not overflow
 
 
 class NoMassError(ValueError):
@@ -39,16 +38,16 @@ def to_probs(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
     """Next-token distributions after temperature `T` and top-p `P`.
 
     logits: [..., V], any float type. Returns [..., V], float32 (float64 stays float64). T = 0 puts
-    all mass on the argmax; a row of NaN or of -inf has no mass, so that drawing from it fails. P <
-    1 keeps the smallest set of likeliest tokens whose mass reaches P (the token that crosses P is
-    kept; Holtzman et al., arXiv 1904.09751) and renormalises.
+    all mass on the argmax. A row of NaN or of -inf gets no mass, so that a draw from it fails. P <
+    1 keeps the smallest set of likeliest tokens whose mass reaches P (with the token that crosses
+    P; Holtzman et al., arXiv 1904.09751) and renormalises.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if T == 0:
         best, at = logits.max(-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(
             -1, at, (best > -torch.inf).to(logits.dtype)
-        )  # NaN is no number either
+        )  # False for NaN too
     if T < 1e-3:  # keep logits / T within range
         logits = logits - logits.amax(-1, keepdim=True)
     probs = torch.softmax(logits / T if T != 1 else logits, dim=-1)
@@ -63,76 +62,76 @@ def to_probs(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
 
 
 def to_proposal(logits: torch.Tensor, T: float, P: float = 1.0) -> torch.Tensor:
-    """What a draft's children are proposed from: `to_probs`, but at T = 0 the draft's own
-    distribution. There any proposal is lossless, and its ranking of tokens is what point children
-    need."""
+    """The distribution that a draft's children are proposed from: `to_probs`, but at T = 0 the
+    draft's own distribution. There any proposal is lossless, and point children need the draft's
+    ranking of tokens."""
     return to_probs(logits, T or 1.0, P if T else 1.0)
 
 
 class Chance(Protocol):
-    """Whoever decides what is drawn."""
+    """Decides what is drawn."""
 
     def draw(self, probs: torch.Tensor, k: int) -> torch.Tensor:
         """Up to `k` different tokens from each row of probs [m, V]: each draw from what the earlier
-        ones left, renormalised. Returns int64 [m, k] in drawing order; -1 where a row has fewer
-        than k tokens of positive probability."""
+        ones left, renormalised. Returns int64 [m, k] in drawing order; -1 if a row has fewer than k
+        tokens of positive probability."""
         ...
 
 
 class Random:
-    """Chance by the numbers of a generator."""
+    """Draws with the numbers of a generator."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
 
     @classmethod
     def seeded(cls, seed: int) -> Random:
-        """A generator of its own, which `seed` names."""
+        """A `Random` with its own generator, seeded with `seed`."""
         return cls(torch.Generator().manual_seed(seed))
 
     def draw(self, probs: torch.Tensor, k: int) -> torch.Tensor:
-        """See `Chance`."""
+        """Draw up to k tokens a row, see `Chance.draw`. The generator gives 2 k uniforms a row."""
         numbers = torch.rand(k, 2, len(probs), generator=self.generator, dtype=torch.float64)
         uniforms = numbers.permute(2, 0, 1).contiguous()
         return draw_by(probs, uniforms.to(probs.device, non_blocking=True))
 
 
 class Uniforms:
-    """Chance by numbers that were drawn before: float64 [m, k or more, 2] in [0, 1), where the
-    probabilities are."""
+    """Draws with numbers that were drawn before: float64 [m, k or more, 2] in [0, 1), on the device
+    of the probabilities."""
 
     def __init__(self, numbers: torch.Tensor) -> None:
         self.numbers = numbers
 
     def draw(self, probs: torch.Tensor, k: int) -> torch.Tensor:
-        """See `Chance`. It never waits for the device."""
+        """Draw up to k tokens a row, see `Chance.draw`, without a wait for the device."""
         return draw_by(probs, self.numbers[:, :k])
 
 
 def draw_by(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """`Chance.draw` by uniforms [m, k, 2]; it never waits for the device.
+    """Draw with uniforms [m, k, 2] as `Chance.draw` does, without a wait for the device.
 
-    The vocabulary is cut into about sqrt(V) blocks: a draw picks a block by its mass, then a token
-    inside it, and zeroes that token. One pass over the vocabulary serves all k draws.
+    The vocabulary is cut into about sqrt(V) blocks. A draw picks a block by its mass, then a token
+    inside it, and sets that token to zero. One pass over the vocabulary serves all k draws.
     """
     m, vocab = probs.shape
     width = math.ceil(math.sqrt(vocab))
     blocks = F.pad(probs, (0, -vocab % width)).view(m, -1, width)
     if (
         blocks.data_ptr() == probs.data_ptr()
-    ):  # F.pad by nothing returns its input, which we must not write to
+    ):  # F.pad by 0 returns its input, which must not be written to
         blocks = blocks.clone()
     mass = blocks.sum(-1, dtype=torch.float64)
     return (_draw_on_cpu if probs.device.type == "cpu" else _draw_on_gpu)(blocks, mass, uniforms)
 
 
 def _draw_on_gpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The loop of `draw_by`, without waiting for the device. It writes to its blocks [m, blocks,
-    width] and mass."""
+    """The loop of `draw_by` without a wait for the device. It overwrites blocks [m, blocks, width]
+    and mass."""
     rows, zero = (
         torch.arange(len(blocks), device=blocks.device),
         blocks.new_zeros(()),
-    )  # no number from the host
+    )  # made on the device: nothing comes from the host
     tokens = torch.empty(uniforms.shape[:2], dtype=torch.int64, device=blocks.device)
     for j in range(uniforms.shape[1]):
         block, exhausted = invert(mass, uniforms[:, j, 0])
@@ -144,8 +143,8 @@ def _draw_on_gpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tenso
 
 
 def _draw_on_cpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The loop of `draw_by` in numpy, where arrays of a few hundred numbers cost a third of what
-    tensors do."""
+    """The loop of `draw_by` in numpy: for arrays of a few hundred numbers it takes a third of the
+    time of tensors. It overwrites blocks and mass."""
     inner, outer, numbers = blocks.numpy(), mass.numpy(), uniforms.numpy()
     rows, width = np.arange(len(inner)), inner.shape[-1]
     tokens = np.empty((len(inner), numbers.shape[1]), dtype=np.int64)
@@ -161,8 +160,8 @@ def _draw_on_cpu(blocks: torch.Tensor, mass: torch.Tensor, uniforms: torch.Tenso
 
 
 def draw(probs: torch.Tensor, chance: Chance) -> int:
-    """Draw one token from a distribution [V], waiting for it. Raises NoMassError if there is none
-    to draw from (NaN logits end here)."""
+    """Draw one token from a distribution [V], and wait for it. Raises NoMassError if it has no mass
+    (NaN logits end here)."""
     token = int(chance.draw(probs[None], 1)[0, 0])
     if token < 0:
         raise NoMassError
@@ -173,7 +172,7 @@ def invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, 
     """Inverse-CDF draw of one column a row, by weight. weights: float64 [m, w]; uniform: [m] in [0,
     1).
 
-    Returns (column int64 [m], row has no weight bool [m]). The threshold is kept strictly below the
+    Returns (column int64 [m], row has no weight bool [m]). The threshold stays strictly below the
     total, so the first column whose cumulative weight exceeds it exists and has positive weight.
     """
     cumulative = weights.cumsum(-1)
@@ -185,7 +184,7 @@ def invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def _invert_on_cpu(weights: np.ndarray, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`invert`, on arrays."""
+    """`invert` with numpy arrays: the same arguments and results."""
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1]
     threshold = np.minimum(uniform * total, np.nextafter(total, 0.0))

@@ -1,9 +1,8 @@
-"""Settings: one frozen dataclass shared by the command line, the notebooks and papermill's
-parameters.
+"""Settings: one frozen dataclass for the command line, the notebooks and papermill's parameters.
 
-A `Settings` object that exists is valid: every field is checked on construction, and a wrong one
-raises `UsageError` with the flag, the value and the remedy. What can only be checked against files,
-models or data is checked where those load.
+Every `Settings` object is valid: construction checks every field, and a wrong one raises
+`UsageError` with the flag, the value and the remedy. Checks that need files, models or data are
+made where those load.
 """
 
 from __future__ import annotations
@@ -36,15 +35,17 @@ BASELINES = (  # other systems' trees, see experiments/baselines.py
     "DySpec",
     "prototype",
 )
-WIDE_SHAPES = ("1b", "7b", "13b")  # of models/widened.py
-VERSION = "0.1.0"  # of the package; pyproject.toml has it, too
+WIDE_SHAPES = ("1b", "7b", "13b")  # shapes of models/widened.py
+VERSION = "0.1.0"  # the package's version; also in pyproject.toml
 DEMO = "demo"
 AUTO_NODES, AUTO_DEPTH = 128, 16
 STUDY_PROMPT, STUDY_ROWS = 128, 384  # prompt_len and M of the study, and of the command
 
 
 WHOLE = ("M", "max_depth", "max_children", "seed", "prompt_len", "new_tokens")
-FIELDS: dict[str, tuple[tuple[type, ...], tuple[str, ...]]] = {  # what it is: its types, its names
+FIELDS: dict[
+    str, tuple[tuple[type, ...], tuple[str, ...]]
+] = {  # what a value is: its types, and the fields
     "a whole number": ((int,), WHOLE),
     "a number": ((int, float), ("T", "P")),
     "a text": ((str,), ("draft", "target", "growmap", "priors", "widen", "method")),
@@ -54,13 +55,12 @@ OPTIONAL = ("M", "prompt_len", "max_depth", "growmap", "priors", "widen", "metho
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to decode. Field names are the command's flags; see `dynasurge --help` for what each
-    means.
+    """How to decode. Field names are the command's flags; `dynasurge --help` explains them.
 
-    prompt_len: prompts given as text are cut to so many tokens, None reads them whole; M: cache
-    rows, None for as many as prompt, new tokens and tree need. None is the default of both here,
-    not of the command. method: a name for tables, for what is known under one
-    (experiments/baselines.py); None for `label` to make one. widen: see models/widened.py.
+    prompt_len: prompts given as text are cut to so many tokens; None reads them whole. M: cache
+    rows; None takes as many as prompt, new tokens and tree need. None is the default of both here,
+    but not of the command. method: a name for tables (experiments/baselines.py); None:
+    `label` makes one. widen: see models/widened.py.
     """
 
     draft: str = DEMO
@@ -110,7 +110,7 @@ class Settings:
             "is too small to divide by",
             "use --T 0 for greedy text",
         )
-        object.__setattr__(self, "T", self.T + 0.0)  # -0 is 0, and has its hash
+        object.__setattr__(self, "T", self.T + 0.0)  # -0 becomes 0, so that both have one hash
         _finite(
             "--P",
             self.P,
@@ -142,7 +142,7 @@ class Settings:
             raise UsageError(
                 "--priors",
                 self.priors,
-                "--values own asks the draft alone",
+                "--values own uses no priors",
                 "leave one of the two out",
             )
         if self.max_depth is not None:
@@ -168,7 +168,7 @@ class Settings:
             raise UsageError("--etv", self.etv, "ETV is off", "add --use_bfs")
         if self.etv == "reserved" and self.T > 0:
             if self.mode == "dTree":
-                reason = "needs child counts fixed before drawing, which a dynamic tree has not"
+                reason = "needs child counts that are fixed before drawing; a dynamic tree has none"
                 raise UsageError("--etv", self.etv, reason, "use --mode sTree, or --etv traversal")
             if self.policy != "sampled":
                 raise UsageError(
@@ -177,8 +177,8 @@ class Settings:
 
     @property
     def label(self) -> str:
-        """A short name for tables and figures: mode, tree and rule. Settings may differ in other
-        fields and share it."""
+        """A short name for tables and figures: mode, tree and rule. Settings that differ in other
+        fields may share it."""
         label: str = self.method or self.mode
         if self.method:
             pass
@@ -201,19 +201,18 @@ class Settings:
 
     @property
     def lossless(self) -> bool:
-        """Whether the text has the target's own distribution: always, but for the prototype's
-        rule."""
+        """Whether the text has the target's own distribution: true for all rules except the
+        prototype's."""
         return self.rule != "bfs"
 
     @property
     def pays(self) -> bool:
-        """Whether trees grow by what passes cost here, and so need a latency curve."""
+        """Whether trees depend on the cost of passes here, and so need a latency curve."""
         return self.mode == "dTree" and not self.fill
 
     @property
     def budget(self) -> int:
-        """At most so many nodes a dynamic tree; `auto` is what fits in M, and never more than
-        AUTO_NODES."""
+        """The most nodes of a dynamic tree; `auto` is what fits in M, and at most AUTO_NODES."""
         if self.B != "auto":
             return self.B
         left = AUTO_NODES if self.M is None else self.M - (self.prompt_len or 0) - self.new_tokens
@@ -221,12 +220,12 @@ class Settings:
 
     @property
     def depth_bound(self) -> int:
-        """Levels a dynamic tree may have when no growmap bounds it."""
+        """The most levels of a dynamic tree without a growmap."""
         return self.max_depth if self.max_depth is not None else AUTO_DEPTH
 
     def check_room(self, prompt: int, tree_nodes: int) -> None:
-        """Raise UsageError unless a prompt of so many tokens, what is generated after it, and a
-        tree fit in M cache rows.
+        """Raise UsageError unless a prompt of so many tokens, the new tokens and a tree fit in M
+        cache rows.
 
         tree_nodes: the drafted nodes of the largest tree; its root is one of the generated tokens.
         """
@@ -240,7 +239,7 @@ class Settings:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, by field name."""
+        """The fields by name, as plain JSON types."""
         return dataclasses.asdict(self)
 
     def hash(self) -> str:
@@ -249,12 +248,12 @@ class Settings:
 
 
 def growmap_name(path: str) -> str:
-    """What tables call a growmap: `4x8` for growmaps/4x8-tree.pt."""
+    """A growmap's name in tables: `4x8` for growmaps/4x8-tree.pt."""
     return Path(path).stem.removesuffix("-tree")
 
 
 def _typed(name: str, value: object, kind: str, types: tuple[type, ...]) -> None:
-    """Raise UsageError unless a field's value is of one of these types; True is no number."""
+    """Raise UsageError unless a field's value has one of these types; True is no number."""
     if value is None and name in OPTIONAL:
         return
     if not isinstance(value, types) or isinstance(value, bool):
@@ -267,7 +266,5 @@ def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def _finite(flag: str, value: float, ok: bool, reason: str, remedy: str) -> None:
-    if not ok or value == float(
-        "inf"
-    ):  # NaN fails every comparison, so `ok` is already False for it
+    if not ok or value == float("inf"):  # NaN fails every comparison, so `ok` is False for it
         raise UsageError(flag, value, reason, remedy)

@@ -1,11 +1,11 @@
-"""Two Triton kernels for what a GPU would else do in hundreds of small launches.
+"""Two Triton kernels for work that a GPU would otherwise do in hundreds of small launches.
 
-`draw` draws k tokens without replacement from each row of a table of probabilities: a program a
-row, two inverse-CDF steps a draw (a block by its mass, then a token inside it), exactly as
-`probabilities.draw_by`. `share` handles one level of a token tree as `captured_rules.share_level` does: a program
-a row, one pass over the vocabulary for each sampled child. Both read float32 tables and add up in
-float64 where sums decide. Without Triton, or on a CPU, `usable` says so and torch code does the
-same.
+`draw` draws k tokens without replacement from each row of a table of probabilities. A program
+handles a row; a draw takes two inverse-CDF steps (a block by its mass, then a token inside it),
+exactly as in `probabilities.draw_by`. `share` handles one level of a token tree, as
+`captured_rules.share_level` does: a program a row, one pass over the vocabulary for each sampled
+child. Both read float32 tables and compute the sums that decide in float64. Without Triton, or on a
+CPU, `usable` is False and torch code does the same.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ try:
 except ImportError:  # pragma: no cover - a build of torch without it
     triton = None
 
-INTERPRETED = False  # set by tests, where Triton interprets kernels on a CPU
-MOST = 1e37  # a larger t takes all there is, and must not overflow
-CHUNK = 16  # blocks whose mass one program adds up
+INTERPRETED = False  # tests set it: Triton then interprets kernels on a CPU
+MOST = 1e37  # the largest t: it takes all mass, and does not overflow
+CHUNK = 16  # how many blocks one program sums
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """What a rule knows and finds out, over R rows of k children and n nodes (n itself: none).
+    """The inputs and results of a rule, for R rows of k children and n nodes (number n: no node).
 
-    p float [n + 1, V] and q float [R + 1, V] without the drawn tokens; node int64 [R]; child int64,
-    point bool, drawn and from_q float (what p and q gave the children's tokens) [R, k]. Found:
-    accept float64 [n + 1], first the weight that a node is entered with, bottom up then what is
-    left of it after its children; t float64 [R + 1], kept [R + 1, k].
+    Inputs: p float [n + 1, V] and q float [R + 1, V] without the drawn tokens; node int64 [R];
+    child int64, point bool, drawn and from_q float (p and q of the children's tokens) [R, k].
+    Results: accept float64 [n + 1], first the weight with which a node is entered, bottom up then
+    the rest of it after its children; t float64 [R + 1], kept [R + 1, k].
     """
 
     p: torch.Tensor
@@ -51,15 +51,16 @@ class Shares:
 
 
 def usable(table: torch.Tensor) -> bool:
-    """Whether the kernels can work on this table."""
+    """Whether the kernels can work on this table: float32, on a GPU or interpreted."""
     return triton is not None and (table.is_cuda or INTERPRETED) and table.dtype == torch.float32
 
 
 def draw(
     q: torch.Tensor, uniforms: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`captured_proposals.draw` on a GPU: q float32 [w, V], uniforms float64 [w, k, 2]. Returns tokens int64
-    and masses [w, k], sums and sums of squares [w], float64."""
+    """Draw k tokens without replacement from each row on a GPU, for `captured_proposals.draw`. q
+    float32 [w, V], uniforms float64 [w, k, 2]. Returns tokens int64 and masses [w, k], sums and
+    sums of squares [w], float64."""
     rows, vocab = q.shape
     k = uniforms.shape[1]
     width = triton.next_power_of_2(math.ceil(math.sqrt(vocab)))
@@ -88,7 +89,8 @@ def draw(
 
 
 def share(shares: Shares, rows: slice, *, bottom_up: bool) -> None:
-    """`captured_rules.share_level` on a GPU."""
+    """Let the children of a level's rows take their shares on a GPU; results go into `shares`. The
+    same as `captured_rules.share_level`."""
     k = shares.child.shape[1]
     _share[(rows.stop - rows.start,)](
         shares.p,
@@ -119,7 +121,7 @@ if triton is not None:
 
     @triton.jit
     def _masses(q, mass, squares, vocab, blocks, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
-        """Each block's sum, and sum of squares."""
+        """Compute each block's sum and sum of squares."""
         row = tl.program_id(0).to(tl.int64)
         block = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
         at = block[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
@@ -137,7 +139,7 @@ if triton is not None:
         first = tl.min(tl.where((running > threshold) & positive, places, SIZE), 0)
         last = tl.max(
             tl.where(positive, places, -1), 0
-        )  # if rounding leaves none above the threshold
+        )  # taken if rounding leaves no column above the threshold
         return tl.where(first < SIZE, first, tl.where(last >= 0, last, SIZE))
 
     @triton.jit

@@ -144,9 +144,9 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
 POSITIONS = "takes no position_ids"
 STATE = "keeps a recurrent state, which cannot go back to another branch of a tree"
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "phi3, LongRoPE, across": ("phi3", PHI, r"changes its rotary factors \(LongRoPE\) behind 32 positions, and 50 are"),
+    "phi3, LongRoPE, across": ("phi3", PHI, r"changes its rotary factors \(LongRoPE\) after 32 positions, and 50 are"),
     "phimoe, LongRoPE, across": ("phimoe", MOE | PHI | K(rope_parameters=LONG | K(short_mscale=1.0, long_mscale=1.0)),
-                                 r"changes its rotary factors \(LongRoPE\) behind 32 positions"),
+                                 r"changes its rotary factors \(LongRoPE\) after 32 positions"),
     "llama, dynamic rope": ("llama", K(max_position_embeddings=40, rope_parameters=K(rope_type="dynamic",
                             rope_theta=1e4, factor=4.0)), "reads 40 positions, 50 are needed"),
     "mpt": ("mpt", K(d_model=32, n_heads=4, n_layers=2, max_seq_len=256), POSITIONS),

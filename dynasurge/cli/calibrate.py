@@ -1,8 +1,7 @@
-"""The `dynasurge calibrate` commands: measure what dynamic trees go by.
+"""The `dynasurge calibrate` commands: measure the curves that dynamic trees use.
 
-dynasurge calibrate                   this machine's latency curves, anew (decoding/latency.py)
-dynasurge calibrate acceptance FILE   a pair's acceptance curves, for --priors
-(experiments/calibration.py)
+dynasurge calibrate                   this machine's latency curves, again (decoding/latency.py)
+dynasurge calibrate acceptance FILE   a pair's acceptance curves (experiments/calibration.py)
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ def calibrate_command(arguments: Sequence[str]) -> int:
 def _latency(arguments: Sequence[str]) -> None:
     parser = Parser(
         prog="dynasurge calibrate",
-        description="Measure anew how long this machine's passes take, by their width. Dynamic trees grow while a node\n"
-        "pays for its time by these curves, unless --fill. They are otherwise measured once, before the first tree.",
+        description="Measure again how long this machine's passes take, by width. Without --fill, dynamic trees grow\n"
+        "while a node pays for its time by these curves. Otherwise they are measured once, before the first tree.",
         epilog=EPILOG,
     )
     model_flags(parser)
@@ -65,8 +64,8 @@ def _latency(arguments: Sequence[str]) -> None:
 
 
 def _table(costs: Costs) -> str:
-    """Passes by width as measured, and what each node of the last stretch adds to a target pass, as
-    growth reckons."""
+    """The measured passes by width, and the milliseconds that each node since the width before adds
+    to a target pass, as tree growth computes it."""
     rows = [("width", "target ms", "draft ms", "ms a node")]
     before = (0, 0.0)
     for width, target, draft in zip(
@@ -97,7 +96,7 @@ def _acceptance(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--priors",
         metavar="FILE",
-        help="what the trees are grown by; a second round from the first's FILE settles it",
+        help="the prior of the trees; a second round from the first round's FILE is better",
     )
     args = parser.parse_args(arguments)
     start, prompts = load_priors(args.priors), load_prompts(args.data)

@@ -1,5 +1,4 @@
-"""`dynasurge` without a further word, which decodes in one mode, and `dynasurge compare`, which
-runs all three."""
+"""`dynasurge` without another word decodes in one mode; `dynasurge compare` runs all three."""
 
 from __future__ import annotations
 
@@ -25,9 +24,9 @@ other commands (each has its own --help):
   dynasurge growmap SHAPE FILE   write a static tree shape: 4x8, chain8, 2ary4
   dynasurge growmap optimise ... write the best shape for a measured acceptance vector
   dynasurge growmap show FILE    print a shape; dynasurge growmap draw FILE --output tree.png draws it
-  dynasurge calibrate            measure this machine's passes anew: what --B auto goes by
+  dynasurge calibrate            measure this machine's passes again, for --B auto
   dynasurge calibrate acceptance FILE   measure a pair's acceptance, for --priors
-  dynasurge publish FOLDER       measure what figures need beside a sweep, keep numbers only
+  dynasurge publish FOLDER       measure what figures need, keep numbers only
   dynasurge figures FOLDER       run the notebooks on such numbers, write their figures
 
 example:
@@ -81,7 +80,7 @@ def _summary(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, 
 def _compared(
     args: argparse.Namespace, evaluation: Evaluation, about: dict[str, Any]
 ) -> list[Path]:
-    """The closing table, and a figure of it."""
+    """Print the closing table, write it, and write a figure of it."""
     written = _summary(args, evaluation, about)
     if not args.output:
         return written

@@ -2,9 +2,9 @@
 
     dynasurge figures figures/data --output figures
 
-The published figures are functions of `figures/data`, so a reader without a GPU regenerates them
-exactly; another folder (experiments/published_records.py) gives the same figures of other runs.
-Notebooks that draw from no records are run as they are: what they show is made on the spot.
+The published figures are functions of `figures/data`, so a reader without a GPU draws exactly the
+same ones. Another folder (experiments/published_records.py) gives the same figures of other runs.
+Notebooks without a `records` parameter run as they are; their figures come from runs made now.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Flags that several commands share. Their names are the fields of `Settings`; a mistake in one
-costs one line."""
+"""Flags that several commands share. Their names are the fields of `Settings`; a mistake costs one
+line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEFAULTS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a mistake costs one line and flags are never abbreviated."""
+    """argparse with two changes: a mistake costs one line, and flags are never abbreviated."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(
@@ -63,35 +63,35 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--trust-remote-code",
         action="store_true",
-        help="run the code that lies beside a model's weights, if it needs any",
+        help="run the code next to a model's weights, if the model needs it",
     )
     add(
         "--self-test",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help=f"ask both models, when they are loaded, whether they read a tree as they read text {default}",
+        help=f"test after loading whether both models read a tree as they read text {default}",
     )
     add(
         "--widen",
         choices=WIDE_SHAPES,
-        help="for measurements: a small LLaMA target's text at the cost of so large a one",
+        help="for measurements: a small LLaMA target's text at the cost of a model of this size",
     )
-    dtype = f"auto: bfloat16 where the hardware has it {default}"
+    dtype = f"auto: bfloat16 if the hardware has it {default}"
     add("--dtype", choices=DTYPES, default=DEFAULTS["dtype"], help=dtype)
     device = "auto (cuda if there is one), cpu, cuda, cuda:1, ..."
     add("--device", default=DEFAULTS["device"], metavar="NAME", help=device)
 
 
 def pair_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `load_pair` is told by parsed `model_flags`; but where a process runs is not the flags'
-    to say alone."""
+    """The keyword arguments of `load_pair` from parsed `model_flags`. (Several processes each
+    replace the device.)"""
     names = ("draft", "target", "dtype", "device", "trust_remote_code", "self_test", "widen")
     return {name: getattr(args, name) for name in names}
 
 
 def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ()) -> None:
-    """The flags of every command that decodes; those named in `several` take several values, and
-    give a list."""
+    """Add the flags of every command that decodes. Those named in `several` take several values, as
+    a list."""
 
     def add(flag: str, **options: Any) -> None:
         if flag.removeprefix("--") in several:
@@ -110,12 +110,12 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
     add(
         "--device-map",
         metavar="HOW",
-        help="auto, balanced or sequential: spread a target that is too large for one GPU over those of this machine",
+        help="auto, balanced or sequential: spread a target that is too large for one GPU over this machine's GPUs",
     )
     add(
         "--compile",
         action="store_true",
-        help="on a GPU: let torch.compile fuse small kernels before steps are captured, which takes two to four minutes",
+        help="on a GPU: torch.compile fuses small kernels before steps are captured, which takes two to four minutes",
     )
     add(
         "--T",
@@ -151,7 +151,7 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
         help=f"prompts are cut to N tokens {default}",
         **number,
     )
-    short = f"prompts of fewer than N tokens are left out, and counted {default}"
+    short = f"leave out prompts of fewer than N tokens, and count them {default}"
     add("--min-prompt-len", default=1, help=short, **number)
     add(
         "--new-tokens",
@@ -170,25 +170,25 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
         type=budget,
         metavar="N",
         default=DEFAULTS["B"],
-        help="dTree: at most N drafted nodes a tree, root not counted; auto: as many as pay for their time here "
+        help="dTree: at most N drafted nodes a tree, root not counted; auto: as many as pay for their time on this machine "
         f"{default}",
     )
     add(
         "--fill",
         action="store_true",
-        help="dTree: spend the whole budget, whether or not a node pays for its time",
+        help="dTree: use the whole budget, even if a node does not pay for its time",
     )
     add(
         "--values",
         choices=VALUES,
         default=DEFAULTS["values"],
-        help="dTree: what slots are thought worth: learned: from this prompt's own steps; fixed: the prior they start "
+        help="dTree: how slots are valued: learned: from this prompt's own steps; fixed: by the prior that learning starts "
         f"from; own: the draft's probabilities {default}",
     )
     add(
         "--priors",
         metavar="FILE",
-        help="dTree: the prior of --values, from `dynasurge calibrate acceptance`; it pays for pairs other than the demo's "
+        help="dTree: the prior of --values, from `dynasurge calibrate acceptance`; for pairs other than the demo pair "
         "(default: the demo pair's)",
     )
     add(
@@ -237,17 +237,17 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
     add(
         "--output",
         metavar="DIR",
-        help="write records.jsonl and what it comes to there; run again to resume",
+        help="write records.jsonl and the results to this folder; run again to resume",
     )
     add(
         "--verbose",
         action="store_true",
-        help="print each prompt's text and acceptance as it is done",
+        help="print each prompt's text and acceptance when it is done",
     )
 
 
 def growmaps_flag(parser: argparse.ArgumentParser) -> None:
-    """`--growmap` of the commands that run several static trees."""
+    """Add `--growmap` for the commands that run several static trees."""
     shapes = f"sTree's tree shapes, one or more (default: {GROWMAP})"
     parser.add_argument("--growmap", metavar="FILE", nargs="+", default=[GROWMAP], help=shapes)
 

@@ -59,7 +59,7 @@ def _build(arguments: Sequence[str]) -> None:
 def _optimise(arguments: Sequence[str]) -> None:
     parser = Parser(
         prog="dynasurge growmap optimise",
-        description="Write the tree shape that is expected to have most tokens accepted a step, if acceptance depends on\n"
+        description="Write the tree shape with the most expected accepted tokens a step, if acceptance depends on\n"
         "sibling rank (and level) only. Nodes that add nothing are left out.",
         epilog="example:\n  dynasurge growmap optimise --acceptance 0.6,0.2,0.1 --nodes 63 --depth 10 tree.pt",
     )
@@ -88,7 +88,7 @@ def _show(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--acceptance",
         metavar="LIST",
-        help=f"print the expected accepted length, too. {ACCEPTANCE_HELP}",
+        help=f"also print the expected accepted length. {ACCEPTANCE_HELP}",
     )
     args = parser.parse_args(arguments)
     growmap = load_growmap(args.file)
@@ -131,8 +131,8 @@ FORMS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def read_acceptance(text: str) -> Acceptance:
-    """`0.6,0.2,0.1`, or the list in a .json file. Raises UsageError if there is none; its numbers
-    are not checked here."""
+    """`0.6,0.2,0.1`, or the list in a .json file. Raises UsageError without one; its numbers are
+    not checked here."""
     remedy = 'write 0.6,0.2,0.1 or name a .json file with a list or {"acceptance": list}'
     if not text.endswith(".json"):
         try:
@@ -152,7 +152,7 @@ def read_acceptance(text: str) -> Acceptance:
 
 
 def sketch(growmap: Growmap) -> str:
-    """The tree as indented ASCII: a chain on one line, siblings with the same tree below them drawn
+    """The tree as indented ASCII: a chain on one line; siblings with the same tree below them drawn
     once."""
     children = growmap.children
     shapes = [0] * growmap.size
@@ -163,7 +163,7 @@ def sketch(growmap: Growmap) -> str:
     lines: list[str] = []
     waiting = [
         ("", "", [0])
-    ]  # in front of the line, in front of the lines below it, siblings alike
+    ]  # text before the line, text before the lines below it, siblings that are alike
     while waiting:
         mark, indent, alike = waiting.pop()
         chain = alike[:1]
@@ -185,7 +185,7 @@ def sketch(growmap: Growmap) -> str:
 
 
 def _runs(counts: Sequence[int]) -> str:
-    """`3 1 1 0 0 0 0` as `3 1 1 0(x4)`."""
+    """Shorten equal counts: `3 1 1 0 0 0 0` becomes `3 1 1 0(x4)`."""
     runs = [(count, len(list(run))) for count, run in groupby(counts)]
     return " ".join(f"{count}(x{n})" if n > 2 else " ".join([str(count)] * n) for count, n in runs)
 

@@ -1,16 +1,16 @@
-"""The command: `main.py`, `python -m dynasurge` and `dynasurge` all end up in `main`.
+"""The command: `main.py`, `python -m dynasurge` and `dynasurge` all call `main`.
 
     dynasurge [flags]                 decode a dataset in one mode (decode.py)
     dynasurge compare [flags]         the same prompts through auto, sTree and dTree, interleaved (decode.py)
     dynasurge sweep [flags]           a grid of settings, temperatures, seeds and datasets (sweep.py)
     dynasurge growmap SHAPE FILE      write a static tree shape; optimise, show and draw one (growmap.py)
-    dynasurge calibrate               measure what dynamic trees go by, here or for a pair (calibrate.py)
+    dynasurge calibrate               measure the curves of dynamic trees, here or for a pair (calibrate.py)
     dynasurge table FOLDER            print records as Markdown (table.py)
     dynasurge publish FOLDER          measure what figures need, publish the numbers (publish.py)
     dynasurge figures FOLDER          run the notebooks on published numbers (figures.py)
 
-Exit codes: 0 done; 2 something the user can correct, said in one line; 130 stopped by Ctrl-C (run
-again to go on).
+Exit codes: 0 done; 2 a mistake that the user can correct, reported in one line; 130 stopped by
+Ctrl-C (run again to go on).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from dynasurge.errors import UsageError
 
 RESUME = "finished prompts are kept, run the same command to go on"
 LOST = "nothing was kept; with --output DIR a stopped run goes on where it was"
-# the word: its module, imported only then, for some load torch; and what is said where it was
-# stopped
+# The word: its module, and the line after Ctrl-C (None: it depends on --output). A module is
+# imported only if its command runs, because some load torch.
 COMMANDS = {
     "compare": ("decode", None),
     "sweep": ("sweep", RESUME),
@@ -58,15 +58,15 @@ def _unknown(word: str) -> NoReturn:
 
 
 def guarded(command: Callable[[], int], stopped: str) -> int:
-    """Run a command and return its exit code. What the user can mend costs one line, and so does
-    Ctrl-C: `stopped` says what that left behind."""
+    """Run a command and return its exit code. A mistake that the user can fix costs one line, and
+    so does Ctrl-C: `stopped` says what was kept."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _note
             code = command()
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read the output has enough, as `head` has
+    except BrokenPipeError:  # the reader of the output stopped, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except UsageError as error:
@@ -78,5 +78,5 @@ def guarded(command: Callable[[], int], stopped: str) -> int:
 
 
 def _note(message: Warning | str, *_: object, **__: object) -> None:
-    """A warning costs one line, too."""
+    """Print a warning in one line too."""
     print(f"note: {message}", file=sys.stderr)

@@ -1,10 +1,9 @@
-"""`dynasurge publish`: measure what figures need beside the rows of a finished sweep, and publish
-its numbers.
+"""`dynasurge publish`: measure what figures need in addition to a finished sweep, and publish the
+numbers.
 
     dynasurge publish runs/study --output figures/data
 
-The folder that comes of it holds numbers only, no text and no tokens
-(experiments/published_records.py).
+The new folder holds numbers only, no text and no tokens (experiments/published_records.py).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from dynasurge.models.pair import load_pair
 SIZES = (
     ("nodes", 32, "positions at which bounds are computed, a temperature"),
     ("contexts", 8, "prompts at which the bias is measured"),
-    ("samples", 1000, "steps taken at each of them"),
+    ("samples", 1000, "steps at each of these prompts"),
 )
 
 
@@ -38,7 +37,7 @@ def publish_command(arguments: Sequence[str]) -> int:
         "folders",
         nargs="+",
         metavar="FOLDER",
-        help="what `dynasurge sweep` wrote; costs and texts are the first's",
+        help="folders of `dynasurge sweep`; the first gives costs and texts",
     )
     add(
         "--output",
@@ -46,7 +45,7 @@ def publish_command(arguments: Sequence[str]) -> int:
         metavar="DIR",
         help="where the numbers go; figures/data holds the published ones",
     )
-    add("--machine", help="its name in captions (default: what the rows say)")
+    add("--machine", help="the machine's name in captions (default: the rows' device)")
     for name, default, what in SIZES:
         add(
             f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})"
@@ -100,7 +99,7 @@ def publish_command(arguments: Sequence[str]) -> int:
 
 
 def _command(folder: str) -> str | None:
-    """The command that a sweep says it was made by: the indented line of its results.md."""
+    """The command that made a sweep: the indented line of its results.md; None without one."""
     try:
         lines = (Path(folder) / "results.md").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,9 +1,8 @@
-"""What every command that decodes does: check all that is cheap, load, run with a progress bar,
-close.
+"""The work that all commands that decode share: check all that is cheap, load, run with a progress
+bar, close.
 
-`evaluate` is that, over a plan of settings; a command brings its flags, its plan, and what it says
-and writes at the end. torch and transformers are imported only once the flags are known to be
-right.
+`evaluate` does this for a plan of settings. A command adds its flags, its plan, and what it prints
+and writes at the end. torch and transformers are imported only after the flags were found right.
 """
 
 from __future__ import annotations
@@ -32,7 +31,8 @@ def plain_name(dataset: str) -> str:
 
 
 def plan_of(args: argparse.Namespace, **axes: Any) -> list[Settings]:
-    """The grid that parsed flags span. axes: those of grid.AXES that are not lists in `args`."""
+    """The grid of the parsed flags. axes: values for those of grid.AXES that are not lists in
+    `args`."""
     axes |= {"use_bfs": [False, True] if args.use_bfs else [False]}
     lists: dict[str, Any] = {
         name: axes[name] if name in axes else getattr(args, name, MODES) for name in AXES
@@ -53,10 +53,13 @@ def evaluate(
     methods: Sequence[str] = (),
     every: int = 0,
 ) -> int:
-    """Check everything cheap before anything slow, load, run with a progress bar. `close` says and
-    writes what the rows come to: it gets the flags, the finished evaluation and where its numbers
-    come from, and returns the files it wrote. methods: see experiments/baselines.py; every: see
-    experiments/runner.py."""
+    """Check all that is cheap before anything slow, load, run with a progress bar. Returns the exit
+    code.
+
+    `close` prints and writes the results: it gets the flags, the finished evaluation and where its
+    numbers come from, and returns the files that it wrote. methods: see experiments/baselines.py.
+    every: see experiments/runner.py. Raises UsageError.
+    """
     from dynasurge.decoding.assembly import make_shape
     from dynasurge.drafting.acceptance_estimates import load_priors
     from dynasurge.experiments.datasets import load_prompts
@@ -69,7 +72,7 @@ def evaluate(
         settings.check_room(args.prompt_len, shape.max_nodes if shape else 0)
         load_priors(settings.priors)
     if not 1 <= args.min_prompt_len <= args.prompt_len:
-        reason = f"outside 1 .. --prompt-len {args.prompt_len}, what prompts are cut to"
+        reason = f"outside 1 .. --prompt-len {args.prompt_len}, to which prompts are cut"
         raise UsageError(
             "--min-prompt-len",
             args.min_prompt_len,
@@ -86,7 +89,7 @@ def evaluate(
             "try --output runs/mine",
         )
     if output is not None and _exists(output) and processes.main and not methods:
-        # look into it before anything is loaded
+        # check the folder before anything is loaded
         runs = {run_name(settings, name, every) for settings in plan for name in datasets}
         RecordFile(output, runs).close()
     processes.wait()
@@ -102,7 +105,7 @@ def evaluate(
     if methods and output is not None:
         from dynasurge.experiments.baselines import baselines
 
-        if processes.main:  # which makes the files that the others read
+        if processes.main:  # the first process makes the files that the others read
             baselines(pair, methods, plan, output / "growmaps")
         processes.wait()
         plan = [*plan, *baselines(pair, methods, plan, output / "growmaps")]
@@ -136,5 +139,5 @@ def evaluate(
 def _exists(folder: Path) -> bool:
     try:
         return folder.exists()
-    except (OSError, ValueError):  # a name that cannot be
+    except (OSError, ValueError):  # not a valid name
         return True

@@ -1,8 +1,8 @@
-"""The `dynasurge sweep` command: a grid of settings over datasets, and what it comes to.
+"""The `dynasurge sweep` command: a grid of settings over datasets, and its results.
 
-The folder of `--output` gets `records.jsonl` (as it goes), and once all is done `records.parquet`,
-`results.md` and a figure a dataset. `eval.sh` is the study of the original prototype, made of one
-such command.
+The folder of `--output` gets `records.jsonl` during the run, and at its end `records.parquet`,
+`results.md` and a figure a dataset. `eval.sh` is the study of the original prototype, as one such
+command.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SEVERAL = ("T", "B", "policy", "seed", "dataset")
 DESCRIPTION = """\
 Every combination of --mode, --growmap, --B, --policy, --T, --seed and --dataset, and with --use_bfs every tree without and
-with ETV. All take the same prompt before any takes the next. A stopped sweep goes on when the same command is given again.
+with ETV. All take the same prompt before any takes the next. Run the same command again to go on with a stopped sweep.
 """
 EPILOG = """\
 on several GPUs or machines, with the same flags (see docs/usage.md):
@@ -61,11 +61,11 @@ def sweep_parser() -> Parser:
     growmaps_flag(parser)
     modes = "auto, sTree, dTree; one or more (default: all)"
     parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES), help=modes)
-    methods = f"other systems' trees beside ours, one or more of {', '.join(BASELINES)}"
+    methods = f"also run other systems' trees, one or more of {', '.join(BASELINES)}"
     parser.add_argument(
         "--methods", choices=BASELINES, nargs="+", default=[], metavar="NAME", help=methods
     )
-    every = "compare trees at the same places: behind every N-th token of the target's own text"
+    every = "compare trees at the same places: after every N-th token of the target's own text"
     parser.add_argument("--every", type=int, default=0, metavar="N", help=every)
     return parser
 

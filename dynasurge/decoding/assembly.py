@@ -1,9 +1,9 @@
-"""From settings to the parts of a decoder: policy, rule, tree shape; and what a captured decoder
-grows.
+"""From settings to the parts of a decoder: policy, rule, tree shape; and the trees of a captured
+decoder.
 
-A captured step (decoding/captured_loop.py) has room for fixed numbers of nodes; how many stay is
-settled beforehand, how deep meanwhile (drafting/captured_budget.py); a step made node by node
-(decoding/loop.py) lets a shape decide while the tree grows (drafting/tree_budget.py).
+A captured step (decoding/captured_loop.py) has room for fixed numbers of nodes. How many nodes stay
+is chosen before the step, how many levels during it (drafting/captured_budget.py). In a step made
+node by node (decoding/loop.py) a shape decides while the tree grows (drafting/tree_budget.py).
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ from dynasurge.verification.rules import RULES
 CAPTURED_RULES = ("topdown", "traversal")
 LARGEST = (
     1 << 14
-)  # slots of a level, and entries of all nodes' paths; larger trees are made node by node
-SIZES = (16, 32, 64, 128)  # nodes that a captured pass has room for, then multiples of the last
+)  # most slots of a level, most entries of all paths; larger trees are made node by node
+SIZES = (16, 32, 64, 128)  # nodes of a captured pass; then multiples of the last
 
 
 def make_policy(settings: Settings) -> Policy:
-    """How children are proposed; greedy text needs no chance."""
+    """The policy that proposes children. Greedy text needs no draws, so it takes `topk`."""
     return POLICIES[settings.policy if settings.T > 0 else "topk"]
 
 
 def make_verify(settings: Settings) -> Verify:
-    """The settings' rule, and the draws that follow it."""
+    """The settings' verification: the rule and its draws."""
     return bfs if settings.rule == "bfs" else partial(rules.verify, RULES[settings.rule])
 
 
 def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
-    """The shape that the mode grows; None in auto mode. A growmap bounds a dynamic depth; costs:
-    what it pays for."""
+    """The shape that the mode grows; None in auto mode. With a growmap, a dynamic tree is as deep
+    as it. costs: the prices by which a `Thrifty` tree stops. Raises UsageError for a growmap of a
+    root alone."""
     growmap = load_growmap(settings.growmap) if settings.growmap is not None else None
     if settings.mode == "auto":
         return None
@@ -73,27 +74,27 @@ def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
 
 
 def make_bounds(settings: Settings, shape: Shape) -> TreeBounds:
-    """How large a captured tree of this shape can get."""
+    """The largest captured tree of this shape."""
     if settings.mode == "sTree" and settings.growmap is not None:
         growmap = load_growmap(settings.growmap)
         return growmap_bounds(growmap.children, growmap.depths)
     children = max(
         2, min(settings.max_children, shape.max_nodes)
-    )  # one may be a copy, or the one behind a point
+    )  # room for a copy and the child sampled before it
     return TreeBounds(depth=shape.max_depth, width=FRONTIER, children=children)
 
 
 def can_hold(settings: Settings, shape: Shape) -> bool:
-    """Whether a captured step can hold trees of this shape: all that they might be has room in
-    fixed tensors, which very wide or deep ones would make too large."""
+    """Whether a captured step can hold trees of this shape. Very wide or deep trees would need
+    tensors that are too large."""
     bounds = make_bounds(settings, shape)
     wide = max(bounds.level_widths) * bounds.children
     return wide <= LARGEST and (captured_size(shape) + 1) * (bounds.depth + 1) <= LARGEST
 
 
 def captured_size(shape: Shape) -> int:
-    """Nodes that a captured pass over the largest tree of this shape has room for: few sizes make
-    few graphs."""
+    """How many nodes a captured pass over the largest tree of this shape has room for. Few sizes
+    mean few graphs."""
     return next(
         (size for size in SIZES if size >= shape.max_nodes),
         -(-shape.max_nodes // SIZES[-1]) * SIZES[-1],
@@ -107,7 +108,7 @@ def make_trees(
     costs: Costs | None,
     device: torch.device,
 ) -> Trees:
-    """What a captured decoder grows under these settings."""
+    """The trees of a captured decoder under these settings."""
     assert acceptance is not None
     dynamic, bounds = settings.mode == "dTree", make_bounds(settings, shape)
     growmap = None

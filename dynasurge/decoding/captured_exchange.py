@@ -1,4 +1,4 @@
-"""What host and device tell each other in a captured step: one copy there, one copy back (see
+"""What host and device send each other in a captured step: one copy there, one copy back (see
 decoding/captured_loop.py)."""
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from dynasurge.probabilities import Random
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.captured_rules import Judged
 
-# What comes back of a step, float64, in this order: of the step, of each level (the tokens
-# emitted),
-# and of each node.
+# What a step sends back, float64, in this order: for the step, for each level (the tokens emitted),
+# and for each node.
 STEP = ("end", "depth", "bonus")
 NODE = ("exists", "token", "parent", "proposal", "kind", "x", "value", "stop")
 
 
 def report_size(levels: int, nodes: int) -> int:
-    """Numbers that come back of a step with a tree of so many levels and nodes, root not counted;
-    of no tree if there are no levels."""
+    """How many numbers a step sends back for a tree of so many levels and nodes (without the root).
+    0 levels: there is no tree."""
     return len(STEP) + (levels + 1 + len(NODE) * (nodes + 1) if levels else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trees:
-    """What trees a decoder grows: how large they can get and are to be, how rows get children, by
-    what estimates.
+    """The trees that a decoder grows: how large they are, how rows get children, by which
+    estimates.
 
-    budget: nodes at most, whatever a pass has room for; growmap: int64 [size + 1, k] for static
-    trees, see `Proposer`; own: whether the draft's own word is the estimate; most: see `Proposer`.
+    budget: the most nodes, even if a pass has room for more. growmap: int64 [size + 1, k] for
+    static trees, see `Proposer`. own: whether the draft's own probabilities are the estimates.
+    most: see `Proposer`.
     """
 
     bounds: TreeBounds
@@ -53,8 +53,8 @@ class Trees:
 
 
 class Inputs:
-    """What a step is told, in one copy: the estimates, what a slot must be worth, and uniform
-    random numbers."""
+    """What the host sends to a step in one copy: the estimates, the value that a slot needs, and
+    uniform random numbers."""
 
     def __init__(self, trees: Trees | None, device: torch.device) -> None:
         rows, k = (trees.bounds.row_count, trees.bounds.children) if trees is not None else (0, 0)
@@ -71,10 +71,10 @@ class Inputs:
         )
         self._host = [
             pinned(sum(sizes), device) for _ in range(2)
-        ]  # one is being sent while the other is filled
+        ]  # the device copies one while the host fills the other
 
     def fill(self, chance: Random, trees: Trees | None) -> torch.Tensor:
-        """What the next step will be told."""
+        """Fill in what the next step gets. Returns float64 [size] on the host."""
         self._host.reverse()
         numbers = self._host[0]
         torch.rand(len(numbers) - self._told, generator=chance.generator, out=numbers[self._told :])
@@ -85,15 +85,15 @@ class Inputs:
         return numbers
 
     def send(self, numbers: torch.Tensor) -> None:
-        """Send it, without waiting."""
+        """Send the numbers to the device, without a wait."""
         self._device.copy_(numbers, non_blocking=True)
 
 
 class Closing(NamedTuple):
-    """What ends a step. report: all that the host wants to know (STEP and NODE); then, for each
-    level of the tree and one more: emitted, the token; to, the cache row that the path's row goes
-    to; of_target, of_draft, the row where it is (where there is none, that very row); length: of
-    the text from now on."""
+    """The end of a step. report: all that the host reads (STEP and NODE). For each level of the
+    tree and one more: emitted, the token; to, the cache row that the path's row moves to;
+    of_target, of_draft, the row where it is now (if there is none, row `to`). length: the tokens of
+    the text after the step."""
 
     report: torch.Tensor
     emitted: torch.Tensor
@@ -104,7 +104,7 @@ class Closing(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Of each slot of a growing, what the host is told; see `GrowingTree`."""
+    """What the host reads of each slot of a growing tree; see `GrowingTree`."""
 
     token: torch.Tensor
     proposal: torch.Tensor
@@ -121,8 +121,8 @@ def closing(
     length: torch.Tensor,
     children: int,
 ) -> Closing:
-    """Close a step. chain: see `GrowingTree`; length [1]: of the text before it; children: slots a
-    row."""
+    """Close a step. chain: see `GrowingTree`. length [1]: the tokens of the text before the step.
+    children: slots a row."""
     pad = torch.nn.functional.pad
     levels = torch.arange(nodes.path.shape[1], device=length.device)
     last = judged.end.clamp(min=0)
@@ -147,7 +147,7 @@ def closing(
 
 
 class Outcome:
-    """What came back of a step, read by the names of STEP and NODE."""
+    """What a step sent back, by the names of STEP and NODE."""
 
     def __init__(self, report: np.ndarray, levels: int) -> None:
         step, rest = np.split(report, [len(STEP)])
@@ -158,7 +158,7 @@ class Outcome:
         self.stop = self._nodes["stop"] if levels else np.ones(1)
 
     def draft(self, passes: int, *, static: bool) -> Draft:
-        """The tree as the rest of the package knows it."""
+        """The tree as a `Draft`, made in `passes` passes. static: it has no values."""
         count = int(self._nodes["exists"].sum())
         of = {name: numbers[:count].tolist() for name, numbers in self._nodes.items()}
         tree = TokenTree(
@@ -189,5 +189,6 @@ class Outcome:
 
 
 def pinned(size: int, device: torch.device) -> torch.Tensor:
-    """float64 [size] of the host's, from where a GPU can copy while the host goes on."""
+    """float64 [size] on the host, in pinned memory: a GPU copies from it while the host works
+    on."""
     return torch.zeros(size, dtype=torch.float64, pin_memory=device.type == "cuda")

@@ -1,9 +1,10 @@
-"""What captured steps cost: steps of a decoder like those that will run, on some text, timed by the
-device.
+"""The cost of captured steps: a decoder makes the steps that will run, on some text, and the device
+times them.
 
-Part of decoding/latency.py, for engines on a GPU. A target pass is measured for each number of
-nodes that captured passes have room for, with verification behind it. A draft pass always has room
-for FRONTIER nodes, with all that chooses them and proposes their children, so it has one price.
+decoding/latency.py uses this for engines on a GPU. Captured target passes have room for a few fixed
+numbers of nodes. Each number is measured, with the verification after it. A draft pass always has
+room for FRONTIER nodes, so it has one price. That price includes the choice of nodes and the
+proposal of their children.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from dynasurge.drafting.cost_model import Costs
 from dynasurge.models.engine import Engine
 from dynasurge.probabilities import Random
 
-WIDTHS = (1, 17, 33, 65, 129)  # a root and as many nodes as captured passes have room for
+WIDTHS = (1, 17, 33, 65, 129)  # a root and the nodes of each captured pass
 REPEATS = 9
 TEXT = 160  # tokens in the cache while measuring
 LEVELS, CHILDREN = 4, 8
-LOOKED_AT = 1e-300  # by this levels are looked at while drafting, and none is found wanting
+LOOKED_AT = 1e-300  # the host looks at every level, and every level is good enough
 
 
 def captured_costs(
@@ -33,8 +34,8 @@ def captured_costs(
     widths: Sequence[int],
     on_width: Callable[[], object] = lambda: None,
 ) -> Costs:
-    """Measure them. on_width is called after each width. Engines are reset before and after. Raises
-    RuntimeError if something cannot be captured."""
+    """Measure the curves at `widths`. Calls on_width after each width. Resets the engines before
+    and after. Raises RuntimeError if a step cannot be captured."""
     levels = max(1, min(LEVELS, (draft.static_length - 3) // FRONTIER))
     bounds = TreeBounds(depth=levels, width=FRONTIER, children=CHILDREN)
     room = min(target.static_length - widths[-1], draft.static_length - bounds.row_count)
@@ -70,6 +71,6 @@ def captured_costs(
     return Costs(
         widths=tuple(widths),
         target_seconds=tuple(scored),
-        draft_seconds=(max(drafted[-1], 1e-6),) * len(widths),  # those of no tree are none
+        draft_seconds=(max(drafted[-1], 1e-6),) * len(widths),  # width 1 drafts nothing
         step_seconds=statistics.median(rest),
     )

@@ -1,8 +1,8 @@
-"""Decoding on a GPU: a step is a few captured CUDA graphs, replayed one after the other, and one
-read at its end.
+"""Decoding on a GPU: a step replays a few captured CUDA graphs, one after the other; one read ends
+it.
 
-Launched kernel by kernel from Python, a step over small models takes longer to start than to run.
-So everything a step does is written in tensors of fixed shape (drafting/captured_tree.py,
+With small models, Python needs longer to launch the kernels of a step than the GPU needs to run
+them. So a step is written in tensors of fixed shape (drafting/captured_tree.py,
 drafting/captured_proposals.py, verification/captured_rules.py) and captured once:
 
     root       read the last two tokens with the draft, propose the first level
@@ -10,13 +10,15 @@ drafting/captured_proposals.py, verification/captured_rules.py) and captured onc
     target n   keep the n best nodes, score them all in one pass
     verify n   apply the rule, draw path and bonus token, move the path's cache rows to the front, append to the text
 
-How many nodes stay is settled before a step, how many levels are drafted while it goes on
-(drafting/captured_budget.py): the host looks at what the best slot of a level is worth while the
-next level is being drafted, so the device does not wait for it. Random numbers and estimates go to
-the device in one copy, the tree and what became of it come back in one. The next step begins before
-that is read, as it needs nothing of it, unless the text may be complete by then; an end-of-text
-token makes it a beginning for nothing. While the target is at work, the host turns the last step
-into a record and learns from it: trees go by what was known two steps before.
+The number of nodes that stay is chosen before a step. The number of levels is chosen during it
+(drafting/captured_budget.py): the host looks at the best slot of one level while the device drafts
+the next, so the device does not wait. One copy brings random numbers and estimates to the device.
+One copy brings back the tree and its verdict.
+
+The next step begins before the host reads this one, because it needs nothing from it. It does not
+begin if the text may then be complete; after an end-of-text token its work is lost. While the
+target runs, the host makes the last step's record and learns from it. So a tree uses what was known
+two steps before it.
 
 The text, its length and the caches live on the device. Draws are those of probabilities.py, from
 the same explicit chance.
@@ -59,13 +61,13 @@ from dynasurge.probabilities import Random, Uniforms
 from dynasurge.verification.captured_rules import judge, law
 from dynasurge.verification.rules import path_to, reach
 
-MARKS = 4  # of a stopwatch in a step
+MARKS = 4  # marks of the stopwatch in a step
 
 
 @dataclass(kw_only=True)
 class StepUnderWay:
-    """A step under way: how large it may be, the levels launched so far, and where its result will
-    be. away: seconds before it that somebody else took."""
+    """A step that was begun: its size, the number of levels launched so far, and the place of its
+    result. away: seconds before it that the caller took."""
 
     size: Size
     away: float = 0.0
@@ -74,8 +76,8 @@ class StepUnderWay:
 
 
 class CapturedDecoder:
-    """A target engine, perhaps a draft's and trees: yields the steps of a generation, as
-    `loop.Decoder` does."""
+    """Yields the steps of a generation, as `loop.Decoder` does. It has a target engine, and a
+    draft's engine and trees unless nothing is drafted."""
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class CapturedDecoder:
         T: float,
         P: float,
     ) -> None:
-        """Captures everything. Raises RuntimeError if something cannot be captured."""
+        """Captures all graphs. Raises RuntimeError if one cannot be captured."""
         self._target, self._draft, self._trees = target, draft, trees
         self._rule, self._T, self._P = rule, T, P
         self._device = device = target.device
@@ -99,7 +101,7 @@ class CapturedDecoder:
         )
         self._length = torch.zeros(
             1, dtype=torch.int64, device=device
-        )  # committed tokens: the root's place
+        )  # the number of committed tokens, and the root's position
         self._p = torch.zeros(
             max(self._sizes) + 2, target.vocab, dtype=torch.float32, device=device
         )
@@ -128,7 +130,7 @@ class CapturedDecoder:
         self._verify: dict[int, Captured[torch.Tensor]] = {}
         for n in sorted(
             self._sizes, reverse=True
-        ):  # the largest first, so that the others find its memory
+        ):  # the largest first, so that the others reuse its memory
             self._score[n] = graphs.capture(lambda n=n: self._pass(n))  # type: ignore[misc]
             self._verify[n] = graphs.capture(lambda n=n: self._judge(n), self._length.zero_)  # type: ignore[misc]
         self.capture_seconds = graphs.seconds
@@ -142,14 +144,15 @@ class CapturedDecoder:
         )
 
     def prefill(self, prompt: Sequence[int]) -> None:
-        """As `Decoder.prefill`."""
+        """Read a prompt, and forget what the last prompt taught."""
         self._read_on(prompt)
         if self._trees is not None:
             self._trees.acceptance.reset()
             self._trees.planner.reset()
 
     def _read_on(self, text: Sequence[int]) -> None:
-        """Read what is new of a text that begins with what was read so, and stand behind it."""
+        """Read the new tokens of a text, whose beginning was read before, except its last token,
+        which becomes the root."""
         with shrinking("prompt"):
             for engine in (self._target, self._draft):
                 if engine is not None:
@@ -158,8 +161,8 @@ class CapturedDecoder:
         self._length.fill_(len(text) - 1)
 
     def rehearse(self, length: int, size: Size, chance: Random) -> dict[str, float]:
-        """Make a step behind the first `length` tokens of the text, for the sake of the time it
-        takes: the seconds of its phases, as a StepRecord has them."""
+        """Make a step after the first `length` tokens of the text, only to time it. Returns the
+        seconds of its phases, named as in StepRecord."""
         self._length.fill_(length - 1)
         numbers = self._inputs.fill(chance, self._trees)
         self._watch.restart()
@@ -173,18 +176,18 @@ class CapturedDecoder:
         chance: Random,
         eos: frozenset[int] = frozenset(),
     ) -> Iterator[StepRecord]:
-        """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of
+        """After `prefill(prompt)`, generate up to `new_tokens` tokens; stop after a token of
         `eos`."""
         left, root, away = new_tokens, prompt[-1], 0.0
         self._watch.restart()
         flying = self._finish(self._begin(*self._prepare(chance)))
         while True:
             ready, following = self._prepare(chance), None
-            if left > flying.depth + 1:  # whatever is accepted, there will be a next step
+            if left > flying.depth + 1:  # a next step follows, even if all tokens are accepted
                 following = self._begin(*ready, away)
             back = self._read(flying, len(prompt) + new_tokens - left)
             phases = self._phases(flying.away)
-            room = left - 1  # for drafted tokens: the last one always counts as the bonus
+            room = left - 1  # for drafted tokens: the last token always counts as the bonus
             emitted = cut([*back.emitted[: back.depth], back.bonus], left, eos)
             left -= len(emitted)
             last = left == 0 or emitted[-1] in eos
@@ -193,7 +196,7 @@ class CapturedDecoder:
             record = self._learn(flying, back, root, emitted, room, phases)
             left_at = time.perf_counter()
             yield record
-            away = time.perf_counter() - left_at  # whoever looks at records takes time of their own
+            away = time.perf_counter() - left_at  # the caller's own time with the record
             if following is None or last:
                 return
             root, flying = emitted[-1], following
@@ -201,7 +204,8 @@ class CapturedDecoder:
     def follow(
         self, text: Sequence[int], places: Sequence[int], chance: Random
     ) -> Iterator[StepRecord]:
-        """As `Decoder.follow`."""
+        """The step after each of the first `places` (rising) tokens of a fixed text; the emitted
+        tokens are not appended. See `Decoder.follow`."""
         for place in places:
             self._read_on(text[:place])
             self._watch.restart()
@@ -211,11 +215,11 @@ class CapturedDecoder:
             room = min(self._levels, len(text) - place - 1)
             yield self._learn(step, back, text[place - 1], emitted, room, self._phases())
 
-    # --- what is captured
+    # --- the captured graphs
 
     def _root(self) -> torch.Tensor:
-        """Read the last two tokens with the draft (it may not have read the first of them), propose
-        the first level. Returns what its best slot is worth [1]."""
+        """Read the last two tokens with the draft (it may not have read the first of them) and
+        propose the first level. Returns the level's best slot value [1]."""
         assert self._draft is not None
         steps = torch.arange(CONTEXT, device=self._device)
         self._growing.start(self._text[self._length + 1 + steps])
@@ -225,8 +229,8 @@ class CapturedDecoder:
         return self._fill(1, logits[1:])
 
     def _level(self, level: int) -> torch.Tensor:
-        """Read the most valuable nodes of the level above with the draft, propose their children.
-        Returns what the best slot of these is worth [1]."""
+        """Read the most valuable nodes of the level above with the draft and propose their
+        children. Returns the best slot value of the new level [1]."""
         assert self._draft is not None
         growing, length = self._growing, self._length
         rows = growing.advance(level - 1, self._proposer.frontier(growing), compiled=self._compiled)
@@ -270,14 +274,14 @@ class CapturedDecoder:
         return nodes
 
     def _judge(self, n: int) -> torch.Tensor:
-        """Apply the rule, move the accepted path to the front of the caches, append it and the
-        bonus token to the text. Returns all that the host wants to know."""
+        """Apply the rule, move the accepted path to the front of the caches, append path and bonus
+        token to the text. Returns the report for the host (STEP and NODE)."""
         length, nodes = self._length, self._score[n].result
         if nodes is None:
             bonus = probabilities.draw_by(self._p[:1], self._inputs.last[1:, None])[0]
             self._text.index_copy_(
                 0, CONTEXT + 1 + length, bonus.clamp(min=0)
-            )  # none: the next step may be on its way
+            )  # -1 means no numbers; the next step may read it before the host sees it
             length += 1
             return torch.cat([bonus.clamp(max=0), torch.zeros_like(bonus), bonus]).double()  # STEP
         growing = self._growing
@@ -288,7 +292,7 @@ class CapturedDecoder:
             judged, nodes, slots, growing.chain, length, growing.bounds.children
         )
         assert self._draft is not None
-        self._text.index_copy_(0, CONTEXT + 1 + done.to, done.emitted.clamp(min=0))  # as above
+        self._text.index_copy_(0, CONTEXT + 1 + done.to, done.emitted.clamp(min=0))  # -1: see above
         self._target.move(done.of_target, done.to)
         self._draft.move(done.of_draft, done.to)
         length.copy_(done.length)
@@ -297,12 +301,13 @@ class CapturedDecoder:
     # --- the host's side
 
     def _prepare(self, chance: Random) -> tuple[Size, torch.Tensor]:
-        """Settle how large the next tree may be, and all that its step will be told."""
+        """Choose the next tree's size, and fill in the numbers that its step gets."""
         size = self._trees.planner.choose() if self._trees is not None else Size(nodes=0, depth=0)
         return size, self._inputs.fill(chance, self._trees)
 
     def _begin(self, size: Size, numbers: torch.Tensor, away: float = 0.0) -> StepUnderWay:
-        """Start a step, as far as that goes without asking; nothing waits. away: see `StepUnderWay`."""
+        """Start a step, as far as possible without reading from the device. Nothing waits. away:
+        see `StepUnderWay`."""
         self._watch.mark()
         self._inputs.send(numbers)
         step = StepUnderWay(size=size, away=away)
@@ -319,7 +324,8 @@ class CapturedDecoder:
             self._seen[level].set()
 
     def _finish(self, step: StepUnderWay) -> StepUnderWay:
-        """Draft as many levels as pay, then launch the rest, unless that is done."""
+        """Draft as many levels as pay for their passes, then launch the rest. Does nothing if it is
+        already launched."""
         if step.result is not None:
             return step
         while step.depth < step.size.depth:
@@ -333,15 +339,15 @@ class CapturedDecoder:
         self._score[n].replay()
         self._watch.mark()
         self._verify[n].replay()
-        self._back.reverse()  # the other one is of the step before, which may not have been read
+        self._back.reverse()  # the other buffer holds the step before, which may be unread
         step.result = self._back[0][: self._packed(n)]
         step.result.copy_(self._verify[n].result, non_blocking=True)
         self._watch.mark()
         return step
 
     def _read(self, step: StepUnderWay, length: int) -> Outcome:
-        """Wait for the earliest step that was not read yet. length: of the text before it, should
-        it go wrong."""
+        """Wait for the earliest unread step. length: tokens of the text before it, for the error
+        line. Raises UsageError if the target's logits are no numbers."""
         assert step.result is not None
         self._watch.wait(MARKS)
         back = Outcome(step.result.numpy(), self._levels)
@@ -353,7 +359,7 @@ class CapturedDecoder:
         return report_size(self._levels, n)
 
     def _phases(self, away: float = 0.0) -> dict[str, float]:
-        """Of the step that was read. away: see `StepUnderWay`."""
+        """Seconds by phase of the step that was read last. away: see `StepUnderWay`."""
         idle, draft, target, verify = self._watch.laps(MARKS)
         rest = max(0.0, idle - away)
         return {
@@ -372,8 +378,8 @@ class CapturedDecoder:
         room: int,
         phases: dict[str, float],
     ) -> StepRecord:
-        """The record of a step, after which the next trees go. room: for drafted tokens in the
-        text."""
+        """Make the record of a step and learn from it for the next trees. room: how many drafted
+        tokens the text has room for."""
         trees, draft = self._trees, bare(root)
         if trees is not None:
             draft = back.draft(step.depth, static=trees.growmap is not None)

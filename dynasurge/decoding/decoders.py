@@ -1,9 +1,8 @@
-"""From settings to a decoder: one whose steps are captured where that can be, else one that decodes
-directly.
+"""From settings to a decoder. Its steps are captured if possible; otherwise it decodes directly.
 
-Captured steps are what a GPU runs: of the rules in CAPTURED_RULES, with the parts that settings
-name. Where a caller replaces the shape, the policy or the rule, where a model cannot be captured, and
-on a CPU, the loop calls every phase itself.
+A GPU runs captured steps, for the rules in CAPTURED_RULES and the parts that settings name. The
+loop calls every phase directly in three cases: the caller replaces the shape, the policy or the
+rule; a model cannot be captured; or the device is a CPU.
 """
 
 from __future__ import annotations
@@ -40,7 +39,8 @@ from dynasurge.settings import Settings
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a session takes instead of what its settings say; None for theirs."""
+    """Parts that a session takes instead of those of its settings; None takes the settings'
+    part."""
 
     costs: Costs | None
     acceptance: Acceptance | None
@@ -50,15 +50,15 @@ class Parts:
 
     @property
     def capturable(self) -> bool:
-        """Whether a captured step would do the same."""
+        """Whether a captured step would do the same: shape, policy and rule are the settings'."""
         return self.shape is None and self.policy is None and self.verify is None
 
 
 def make_decoder(
     pair: Pair, settings: Settings, engines: Engines, longest: int, parts: Parts
 ) -> Decoder | CapturedDecoder:
-    """A decoder for prompts of up to `longest` tokens. Warns where the draft reads fewer positions
-    than the text has, and where a step that should be captured cannot be."""
+    """A decoder for prompts of up to `longest` tokens. Warns if the draft reads fewer positions
+    than the text has, and if a step that should be captured cannot be."""
     shape, costs, acceptance = parts.shape, parts.costs, parts.acceptance
     if shape is None and settings.pays:
         costs = costs or load_costs(engines)
@@ -70,7 +70,7 @@ def make_decoder(
         )
         limit = readable(pair.draft.config, longest)
         if limit < longest + settings.new_tokens:
-            said = f"reads {limit} positions; behind these nothing is drafted"
+            said = f"reads {limit} positions; after these nothing is drafted"
             warnings.warn(f"--draft {pair.draft_name}: {said}", stacklevel=4)
     captures = parts.capturable and settings.rule in CAPTURED_RULES and engines.captures
     captures = captures and reads_all(pair, settings, longest)
@@ -78,7 +78,7 @@ def make_decoder(
         try:
             return _captured(settings, engines, shape, acceptance, costs)
         except RuntimeError as error:
-            # what a capture raises if the model looks at values on the host
+            # a capture raises this if the model reads values on the host
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             _give_up(pair, engines, error)
@@ -98,7 +98,7 @@ def _captured(
         if shape is None or not shape.max_nodes
         else make_trees(settings, shape, acceptance, costs, target.device)
     )
-    rule = settings.rule if settings.T > 0 else "topdown"  # at T = 0 they are one
+    rule = settings.rule if settings.T > 0 else "topdown"  # at T = 0 the rules are one
     with shrinking("tree"):
         return CapturedDecoder(
             target, draft if trees else None, trees, rule=rule, T=settings.T, P=settings.P
@@ -106,7 +106,7 @@ def _captured(
 
 
 def _give_up(pair: Pair, engines: Engines, error: RuntimeError) -> None:
-    """Say why steps of these engines are not captured."""
+    """Stop capturing steps of these engines, and warn why."""
     target = engines.target
     if target.device.type == "cuda":
         torch.cuda.synchronize(target.device)

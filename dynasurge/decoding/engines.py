@@ -14,10 +14,10 @@ from dynasurge.settings import Settings
 
 
 class Engines:
-    """A target's engine and, unless no tree is ever drafted, a draft's, with one text in both."""
+    """A target's engine, and a draft's unless no tree is ever drafted. Both hold the same text."""
 
     def __init__(self, target: Engine, draft: Engine | None, *, captures: bool = False) -> None:
-        """captures: whether their steps are to be captured, see decoding/captured_loop.py."""
+        """captures: whether their steps are captured, see decoding/captured_loop.py."""
         self.target, self.draft, self._captures = target, draft, captures
 
     def __iter__(self) -> Iterator[Engine]:
@@ -29,7 +29,7 @@ class Engines:
         return self._captures
 
     def decode_uncaptured(self) -> None:
-        """From now on: a model turned out to be one whose passes cannot be captured."""
+        """Stop capturing steps: the passes of a model cannot be captured."""
         self._captures = False
 
     def reset(self) -> None:
@@ -38,14 +38,14 @@ class Engines:
             engine.reset()
 
     def cut(self, length: int) -> None:
-        """Forget the text behind its first `length` tokens."""
+        """Forget the text after its first `length` tokens."""
         for engine in self:
             engine.cut(length)
 
 
 def make_engines(pair: Pair, plan: Sequence[Settings], prompt: int | None = None) -> Engines:
-    """Engines large enough for prompts of up to so many tokens (None: the largest prompt_len of the
-    plan) under any of these settings."""
+    """Engines large enough for prompts of up to `prompt` tokens under any of these settings. None:
+    the largest prompt_len of the plan. Raises UsageError if a setting has no prompt_len then."""
     if prompt is None:
         if any(settings.prompt_len is None for settings in plan):
             reason = "engines that several sessions share have room for prompts of a known length"
@@ -75,21 +75,20 @@ def make_engines(pair: Pair, plan: Sequence[Settings], prompt: int | None = None
 
 
 def can_capture(pair: Pair) -> bool:
-    """Whether steps of this pair can be captured: on a GPU, unless a model is spread over
-    several."""
+    """Whether steps of this pair can be captured: on a GPU, if each model is on one device."""
     return pair.target.device.type == "cuda" and all(
         len(places(model)) < 2 for model in (pair.target, pair.draft)
     )
 
 
 def reads_all(pair: Pair, settings: Settings, prompt: int) -> bool:
-    """Whether both models can read texts of these settings from end to end, drafted levels behind
-    it included, so that steps may be captured."""
+    """Whether both models can read whole texts of these settings and the levels drafted after them.
+    Only then may steps be captured."""
     text, shape = prompt + settings.new_tokens, make_shape(settings)
     if shape is not None and readable(pair.draft.config, prompt) < text:
         return False
-    # A prompt may be shorter than `prompt`, so no text may come near LongRoPE's switch: a captured
-    # pass has nodes behind the text's end, and one beyond the switch would turn them all.
+    # A prompt may be shorter than `prompt`, so no text may come near LongRoPE's switch. A captured
+    # pass has nodes after the text's end; one of them past the switch would change all rotations.
     switch, levels = rope_switch(pair.target.config), shape.max_depth if shape is not None else 0
     return switch is None or text + levels <= switch
 
@@ -103,7 +102,7 @@ def check_positions(pair: Pair, prompt: int, new_tokens: int) -> None:
     remedy = "use smaller --prompt-len or --new-tokens"
     reason = f"reads {limit} positions, {need} are needed"
     if limit == rope_switch(config):
-        reason = f"changes its rotary factors (LongRoPE) behind {limit} positions"
+        reason = f"changes its rotary factors (LongRoPE) after {limit} positions"
         reason += f", and {need} are needed"
         remedy += f", or a prompt of more than {limit + 1} tokens"
     raise UsageError("--target", pair.target_name, reason, remedy)

@@ -1,14 +1,16 @@
-"""What a tree costs on this machine: seconds of a target pass by its width, and of a draft pass by
-its width, each with the work that follows it in a step: verification of a tree of that size,
-drawing of a level's children.
+"""What a tree costs on this machine: the seconds of a target pass and of a draft pass, by width.
+Each pass includes the work that follows it in a step: verification of a tree of that size, or the
+draw of a level's children.
 
 The curves are measured once per machine, pair, dtype and thread count, in a few seconds. As in
-decoding, passes of both models take turns. Every round takes all widths once, so that what slows
-the machine for a while does not bend a curve; the least time over the rounds counts, the one least
-disturbed. They are kept in the user's cache folder (`$DYNASURGE_CACHE`, else `~/.cache/dynasurge`);
-`dynasurge calibrate` measures them anew. A wider pass is never cheaper; where it seems so, that is
-noise, and the narrower one counts as the wider. Otherwise curves are taken as they are, with their
-steps and bends: four nodes may cost half as much as thirty.
+decoding, passes of both models take turns. Every round takes all widths once, so a slow moment of
+the machine does not bend a curve. The least time over the rounds counts, because it was disturbed
+least.
+
+The user's cache folder (`$DYNASURGE_CACHE`, else `~/.cache/dynasurge`) keeps the curves; `dynasurge
+calibrate` measures them again. A wider pass is never cheaper. If it seems so, that is noise, and
+the narrower width gets the wider one's time. All else in a curve stays, with its steps and bends:
+four nodes may cost half as much as thirty.
 """
 
 from __future__ import annotations
@@ -39,22 +41,22 @@ from dynasurge.verification.rules import traversal, verify
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 ROUNDS = 8
 CHILDREN = 4  # drawn at every node of a level
-METHOD = 3  # of measuring; curves of another are measured anew
+METHOD = 3  # version of the method; curves of another version are measured again
 
 
 def widths_of(engines: Engines) -> tuple[int, ...]:
     """The widths at which both engines can be measured as they will run."""
     widths = CAPTURED_WIDTHS if engines.captures else WIDTHS
-    # captured draft passes have one price
+    # captured draft passes have one price, so only the target's room counts
     limiting = [engines.target] if engines.captures else list(engines)
     widest = min(min(e.widest, e.reach - min(TEXT // 2, e.reach // 4)) for e in limiting)
     return tuple(w for w in widths if w <= max(1, widest))
 
 
 def measure(engines: Engines, on_width: Callable[[], object] = lambda: None) -> Costs:
-    """Time both engines at every width that fits. Engines are reset before and after.
+    """Time both engines at every width that fits. Resets the engines before and after.
 
-    on_width is called after each width of each round.
+    Calls on_width after each width of each round.
     """
     with shrinking("tree"), torch.inference_mode():
         return _measure(engines, on_width)
@@ -69,7 +71,7 @@ def _measure(engines: Engines, on_width: Callable[[], object]) -> Costs:
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            engines.decode_uncaptured()  # and is measured as it runs so
+            engines.decode_uncaptured()  # measure what runs instead
             return _measure(engines, on_width)
     chance = probabilities.Random.seeded(0)
 
@@ -80,7 +82,7 @@ def _measure(engines: Engines, on_width: Callable[[], object]) -> Costs:
         p = probabilities.to_probs(logits, 1.0)
         even = torch.full_like(
             p[0], 1 / p.shape[-1]
-        )  # a draft of p itself could leave nothing to draw from
+        )  # with q = p nothing might be left to draw from
         verify(traversal, _tree(len(p)), p, [even] * len(p), chance)
 
     engines.reset()
@@ -93,7 +95,7 @@ def _measure(engines: Engines, on_width: Callable[[], object]) -> Costs:
     for _ in range(ROUNDS):
         for at, width in reversed(
             list(enumerate(widths))
-        ):  # so that no narrow pass follows the widest, which frees much memory
+        ):  # the widest pass frees much memory, so no narrow one follows it
             drafted[at].append(_seconds(draft, width, draw))
             verified[at].append(_seconds(target, width, judge))
             on_width()
@@ -106,12 +108,12 @@ def _measure(engines: Engines, on_width: Callable[[], object]) -> Costs:
 
 
 def _both(engines: Engines) -> tuple[Engine, Engine]:
-    assert engines.draft is not None, "costs are of trees"
+    assert engines.draft is not None, "costs need a draft"
     return engines.target, engines.draft
 
 
 def _tree(size: int) -> TokenTree:
-    """So many nodes, the root among them, each with up to two sampled children."""
+    """A tree of `size` nodes with the root, each with up to two sampled children."""
     chances = (1.0, *[0.5] * (size - 1))
     return TokenTree(
         tokens=tuple(node % 2 for node in range(size)),  # siblings differ
@@ -122,8 +124,8 @@ def _tree(size: int) -> TokenTree:
 
 
 def _seconds(engine: Engine, width: int, work: Callable[[torch.Tensor], None]) -> float:
-    """A pass over `width` tokens behind the text there is, and the `work` that follows it, which
-    ends by waiting for the device."""
+    """Seconds of a pass over `width` tokens after the present text, and of the `work` that follows
+    it. `work` ends with a wait for the device."""
     start = time.perf_counter()
     work(engine.forward([1 + number % 50 for number in range(width)], [-1] + [0] * (width - 1)))
     seconds = time.perf_counter() - start
@@ -132,7 +134,7 @@ def _seconds(engine: Engine, width: int, work: Callable[[torch.Tensor], None]) -
 
 
 def cache_file(engines: Engines) -> Path:
-    """Where the curves of this machine and pair live."""
+    """The file of this machine's and pair's curves."""
     target, device = engines.target, engines.target.device
     name = (
         torch.cuda.get_device_name(device)
@@ -159,16 +161,18 @@ def load_costs(
     anew: bool = False,
     on_width: Callable[[], object] = lambda: None,
 ) -> Costs:
-    """This machine's curves for the pair behind these engines. They are measured, and kept, if
-    there are none, if those there cannot be read or stop short of what these engines run, or if
-    `anew`; then a cache that cannot be written raises OSError, else it costs the next session a
-    measurement."""
+    """This machine's curves for the pair of these engines.
+
+    They are measured and stored if no file has them, if the file is damaged or does not reach the
+    engines' largest width, or if `anew`. If the cache folder cannot be written, `anew` raises
+    OSError; otherwise the next session measures again.
+    """
     path = cache_file(engines)
     kept = None if anew else read_costs(path)
     if kept is not None and kept.widths[-1] >= widths_of(engines)[-1]:
         return kept
     costs = measure(engines, on_width)
-    path = cache_file(engines)  # of the way that it could be measured
+    path = cache_file(engines)  # the engines may have stopped capturing
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with write_whole(path) as partial:
@@ -180,7 +184,7 @@ def load_costs(
 
 
 def read_costs(path: Path) -> Costs | None:
-    """The curves of a file; None if it is not there, or damaged."""
+    """The curves of a file; None if it does not exist or is damaged."""
     try:
         data = json.loads(path.read_text())
         step_seconds = data.pop("step_seconds")

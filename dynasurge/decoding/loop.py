@@ -1,13 +1,13 @@
 """Decoding: grow, score, verify, commit, record - one loop for all three modes.
 
-Each step drafts a tree that continues the text, scores its root and all its nodes in one target
-pass, lets the rule accept a path, and appends that path and the bonus token to the text. `auto` is
-the same loop with a bare root for a tree: every pass then emits just the bonus token, which is
+Each step drafts a tree that continues the text. One target pass scores its root and all its nodes.
+The rule accepts a path, and the step appends that path and the bonus token to the text. `auto` is
+the same loop with a root alone for a tree: every pass then emits only the bonus token, which is
 ordinary autoregressive decoding on the same engine.
 
-Invariant at the top of the loop: the target's cache holds the whole text but its last token, the
-root. Emitted tokens have the target's own distribution at temperature T and top-p P, whatever the
-draft and the tree (see verification/rules.py).
+Invariant at the top of the loop: the target's cache holds the whole text except its last token, the
+root. Emitted tokens have the target's own distribution at temperature T and top-p P, for every
+draft and every tree (see verification/rules.py).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from dynasurge.verification.rules import Rows, Verdict, reach
 class StepRecord:
     """What one target pass did.
 
-    tree: the drafted tree; path: its accepted nodes, () if none; emitted: the tokens appended to
-    the text, path then bonus, both cut at the end of the generation; stop[u]: the probability that
-    the accepted path had of ending at node u; expected: how many of the tree's tokens that is on
-    average; confidence: the draft's, see `Draft`; passes: of the
-    draft; *_seconds: wall time by phase (`other`: the loop, caches, bookkeeping).
+    tree: the drafted tree. path: its accepted nodes, () if none. emitted: the tokens appended to
+    the text, path then bonus; the end of the generation cuts both. stop[u]: the probability that
+    the accepted path ends at node u. expected: the mean number of accepted tokens by `stop`.
+    confidence: the draft's, see `Draft`. passes: the number of draft passes. *_seconds: wall time
+    by phase (`other`: the loop, caches, bookkeeping).
     """
 
     tree: TokenTree
@@ -52,12 +52,12 @@ class StepRecord:
 
     @property
     def accepted(self) -> int:
-        """Drafted tokens the target accepted."""
+        """How many drafted tokens the target accepted."""
         return len(self.path)
 
     @property
     def reach(self) -> list[float]:
-        """By node, the probability that the path goes through it."""
+        """The probability, by node, that the path goes through it."""
         return reach(self.tree, self.stop)
 
 
@@ -65,7 +65,8 @@ Verify = Callable[[TokenTree, Rows, Sequence[torch.Tensor], Chance], Verdict]
 
 
 class Decoder:
-    """A target engine, perhaps a drafter, and a way to verify: yields the steps of a generation."""
+    """Yields the steps of a generation. It has a target engine, a drafter (None: no trees), and a
+    rule that verifies."""
 
     def __init__(
         self, target: TreeEngine, drafter: Drafter | None, verify: Verify, *, T: float, P: float
@@ -74,8 +75,8 @@ class Decoder:
         self._T, self._P = T, P
 
     def prefill(self, prompt: Sequence[int]) -> None:
-        """Read a prompt of at least one token into engines that are empty, or have read some of it:
-        all but its last token, which is the first root."""
+        """Read a prompt of at least one token, except its last token, which is the first root. The
+        engines are empty or have read its beginning."""
         with shrinking("prompt"):
             read_on(self._target, prompt[:-1])
             if self._drafter is not None:
@@ -88,8 +89,7 @@ class Decoder:
         chance: Chance,
         eos: frozenset[int] = frozenset(),
     ) -> Iterator[StepRecord]:
-        """After `prefill(prompt)`, generate up to `new_tokens` tokens, stopping after a token of
-        `eos`.
+        """After `prefill(prompt)`, generate up to `new_tokens` tokens; stop after a token of `eos`.
 
         Yields one record a target pass; their `emitted` tokens, joined, are the output. Raises
         UsageError if the target's logits are no numbers, or if memory runs out.
@@ -113,9 +113,9 @@ class Decoder:
     def follow(
         self, text: Sequence[int], places: Sequence[int], chance: Chance
     ) -> Iterator[StepRecord]:
-        """After `prefill` of a part of it, the step behind each of the first `places` (rising)
-        tokens of a text that goes on as it is, whatever steps emit: so that trees can be compared
-        at the same places."""
+        """The step after each of the first `places` (rising) tokens of a fixed text, of which
+        `prefill` has read a part. The emitted tokens are not appended, so trees can be compared at
+        the same places."""
         clock = _Clock(self._target.device)
         for place in places:
             with shrinking("prompt"):
@@ -140,7 +140,7 @@ class Decoder:
         *,
         keep: bool = True,
     ) -> tuple[Draft, Verdict]:
-        """Draft, score, verify; keep: and commit the path."""
+        """Draft, score, verify; then commit the path if `keep`."""
         clock.start()
         with shrinking("tree"), torch.inference_mode():
             draft = self._grow(text, chance, room)
@@ -160,15 +160,16 @@ class Decoder:
         return self._drafter.grow(text, chance, max_depth)
 
     def _judge(self, draft: Draft, logits: torch.Tensor, chance: Chance, length: int) -> Verdict:
-        """Verify a tree behind a text of `length` tokens."""
+        """Verify a tree after a text of `length` tokens. Raises UsageError if the logits are no
+        numbers."""
         try:
             return self._verify(draft.tree, self._probs(logits), draft.q, chance)
         except probabilities.NoMassError as error:
-            # which verification notices without waiting once more
+            # verification notices this without one more wait for the device
             raise no_numbers("--target", f"after {length} tokens") from error
 
     def _probs(self, logits: torch.Tensor) -> Rows:
-        # A GPU takes less time for all rows at once than for starting one kernel more.
+        # On a GPU, all rows at once take less time than the launch of one more kernel.
         lazy = logits.device.type == "cpu"
         return (
             _LazyProbs(logits, self._T, self._P)
@@ -191,7 +192,7 @@ def _record(draft: Draft, verdict: Verdict, emitted: list[int], clock: _Clock) -
 
 
 class _LazyProbs:
-    """Target distributions by node, computed when a rule looks: it never looks at most leaves."""
+    """Target distributions by node, computed when a rule reads them: it never reads most leaves."""
 
     def __init__(self, logits: torch.Tensor, T: float, P: float) -> None:
         self._logits, self._T, self._P = logits, T, P
@@ -202,7 +203,7 @@ class _LazyProbs:
 
 
 def cut(tokens: list[int], room: int, eos: frozenset[int]) -> list[int]:
-    """The tokens up to the first end-of-text token, at most `room`."""
+    """The tokens up to and including the first end-of-text token, at most `room` of them."""
     for position, token in enumerate(tokens):
         if token in eos:
             return tokens[: min(position + 1, room)]
@@ -210,9 +211,9 @@ def cut(tokens: list[int], room: int, eos: frozenset[int]) -> list[int]:
 
 
 class _Clock:
-    """Wall time by phase. Drafting and verification end by reading from the device, so the host's
-    clock is right for them; where the target's pass ends in between, on a GPU, only the device
-    knows."""
+    """Wall time by phase. Drafting and verification end with a read from the device, so the host's
+    clock is right for them. On a GPU only the device knows when the target's pass ends between
+    them."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"

@@ -38,8 +38,9 @@ ROOM = 256  # tokens by which the room for prompts grows
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One prompt's result. Token ids; `text` is the decoded output; prefill_seconds: reading the
-    prompt, both models; seconds: everything, prefill included."""
+    """One prompt's result. prompt_ids, output_ids: token ids. text: the decoded output.
+    prefill_seconds: the time both models took to read the prompt. seconds: the whole time, with
+    prefill."""
 
     prompt_ids: list[int]
     output_ids: list[int]
@@ -50,7 +51,8 @@ class Generation:
 
 
 class Session:
-    """A pair ready to decode under fixed settings. Models are shared, caches are its own."""
+    """A pair ready to decode under fixed settings. Sessions share models; each has its own
+    caches."""
 
     def __init__(
         self,
@@ -65,12 +67,18 @@ class Session:
         policy: Policy | None = None,
         verify: Verify | None = None,
     ) -> None:
-        """engines: made for a plan that has these settings (see `make_engines`), to share them with
-        other sessions; two sessions that share engines take turns prompt by prompt. longest: how
-        many tokens a prompt may have (None: `settings.prompt_len`; if that is None, too, there is
-        room for the first prompt, and anew for a longer one). costs, acceptance, shape, policy,
-        verify: replace this machine's latency curves, the estimate of acceptance, the tree's shape,
-        the child policy, the rule: to compare, or to look on."""
+        """Prepare engines and a decoder.
+
+        engines: made for a plan that has these settings (see `make_engines`), to share them with
+        other sessions. Two sessions that share engines take turns prompt by prompt.
+
+        longest: how many tokens a prompt may have. None takes `settings.prompt_len`. If that is
+        None too, the session makes room for the first prompt, and more for a longer one.
+
+        costs, acceptance, shape, policy, verify: replace this machine's latency curves, the
+        estimate of acceptance, the tree's shape, the child policy and the rule, for comparisons or
+        to watch decoding.
+        """
         self.pair, self.settings = pair, settings
         self._shared = engines
         self._parts = Parts(
@@ -83,7 +91,7 @@ class Session:
             self._make_room(fixed)
 
     def _make_room(self, longest: int) -> None:
-        """Engines and a decoder for prompts of up to so many tokens."""
+        """Make engines and a decoder for prompts of up to `longest` tokens."""
         settings = replace(self.settings, prompt_len=longest)
         shape = self._parts.shape or make_shape(settings)
         settings.check_room(longest, shape.max_nodes if shape else 0)
@@ -93,13 +101,13 @@ class Session:
 
     @property
     def capture_seconds(self) -> float:
-        """What it took to capture the steps, on a GPU."""
+        """The seconds that capturing the steps took; 0 without a GPU."""
         decoder = self._decoder if self._longest else None
         return decoder.capture_seconds if isinstance(decoder, CapturedDecoder) else 0.0
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """A prompt's token ids, of a text the first `prompt_len` where that is set. Raises
-        UsageError if it has none."""
+        """A prompt's token ids. A text is cut to the first `prompt_len` tokens, if that is set.
+        Raises UsageError for a prompt without tokens."""
         return encode(self.pair, self.settings, prompt)
 
     def generate(
@@ -110,12 +118,12 @@ class Session:
         new_tokens: int | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> Generation:
-        """Generate after `prompt`: text, token ids (a list, tensor or array; they are not cut), or
-        what a tokenizer returns.
+        """Generate after `prompt`: a text, token ids (a list, tensor or array; they are not cut),
+        or what a tokenizer returns.
 
-        index: the prompt's number in its dataset; (seed, index) names the random stream, so that a
-        prompt's text does not depend on which prompts came before it. on_step is called with each
-        record as it is made.
+        index: the prompt's number in its dataset. (seed, index) names the random stream, so a
+        prompt's text does not depend on the prompts before it. The session calls on_step with each
+        record, as soon as it is made. Raises UsageError if the prompt does not fit.
         """
         ids, steps = self.encode(prompt), list[StepRecord]()
         count = self._fit(ids, new_tokens)
@@ -145,11 +153,11 @@ class Session:
         new_tokens: int | None = None,
         eos: frozenset[int] | None = None,
     ) -> Iterator[StepRecord]:
-        """The records of `generate`, each decoded when it is asked for: to look on, or to stop
+        """The records of `generate`, each decoded when the caller takes it: to watch, or to stop
         anywhere.
 
-        eos: the tokens that end the text, the pair's own if None. Another text of this session, or
-        of one that shares its engines, ends this one: the next step raises UsageError.
+        eos: the tokens that end the text; None takes the pair's own. If this session, or one that
+        shares its engines, starts another text, this text ends: its next step raises UsageError.
         """
         ids = self.encode(prompt)
         count = self._fit(ids, new_tokens)
@@ -163,8 +171,8 @@ class Session:
             torch.cuda.synchronize(self.pair.target.device)
 
     def _fit(self, ids: list[int], new_tokens: int | None) -> int:
-        """Make room for a prompt and so many new tokens, the settings' if None, and return these.
-        Raises UsageError if that can't be."""
+        """Make room for a prompt and `new_tokens` new tokens (None: the settings'). Returns the
+        number of new tokens. Raises UsageError if they do not fit."""
         new_tokens = self.settings.new_tokens if new_tokens is None else new_tokens
         if not isinstance(new_tokens, int) or not 0 < new_tokens <= self.settings.new_tokens:
             reason = f"this session generates 1 to {self.settings.new_tokens} tokens"
@@ -189,7 +197,7 @@ class Session:
         for step in self._decoder.steps(ids, new_tokens, _stream(self.settings.seed, index), eos):
             yield step
             if target.texts != text:
-                reason = "was left for another one that uses the same engines"
+                reason = "another text that uses the same engines began"
                 raise UsageError(
                     "prompt",
                     index,
@@ -206,9 +214,12 @@ def follow(
     index: int = 0,
     every: int = 4,
 ) -> list[list[StepRecord]]:
-    """By session, the steps it would make at every so many tokens of a `text` that goes on behind
-    `prompt` as it is, whatever they emit: trees at the same places, learning on the way. Engines
-    that sessions share read the text once."""
+    """The steps that each session would make after every `every` tokens of a fixed `text` that
+    follows `prompt`; the emitted tokens are not appended.
+
+    So the trees of all sessions stand at the same places, and sessions learn on the way. Engines
+    that sessions share read the text once. Returns a list of records for each session.
+    """
     at_least("every", every, 1, 4)
     places, walks = range(len(prompt), len(prompt) + len(text), every), []
     for session in sessions:
@@ -229,8 +240,8 @@ def follow(
 
 
 def encode(pair: Pair, settings: Settings, prompt: Prompt) -> list[int]:
-    """A prompt's token ids, of a text the first `prompt_len` where that is set. Raises UsageError
-    if it has none."""
+    """A prompt's token ids. A text is cut to the first `prompt_len` tokens, if that is set. Raises
+    UsageError for a prompt without tokens."""
     ids = pair.encode(prompt)
     return ids[: settings.prompt_len] if isinstance(prompt, str) else ids
 
@@ -243,7 +254,7 @@ def _stream(seed: int, index: int) -> Random:
 
 
 def generate(pair: Pair, prompt: Prompt, **settings: Any) -> Generation:
-    """Generate once. prompt: as in `Session.generate`. Keyword arguments are the fields of
-    `Settings`; for many prompts make a `Session` instead."""
+    """Generate once. prompt: see `Session.generate`. Keyword arguments are the fields of
+    `Settings`. For many prompts make a `Session` instead."""
     names = {"draft": pair.draft_name, "target": pair.target_name}
     return Session(pair, Settings(**(names | settings))).generate(prompt)

@@ -1,18 +1,18 @@
-"""A generation with everything that a picture of it shows: the tree of every step, and what both
-models thought of it.
+"""A generation with all that a picture of it shows: the tree of every step, and both models'
+probabilities.
 
     trace = dynasurge.trace(pair, "The harbour council met on Tuesday", mode="dTree", B=16, T=0.6)
     trace.steps[3]              # in a notebook: the tree of step 3
 
-Decoding is that of `generate`, draw for draw. Two lookers-on stand beside it: one wraps the child
-policy and notes what the draft gave each token it proposed, one wraps verification and notes what
-the target gave the same tokens. Neither draws a random number, so the text is the one that the same
+Every draw is that of `generate`. Two observers watch. One wraps the child policy and notes the
+draft's probability of each proposed token. The other wraps verification and notes the target's
+probability of the same tokens. Neither draws a random number, so the text is the one that the same
 settings and seed give without them.
 
-What became of a drafted node (its *fate*) depends on the rule. Top-down verification asks siblings
-in drawing order and goes on below the first that it accepts: what is below a refused node, or
-behind an accepted one, is never looked at. ETV works bottom up, so everything in front of the node
-where it stops has been refused, whole subtrees at a time.
+A drafted node's *fate* depends on the rule. Top-down verification tries siblings in drawing order
+and goes on below the first that it accepts. It never looks at nodes below a refused node, or at
+siblings after an accepted one. ETV works bottom up: it has refused everything before the node where
+it stops, whole subtrees at a time.
 """
 
 from __future__ import annotations
@@ -39,22 +39,23 @@ from dynasurge.verification.rules import Rows, Verdict, reach
 
 PICTURES: dict[
     type, Callable[[Any], str]
-] = {}  # how a notebook shows a step and a trace: plots/tree_svg.py says
-LETTER = 8  # tokens at most in one letter of any script
+] = {}  # plots/tree_svg.py puts here how a notebook shows a step and a trace
+LETTER = 8  # the most tokens in one letter of any script
 Fate = Literal["root", "accepted", "cut", "rejected", "untried"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class StepView:
-    """One step, ready to be drawn. Where not said otherwise one entry a node, root included.
+    """One step, ready to be drawn. Tuples have one entry a node, root included, unless said
+    otherwise.
 
-    number: the step's, from 0; rule: its name; bottom_up: whether verification went from the leaves
-    up; path, emitted: as in StepRecord; beyond: nodes that were accepted, too, behind the end of
-    the text; texts: the tokens as text; bonus: the bonus token's, None if the end cut it off;
-    written: what each emitted token adds to the running text, nothing while a letter of several
-    tokens is not complete; p, q: what target and draft gave the node's token at its parent, None
-    where not asked (q at T = 0 is the draft's at T = 1); reach: the probability that verification
-    had of accepting the node.
+    number: the step's, from 0. rule: its name. bottom_up: whether verification went from the leaves
+    up. path, emitted: as in StepRecord. beyond: accepted nodes after the end of the text. texts:
+    the tokens as text. bonus: the bonus token's text, None if the end cut it off. written: what
+    each emitted token adds to the running text; it is empty while a letter of several tokens is not
+    complete. p, q: the target's and the draft's probability of the node's token at its parent, None
+    if not computed (at T = 0, q is the draft's at T = 1). reach: the probability that verification
+    accepts the node.
     """
 
     number: int
@@ -73,12 +74,12 @@ class StepView:
 
     @property
     def stop(self) -> int:
-        """The node where verification stopped: the last accepted one, 0 (the root) if none was."""
+        """The node where verification stopped: the last accepted one, or 0 (the root)."""
         return (0, *self.path, *self.beyond)[-1]
 
     @cached_property
     def fates(self) -> tuple[Fate, ...]:
-        """What became of each node."""
+        """Each node's fate."""
         fates: list[Fate] = ["untried" if node else "root" for node in range(self.tree.size + 1)]
         path = (*self.path, *self.beyond)
         on_path = (0, *path)
@@ -104,7 +105,7 @@ class StepView:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Trace:
-    """A prompt, as the models read it, the text that was generated after it, and the steps."""
+    """A prompt as the models read it, the text generated after it, and the steps."""
 
     prompt: str
     settings: Settings
@@ -123,10 +124,11 @@ def _picture(shown: object) -> str:
 
 
 def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:
-    """Generate once and look on. prompt: as in `Session.generate`. Keyword arguments are the fields
-    of `Settings`.
+    """Generate once and keep every step's view. prompt: see `Session.generate`. Keyword arguments
+    are the fields of `Settings`.
 
-    Raises UsageError for a wrong setting, and for a prompt without a token."""
+    Raises UsageError for a wrong setting, and for a prompt without tokens.
+    """
     names = {"draft": pair.draft_name, "target": pair.target_name}
     session = WatchedSession(pair, Settings(**(names | settings)))
     ids = session.encode(prompt)
@@ -144,17 +146,17 @@ class WatchedSession(Session):
     def __init__(self, pair: Pair, settings: Settings, *, engines: Engines | None = None) -> None:
         self._seen: dict[
             int, dict[int, float]
-        ] = {}  # by the distribution that children were drawn from: q by token
+        ] = {}  # by the id of the children's distribution: q by token
         self._policy, self._rule = make_policy(settings), make_verify(settings)
         self._p: tuple[float | None, ...] = ()
         self._q: tuple[float | None, ...] = ()
         self._reach: tuple[float, ...] = ()
         self._accepted: tuple[int, ...] = ()
-        self._partial: list[int] = []  # the tokens of a letter that is not complete
+        self._partial: list[int] = []  # the tokens of an incomplete letter
         super().__init__(pair, settings, engines=engines, policy=self._propose, verify=self._judge)
 
     def watch(self, ids: list[int], *, index: int = 0) -> Iterator[StepView]:
-        """Decode after a prompt, each step when it is asked for."""
+        """Decode after a prompt. Each step is decoded when the caller takes its view."""
         self._partial = []
         for number, record in enumerate(self.stream(ids, index=index)):
             yield self._view(number, record)
@@ -201,7 +203,7 @@ class WatchedSession(Session):
         )
 
     def _write(self, token: int) -> str:
-        """What a token adds to the running text."""
+        """The text that a token adds to the running text."""
         self._partial.append(token)
         text = str(self.pair.tokenizer.decode(self._partial))
         if "\ufffd" in text and len(self._partial) < LETTER:
@@ -223,7 +225,7 @@ def _at_parents(tree: TokenTree, p: Rows) -> tuple[float | None, ...]:
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """One token as text, with the blank that may begin it; `<id>` where it is only a part of a
+    """One token as text, with the blank that may begin it; `<id>` if it is only part of a
     letter."""
     piece = tokenizer.convert_ids_to_tokens(token)
     text = str(tokenizer.decode([token]))

@@ -3,15 +3,15 @@
     target.generate(**inputs, max_new_tokens=64, custom_generate=dynasurge.custom_generate("path/of/draft", B=16))
 
 `generate` prepares everything as it always does: prompt, generation config, stopping criteria,
-streamer. Our loop then decodes with a draft's trees instead of token by token, and returns what
-`generate` returns, drawn from the same law: at the config's temperature and top-p, or greedily if
-`do_sample` is off. Its random numbers come from torch's own generator, so `torch.manual_seed` names
-the text.
+streamer. Our loop then decodes with a draft's trees instead of token by token. It returns what
+`generate` returns, with the same distribution: at the config's temperature and top-p, or greedily
+if `do_sample` is off. Its random numbers come from torch's own generator, so `torch.manual_seed`
+names the text.
 
-A tree step emits several tokens at once. They are shown to the stopping criteria and the streamer
-one at a time, and what comes after a stop is dropped, so nobody can tell the difference. Whatever
-else would change the target's law (top-k, which `generate` may bring along by default; penalties;
-any other logits processor) is refused, not ignored.
+A tree step emits several tokens at once. The loop passes them to the stopping criteria and the
+streamer one at a time and drops what follows a stop, so they see no difference. Anything
+else that would change the target's distribution (top-k, which `generate` may set by default;
+penalties; any other logits processor) is refused, not ignored.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from dynasurge.models.pair import Pair, check_pair
 from dynasurge.models.self_test import self_test
 from dynasurge.settings import DEMO, Settings
 
-GENERATES_OWN = {  # what `generate` is told, by the field of Settings it decides
+GENERATES_OWN = {  # fields of Settings that `generate` decides, and where the user sets each
     "T": "temperature=",
     "P": "top_p=",
     "new_tokens": "max_new_tokens=",
@@ -64,7 +64,7 @@ OUTPUTS = (
     "output_logits",
     "output_attentions",
     "output_hidden_states",
-)  # that trees do not have
+)  # outputs that trees do not have
 HARMLESS = {
     *CACHES,
     "position_ids",
@@ -75,42 +75,44 @@ HARMLESS = {
 
 
 def custom_generate(draft: str | PreTrainedModel = DEMO, **settings: Any) -> TreeGenerate:
-    """What to pass to `model.generate(custom_generate=...)`.
+    """The object to pass to `model.generate(custom_generate=...)`.
 
     draft: a hub name, a folder or a loaded model that shares the target's vocabulary; `demo` fits
     the demo target. Keyword arguments are fields of `Settings`: `B` or `growmap`, `mode`, `policy`,
-    `use_bfs`, ... Keep the result: its models and caches serve later calls. Raises UsageError for a
-    wrong setting, and for one that `generate` has a word of its own for.
+    `use_bfs`, ... Keep the result: later calls reuse its models and caches. Raises UsageError for a
+    wrong setting, and for one that `generate` sets with its own argument.
     """
     for name, word in GENERATES_OWN.items():
         if name in settings:
             raise UsageError(
-                name, settings[name], "is generate's to say", f"leave it out here, and use {word}"
+                name, settings[name], "is for generate to set", f"leave it out here, and use {word}"
             )
     name = draft if isinstance(draft, str) else str(draft.name_or_path) or type(draft).__name__
     return TreeGenerate(draft, Settings(draft=name, **settings))
 
 
 class TreeGenerate:
-    """The loop, as `generate` calls it; made by `custom_generate`."""
+    """The loop that `generate` calls; `custom_generate` makes it."""
 
     def __init__(self, draft: str | PreTrainedModel, settings: Settings) -> None:
         self._draft, self._settings = draft, settings
-        make_shape(settings)  # a bad growmap is refused now
+        make_shape(settings)  # so a bad growmap is refused now
         self._pair: Pair | None = None
         self._engines: Engines | None = None
         self._room = 0  # tokens of text that the engines hold
         self._fits: tuple[
             Any, ...
-        ] = ()  # the target's dtype, device and vocabulary when the pair was made
+        ] = ()  # what the pair depends on: the target's dtype, device, vocabulary, ...
         self._owner: int | None = None  # the thread that decodes with it
         self._lock = threading.Lock()
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """That of a call. `generate` asks for it before it builds stopping criteria, and fails
-        there with a line that is no help: stop strings need a tokenizer, which it does not keep for
-        a loop of another's. So they are refused here.
+        """The signature of a call. Raises UsageError for stop strings.
+
+        `generate` reads the signature before it builds stopping criteria. Stop strings need a
+        tokenizer, which `generate` does not keep for a custom loop; it would fail there with an
+        unhelpful line. So they are refused here.
         """
         stop_strings = _asked_for_stop_strings()
         if stop_strings:
@@ -120,7 +122,7 @@ class TreeGenerate:
         return inspect.signature(self.__call__)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has a lock of its own."""
+        """The state of a copy, which gets its own lock."""
         return {
             name: value for name, value in vars(self).items() if name not in ("_lock", "_owner")
         }
@@ -137,10 +139,11 @@ class TreeGenerate:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> torch.Tensor | GenerateDecoderOnlyOutput:
-        """input_ids: int64 [1, n]. Returns int64 [1, n + new], or that in a
-        GenerateDecoderOnlyOutput if the config asks.
+        """Decode one prompt. input_ids: int64 [1, n]. Returns int64 [1, n + new], inside a
+        GenerateDecoderOnlyOutput if the config says so.
 
-        Calls from several threads take turns. Raises UsageError for what it can't honour.
+        Calls from several threads take turns. Raises UsageError for arguments that trees do not
+        support.
         """
         streamer, assistant = _callers("streamer", "assistant_model")
         check_model("--target", str(model.name_or_path) or type(model).__name__, model)
@@ -151,7 +154,7 @@ class TreeGenerate:
                 "input_ids",
                 int(input_ids.max()),
                 f"the model knows ids 0 to {known - 1}",
-                "mend the prompt",
+                "fix the prompt",
             )
         _refuse_config(generation_config, assistant)
         T, P = _law(generation_config, logits_processor)
@@ -159,8 +162,8 @@ class TreeGenerate:
             raise UsageError(
                 "custom_generate",
                 "in use",
-                "a text is being decoded with it",
-                "make another for this one",
+                "it is decoding another text",
+                "make another one for this text",
             )
         with self._lock:
             self._owner = threading.get_ident()
@@ -205,7 +208,7 @@ class TreeGenerate:
     def _session(
         self, model: PreTrainedModel, prompt: int, length: int, T: float, P: float
     ) -> Session:
-        """A session for one call; the draft and the caches are kept for the next."""
+        """A session for one call. The draft and the caches are kept for the next call."""
         pair = self._pair
         config = model.config.get_text_config()
         fits = (
@@ -227,7 +230,7 @@ class TreeGenerate:
         return session
 
     def _fit(self, model: PreTrainedModel) -> Pair:
-        """The draft beside this target, which it must fit. Raises UsageError."""
+        """Load the draft for this target and check that they fit. Raises UsageError."""
         target, name = str(model.name_or_path) or type(model).__name__, self._settings.draft
         draft, tokenizer = (
             load_model(
@@ -237,12 +240,12 @@ class TreeGenerate:
             else (self._draft, _beside(self._draft))
         )
         targets = _beside(model)
-        # Where either tokenizer is missing, the sizes of the vocabularies must do.
+        # If a tokenizer is missing, only the sizes of the vocabularies are compared.
         shared = check_pair(name, draft, tokenizer, target, model, targets)
         torch.nn.Module.to(draft, model.device).eval()
         self_test("--draft", name, draft)
         self_test("--target", target, model)
-        # Decoding speaks token ids: nobody asks this pair's tokenizer.
+        # Decoding uses token ids only: nothing calls this pair's tokenizer.
         tokenizer = cast(PreTrainedTokenizerBase, targets)
         return Pair(
             draft=draft,
@@ -255,7 +258,7 @@ class TreeGenerate:
 
 
 def _beside(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that lies where the model came from."""
+    """The tokenizer in the model's folder or hub entry; None if there is none."""
     try:
         return AutoTokenizer.from_pretrained(model.name_or_path) if model.name_or_path else None
     except (OSError, ValueError):
@@ -263,9 +266,9 @@ def _beside(model: PreTrainedModel) -> PreTrainedTokenizerBase | None:
 
 
 def _callers(*names: str) -> list[Any]:
-    """What `generate` was called with. transformers (5.17 to 5.23) gives a callable neither
-    streamer nor assistant, though it has put the prompt into the one by then, so they are looked up
-    in its frame."""
+    """Arguments of the running `generate`. transformers (5.17 to 5.23) passes neither streamer nor
+    assistant to a callable, although it has already put the prompt into the streamer. So they are
+    read from its frame."""
     frame = inspect.currentframe()
     for _ in range(2):  # this function's caller, and the caller of that
         frame = frame.f_back if frame is not None else None
@@ -274,7 +277,7 @@ def _callers(*names: str) -> list[Any]:
 
 
 def _asked_for_stop_strings() -> Any:
-    """What the `generate` that is running, if one is, was asked to stop at."""
+    """The stop strings of the running `generate`; None without them or without a `generate`."""
     frame = inspect.currentframe()
     while frame is not None and not (
         frame.f_code.co_name == "generate" and "kwargs" in frame.f_locals
@@ -295,7 +298,7 @@ def _asked_for_stop_strings() -> Any:
 def _refuse_inputs(
     input_ids: torch.Tensor, model_kwargs: dict[str, Any], config: GenerationConfig
 ) -> None:
-    """Raise UsageError unless the input is one prompt of token ids, read from its start and without
+    """Raise UsageError unless the input is one prompt of token ids, read from its start, without
     padding."""
     one = "generate for one prompt at a time"
     if (config.num_beams or 1) > 1:
@@ -324,9 +327,7 @@ def _refuse_inputs(
             "attention_mask", "with zeros", "padding is not read", f"{one}, without padding"
         )
     positions = model_kwargs.get("position_ids")
-    count = torch.arange(
-        input_ids.shape[1]
-    )  # of every axis, where text has the positions of pictures
+    count = torch.arange(input_ids.shape[1])  # for every axis, if positions have several
     if positions is not None and not bool((positions.cpu() == count).all()):
         raise UsageError("position_ids", "given", "do not count from 0", "leave them out")
     for name in CACHES:
@@ -337,18 +338,18 @@ def _refuse_inputs(
     for name, value in model_kwargs.items():
         said = value is not None and not (
             isinstance(value, dict) and not value
-        )  # {}: encoders with nothing to encode
+        )  # {}: there is nothing to encode
         if name == "token_type_ids" and said:
             said = bool(value.any())
         if name not in HARMLESS and said:
             named = (
                 ", ".join(value) if name == "mm_encoder_outputs" else name
-            )  # of pictures, sound, ...
+            )  # for pictures, sound, ...
             raise UsageError(named, "given", "trees continue text only", "leave it out")
 
 
 def _refuse_config(config: GenerationConfig, assistant: object) -> None:
-    """Raise UsageError for outputs and ways of decoding that trees do not have."""
+    """Raise UsageError for outputs and ways of decoding that trees do not support."""
     for name in OUTPUTS:
         if getattr(config, name, None):
             raise UsageError(name, True, "trees do not keep it", f"use {name}=False")
@@ -366,7 +367,8 @@ def _refuse_config(config: GenerationConfig, assistant: object) -> None:
 
 
 def _law(config: GenerationConfig, processors: LogitsProcessorList) -> tuple[float, float]:
-    """Temperature (0: greedy) and top-p. Raises UsageError if anything else shapes the law."""
+    """Temperature (0: greedy) and top-p of the config. Raises UsageError if anything else changes
+    the target's distribution."""
     T, P = (1.0, 1.0) if config.do_sample else (0.0, 1.0)
     for processor in processors:
         if isinstance(processor, TopKLogitsWarper):

@@ -1,26 +1,27 @@
-"""How likely is a proposed child to be accepted? Slot values for dynamic trees, learned while
+"""How likely is a proposed child to be accepted? Values of slots in dynamic trees, learned while
 decoding.
 
-Growth under a budget ranks slots by the probability that the accepted path goes through them: the
-parent's value times an estimate for the child, given that the path reaches the parent. Each
+A tree under a budget ranks slots by the probability that the accepted path contains them. This is
+the parent's value times an estimate for the child, given that the path reaches the parent. Each
 estimate is a *prior* curve over one feature, measured once on a calibration run, times a
 *correction* that this prompt teaches:
 
     estimate(kind, x) = prior_kind(x) * (s + accepted) / (s + predicted)
 
-`accepted` sums what was really accepted of this kind and bin of x so far in this prompt,
-`predicted` what the prior said, and s (STRENGTH) is how many acceptances the prior is worth. After
-every step all children are observed, each weighted by the probability that the path reached its
-parent: verification knows these probabilities exactly, so one step teaches more than its one
-outcome. Using past steps never costs losslessness.
+`accepted` counts the acceptances of this kind and bin of x so far in this prompt. `predicted` is
+the number that the prior predicted. The prior counts as s (STRENGTH) acceptances. Every step
+observes all children, each weighted by the probability that the path reached its parent.
+Verification knows these probabilities exactly, so one step teaches more than its one outcome.
+Decoding stays lossless: past steps may always be used.
 
-drafting/child_kinds.py has the kinds and their features. Each kind has a curve for three classes of
-depth; there is a prior for every rule, and for more than one temperature, between which curves are
-interpolated: sharpened distributions agree less where the draft is unsure.
+drafting/child_kinds.py has the kinds and their features. Each kind has one curve for each of three
+depth classes. Every rule has its own prior, measured at more than one temperature; between
+temperatures curves are interpolated. (At a low temperature distributions are sharper, and agree
+less where the draft is unsure.)
 
 The draft's own probability is a poor estimate: unlikely tokens are accepted far more often than the
-draft draws them, likely ones less often. (`own` keeps that estimate, as DySpec, arXiv 2410.11744,
-and OPT-Tree, arXiv 2406.17276, use it; `fixed` is the prior without learning.)
+draft draws them, likely tokens less often. (`own` uses that estimate, as DySpec, arXiv 2410.11744,
+and OPT-Tree, arXiv 2406.17276, do. `fixed` is the prior without learning.)
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from dynasurge.files import ASSETS
 PRIORS = ASSETS / "acceptance.json"
 STRENGTH = 8.0
 UNKNOWN = 0.1
-CELLS = 256  # of a table
+CELLS = 256  # of a table, for each kind
 TEXTS = (
     "topdown",
     "traversal",
@@ -56,8 +57,8 @@ Priors = dict[str, dict[float, Curves]]  # by text, then by temperature
 
 
 def load_priors(path: str | os.PathLike[str] | None = None) -> Priors:
-    """The curves of a file that `dynasurge calibrate acceptance` wrote; None: those that ship.
-    Raises UsageError."""
+    """Read the curves of a file that `dynasurge calibrate acceptance` wrote; None reads the file
+    that ships with the package. Raises UsageError."""
     return _shipped() if path is None else _read(path)
 
 
@@ -105,7 +106,7 @@ def _curve(text: str, name: str, knots: Any) -> tuple[Class, Curve]:
 
 
 def interpolate(curve: Curve, x: float) -> float:
-    """Piecewise linear between the knots, constant outside them."""
+    """The curve's height at x: piecewise linear between the knots, constant outside them."""
     xs, ys = curve
     at = bisect.bisect_right(xs, x)
     if at == 0 or at == len(xs):
@@ -115,7 +116,7 @@ def interpolate(curve: Curve, x: float) -> float:
 
 
 def curves_at(priors: Mapping[float, Curves], T: float) -> Curves:
-    """The curves of a temperature: linear between those that there are, constant outside them."""
+    """The curves at temperature T: linear between measured temperatures, constant outside them."""
     below = max((t for t in priors if t <= T), default=min(priors))
     above = min((t for t in priors if t >= T), default=max(priors))
     first, second = priors[below], priors[above]
@@ -127,7 +128,7 @@ def curves_at(priors: Mapping[float, Curves], T: float) -> Curves:
 
 
 def _between(a: Curve | None, b: Curve | None, share: float) -> Curve:
-    """(1 - share) a + share b; a kind that one of them never met is as in the other."""
+    """(1 - share) a + share b. If one of them is None, the other stands for both."""
     known = a or b
     assert known is not None
     a, b = a or known, b or known
@@ -136,8 +137,8 @@ def _between(a: Curve | None, b: Curve | None, share: float) -> Curve:
 
 
 def cells(kind: Kind) -> list[float]:
-    """The feature at each cell of a table: counts as they are, probabilities closer together near
-    0."""
+    """The feature at each cell of a table. Counts stand as they are; probabilities lie closer
+    together near 0."""
     return [
         float(cell) if kind.counted else min(1.0, ((cell + 0.5) / (CELLS - 1)) ** 2)
         for cell in range(CELLS)
@@ -145,11 +146,14 @@ def cells(kind: Kind) -> list[float]:
 
 
 class Acceptance:
-    """The running estimate of one prompt."""
+    """The estimate of acceptance. It starts again with each prompt."""
 
     def __init__(self, curves: Mapping[Class, Curve], *, learn: bool = True) -> None:
         self._curves, self._learn = dict(curves), learn
-        for kind, depth in CLASSES:  # a curve that was not measured so deep is the one further up
+        for (
+            kind,
+            depth,
+        ) in CLASSES:  # a depth without a measured curve takes that of the depth above
             above = self._curves.get(Class(kind, depth - 1))
             if above is not None:
                 self._curves.setdefault(Class(kind, depth), above)
@@ -163,16 +167,16 @@ class Acceptance:
         self._predicted = {of: [STRENGTH] * (len(of.kind.bins) + 1) for of in CLASSES}
 
     def estimate(self, of: Class, x: float, own: float) -> float:
-        """The probability that such a child is accepted, given that the path reaches its parent
-        (for sequential kinds: and that its elder siblings are refused). own: what the draft itself
-        would say."""
+        """The probability that such a child is accepted, given that the path reaches its parent.
+        For sequential kinds it is also given that the elder siblings are refused. own: the draft's
+        own probability for the child."""
         bin_ = bisect.bisect(of.kind.bins, x)
         learned = self._accepted[of][bin_] / self._predicted[of][bin_]
         return min(1.0, self._prior(of, x) * learned)
 
     def table(self) -> torch.Tensor:
-        """Every estimate, for drafting/captured_frontier.py: float64 [depth classes, kinds,
-        CELLS]."""
+        """All estimates, float64 [depth classes, kinds, CELLS]. drafting/captured_frontier.py looks
+        them up."""
         rows = [Class(kind, depth) for depth in range(len(DEPTHS)) for kind in TABLED]
         most = max(len(self._accepted[of]) for of in rows)
         if self._grid is None:
@@ -193,7 +197,7 @@ class Acceptance:
         return (prior_ * learned[bins_]).clamp_(max=1.0).view(len(DEPTHS), len(TABLED), CELLS)
 
     def observe(self, of: Class, x: float, tried: float, accepted: float) -> None:
-        """A child was verified with probability `tried` and accepted with probability
+        """Learn that a child was verified with probability `tried` and accepted with probability
         `accepted`."""
         if self._learn:
             bin_ = bisect.bisect(of.kind.bins, x)
@@ -201,12 +205,12 @@ class Acceptance:
             self._predicted[of][bin_] += tried * self._prior(of, x)
 
     def _prior(self, of: Class, x: float) -> float:
-        """The curve's height; UNKNOWN for a kind that the calibration run never met."""
+        """The curve's height; UNKNOWN for a kind that the calibration run did not contain."""
         return interpolate(self._curves[of], x) if of in self._curves else UNKNOWN
 
 
 class OwnProbability(Acceptance):
-    """The draft's own probability as the estimate: what DySpec and OPT-Tree use."""
+    """The draft's own probability is the estimate, as in DySpec and OPT-Tree."""
 
     def __init__(self) -> None:
         super().__init__({}, learn=False)
@@ -216,8 +220,8 @@ class OwnProbability(Acceptance):
 
 
 def make_acceptance(values: str, rule: str, T: float, priors: str | None = None) -> Acceptance:
-    """values: `learned`, `fixed` (the prior without learning) or `own` (the draft's probabilities);
-    priors: a file."""
+    """The estimate that the settings name. values: `learned`, `fixed` (the prior without learning)
+    or `own` (the draft's probabilities). priors: a file, or None for the one that ships."""
     if values == "own":
         return OwnProbability()
     name = "greedy" if T == 0 else "traversal" if rule == "traversal" else "topdown"

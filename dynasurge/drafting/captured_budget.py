@@ -1,27 +1,27 @@
-"""How large the next tree of a captured step may be, and when to stop drafting it.
+"""How large the next tree of a captured step may be, and when the host stops drafting it.
 
-A captured step cannot ask how its tree is coming along without waiting, so the number of nodes to
-keep is settled before it, from this prompt's last trees: the size n that promises the most tokens
-per second by the latency curve,
+A captured step cannot look at its growing tree without a wait. So the number of nodes is chosen
+before the step, from the last trees of this prompt. It is the size n with the most predicted tokens
+per second by the latency curve:
 
-    (1 + what the n best nodes were worth) / (seconds of a target pass over n nodes + of as many draft passes as lately).
+    (1 + values of the n best nodes) / (seconds of a target pass over n nodes + of as many draft passes as lately).
 
-Levels are launched one by one, though, so the host can look at one level while the device is at
-work on the next. A level is drafted if it promises to be worth a draft pass, its seconds at that
-rate: by the most valuable slot LAG levels above, times what levels were lately worth for each such
-slot's token. (Level LAG has none above it: it goes by what the best node of a tree was lately
-worth.) Where the text is easy the draft runs on, where it is hard it stops early; an average depth
-would do neither.
+The host launches levels one by one. It looks at one level while the device works on the next. It
+drafts a level only if the predicted gain pays for a draft pass (its seconds at the rate above). The
+predicted gain is the best slot value LAG levels above, times what levels lately gained for each
+unit of such a value. Level LAG has no level so far above it: there the best node value of the last
+trees decides. So easy text gets deep trees and hard text shallow ones, which an average depth
+would not do.
 
-The best slot alone decides, not what a whole level is worth. Were it the sum, a slot whose token
-came out well could bring about levels in which other nodes' descendants take its own place in the
-tree, and whether it stays would depend on its token. As it is, a slot whose descendants tipped the
-scale is worth more than all that follows, for a slot is never worth more than its parent
-(tests/drafting/test_captured_tree.py has both).
+Only the best slot of a level decides, not the level's sum. A sum would break proper drawing: a slot
+with a good token could cause further levels, other nodes' descendants in them could take its place,
+and its place would depend on its own token. With the best slot, this cannot happen: if the
+descendants of a slot decide for a level, the slot is worth more than all that follows, because no
+slot is worth more than its parent (tests/drafting/test_captured_tree.py tests both).
 
-Texts are easy or hard for some sentences at a time, so memory is short. A node that was not kept
-lately is expected to be worth a little less than the one ahead of it. Nothing here looks at a
-clock, so the same curve and seed give the same text; and past steps may always be used.
+Text is easy or hard for some sentences at a time, so memory is short. A rank that no recent tree
+filled is expected to be worth a little less than the rank before it. Nothing here reads a clock:
+the same curve and seed give the same text. Past steps may always be used.
 """
 
 from __future__ import annotations
@@ -33,38 +33,38 @@ from itertools import accumulate, zip_longest
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.tree_budget import SLACK
 
-LAG = 2  # levels from the one that is looked at to the one that is decided on
-START_DEPTH = 6  # levels, before a prompt teaches better,
-PRIOR = 2.0  # as so many steps would have it
-FIRST = 0.65  # what the best node of a tree is worth, before a prompt teaches better
-# a level is worth the best slot LAG levels above it, in doubt, as so much worth of slots would have
-# it
+LAG = 2  # levels between the one that the host looks at and the one that it decides on
+START_DEPTH = 6  # levels of a prompt's first tree,
+PRIOR = 2.0  # a guess that counts as this many steps
+FIRST = 0.65  # value of the best node of a tree, before the prompt teaches better
+# First guess: a level is worth the best slot LAG levels above it. It counts as so much slot value.
 HOPE = 0.5
-DOUBT = (
-    0.5  # what nothing was seen of lately is worth what is usual, as so many steps would have it
-)
-MEMORY = 0.7  # of the weight of a step in the next
+DOUBT = 0.5  # a rank without recent nodes gets the usual value; this guess counts as so many steps
+MEMORY = 0.7  # the weight of past steps shrinks by this factor each step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """At most so many nodes, in so many levels; none LAG levels below one without a slot that is
-    worth `least`."""
+    """At most `nodes` nodes in `depth` levels. A level exists only if the best slot LAG levels
+    above it is worth at least `least`."""
 
     nodes: int
     depth: int
     least: float = 0.0
 
     def goes_on(self, best: float) -> bool:
-        """Whether there will be a level LAG levels below one whose best slot is worth that."""
+        """Whether a level whose best slot is worth `best` gets a level LAG levels below it."""
         return best >= self.least
 
 
 @dataclass(kw_only=True)
 class SizePlanner:
-    """Chooses among `sizes` (what passes have room for, rising; a tree has at most `budget` nodes),
-    for at most max_depth levels. costs: None always takes the largest size, and stops where nothing
-    would stay; `fixed` takes the largest of both."""
+    """Chooses a tree size among `sizes` (the widths that passes have room for, rising).
+
+    A tree has at most `budget` nodes and max_depth levels. Without costs (None) the planner takes
+    the largest size and stops where no slot would stay. `fixed` takes the largest size and the full
+    depth.
+    """
 
     sizes: Sequence[int]
     budget: int
@@ -74,19 +74,19 @@ class SizePlanner:
     cut: float = 0.0  # what a slot must be worth to be proposed
     _ranks: list[tuple[float, float]] = field(
         default_factory=list
-    )  # by rank in a tree: steps, its worth
+    )  # by rank in a tree: steps, sum of values
     _passes: tuple[float, float] = (0.0, 0.0)  # steps, draft passes
     _below: tuple[float, float] = (
         0.0,
         0.0,
-    )  # what levels' best slots were worth, and the levels LAG below them
+    )  # sum of levels' best slot values, sum of slot values LAG levels below
     _taught: bool = False
 
     def __post_init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """A new prompt begins."""
+        """Start a new prompt: forget what the last one taught."""
         self._ranks, self._passes, self._below = (
             [(0.0, 0.0)] * max(self.sizes),
             (0.0, 0.0),
@@ -95,7 +95,7 @@ class SizePlanner:
         self.cut, self._taught = 0.0, False
 
     def choose(self) -> Size:
-        """For the next step."""
+        """The size of the next step's tree."""
         if self.fixed:
             return Size(nodes=self.sizes[-1], depth=self.max_depth)
         if self.costs is None:
@@ -110,19 +110,19 @@ class SizePlanner:
         }
         nodes = max(self.sizes, key=rates.__getitem__)
         best, below = self._below
-        price = costs.draft(1) * rates[nodes]  # tokens
+        price = costs.draft(1) * rates[nodes]  # in tokens
         depth = self.max_depth if worth[0] >= price else LAG - 1
         return Size(nodes=nodes, depth=depth, least=price * (best + HOPE) / (below + HOPE))
 
     def learn(
         self, size: Size, values: Sequence[float], depths: Sequence[int], passes: int
     ) -> None:
-        """A tree of this size had nodes of these slot values at these depths (the root left out),
-        after so many draft passes."""
+        """Learn from a grown tree: its slot values and depths (without the root), and its draft
+        passes."""
         full, least = len(values) == min(size.nodes, self.budget), min(values, default=0.0)
         self.cut = SLACK * (
             least if full else min(self.cut, least)
-        )  # one that was not filled must be offered more
+        )  # a tree that was not full needs more proposals
         ranked = sorted(values, reverse=True) + [0.0] * (size.nodes - len(values))
         best, sums = [0.0] * passes, [0.0] * passes  # by level
         for value, depth in zip(values, depths, strict=True):
@@ -133,8 +133,8 @@ class SizePlanner:
         self._taught = True
 
     def _by_rank(self) -> list[float]:
-        """What each node is worth, the best first; in doubt by how sums of so many fall, as a
-        harmonic series."""
+        """The expected value of each node, the best first. A rank with few steps leans to a
+        harmonic series: there values fall as 1 / rank."""
         out: list[float] = []
         for rank, (steps, total) in enumerate(self._ranks):
             usual = out[-1] * rank / (rank + 1) if out else FIRST
@@ -146,6 +146,6 @@ class SizePlanner:
 def _remembered(
     sums: Sequence[tuple[float, float]], seen: Iterable[tuple[float, float]]
 ) -> list[tuple[float, float]]:
-    """Pairs of sums that fade, with what was seen of the first of them."""
+    """Add new pairs to fading sums of pairs, place by place."""
     pairs = zip_longest(sums, seen, fillvalue=(0.0, 0.0))
     return [(MEMORY * a + new_a, MEMORY * b + new_b) for (a, b), (new_a, new_b) in pairs]

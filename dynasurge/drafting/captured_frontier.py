@@ -1,10 +1,10 @@
-"""What proposed children are worth, in tensors of fixed shape (see drafting/captured_tree.py), and
-how a level is filled with them.
+"""Values of proposed children, in tensors of fixed shape (see drafting/captured_tree.py), and how
+they fill a level.
 
-The values are those of drafting/growth.py: a child's slot is worth what could be said of it before
-its token was drawn, never more than its parent's or its elder sibling's. Estimates of acceptance
-come as a table, so that looking one up is a gather. All of it is arithmetic on a few numbers a
-node, dozens of small kernels that torch.compile can make one.
+The values are those of drafting/growth.py. A child's slot value uses only what is known before its
+token is drawn. It is never above the value of its parent or elder sibling. Estimates of acceptance
+come as a table, so a look-up is a gather. This is arithmetic on a few numbers a node: dozens of
+small kernels, which torch.compile can fuse into one.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from dynasurge.probabilities import Chance
 class Proposer:
     """How the rows of a level get children.
 
-    policy: see drafting/proposals.py. table: float64 [depth classes, kinds, CELLS], estimates of
-    drafting/acceptance_estimates.py; None takes the draft's own word. growmap: int64 [size + 1, k],
-    the number of each node's children, -1 for none: then shape decides, not value. copies: whether
-    the text proposes, too. cut: float64 [1], for `hybrid`, what a slot must be worth to be
-    proposed. most: children a node may have, copies not counted. compiled: whether torch.compile
-    fuses the small kernels.
+    policy: see drafting/proposals.py. table: float64 [depth classes, kinds, CELLS], the estimates
+    of drafting/acceptance_estimates.py; None takes the draft's own probabilities. growmap: int64
+    [size + 1, k], the numbers of each node's children, -1 for none; with it the shape decides, not
+    values. copies: whether the text also proposes. cut: float64 [1], for `hybrid`, the value that a
+    slot needs to be proposed. most: how many children a node may have, without copies. compiled:
+    whether torch.compile fuses the small kernels.
     """
 
     policy: str
@@ -50,7 +50,7 @@ class Proposer:
     compiled: bool = False
 
     def frontier(self, growing: GrowingTree) -> torch.Tensor:
-        """By what the draft's next rows are chosen."""
+        """The values by which the draft's next rows are chosen, [S + 1]."""
         return growing.slot_value if self.growmap is None else growing.node_value
 
     def fill(
@@ -62,8 +62,8 @@ class Proposer:
         text: torch.Tensor,
         known: torch.Tensor,
     ) -> None:
-        """Propose the children that make up a level, of rows whose distributions are q [w, V], and
-        settle their values. text, known: see `find_copies`."""
+        """Propose the children that make up a level, and set their values. q [w, V]: the
+        distributions of the rows above. text, known: see `find_copies`."""
         rows, slots = growing.bounds.rows(level), growing.bounds.slots(level)
         above = growing.row_slot[rows]
         slot_value, node_value = growing.slot_value[above], growing.node_value[above]
@@ -99,7 +99,8 @@ class Proposer:
 
 
 class ValuedChildren(NamedTuple):
-    """The children of w nodes, all [w, k], by the field of a `GrowingTree`'s slots that they go to."""
+    """The children of w nodes, [w, k] each. Each field goes to the field of this name in
+    `GrowingTree`."""
 
     token: torch.Tensor
     kind: torch.Tensor
@@ -118,13 +119,13 @@ def value_children(
     cut: torch.Tensor | None,
     most: int,
 ) -> ValuedChildren:
-    """The children of nodes that are worth slot_value and node_value [w]; table: see `estimates`;
-    most: children a node, copies not counted."""
+    """The children of nodes with the values slot_value and node_value [w]. table: see `estimates`.
+    most: how many children a node may have, without copies."""
     made = propose(policy, drawn)
     if most < drawn.k:
         made = made._replace(exists=made.exists & ((made.kind >= Kind.ECHO) | _leading(made, most)))
     before, after = estimates(table, made)
-    if policy != "sampled":  # points go by their worth
+    if policy != "sampled":  # points are ordered by value
         by = torch.where(made.kind == Kind.TAIL, 2.0, torch.where(made.exists, after, -1.0))
         order = by.sort(dim=1, descending=True, stable=True).indices
         made = Proposed(*(part.gather(1, order) for part in made))
@@ -140,8 +141,9 @@ def value_children(
 def _limits(
     cut: torch.Tensor | None, node_value: torch.Tensor, number: torch.Tensor | None
 ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """How many points `hybrid` may have at each node, and the least probability of one, [w, 1]
-    each: what the growmap has room for behind the sampled child, or what is worth its slot."""
+    """For `hybrid`: how many points each node may have, and the least probability of one, [w, 1]
+    each. A growmap leaves room after the sampled child; otherwise a point must be worth its slot.
+    """
     if number is not None:
         return (number >= 0).sum(1, keepdim=True) - 1, None
     if cut is None:
@@ -162,8 +164,8 @@ def shaped(
     number: torch.Tensor,
     branches: torch.Tensor,
 ) -> ValuedChildren:
-    """`settle` for a static tree: number [w, k], the children's numbers in the growmap, -1 for
-    none; branches, whether they have children."""
+    """The children of nodes of a static tree. number [w, k]: their numbers in the growmap, -1 for
+    none. branches [w, k]: whether they have children."""
     made = propose(policy, drawn)
     exists = made.exists & (number >= 0) & (slot_value > 0)[:, None]
     slots = torch.where(exists, 1.0 / (2.0 + number.double()), 0.0)  # breadth first
@@ -172,15 +174,16 @@ def shaped(
 
 
 def estimates(table: torch.Tensor | None, made: Proposed) -> tuple[torch.Tensor, torch.Tensor]:
-    """How likely each child is to be accepted, before and after its token is known, [w, k]. table:
-    float64 [kinds, CELLS] of acceptance by kind and feature; None takes the draft's own word."""
+    """The probability that each child is accepted, before and after its token is known, [w, k]
+    each. table: float64 [kinds, CELLS], by kind and feature; None takes the draft's own
+    probabilities."""
     if table is None:
         return made.own_before, made.own
     counted = made.kind >= Kind.ECHO
     curves = table.flatten()
 
     def look(x: torch.Tensor) -> torch.Tensor:
-        x = torch.where(x > 0, x, 0.0)  # not NaN either, of a draft that has gone astray
+        x = torch.where(x > 0, x, 0.0)  # also turns the NaN of a broken draft into 0
         cell = torch.where(counted, x, x.sqrt() * (CELLS - 1)).clamp(0, CELLS - 1).long()
         return curves[made.kind * CELLS + cell]
 
@@ -194,9 +197,9 @@ def values(
     slot_value: torch.Tensor,
     node_value: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Slot and node values [w, k] of children whose parents have the values [w]: never above parent
-    or elder sibling."""
-    sequential = made.kind <= Kind.LATER  # these are tried given that elder ones were refused
+    """Slot and node values [w, k] of children, from the values [w] of their parents. No slot value
+    is above that of its parent or elder sibling."""
+    sequential = made.kind <= Kind.LATER  # these are tried only if their elder siblings are refused
     rejected = torch.where(sequential & made.exists, 1.0 - after, 1.0).cumprod(1)
     refused = torch.cat([torch.ones_like(rejected[:, :1]), rejected[:, :-1]], 1)
     point = made.kind >= Kind.POINT

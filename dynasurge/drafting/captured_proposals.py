@@ -1,7 +1,7 @@
 """What a level of nodes proposes, in tensors of fixed shape (see drafting/captured_tree.py): the
 policies of drafting/proposals.py, each with copies.
 
-`draw_children` is all that reads whole distributions; `propose` makes children of what it found.
+Only `draw_children` reads whole distributions. `propose` makes children of what it found.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from dynasurge.drafting.proposals import AGREES, worth_copying
 from dynasurge.probabilities import Chance, Uniforms
 
 pad = torch.nn.functional.pad
-GAINS = [0] + [  # by how much each token more lengthens a match
+GAINS = [0] + [  # how much one more equal token adds to a match
     n - max((m for m in LENGTHS if m < n), default=0) if n in LENGTHS else 0
     for n in range(1, CONTEXT + 1)
 ]
 
 
 class Copies(NamedTuple):
-    """For w rows, the token that followed the longest match earlier in the text, and that match's
-    length (0 for none); what the draft gives the token, and whether it is worth proposing, [w]
-    each."""
+    """For w rows: the token that followed the longest match earlier in the text, and the match's
+    length (0 for none). held: the draft's probability of the token. good: whether it is worth
+    proposing. [w] each."""
 
     token: torch.Tensor
     match: torch.Tensor
@@ -36,9 +36,12 @@ class Copies(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What was taken from the distributions of w rows: sampled tokens (-1 for none) and their
-    masses [w, k], the sum and sum of squares [w] of what they were sampled from; or the likeliest
-    tokens and their probabilities; or both. k: children a row, at most."""
+    """What was taken from the distributions of w rows.
+
+    Sampled tokens (-1 for none) and their masses [w, k], the sum and the sum of squares [w] of what
+    they were sampled from; or the likeliest tokens and their probabilities; or both. k: the most
+    children of a row.
+    """
 
     tokens: torch.Tensor | None
     masses: torch.Tensor | None
@@ -52,7 +55,7 @@ class Drawn(NamedTuple):
 
 class Proposed(NamedTuple):
     """The children of w rows in drawing order, [w, k] each: exists bool; tokens, kind int64;
-    proposal, x, own float64 and what can be said of x and own before the token is drawn."""
+    proposal, x, own float64, and x and own as far as they are known before the draw."""
 
     exists: torch.Tensor
     tokens: torch.Tensor
@@ -67,8 +70,8 @@ class Proposed(NamedTuple):
 def draw(
     q: torch.Tensor, chance: Chance, k: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """k tokens without replacement from each row of q [w, V], -1 where there are no more; their
-    masses [w, k]; the row's sum and sum of squares [w]. float64."""
+    """k tokens without replacement from each row of q [w, V], -1 if no token is left; their masses
+    [w, k]; the row's sum and sum of squares [w]. Masses and sums are float64."""
     if isinstance(chance, Uniforms) and triton_kernels.usable(q):
         return triton_kernels.draw(q, chance.numbers[:, :k])
     tokens = chance.draw(q, k)
@@ -79,10 +82,10 @@ def draw(
 def find_copies(
     text: torch.Tensor, length: torch.Tensor, context: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What drafting/prompt_lookup.py finds, for contexts [w, CONTEXT] at once: tokens and match
-    lengths [w], 0 for none. text: int64 [CONTEXT + T], behind as many -1; length: [1], how many of
-    its tokens are known."""
-    windows = text.unfold(0, CONTEXT, 1)[:-1]  # what stands before each token
+    """The copies of drafting/prompt_lookup.py for contexts [w, CONTEXT] at once: tokens and match
+    lengths [w], 0 for none. text: int64 [CONTEXT + T]; its first CONTEXT tokens are -1. length:
+    [1], how many of the T tokens are known."""
+    windows = text.unfold(0, CONTEXT, 1)[:-1]  # the tokens before each token
     same = torch.ones(len(context), len(windows), dtype=torch.bool, device=text.device)
     match = torch.zeros_like(same, dtype=torch.int64)
     for n in range(1, CONTEXT + 1):
@@ -92,7 +95,7 @@ def find_copies(
     places = torch.arange(len(windows), device=text.device)
     best = (match * (places < length) * len(windows) + places).amax(
         -1
-    )  # the longest, and of those the latest
+    )  # the longest match; the latest among equals
     return text[CONTEXT + best % len(windows)], best // len(windows)
 
 
@@ -105,10 +108,11 @@ def draw_children(
     places: torch.Tensor | None = None,
     floor: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, Drawn]:
-    """Take from q [w, V] what a policy wants, k children a row at most, and say what its children were sampled from [w, V].
+    """Draw at most k children a row from q [w, V]. Returns what sampled children were drawn from
+    [w, V] (None if nothing was sampled) and the draws.
 
-    found: copies. places, floor [w, 1]: for `hybrid`, how many points a node may have, and the
-    least probability of one.
+    found: copies. places, floor [w, 1]: for `hybrid`, the most points of a node, and the least
+    probability of one.
     """
     base, copies = q, None
     if found is not None:
@@ -169,7 +173,7 @@ def propose(policy: str, drawn: Drawn) -> Proposed:
     head, rest = (
         good & (column == 0),
         drawn.total[:, None],
-    )  # one child sampled from the rest, then the copy
+    )  # first one child from the rest, then the copy
     return made._replace(
         exists=made.exists & (~good | (column < 2)),
         kind=torch.where(head, Kind.TAIL, made.kind),
@@ -192,7 +196,7 @@ def _sampled(drawn: Drawn) -> Proposed:
     proposal = torch.where(left > 0, drawn.masses / left, 1.0).clamp(max=1.0)
     mean = torch.where(left > 0, squares / (left * left), 1.0).clamp(
         0.0, 1.0
-    )  # all that may be known before the draw
+    )  # only what is known before the draw
     rank = torch.arange(proposal.shape[1], device=proposal.device).expand_as(drawn.tokens)
     return Proposed(
         exists=drawn.tokens >= 0,
@@ -207,8 +211,8 @@ def _sampled(drawn: Drawn) -> Proposed:
 
 
 def _before(total: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-    """What was left of a total [w] ahead of each draw [w, k], whatever that draw was: not even
-    rounding may know it."""
+    """What is left of a total [w] before each draw [w, k]. It does not depend on that draw, not
+    even by rounding."""
     return total[:, None] - pad(drawn.cumsum(1)[:, :-1], (1, 0))
 
 
@@ -226,7 +230,7 @@ def _tail(drawn: Drawn) -> Proposed:
 
 
 def _points(drawn: Drawn, k: int) -> Proposed:
-    """Point children by their probabilities; zeros do not exist."""
+    """Point children by their probabilities; a probability of 0 means that there is no child."""
     assert drawn.values is not None
     assert drawn.best is not None
     missing = k - drawn.values.shape[1]

@@ -1,22 +1,21 @@
-"""Growing a token tree in tensors of fixed shape: what a GPU replays without asking the host
-anything.
+"""A token tree that grows in tensors of fixed shape, so that a GPU replays it without the host.
 
-`drafting/growth.py` grows a tree node by node, reading the device once a level. Here a whole level
-is a handful of tensor operations whose shapes are known beforehand, so that a step can be captured
-and replayed (decoding/captured_loop.py). The law is the same: values are settled before tokens are
+`drafting/growth.py` grows a tree node by node and reads the device once a level. Here a level is a
+few tensor operations. Their shapes are known beforehand, so a step can be captured and replayed
+(decoding/captured_loop.py). Trees have the same distribution: values are chosen before tokens are
 drawn, and the most valuable slots stay.
 
     row     a node that the draft reads: 0 is the root, then `width` nodes a level, the most valuable ones
     slot    a proposed node: 0 is the root, then `children` slots a row, in drawing order
     node    a slot that stays: the root and the best `budget` slots, numbered in drawing order
 
-A row's children may not fill their slots, a level its rows: what is missing has value 0 and never
-stays. One slot, one row and one node more than there can be stand for "none".
+A row may have fewer children than slots, a level fewer nodes than rows. A missing one has value 0
+and never stays. Slots, rows and nodes each have one more place, which means "none".
 
-Which slots the draft reads next is decided by slot values alone, never by what the slot's own token
-turned out to be worth: a token that crowded another slot out of the frontier would also spare its
-own slot that one's descendants as rivals, and whether a slot stays would depend on its token
-(tests/drafting/test_captured_tree.py has the bias that follows).
+Only slot values decide which slots the draft reads next, never a value that knows the slot's own
+token. Otherwise a token could push another slot out of the frontier. That slot would then have no
+descendants, so its own slot would have fewer rivals, and its place would depend on its token
+(tests/drafting/test_captured_tree.py shows the bias).
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ from dynasurge.drafting.prompt_lookup import LENGTHS
 from dynasurge.models.cuda_graphs import fused
 
 FRONTIER = 32  # nodes of a level that the draft reads in one pass
-SORTED = 1024  # slots of a level; more are sorted
-CONTEXT = max(LENGTHS)  # tokens that may have to match before a copy
+SORTED = 1024  # a level with more slots than this is sorted
+CONTEXT = max(LENGTHS)  # the most tokens that a copy may have to match
 
 
 @dataclass(frozen=True, kw_only=True)
 class TreeBounds:
-    """How large a tree can get: `depth` levels, of which the draft reads at most `width` nodes
-    each, `children` a node.
+    """How large a tree can get: `depth` levels, at most `width` nodes of each read by the draft,
+    and `children` children a node.
 
-    widths: rows by level, for a static tree whose levels are known.
+    widths: the rows of each level, for a static tree.
     """
 
     depth: int
@@ -50,7 +49,7 @@ class TreeBounds:
     widths: tuple[int, ...] = ()
 
     def rows(self, level: int) -> slice:
-        """The rows whose children make up a level (1 is the first)."""
+        """The rows whose children make up a level (the first level is 1)."""
         widths = self.level_widths
         return slice(sum(widths[: level - 1]), sum(widths[:level]))
 
@@ -61,8 +60,8 @@ class TreeBounds:
 
     @property
     def level_widths(self) -> tuple[int, ...]:
-        """Rows whose children make up each level: the root, then always as many, so that the draft
-        has one kind of pass."""
+        """For each level, how many rows its children come from: the root, then the same number for
+        all levels, so that all draft passes have one shape."""
         return self.widths or (1, *[self.width] * (self.depth - 1))
 
     @property
@@ -76,13 +75,13 @@ class TreeBounds:
 
 @dataclass(frozen=True, kw_only=True)
 class GrowingTree:
-    """One tree while it grows. S slots and R rows, each with one more for "none".
+    """One tree while it grows. S slots and R rows; each tensor has one more place, for "none".
 
     token, depth, kind, number (in a growmap, for static trees) int64, proposal, x, slot_value,
-    node_value float64, all [S + 1]; row_slot int64 [R + 1], the slot of each row; chain int64 [R +
-    1, depth], the rows from the root down to each row, R behind them; context int64 [R + 1,
-    CONTEXT], the last tokens up to each row's own; base float [R + 1, V], what its children were
-    sampled from.
+    node_value float64, all [S + 1]. row_slot int64 [R + 1]: the slot of each row. chain int64 [R +
+    1, depth]: the rows from the root down to each row, filled up with R. context int64 [R + 1,
+    CONTEXT]: the last tokens up to and including each row's own. base float [R + 1, V]: what each
+    row's children were sampled from.
     """
 
     bounds: TreeBounds
@@ -107,7 +106,7 @@ class GrowingTree:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> GrowingTree:
-        """Room for one tree."""
+        """Allocate the tensors of one tree."""
         slots, rows = bounds.slot_count, bounds.row_count
         whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
         real: dict[str, Any] = {"dtype": torch.float64, "device": device}
@@ -131,8 +130,8 @@ class GrowingTree:
         )
 
     def start(self, context: torch.Tensor) -> None:
-        """A new tree behind a text whose last tokens are `context` [CONTEXT] (-1 where there are
-        none)."""
+        """Start a new tree after a text whose last tokens are `context` [CONTEXT] (-1 where there
+        is no token)."""
         self.slot_value.zero_()
         self.node_value.zero_()
         self.slot_value[:1].fill_(1.0)
@@ -144,8 +143,8 @@ class GrowingTree:
         self.context[0].copy_(context)
 
     def advance(self, level: int, by: torch.Tensor, *, compiled: bool = False) -> slice:
-        """Choose which slots of a level the draft reads: the best by `by` [S + 1], ties to the
-        first. Returns the rows."""
+        """Choose which slots of a level the draft reads next: those with the largest `by` [S + 1],
+        the first ones among equals. Returns their rows."""
         bounds, rows = self.bounds, self.bounds.rows(level + 1)
         slots = bounds.slots(level)
         numbers = torch.arange(rows.start, rows.stop, device=by.device)
@@ -161,7 +160,7 @@ class GrowingTree:
         return rows
 
     def best(self, level: int) -> torch.Tensor:
-        """What the best slot of a level is worth, as settled before its token was drawn [1]."""
+        """The largest slot value of a level, chosen before its tokens were drawn [1]."""
         return self.slot_value[self.bounds.slots(level)].amax().view(1)
 
 
@@ -175,8 +174,8 @@ def next_rows(
     token: torch.Tensor,
     children: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The rows `numbers` [w] for the w most valuable slots of a level, whose values [c] begin at
-    slot `start` [1]: their slots [w], chains and contexts."""
+    """Give the rows `numbers` [w] the w most valuable slots of a level. values [c]: the level's,
+    from slot `start` [1] on. Returns the rows' slots [w], chains and contexts."""
     if len(values) <= SORTED:  # comparing all with all is one small kernel
         places = torch.arange(len(values), device=values.device)
         ahead = (values > values[:, None]) | (
@@ -194,8 +193,8 @@ def next_rows(
 
 
 class Reading(NamedTuple):
-    """What a pass reads: tokens, their positions and cache rows [w]; hidden bool [w, columns], what
-    they may not see."""
+    """What a pass reads: tokens, their positions and cache rows [w]. hidden bool [w, columns]: True
+    where a token must not see a cache row."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
@@ -213,8 +212,8 @@ def read_level(
     none: int,
     columns: int,
 ) -> Reading:
-    """The draft's rows `numbers` [w], whose slots [w] lie at a depth [1], behind a text of `length`
-    [1] tokens and a root. chain [w, d]: see `GrowingTree`, `none` for no row."""
+    """What the draft reads: the rows `numbers` [w] with slots [w] at a depth [1], after a text of
+    `length` [1] tokens and a root. chain [w, d]: see `GrowingTree`; `none` stands for no row."""
     hidden = hidden_rows(length + 1, torch.where(chain < none, length + chain, -1), columns)
     return Reading(token[slots], (length + depth).expand(len(slots)), length + numbers, hidden)
 
@@ -227,7 +226,8 @@ def read_nodes(
     length: torch.Tensor,
     columns: int,
 ) -> Reading:
-    """The target's: the root and n nodes, as in `Nodes`, behind a text of `length` [1] tokens."""
+    """What the target reads: the root and n nodes, as in `Nodes`, after a text of `length` [1]
+    tokens."""
     seen = torch.where(path < len(slot), length + path, -1)
     hidden = hidden_rows(length + 1, seen, columns)  # all see the root
     return Reading(
@@ -236,17 +236,17 @@ def read_nodes(
 
 
 def hidden_rows(known: torch.Tensor, seen: torch.Tensor, columns: int) -> torch.Tensor:
-    """bool [w, columns]: the cache rows that must not be seen, all from `known` [1] on but `seen`
-    [w, d] (-1 for none)."""
+    """bool [w, columns]: True for cache rows that a token must not see: those from `known` [1] on,
+    except its `seen` [w, d] (-1 for none)."""
     places = torch.arange(columns, device=seen.device)
     return (places >= known) & ~(seen[:, :, None] == places).any(1)
 
 
 class Nodes(NamedTuple):
-    """The tree that stays, n nodes and the root. slot, parent, depth int64 [n + 1], exists bool;
-    number int64 [S + 1]: the node of each slot, n + 1 for none; path int64 [n + 1, depth + 1]: the
-    nodes from the root down to each, n + 1 behind; seen bool [n + 1, n + 1]: which nodes lie on the
-    path of each."""
+    """The tree that stays: the root and n nodes. slot, parent, depth int64 [n + 1], exists bool [n
+    + 1]. number int64 [S + 1]: the node of each slot, n + 1 for none. path int64 [n + 1, depth +
+    1]: the nodes from the root down to each, filled up with n + 1. seen bool [n + 1, n + 1]: True
+    for the nodes on the path of each."""
 
     slot: torch.Tensor
     parent: torch.Tensor
@@ -264,9 +264,9 @@ class Nodes(NamedTuple):
 def assemble(
     growing: GrowingTree, n: int, budget: int | None = None, *, compiled: bool = False
 ) -> Nodes:
-    """Keep the root and the n most valuable slots, ties to the first, numbered in drawing order;
-    `budget` of them at most, if there is one. compiled: whether torch.compile makes the small
-    kernels few."""
+    """Keep the root and the n most valuable slots (at most `budget`, if given), the first ones
+    among equals, numbered in drawing order. compiled: whether torch.compile fuses the small
+    kernels."""
     most = n if budget is None else min(n, budget)
     tensors = (growing.slot_value, growing.depth, growing.row_slot, growing.chain)
     return fused(best_nodes, compiled)(*tensors, n, most, growing.bounds.children)
@@ -281,7 +281,7 @@ def best_nodes(
     most: int,
     children: int,
 ) -> Nodes:
-    """n nodes of a growing's tensors, of which at most `most` exist."""
+    """The n best nodes of a growing tree's tensors. At most `most` of them exist."""
     slots, rows, levels = len(slot_value) - 1, len(row_slot) - 1, row_chain.shape[1]
     order = slot_value.sort(descending=True, stable=True).indices[: most + 1]
     order = torch.where(slot_value[order] > 0, order, slots)
@@ -307,14 +307,14 @@ def best_nodes(
 
 
 def growmap_bounds(children: Sequence[Sequence[int]], depths: Sequence[int]) -> TreeBounds:
-    """The bounds of a static tree, by its nodes' children and depths: rows are the nodes that
-    branch."""
+    """The bounds of a static tree, from its nodes' children and depths. Its rows are the nodes with
+    children."""
     depth = max(depths)
     branching = [
         sum(bool(own) for own, d in zip(children, depths, strict=True) if d == level)
         for level in range(depth)
     ]
-    # Few widths make few kinds of draft pass; a chain does without much room.
+    # Few widths make few shapes of draft pass; a chain needs little room.
     widths = tuple(2 if count <= 2 else -(-count // FRONTIER) * FRONTIER for count in branching[1:])
     return TreeBounds(
         depth=depth,

@@ -1,18 +1,19 @@
-"""The kinds of children that a node can get, and what each kind's acceptance depends on.
+"""The kinds of children that a node can get, and the feature that each kind's acceptance depends
+on.
 
 | kind | how the child is chosen | its feature x |
 |---|---|---|
-| first | sampled | the probability its token had (before the draw: the mean over the draw) |
+| first | sampled | its token's probability (before the draw: the mean over the draw) |
 | second | sampled without the first, which was refused | the same, among what is left |
-| third | the same behind two | the same |
-| later | the same behind three or more | the same |
+| third | the same after two refusals | the same |
+| later | the same after three or more | the same |
 | tail | sampled outside its sibling points | the draft's mass outside them |
-| point | chosen outright | the draft's probability of its token |
-| echo | copied from earlier text, and the draft agrees | how many tokens before it match |
-| lookup | the same where the draft disagrees | the same |
-| blind | the same where the draft was not asked | the same |
+| point | chosen without a draw | the draft's probability of its token |
+| echo | copied from earlier text; the draft agrees | how many tokens before it match |
+| lookup | the same; the draft disagrees | the same |
+| blind | the same; the draft has not read the parent | the same |
 
-A new kind is a member here, a curve in `assets/acceptance.json`, and a policy that proposes it.
+A new kind needs a member here, a curve in `assets/acceptance.json`, and a policy that proposes it.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import bisect
 from enum import IntEnum
 from typing import NamedTuple
 
-DEPTHS = ("", "+", "++")  # behind a kind's name: the class of depth that a child is in,
-LEVELS = (2, 4)  # the first level of each but the first
+DEPTHS = ("", "+", "++")  # suffix of a kind's name for each depth class
+LEVELS = (2, 4)  # the first level of each class after the first
 
 
 class Kind(IntEnum):
-    """Numbers are those that captured steps keep in tensors; sampled kinds come first, then points,
-    then copies."""
+    """A kind's number. Captured steps keep these numbers in tensors: sampled kinds first, then
+    points, then copies."""
 
     FIRST = 0
     SECOND = 1
@@ -41,27 +42,27 @@ class Kind(IntEnum):
 
     @classmethod
     def sampled(cls, rank: int) -> Kind:
-        """The kind of a sampled child with so many elder siblings."""
+        """The kind of a sampled child with `rank` elder siblings."""
         return cls(min(rank, cls.LATER))
 
     @property
     def sequential(self) -> bool:
-        """Whether it is tried only where its elder siblings were refused."""
+        """Whether verification tries it only after it refused the elder siblings."""
         return self <= Kind.LATER
 
     @property
     def point(self) -> bool:
-        """Whether its token was chosen outright."""
+        """Whether its token was chosen without a draw."""
         return self >= Kind.POINT
 
     @property
     def counted(self) -> bool:
-        """Whether its feature counts tokens; of the others it is a probability."""
+        """Whether its feature counts tokens; otherwise the feature is a probability."""
         return self >= Kind.ECHO
 
     @property
     def bins(self) -> tuple[float, ...]:
-        """Edges between bins of its feature, each of which learns on its own."""
+        """Edges between the bins of its feature. Each bin learns on its own."""
         if self.counted:
             return 2.5, 4.5
         return BINS.get(self, (0.2,))
@@ -78,21 +79,21 @@ TABLED: tuple[Kind, ...] = tuple(Kind)[: Kind.BLIND]
 
 
 class Class(NamedTuple):
-    """Children that share a curve: a kind, and a class of depth. The first level, the next two and
-    those below are apart: text that was accepted so far is easy text, and bottom-up verification
-    makes up for unlucky tokens above."""
+    """Children that share a curve: a kind and a depth class. The classes are the first level, the
+    next two levels, and all below. They differ for two reasons: accepted text is easy text, and
+    bottom-up verification makes up for unlucky tokens above."""
 
     kind: Kind
     depth: int = 0
 
     @classmethod
     def at(cls, kind: Kind, level: int) -> Class:
-        """That of a child of this kind on a level (the root's children: 1)."""
+        """The class of a child of this kind on a level (the root's children: level 1)."""
         return cls(kind, depth_class(level))
 
     @classmethod
     def named(cls, name: str) -> Class:
-        """Raises ValueError if there is none of this name."""
+        """The class of this name. Raises ValueError if there is none."""
         kind = name.rstrip("+")
         depth = name[len(kind) :]
         if kind.upper() not in Kind.__members__ or kind != kind.lower() or depth not in DEPTHS:
@@ -101,7 +102,7 @@ class Class(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As files of curves have it: `tail++`."""
+        """The name in files of curves, for example `tail++`."""
         return self.kind.name.lower() + DEPTHS[self.depth]
 
 
@@ -109,5 +110,5 @@ CLASSES = tuple(Class(kind, depth) for kind in Kind for depth in range(len(DEPTH
 
 
 def depth_class(level: int) -> int:
-    """Which of DEPTHS the nodes of a level (the root's children: 1) are in."""
+    """The index in DEPTHS of a level's class (the root's children: level 1)."""
     return bisect.bisect(LEVELS, level)

@@ -1,9 +1,8 @@
-"""What a tree costs on a machine, as two curves: a target pass by its width and a draft pass by its
-width, in seconds.
+"""What a tree costs on a machine: the seconds of a target pass and of a draft pass, by width.
 
-Between the measured widths they are straight, beyond the last they go on as they came.
-decoding/latency.py measures and keeps them, drafting/tree_budget.py and drafting/captured_budget.py
-ask them whether one more node, or one more level, is worth its time.
+Curves are straight between measured widths; after the last width they keep its slope.
+decoding/latency.py measures and stores them. drafting/tree_budget.py and
+drafting/captured_budget.py use them to decide whether one more node or level is worth its time.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from functools import cached_property
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """widths, rising from 1; target_seconds and draft_seconds: a pass over so many tokens, with
-    verification or drawing; step_seconds: the rest of a step, whatever the tree (caches,
-    bookkeeping: so little that `measure` says 0)."""
+    """widths rise from 1. target_seconds and draft_seconds: a pass over so many tokens, with its
+    verification or drawing. step_seconds: the part of a step that does not depend on the tree
+    (caches, bookkeeping; so short that `measure` writes 0)."""
 
     widths: tuple[int, ...]
     target_seconds: tuple[float, ...]
@@ -36,8 +35,8 @@ class Costs:
             raise ValueError(f"step_seconds is {self.step_seconds}")
 
     def extended(self, other: Costs) -> Costs:
-        """These curves as far as they go, unchanged, and behind that the other's, which is never
-        below them."""
+        """These curves, unchanged, and after their last width the other's, raised so that they do
+        not fall."""
         more = [at for at, width in enumerate(other.widths) if width > self.widths[-1]]
         return replace(
             self,
@@ -49,17 +48,15 @@ class Costs:
         )
 
     def target(self, nodes: int) -> float:
-        """Seconds of a target pass over a tree of so many drafted nodes, and of its
-        verification."""
+        """Seconds of a target pass over a tree of `nodes` drafted nodes, with its verification."""
         return _at(self.widths, self._target_floor, nodes + 1)
 
     def draft(self, width: int) -> float:
-        """Seconds of a draft pass over a level of so many nodes, with the drawing of its
-        children."""
+        """Seconds of a draft pass over a level of `width` nodes, with the draw of its children."""
         return _at(self.widths, self._draft_floor, width)
 
     def step(self, nodes: int, passes: int) -> float:
-        """Seconds of a whole step that drafted so many nodes in so many passes."""
+        """Seconds of a whole step that drafted `nodes` nodes in `passes` passes."""
         width = max(1, round(nodes / passes)) if passes else 1
         return self.target(nodes) + passes * self.draft(width) + self.step_seconds
 
@@ -73,12 +70,12 @@ class Costs:
 
 
 def _floor(seconds: Sequence[float]) -> list[float]:
-    """The largest curve that never falls and never exceeds the measured one."""
+    """The largest curve that never falls and is never above the measured one."""
     return [min(seconds[i:]) for i in range(len(seconds))]
 
 
 def _at(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
-    """Linear between the points, the last slope going on beyond the end."""
+    """Linear between the points; the last slope continues after the end."""
     if len(xs) == 1:
         return ys[0]
     at = min(max(1, bisect.bisect_left(xs, x)), len(xs) - 1)

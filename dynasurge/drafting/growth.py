@@ -1,18 +1,17 @@
 """Drafting: growing a token tree level by level, static or dynamic.
 
-One draft pass scores a whole level. Its nodes' children are then proposed, and a *shape* decides
-how many children each node may get, which of all the slots proposed so far stay, and whether
-another level is worth its pass (drafting/tree_budget.py). The slots' values come from `Acceptance`
-(drafting/acceptance_estimates.py), which this prompt's own steps teach.
+One draft pass scores a whole level. Then the children of its nodes are proposed. A *shape*
+(drafting/tree_budget.py) decides how many children each node may get, which slots stay, and whether
+another level is worth its pass. Slot values come from `Acceptance`
+(drafting/acceptance_estimates.py), which learns from this prompt's steps.
 
-Why a shape may drop slots at all: a slot's value is settled before its token is drawn, and never
-exceeds its parent's or its elder sibling's. So keeping the B best of a wide frontier draws the same
-law as growing the best slot one at a time, in fewer passes; and that a slot stays is decided by
-values alone, never by the token it turned out to have: the tree is properly drawn
-(docs/verification.md).
+Why may a shape drop slots? A slot's value is chosen before its token is drawn, and is never above
+that of its parent or elder sibling. So keeping the B best slots of a wide frontier gives trees of
+the same distribution as growing the best slot one at a time, in fewer passes. Only values decide
+whether a slot stays, never its token: the tree is properly drawn (docs/verification.md).
 
-The draft keeps its cache across steps: rows of accepted nodes are committed, and tokens that the
-draft has not read yet (the bonus, the last level's) are read at the start of the next step.
+The draft keeps its cache across steps. The rows of accepted nodes are committed. The next step
+first reads the tokens that the draft has not read yet (the bonus token and the last level's).
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from dynasurge.drafting.tree_budget import NO_DISTRIBUTION, Shape, Slot
 from dynasurge.probabilities import Chance
 from dynasurge.trees.token_tree import TokenTree
 
-FAR = 1 << 60  # tokens: a text that does not end
+FAR = 1 << 60  # tokens: no limit
 
 
 class TreeEngine(Protocol):
-    """What decoding needs of an engine (see models/engine.py); the exactness tests put tables of
-    probabilities behind it."""
+    """What decoding needs of an engine (see models/engine.py). The exactness tests put tables of
+    probabilities in its place."""
 
     @property
     def device(self) -> torch.device: ...
@@ -51,10 +50,10 @@ class TreeEngine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A drawn tree and the distributions its sampled children were drawn from: q[u] is float [V],
-    empty where there are none.
+    """A drawn tree and the distributions of its sampled children: q[u] is float [V], empty if node
+    u has none.
 
-    slots: where each node came from; passes: how often the draft was run.
+    slots: the slot of each node; passes: the number of draft passes.
     """
 
     tree: TokenTree
@@ -64,8 +63,8 @@ class Draft:
 
     @property
     def confidence(self) -> float:
-        """The mean probability that the draft gave the tokens it proposed first at a node; NaN if
-        it proposed none."""
+        """The mean draft probability of the first proposed child over the nodes; NaN without such a
+        child."""
         own = [
             slot.x
             for slot in self.slots
@@ -75,8 +74,8 @@ class Draft:
 
 
 class Drafter:
-    """Grows one tree a step, and keeps the draft model's cache and the estimate of acceptance in
-    step with the text."""
+    """Grows one tree a step. Keeps the draft's cache and the estimate of acceptance up to date with
+    the text."""
 
     def __init__(
         self,
@@ -90,16 +89,16 @@ class Drafter:
         P: float,
         readable: Callable[[int], int] = lambda prompt: FAR,
     ) -> None:
-        """readable: how many positions of a text the draft can read, by the tokens of its prompt;
-        behind these, nothing is drafted, only copied."""
+        """readable: maps the tokens of a prompt to the positions that the draft can read. After
+        these, nothing is drafted; only copies are proposed."""
         self._readable, self._limit = readable, FAR
         self._engine, self._shape, self._policy = engine, shape, policy
         self._acceptance, self._lookup = acceptance, lookup
         self._T, self._P = T, P
 
     def start(self, text: Sequence[int]) -> None:
-        """Read what is new of a prompt (all but its last token) ahead of the first tree, forget
-        what the last taught."""
+        """Forget the last prompt, and read the new tokens of this one (all but the last) before the
+        first tree."""
         self._acceptance.reset()
         self._shape.reset()
         if self._lookup is not None:
@@ -109,7 +108,7 @@ class Drafter:
             read_on(self._engine, text)
 
     def grow(self, text: Sequence[int], chance: Chance, max_depth: int) -> Draft:
-        """Draft a tree that continues `text`, at most `max_depth` levels of it (at least one)."""
+        """Draft a tree that continues `text`, with at most `max_depth` levels (at least one)."""
         if self._shape.rests():
             return bare(text[-1])
         pool = [_root(text[-1])]
@@ -117,9 +116,7 @@ class Drafter:
         if self._lookup is not None:
             self._lookup.read(text)
         last = min(max_depth, self._shape.max_depth)
-        drafted = min(
-            last, self._limit - len(text) + 1
-        )  # a level is drafted by reading the one above
+        drafted = min(last, self._limit - len(text) + 1)  # to draft a level, read the one above it
         if drafted > 0:
             q = probabilities.to_proposal(
                 self._engine.extend(text[self._engine.length :])[None], self._T, self._P
@@ -142,13 +139,15 @@ class Drafter:
     def learn(
         self, draft: Draft, path: Sequence[int], reach: Sequence[float], *, keep: bool = True
     ) -> None:
-        """Commit the accepted path's cache rows, unless the text goes on otherwise (not `keep`),
-        and observe how every child fared. reach[u]: the probability that the rule had of accepting
-        node u."""
+        """Commit the cache rows of the accepted path and observe every child.
+
+        keep: False if the text does not continue with this path; then no row is committed.
+        reach[u]: the probability that the rule accepts node u.
+        """
         rows = [draft.slots[node].row for node in path] if keep else []
         self._engine.commit(
             [row for row in rows if row is not None]
-        )  # none where nothing was drafted
+        )  # a node that the draft has not read has no row
         teach(self._acceptance, draft, reach)
         self._shape.verified(len(path) + 1)
 
@@ -174,7 +173,7 @@ class Drafter:
         best_point = points[0][1] if points else 0.0
         cap, refused = parent.slot_value, 1.0
         for rank, (child, after) in enumerate([*sampled, *points]):
-            before = after  # but for the kinds whose own token tells something
+            before = after  # differs only for kinds whose own token carries information
             if child.kind.sequential:
                 of = Class.at(child.kind, level)
                 before = refused * estimate(of, child.x_before, child.own_before)
@@ -182,10 +181,10 @@ class Drafter:
                 refused -= after
             elif child.kind is Kind.TAIL:
                 if not self._shape.pays(parent.node_value * before):
-                    continue  # settled by the draft's mass alone, not by the token
+                    continue  # the draft's mass decides alone, not the token
                 before = max(
                     before, best_point
-                )  # verified before the points, so it takes its place before them
+                )  # it is verified before the points, so it must stand before them
             cap = min(cap, parent.node_value * before)  # never above parent or elder sibling
             pool.append(
                 Slot(
@@ -208,8 +207,8 @@ class Drafter:
         return wish if found is None else replace(wish, copy=found[0], match=float(found[1]))
 
     def _copy(self, pool: list[Slot], kept: list[int], max_depth: int) -> list[int]:
-        """Extend leaves by what followed them earlier in the text: levels that need no draft
-        pass."""
+        """Extend leaves by the tokens that followed them earlier in the text. These levels need no
+        draft pass."""
         if self._lookup is None:
             return kept
         level = [index for index in kept if not pool[index].q.numel()]
@@ -239,12 +238,12 @@ class Drafter:
 
 
 def teach(acceptance: Acceptance, draft: Draft, reach: Sequence[float]) -> None:
-    """Let the estimate observe how every child of a verified tree fared."""
+    """Let the estimate observe every child of a verified tree."""
     for children in draft.tree.children:
         refused = 1.0
         for child in children:
             slot, tried = draft.slots[child], reach[draft.tree.parents[child]]
-            if slot.kind.sequential:  # their estimates are given the refusal of elder siblings
+            if slot.kind.sequential:  # their estimates hold given that elder siblings are refused
                 tried, refused = (
                     tried * refused,
                     refused - (reach[child] / tried if tried > 0 else 0.0),
@@ -254,13 +253,13 @@ def teach(acceptance: Acceptance, draft: Draft, reach: Sequence[float]) -> None:
 
 
 def read_on(engine: TreeEngine, text: Sequence[int]) -> None:
-    """Read what is new of a text that begins with what was read so far."""
+    """Read the new tokens of a text; the engine has read its beginning."""
     if len(text) > engine.length:
         engine.extend(text[engine.length :])
 
 
 def bare(token: int) -> Draft:
-    """Nothing drafted."""
+    """A draft of the root alone."""
     return Draft(tree=TokenTree.root(token), q=[NO_DISTRIBUTION])
 
 

@@ -1,11 +1,11 @@
-"""The prompt drafts too: what followed the last tokens earlier in the text.
+"""The prompt drafts too: it proposes what followed the last tokens earlier in the text.
 
-Summaries, code and dialogue repeat themselves. Wherever the last n tokens of a path (the text, then
-the drafted tokens that lead to a node) stood before, the token that followed them there is proposed
-as a point child of the node. It costs no draft pass, and it is worth what such children turned out
-to be worth in this prompt (drafting/acceptance_estimates.py, kind `lookup`, by n): where nothing
-repeats, they lose their places to the draft's own proposals; and apart where the draft agrees
-(`echo`). Prompt lookup decoding is the same idea for one chain.
+Summaries, code and dialogue repeat themselves. Take the last n tokens of a path (the text, then the
+drafted tokens that lead to a node). If they occurred before, the token that followed them becomes a
+point child of the node. It costs no draft pass. Its value is learned from such children in this
+prompt (drafting/acceptance_estimates.py, kind `lookup`, by n; `echo` where the draft agrees). If
+nothing repeats, copies lose their places to the draft's own proposals. Prompt lookup decoding is
+the same idea for one chain.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Lookup:
         self._next: dict[tuple[int, ...], int] = {}
 
     def read(self, text: Sequence[int]) -> None:
-        """Take in the whole text so far; what was read before is only extended."""
+        """Index the whole text so far. Only tokens that were not read before are added."""
         for position in range(len(self._text), len(text)):
             for n in LENGTHS:
                 if position >= n:
@@ -35,8 +35,8 @@ class Lookup:
         self._text = list(text)
 
     def find(self, path: Sequence[int]) -> tuple[int, int] | None:
-        """(token, n): the token that followed the longest match, of n tokens, of the text's end and
-        `path`; None without one."""
+        """(token, n): the token that followed the longest match, of n tokens, with the end of the
+        text and `path`; None without a match."""
         context = [*self._text[-LENGTHS[0] :], *path][-LENGTHS[0] :]
         for n in LENGTHS:
             if n <= len(context) and (token := self._next.get(tuple(context[-n:]))) is not None:

@@ -1,8 +1,7 @@
 """Child policies: how the children of one node are proposed.
 
-A policy looks at the draft's distributions at the nodes of one level and proposes children for
-each, in drawing order. What they are worth is not its business (drafting/acceptance_estimates.py),
-only what they are:
+A policy reads the draft's distributions at the nodes of one level. It proposes children for each
+node, in drawing order. It does not value them (drafting/acceptance_estimates.py does).
 
 - `sampled`: k tokens without replacement from q (Sequoia, arXiv 2402.12374; DySpec, arXiv
   2410.11744);
@@ -12,15 +11,17 @@ only what they are:
   masses. At a single node topdown verification then accepts as much as any lossless rule can
   (verification/single_node_bound.py).
 
-k may differ from node to node, but is settled before anything is drawn there: from the draft's
-distribution and what is known of the node. A `Wish` says how: at most `k` children, and no points
-below `floor`, which no budget would pay for. It may also name a token that followed here earlier in
-the text (drafting/prompt_lookup.py). That token becomes a point child behind one sampled from the
-rest, as in `hybrid`; where children are sampled, only if the draft would hardly propose it: a first
-sampled child is accepted more often than a copy that the draft agrees with is, and needs no node
-ahead of it (measured at one node, T = 0.6, 195 copies: 0.82 of the time, a copy behind one from the
-rest 0.77; two children of either kind differ less, 0.89 and 0.92). Every policy reads the device
-once a level.
+k may differ from node to node. It is chosen before anything is drawn at the node, from the draft's
+distribution and what is known of the node. A `Wish` holds it: at most `k` children, and no points
+below `floor`, which no budget would pay for.
+
+A wish may also name a token that followed here earlier in the text (drafting/prompt_lookup.py).
+That token becomes a point child after one child sampled from the rest, as in `hybrid`. With
+`sampled` this happens only if the draft is unlikely to propose the token. If the draft agrees with
+the copy, a sampled first child is accepted more often, and needs no node before it. (Measured at
+one node, T = 0.6, 195 copies: a sampled child 0.82 of the time, a copy after one from the rest
+0.77. Two children of either kind differ less: 0.89 and 0.92.) Every policy reads the device once a
+level.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from dynasurge.probabilities import Chance
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wish:
-    """What one node may have: at most k children, points only of tokens that the draft gives at
-    least `floor`; `copy`: a token to propose besides, because it followed the last `match` tokens
-    before."""
+    """What one node may have: at most k children, and points only of tokens with draft probability
+    of at least `floor`. copy: a token to propose in addition, because it followed the last `match`
+    tokens earlier in the text."""
 
     k: int
     floor: float = 0.0
@@ -48,9 +49,9 @@ class Wish:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Child:
-    """token; proposal: the probability it was drawn with (1 for a point); kind, x: see
-    drafting/child_kinds.py; own: what the draft says of it. `*_before` is what could be
-    said before it was drawn, the same for points."""
+    """One proposed child. proposal: the probability of its draw (1 for a point). kind, x: see
+    drafting/child_kinds.py. own: the draft's own estimate of it. `*_before`: the same value as
+    known before the draw; equal for points."""
 
     token: int
     proposal: float
@@ -62,14 +63,14 @@ class Child:
 
     @property
     def point(self) -> bool:
-        """Whether the token was chosen outright."""
+        """Whether the token was chosen without a draw."""
         return self.kind.point
 
 
 @dataclass(frozen=True, kw_only=True)
 class Children:
-    """The proposed children of one node in drawing order, sampled ones first, and `base` [V], what
-    those were drawn from, each without its earlier siblings (proportional to a distribution)."""
+    """The proposed children of one node in drawing order, sampled ones first. base [V]: what those
+    were drawn from, each without its earlier siblings (proportional to a distribution)."""
 
     base: torch.Tensor
     members: list[Child] = field(default_factory=list)
@@ -87,14 +88,14 @@ class Children:
         return [child.point for child in self.members]
 
 
-AGREES = 0.1  # a copied token that the draft gives at least this is an `echo`, else a `lookup`
-LONG = 8  # tokens that must match before a copy is proposed that the draft disagrees with
+AGREES = 0.1  # a copy with at least this draft probability is an `echo`, otherwise a `lookup`
+LONG = 8  # tokens that must match before a copy is proposed although the draft disagrees
 Policy = Callable[[torch.Tensor, Sequence[Wish], Chance], list[Children]]
 
 
 def sampled(q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Children]:
-    """wishes[i].k tokens without replacement from row i of q [m, V], only one where there is a
-    copy. Floors do not apply."""
+    """Sample wishes[i].k tokens without replacement from row i of q [m, V]; only one if the row has
+    a copy. Floors do not apply."""
     k = max(wish.k for wish in wishes)
     base, packed = _sampled(q, _notes(q, wishes), chance, _any_copy(wishes), k)
     out = []
@@ -128,7 +129,7 @@ def sampled(q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Chi
                     own=drawn_with,
                     own_before=mean
                     if rank == 0
-                    else 1.0,  # DySpec's rule: later slots by what elder ones leave
+                    else 1.0,  # DySpec's rule: a later slot is valued by what elder ones leave
                 )
             )
             left, squares = left - mass, squares - mass * mass
@@ -141,13 +142,13 @@ def _sampled(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     base, held = _set_apart(q, notes, copies, echoes=False)
     tokens = chance.draw(base, k)
-    exact = base.double()  # what is left behind likely siblings may be little
+    exact = base.double()  # little mass may be left after likely siblings
     total, squares = exact.sum(-1, keepdim=True), exact.square().sum(-1, keepdim=True)
     return base, _pack(total, squares, held, tokens, base.gather(1, tokens.clamp(min=0)))
 
 
 def topk(q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Children]:
-    """The wishes[i].k likeliest tokens of row i of q [m, V], as points. Nothing is random;
+    """Take the wishes[i].k likeliest tokens of row i of q [m, V], as points. Nothing is random;
     `chance` is not used."""
     packed = _topk(q, _notes(q, wishes), _any_copy(wishes), max(wish.k for wish in wishes))
     out = []
@@ -166,8 +167,8 @@ def _topk(q: torch.Tensor, notes: torch.Tensor, copies: bool, k: int) -> torch.T
 
 
 def hybrid(q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Children]:
-    """Row i of q [m, V]: the top wishes[i].k - 1 tokens that reach the floor, as points, behind one
-    from the rest."""
+    """Sample one token from the rest of row i of q [m, V], then take as points the top wishes[i].k
+    - 1 tokens that reach the floor."""
     k = max(wish.k for wish in wishes)
     base, packed = _hybrid(q, _notes(q, wishes), chance, _any_copy(wishes), k)
     out = []
@@ -192,7 +193,7 @@ def _hybrid(
     outside = (torch.arange(best.indices.shape[1], device=q.device) >= places) | (
         best.values < floors
     )
-    base = base.scatter(1, best.indices, best.values * outside)  # without the points of each row
+    base = base.scatter(1, best.indices, best.values * outside)  # set the points of each row to 0
     drawn = chance.draw(base, 1)
     mass = base.gather(1, drawn.clamp(min=0))
     return base, _pack(
@@ -217,20 +218,19 @@ def _add_points(
 
 
 def _add_copy(children: Children, wish: Wish, own: float) -> None:
-    """The wish's copy, if it has one that is worth proposing (see `_set_apart`: own is -1 where
-    not)."""
+    """Add the wish's copy if it is worth proposing (`_set_apart` gives own = -1 if not)."""
     if wish.copy is not None and own >= 0:
         children.members.append(copied(wish.copy, wish.match, own))
 
 
 def _foreseen(token: int, proposal: float, kind: Kind, x: float) -> Child:
-    """A child whose worth does not depend on what its token turned out to be."""
+    """A child whose value does not depend on its token."""
     return Child(token=token, proposal=proposal, kind=kind, x=x, x_before=x, own=x, own_before=x)
 
 
 def copied(token: int, match: float, own: float | None) -> Child:
-    """A point child copied from the text. own: what the draft gives it, None if it was not
-    asked."""
+    """A point child copied from the text. own: the draft's probability of it; None if the draft has
+    not read the parent."""
     kind = Kind.BLIND if own is None else Kind.ECHO if own >= AGREES else Kind.LOOKUP
     own = own or 0.0
     return Child(
@@ -239,8 +239,8 @@ def copied(token: int, match: float, own: float | None) -> Child:
 
 
 def _notes(q: torch.Tensor, wishes: Sequence[Wish]) -> torch.Tensor:
-    """What the wishes say, float64 [m, 4] on q's device: k, floor, the copy's token and its match
-    (0 for no copy)."""
+    """The wishes as float64 [m, 4] on q's device: k, floor, the copy's token and its match (0 for
+    no copy)."""
     rows = [
         (wish.k, wish.floor, *((0, 0.0) if wish.copy is None else (wish.copy, int(wish.match))))
         for wish in wishes
@@ -255,8 +255,8 @@ def _any_copy(wishes: Sequence[Wish]) -> bool:
 def _set_apart(
     q: torch.Tensor, notes: torch.Tensor, copies: bool, *, echoes: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q without the copies that are worth proposing, [m, V], and what each of those had, [m, 1], -1
-    for none. echoes: whether copies that the draft agrees with are."""
+    """q [m, V] without the copies that are worth proposing, and the mass of each, [m, 1], -1 for
+    none. echoes: whether copies that the draft agrees with are worth proposing."""
     none = q.new_full((len(q), 1), -1.0)
     if not copies:
         return q, none
@@ -267,16 +267,16 @@ def _set_apart(
 
 
 def worth_copying(held: torch.Tensor, match: torch.Tensor, *, echoes: bool) -> torch.Tensor:
-    """Which copies are worth proposing, by what the draft gives them and how much of the text
-    matches (0: none).
+    """Which copies are worth proposing, by their draft probability `held` and the length of their
+    match (0: none).
 
-    One that the draft hardly thinks of is so only after a long match: accepted 2-10% of the time
-    otherwise.
+    If the draft finds a copy unlikely, only a long match is worth it: others are accepted 2-10% of
+    the time.
     """
     return torch.where(held >= AGREES, (match > 0) & echoes, match >= LONG)
 
 
 def _pack(*columns: torch.Tensor) -> torch.Tensor:
-    """Tensors [m, k_i] side by side, to be read in one wait for the device. float64 holds token ids
-    exactly."""
+    """Put tensors [m, k_i] side by side, so that the host waits once for the device. float64 holds
+    token ids exactly."""
     return torch.cat([column.double() for column in columns], dim=1)

@@ -1,22 +1,22 @@
 """Shapes: how wide and how deep a tree grows, and when it stops.
 
-- `StaticShape`: the growmap says how many children each node gets; everything drawn stays.
-- `BestFirst`: a dynamic tree. Of all slots proposed so far the most valuable stay, `budget` of
-  them.
-- `Thrifty`: a dynamic tree for which the budget is only a maximum. An accepted token is worth the
-  time that decoding takes for one. So before every step it chooses, from the slot values of this
-  prompt's last trees, the size n of the average tree that makes the most of its time,
+- `StaticShape`: the growmap gives each node's number of children; everything drawn stays.
+- `BestFirst`: a dynamic tree. The `budget` most valuable of all slots proposed so far stay.
+- `Thrifty`: a dynamic tree. The budget is only a maximum. An accepted token is worth the time that
+  decoding takes for one token. So before every step it chooses, from the slot values of this
+  prompt's last trees, the size n of the average tree that uses its time best,
 
-      max over n of (sum of the n best slot values) - (tokens per second so far) * (seconds of a target pass over n nodes),
+      max over n of (sum of the n best slot values) - (tokens per second so far) * (seconds of a target pass over n nodes).
 
-  and keeps every slot that is worth more than the n-th: confident steps get larger trees than others. A level is drafted
-  only if what it can be expected to add is worth its draft pass. Seconds are those of the latency
-  curve (decoding/latency.py), not of a clock, so the same seed gives the same text.
+  It then keeps every slot whose value is above the cut, midway between the n-th and the next value.
+  So a confident draft gets a larger tree. It drafts a level only if the expected gain pays for the
+  draft pass. Seconds come from the latency curve (decoding/latency.py), not from a clock,
+  so the same seed gives the same text.
 
-What keeps dynamic trees properly drawn: no slot's place may depend on its own token, not even by
-way of what is drawn after it. BestFirst may let later levels push slots out, since whatever is
-drawn below a slot is worth less than the slot. Thrifty decides about draft passes by the tokens of
-a whole level, so there every level that was kept is final.
+A dynamic tree is properly drawn only if no slot's place depends on its own token, not even through
+what is drawn after it. BestFirst may let later levels push slots out, because every slot below a
+slot is worth less. Thrifty looks at the tokens of a whole level before it pays for a draft pass. So
+there every kept level is final.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from dynasurge.drafting.proposals import Wish
 from dynasurge.trees.growmap import Growmap
 
 NO_DISTRIBUTION = torch.empty(0)  # of a node that the draft has not read
-SLACK = 0.5  # how far below the last step's cut slots are still proposed
-TYPICAL = 0.6  # before a prompt teaches better: the r-th best slot of a tree is worth TYPICAL / r,
-# and a level gains so much, beyond the price of its nodes, for all that the nodes above it are
-# worth
+SLACK = 0.5  # slots are proposed down to this share of the last step's cut
+# First guesses, before a prompt teaches better: the r-th best slot of a tree is worth TYPICAL / r.
+TYPICAL = 0.6
+# For each unit of value in the nodes above it, a level gains this much, net of its nodes' price.
 GROWTH = 0.35
-STEPS = 2.0  # how many steps these guesses are worth
-LONGEST_REST = 16  # steps without a look at the draft
-LATER_CHILD = 0.5  # of a sampled child, about; the j-th likeliest token has at most 1 / j
+STEPS = 2.0  # these guesses count as so many steps
+LONGEST_REST = 16  # steps without a draft pass
+LATER_CHILD = 0.5  # about right for sampled children; the j-th likeliest token has at most 1 / j
 
 
 @dataclass(slots=True, kw_only=True)
 class Slot:
-    """One proposed node while the tree grows. `parent` is an index into the pool; `row` its number
-    in the draft's passes."""
+    """One proposed node while the tree grows. `parent` is an index into the pool. `row` is its
+    number among the nodes that the draft read in this step (None: not read)."""
 
     token: int
     parent: int
@@ -62,23 +62,26 @@ class Slot:
 
     @property
     def point(self) -> bool:
-        """Whether the token was chosen outright."""
+        """Whether the token was chosen without a draw."""
         return self.kind.point
 
 
 class Shape(Protocol):
-    """`max_nodes` and `max_depth` bound every tree it allows; `max_read` is how many nodes the
-    draft reads for one at most, those included that lose their place to better ones deeper down."""
+    """Decides how a tree grows.
+
+    `max_nodes` and `max_depth` bound every tree. `max_read` bounds the nodes that the draft reads
+    for one tree, including those that later lose their place to better, deeper ones.
+    """
 
     max_nodes: int
     max_depth: int
     max_read: int
 
     def reset(self) -> None:
-        """A new prompt begins."""
+        """Start a new prompt."""
 
     def rests(self) -> bool:
-        """Asked at the start of a step: whether to draft nothing in it."""
+        """Whether this step drafts nothing. The drafter calls it once, at the start of a step."""
         return False
 
     def wish(self, pool: Sequence[Slot], index: int) -> Wish:
@@ -90,18 +93,18 @@ class Shape(Protocol):
         ...
 
     def keep(self, pool: Sequence[Slot]) -> list[int]:
-        """Which slots of the pool stay, in drawing order; the root (0) always does."""
+        """Which slots of the pool stay, in drawing order; the root (0) always stays."""
         ...
 
     def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
-        """Which slots of the newest level to draft below; none ends the growth."""
+        """Which slots of the newest level get children; an empty list ends the growth."""
         ...
 
     def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
         """The tree is complete."""
 
     def verified(self, emitted: int) -> None:
-        """The tree led to so many tokens, the bonus included."""
+        """The step emitted so many tokens, the bonus token included."""
 
 
 class StaticShape:
@@ -149,8 +152,8 @@ class BestFirst:
     def __init__(
         self, *, budget: int, max_depth: int, max_children: int, later_child: float = LATER_CHILD
     ) -> None:
-        """later_child: the j-th child of a node is hardly accepted more than this / j of the time;
-        fewer are proposed."""
+        """later_child: the j-th child of a node is rarely accepted more often than later_child / j.
+        The shape proposes no more children than this allows."""
         self._later_child = later_child
         self.max_nodes, self.max_depth = budget, min(max_depth, budget)
         self.max_read = budget * (self.max_depth - 1)
@@ -158,7 +161,7 @@ class BestFirst:
         self.reset()
 
     def reset(self) -> None:
-        self._cut = 0.0  # the value below which slots were not kept in the last step
+        self._cut = 0.0  # the last step kept no slot below this value
 
     def rests(self) -> bool:
         return False
@@ -178,22 +181,21 @@ class BestFirst:
         return [0, *sorted(_by_value(pool, 1)[: self.max_nodes])]
 
     def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
-        # A full tree loses its least valuable slots to new ones; what could not be among those need
-        # not be drafted.
+        # New slots push the least valuable ones out of a full tree. A node that could not have such
+        # a child needs no draft pass.
         price = min(pool[index].slot_value for index in kept) if len(kept) > self.max_nodes else 0.0
         return [index for index in level if pool[index].node_value > price]
 
     def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
         lowest = min((pool[index].slot_value for index in kept[1:]), default=0.0)
-        # A tree that was not filled must be offered more next time.
+        # A tree that was not full needs more proposals next time.
         self._cut = lowest if len(kept) > self.max_nodes else SLACK * min(self._cut, lowest)
 
     def verified(self, emitted: int) -> None: ...
 
 
 class Thrifty(BestFirst):
-    """At most `budget` nodes, and only those that pay for their time; a level, once kept, is
-    final."""
+    """At most `budget` nodes, and only nodes that pay for their time. A kept level is final."""
 
     def __init__(
         self,
@@ -209,8 +211,8 @@ class Thrifty(BestFirst):
         self._final, self._seen = (
             [0],
             1,
-        )  # what stays so far, and how much of the pool that was chosen from
-        self._expanded = 1.0  # what the nodes above the newest level are worth
+        )  # the slots that stay so far, and how much of the pool was considered
+        self._expanded = 1.0  # sum of the values of the nodes above the newest level
         super().__init__(
             budget=budget, max_depth=max_depth, max_children=max_children, later_child=later_child
         )
@@ -278,7 +280,7 @@ class Thrifty(BestFirst):
             )
 
     def _begin(self) -> None:
-        """Settle, before a step, what a slot must be worth in it."""
+        """Choose, before a step, the value that its slots must exceed."""
         self._final, self._seen, self._expanded = [0], 1, 1.0
         net, best, size = 0.0, 0.0, 0
         for n, worth in enumerate(self._worth, start=1):
@@ -289,9 +291,8 @@ class Thrifty(BestFirst):
 
 
 def _by_value(pool: Sequence[Slot], start: int) -> list[int]:
-    """Slots from number `start` on that are worth anything, best first."""
-    # sort() is stable: equal values keep drawing order, so a parent or an earlier sibling always
-    # goes first
+    """Slots from number `start` on with a value above 0, best first."""
+    # sort() is stable: equal values keep drawing order: a parent or earlier sibling goes first
     return sorted(
         (index for index in range(start, len(pool)) if pool[index].slot_value > 0),
         key=lambda i: -pool[i].slot_value,

@@ -1,14 +1,14 @@
-"""Other systems' trees as settings of this package: what `dynasurge sweep --methods` runs beside
+"""Other systems' trees as settings of this package: `dynasurge sweep --methods` runs them next to
 ours.
 
-The code of other systems does not run these weights, so their rules run in our engine, with our
-kernels: only the trees differ. Each is verified top-down, as its authors do it, and with `--use_bfs`
-also by our rule.
+The code of other systems does not run these weights. So their rules run in our engine, with our
+kernels: only the trees differ. Each is verified top-down, as its authors do it, and with
+`--use_bfs` also by our rule.
 
 - `chain3`, `chain5`, `chain8`: speculative decoding (Leviathan et al., arXiv 2211.17192);
-- `Sequoia` (arXiv 2402.12374): the optimal static tree of B nodes and at most 8 levels for the
-  acceptance by rank that was measured on the bundled prompts at the same temperature, with sampled
-  children;
+- `Sequoia` (arXiv 2402.12374): the optimal static tree of B nodes and at most 8 levels, with
+  sampled children; its acceptance by rank was measured on the bundled prompts at the same
+  temperature;
 - `EAGLE-2` (arXiv 2406.16858): the 10 likeliest tokens a node, 6 levels, then the B best by the
   draft's probabilities;
 - `OPT-Tree` (arXiv 2406.17276): the likeliest tokens, best-first by the draft's probabilities, of
@@ -38,8 +38,8 @@ from dynasurge.trees.growmap import Growmap, build_growmap, save_growmap
 from dynasurge.trees.optimal_growmap import optimal_growmap
 from dynasurge.verification.prototype import prototype_growmap
 
-LEVELS, RANKS = 8, 16  # of Sequoia's trees, and the siblings that they may have
-PROMPTS, TOKENS = 14, 64  # bundled prompts, and tokens after each, on which acceptance is measured
+LEVELS, RANKS = 8, 16  # the most levels of Sequoia's trees, and the most siblings
+PROMPTS, TOKENS = 14, 64  # acceptance is measured on so many bundled prompts, so many tokens each
 OWN: dict[str, Any] = {"mode": "dTree", "fill": True, "values": "own", "lookup": False}
 DYNAMIC: dict[str, dict[str, Any]] = {
     "EAGLE-2": OWN | {"policy": "topk", "max_depth": 6, "max_children": 10},
@@ -55,7 +55,7 @@ def baselines(
     folder: Path,
 ) -> list[Settings]:
     """Settings of these methods (names of BASELINES) for every temperature, top-p, seed, numbered
-    budget and rule of a plan. Static trees are made, unless they are there, in `folder`. Raises
+    budget and rule of a plan. Static trees that are not yet in `folder` are made there. Raises
     UsageError."""
     budgets = list(dict.fromkeys(s.B for s in plan if s.mode == "dTree" and s.B != "auto"))
     for method in methods:
@@ -86,7 +86,7 @@ def baselines(
 def _trees(
     pair: Pair, method: str, budgets: Sequence[int], T: float, folder: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name and the fields of Settings of each tree that a method has."""
+    """The name and the fields of Settings of each tree of a method."""
     if method.startswith("chain"):
         path = _made(folder / f"{method}.pt", partial(build_growmap, method))
         yield method, {"mode": "sTree", "growmap": path}
@@ -105,7 +105,7 @@ def _trees(
 
 
 def _made(path: Path, make: Callable[[], Growmap]) -> str:
-    """The path of a growmap, which is made unless it is there."""
+    """The path of a growmap, which is made if the file does not exist."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         save_growmap(make(), path)
@@ -118,7 +118,7 @@ def sequoia(pair: Pair, T: float, B: int) -> Growmap:
 
 
 def acceptance_by_rank(pair: Pair, T: float, ranks: int = RANKS) -> list[float]:
-    """How often the child of each rank is accepted top-down, on text that the target wrote behind
+    """How often the child of each rank is accepted top-down, on text that the target wrote after
     the bundled prompts."""
     settings = Settings(mode="auto", T=T, prompt_len=128, new_tokens=TOKENS)
     session, chance = Session(pair, settings), Random.seeded(0)

@@ -1,23 +1,21 @@
-"""The prior of drafting/acceptance_estimates.py: how often each kind of child is accepted, measured
-by decoding.
+"""Measures the prior of drafting/acceptance_estimates.py: how often each kind of child is accepted.
 
     dynasurge calibrate acceptance FILE [--draft NAME --target NAME]
 
-Prompts are decoded with both sampled and hybrid children, with the prior there is (T = 0, where
-every rule is the same, is calibrated by itself, and so are two temperatures above it); a `Recorder`
-stands in for the estimate and adds up, by kind and bin of the feature, with what probability
+Prompts are decoded with sampled and with hybrid children, with the present prior. T = 0, where all
+rules are the same, is calibrated alone, and so are two temperatures above it. A `Recorder` takes
+the place of the estimate. By kind and bin of the feature, it adds up the probabilities with which
 children were tried and accepted. Verification knows both exactly, so the sums are far less noisy
-than counts. Curves rise with their feature, so isotonic regression (weighted by trials) takes out
-what noise is left. A kind that was hardly ever proposed keeps the curve it came with. Trees grown
-with the curves are what they were measured on, so a second round from the first's file settles
-them.
+than counts. Curves rise with their feature, so isotonic regression (weighted by trials) removes the
+rest of the noise. A kind with too few trials keeps its present curve. The curves also change the
+trees on which they are measured, so a second round starts from the first one's file.
 
-The curves that ship are of the demo pair and its bundled prompts: at T > 0 the fourth round of
-`calibrate`, each from the last one's file (one H100, 2026-11-26; each temperature and rule in a
-process of its own, 2 minutes a round). Those of T = 0 are older: one round on two CPU cores a day
-before, by two classes of depth and not made to rise. New ones accept 0.5% less, 3% less without
-copies: where copies take the likeliest child's place, what is measured of the other points looks
-worse. Those of `blind` copies were counted once on the target's own text with no tree at all.
+The curves that ship are of the demo pair and its bundled prompts. At T > 0 they are the fourth
+round of `calibrate`, each round from the last one's file (one H100, 2026-11-26; one process for
+each temperature and rule, 2 minutes a round). Those of T = 0 are older: one round on two CPU cores
+a day before, with two depth classes and without regression. New ones accept 0.5% less, 3% less
+without copies: where a copy takes the place of the likeliest child, the other points look worse.
+The curves of `blind` copies were counted once on the target's own text without a tree.
 """
 
 from __future__ import annotations
@@ -47,12 +45,12 @@ PROBABILITIES = (0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9, 0
 COUNTS = (1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5)
 TEMPERATURES = (0.6, 1.0)
 BUDGET = 48
-LEAST = 20.0  # trials that a knot needs
-Knots = dict[str, dict[str, list[float]]]  # by name of a `Class`: `x`, and the `acceptance` there
+LEAST = 20.0  # how many trials a knot needs
+Knots = dict[str, dict[str, list[float]]]  # by name of a `Class`: `x`, and `acceptance` at each
 
 
 class Recorder(Acceptance):
-    """Estimates by a fixed prior, and remembers every observation."""
+    """Estimates with a fixed prior, and keeps the sums of all observations."""
 
     def __init__(self, prior: Mapping[Class, Curve]) -> None:
         super().__init__(prior, learn=False)
@@ -66,8 +64,8 @@ class Recorder(Acceptance):
             sums[number] += amount
 
     def curves(self) -> Knots:
-        """By kind: knots `x`, the mean feature of each bin, and the `acceptance` there; the prior's
-        own curve for a kind with too few trials."""
+        """By kind: knots `x`, the mean feature of each bin, and the `acceptance` at each. A kind
+        with too few trials has the prior's curve."""
         out: Knots = {
             of.name: {"x": list(xs), "acceptance": list(ys)}
             for of, (xs, ys) in self._curves.items()
@@ -76,7 +74,7 @@ class Recorder(Acceptance):
             bins = _pooled([sums for _, sums in sorted(self._sums[of].items())])
             if bins:
                 tried, x, accepted = np.array(bins).T
-                # more of any feature is never worse: what falls is chance
+                # more of a feature is never worse: a fall is noise
                 rising = isotonic_regression(accepted / tried, weights=tried).x
                 out[of.name] = {
                     "x": (x / tried).round(5).tolist(),
@@ -86,8 +84,8 @@ class Recorder(Acceptance):
 
 
 def _pooled(bins: Sequence[list[float]]) -> list[list[float]]:
-    """Neighbouring bins' sums added up until each has LEAST trials; none if there are not so
-    many."""
+    """Sums of neighbouring bins, added up until each has LEAST trials; [] if there are fewer in
+    all."""
     out: list[list[float]] = []
     for sums in bins:
         if out and out[-1][0] < LEAST:
@@ -101,7 +99,7 @@ def _pooled(bins: Sequence[list[float]]) -> list[list[float]]:
 
 
 def rounds() -> list[tuple[str, float]]:
-    """The texts and temperatures that are measured, each by itself."""
+    """The texts and temperatures that are measured, each alone."""
     return [(text, T) for text in TEXTS for T in ((0.0,) if text == "greedy" else TEMPERATURES)]
 
 
@@ -111,7 +109,7 @@ def calibrate(
     start: Priors,
     on_prompt: Callable[[], object] = lambda: None,
 ) -> dict[str, dict[str, Knots]]:
-    """The curves by text and temperature, measured on trees grown with `start`. on_prompt is called
+    """The curves by text and temperature, measured on trees that `start` values. Calls on_prompt
     once a prompt in each of `rounds`."""
     out: dict[str, dict[str, Knots]] = {text: {} for text in TEXTS}
     for text, T in rounds():
@@ -143,7 +141,7 @@ def _curves(
     ]
     engines = make_engines(pair, plan)
     sessions = [Session(pair, settings, engines=engines, acceptance=recorder) for settings in plan]
-    # a prompt without a token is found now, not in an hour
+    # encode all now: a prompt without tokens fails at once, not in an hour
     encoded = [sessions[0].encode(prompt.text) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         for session in sessions:

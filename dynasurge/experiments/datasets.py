@@ -1,7 +1,7 @@
 """Prompts: the bundled demo set, a local file, or a dataset of the model hub.
 
-Hub datasets are streamed: only the rows asked for are fetched, never the whole set, and of one
-commit, which is recorded.
+Hub datasets are streamed: only the requested rows are fetched, never the whole set. All rows are of
+one commit, which is recorded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT_ROWS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class HubDataset:
-    """Where a named dataset lives on the hub, and which field holds the text."""
+    """Where a named dataset is on the hub, and which field holds the text."""
 
     path: str
     config: str | None
@@ -52,9 +52,9 @@ HUB_DATASETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """index: its row in the dataset, which also names its random stream; kind: a label, '' if the
-    data has none; revision: the dataset's commit on the hub, or of a file the start of its
-    content's `sha256:`."""
+    """index: its row in the dataset, which also names its random stream. kind: a label, '' if the
+    data has none. revision: the dataset's commit on the hub; for a file, the start of its content's
+    `sha256:`."""
 
     index: int
     id: str
@@ -68,7 +68,7 @@ def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) ->
     `FILE_TYPES`.
 
     end = None means at most DEFAULT_ROWS rows. Raises UsageError for an unknown or unreadable
-    dataset, an empty range, and an `end` past the data.
+    dataset, an empty range, and an `end` after the last row.
     """
     if start < 0:
         raise UsageError("--start", start, "rows are counted from 0", "use --start 0")
@@ -110,20 +110,21 @@ def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) ->
 
 def _prompt(index: int, row: dict[str, Any], revision: str) -> Prompt:
     name = _said(row.get("id")) or str(index)
-    kind = _said(row.get("kind", row.get("category")))  # a category is what Spec-Bench calls it
+    kind = _said(row.get("kind", row.get("category")))  # Spec-Bench calls it a category
     return Prompt(index=index, id=name, kind=kind, text=row["text"], revision=revision)
 
 
 def _said(value: Any) -> str:
-    """A field as text; nothing for one that is missing, which a table's reader gives as NaN."""
+    """A field as text; '' for a missing one, which a table's reader gives as NaN."""
     missing = value is None or (isinstance(value, float) and math.isnan(value))
     return (
         "" if missing else str(value).encode(errors="replace").decode()
-    )  # half a surrogate pair cannot be written
+    )  # a file cannot hold half a surrogate pair
 
 
 def _hub_rows(name: str, start: int, stop: int) -> tuple[str, list[dict[str, Any]]]:
-    """The commit that the dataset's name means today, and rows of that commit."""
+    """The commit that the dataset's name means today, and rows of that commit. Raises
+    UsageError."""
     from datasets import load_dataset  # slow to import, and not needed for local prompts
     from huggingface_hub import HfApi
 
@@ -135,10 +136,8 @@ def _hub_rows(name: str, start: int, stop: int) -> tuple[str, list[dict[str, Any
         )
         rows = list(
             itertools.islice(stream.skip(start), stop - start)
-        )  # take() would open one file more
-    except (
-        Exception
-    ) as error:  # the hub's client raises many unrelated types when there is no network
+        )  # take() would open one more file
+    except Exception as error:  # without a network the hub's client raises many unrelated types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         remedy = "check the network, or use --dataset demo or a local file"
         raise UsageError(
@@ -151,7 +150,7 @@ def _hub_rows(name: str, start: int, stop: int) -> tuple[str, list[dict[str, Any
 
 def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
     """Rows of a local file, each with a `text`. A .txt file has one prompt a line; blank lines are
-    left out."""
+    left out. Raises UsageError."""
     try:
         if path.suffix in (".txt", ".jsonl"):
             lines = [

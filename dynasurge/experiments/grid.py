@@ -1,8 +1,8 @@
 """Grids: every combination of modes, trees, rules, policies, temperatures and seeds, as a list of
 settings.
 
-Combinations that say the same thing twice are left out: `auto` has no tree, so neither budget nor
-rule; static trees have no budget; greedy text is the same whatever the rule and the policy.
+A combination that repeats another is left out: `auto` has no tree, so it has no budget and no rule;
+static trees have no budget; greedy text is the same for every rule and policy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from dynasurge.errors import UsageError
 from dynasurge.settings import MODES, Etv, Policy, Settings, growmap_name
 
-GREEDY: Policy = "topk"  # what every policy is at T = 0
+GREEDY: Policy = "topk"  # at T = 0 every policy is this one
 AXES = ("mode", "growmap", "B", "use_bfs", "policy", "T", "seed")
 
 
@@ -30,11 +30,11 @@ def grid(
     seed: Sequence[int] = (0,),
     **shared: Any,
 ) -> list[Settings]:
-    """Settings that differ, `auto` first at each temperature and seed. shared: further fields, the
-    same for all.
+    """Different settings, `auto` first at each temperature and seed. shared: other fields, the same
+    for all.
 
-    etv: the rule where use_bfs. Raises UsageError for a combination that `Settings` refuses, and
-    for two growmaps of one name.
+    etv: the rule of settings with use_bfs. Raises UsageError for a combination that `Settings`
+    refuses, and for two growmaps with one name.
     """
     names = [growmap_name(path) for path in growmap]
     for path, name in zip(growmap, names, strict=True):
@@ -70,12 +70,12 @@ def grid(
 def _trees(
     mode: str, growmaps: Sequence[str], budgets: Sequence[int | str]
 ) -> Iterator[dict[str, Any]]:
-    """What tells a mode's trees apart. Only dynamic trees have a budget to fill."""
+    """The fields that distinguish a mode's trees. Only dynamic trees have a budget to fill."""
     if mode == "dTree":
         yield from ({"B": budget} for budget in budgets)
     elif mode == "sTree":
         yield from ({"growmap": path, "fill": False} for path in growmaps)
         if not growmaps:
-            yield {}  # for Settings to say what is missing
+            yield {}  # Settings then reports the missing growmap
     else:
         yield {"fill": False}

@@ -1,4 +1,4 @@
-"""Meeting the other processes of a launch, and finding a device for this one (workers.py)."""
+"""Meets the other processes of a launch, and finds a device for this one (workers.py)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import os
 from dynasurge.errors import UsageError
 from dynasurge.experiments.workers import ALONE, Processes
 
-PATIENCE = datetime.timedelta(
-    days=30
-)  # the others may have a slow prompt, or a whole night of them
+PATIENCE = datetime.timedelta(days=30)  # other processes may need a whole night for their prompts
 
 
 def join(device: str, device_map: str | None = None) -> tuple[Processes, str]:
     """Meet the other processes of this launch. Returns them and the device for this one.
 
-    device: what `--device` asks for; auto is a GPU for each process. Raises UsageError for one
-    device to be shared, and for a `device_map`, which spreads one model over all GPUs of a machine,
-    in more than one process a machine.
+    device: the value of `--device`; auto gives each process a GPU. Raises UsageError if processes
+    would share one device. A `device_map` spreads one model over all GPUs of a machine, so it
+    raises UsageError with more than one process a machine.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:

@@ -1,14 +1,14 @@
-"""Probes: what a pair does at single positions of text that its target wrote, measured after a
+"""Probes: what a pair does at single positions of text that its target wrote. Measured after a
 sweep, without decoding.
 
 - `positions`: how much draft and target agree at every token of the text. The *overlap* sum(min(p,
   q)) is the probability that one sampled child is accepted there.
-- `bounds`: how often a rule accepts one of k children, and what no lossless rule could beat
+- `bounds`: how often a rule accepts one of k children, and what no lossless rule can exceed
   (verification/single_node_bound.py).
-- `bias`: how far the original prototype's rule bends the next token's distribution
+- `bias`: how far the original prototype's rule changes the next token's distribution
   (experiments/rule_bias.py).
 
-Texts are taken from a sweep's rows; what comes out is numbers only.
+Texts come from a sweep's rows. The results are numbers only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Tick = Callable[[], object]
 
 
 def positions(pair: Pair, frame: pd.DataFrame) -> pd.DataFrame:
-    """One line a token of text: dataset, kind, index, T, position (tokens), overlap, `agree`
+    """One table row a token of text: dataset, kind, index, T, position (tokens), overlap, `agree`
     (whether both models have the same likeliest token), `confidence` (the draft's largest
     probability) and `certainty` (the target's)."""
     lines = []
@@ -61,11 +61,11 @@ def bounds(
     draws: int = 8,
     on_node: Tick = lambda: None,
 ) -> pd.DataFrame:
-    """One line a (T, policy, k, rule): the probability `accepted` that one of k children of a node
-    is accepted, a mean over `draws` sets of children at each of `nodes` positions spread over the
-    texts, and the `bound` there.
+    """One table row a (T, policy, k, rule): `accepted`, the probability that one of k children of a
+    node is accepted, and its `bound`. Both are means over `nodes` positions spread over the texts,
+    `accepted` also over `draws` sets of children at each.
 
-    All rules judge the same sets. on_node is called after each position.
+    All rules judge the same sets. Calls on_node after each position.
     """
     lines = []
     for T, rows in frame.groupby("T"):
@@ -96,7 +96,8 @@ def bias(
     samples: int = 1000,
     on_context: Tick = lambda: None,
 ) -> pd.DataFrame:
-    """`first_token_bias` at the first `contexts` prompts of these rows."""
+    """`first_token_bias` at the first `contexts` prompts of these rows. Calls on_context after
+    each."""
     prompts = frame.drop_duplicates(["dataset", "index"]).head(contexts)
     ids = {
         number: [int(token) for token in row] for number, row in enumerate(prompts["prompt_ids"])
@@ -118,7 +119,7 @@ def _spread(
 
 
 def _texts(frame: pd.DataFrame) -> list[Any]:
-    """A row for every prompt and temperature: one lossless text each, `auto`'s if it ran."""
+    """A row for every prompt and temperature: one lossless text each, that of `auto` if it ran."""
     lossless = frame[frame["lossless"]]
     first = lossless.iloc[(lossless["mode"] != "auto").argsort(kind="stable")]
     return list(first.drop_duplicates(["dataset", "index", "T"]).to_dict(orient="records"))
@@ -127,7 +128,7 @@ def _texts(frame: pd.DataFrame) -> list[Any]:
 def _distributions(
     pair: Pair, frame: pd.DataFrame
 ) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor]]:
-    """A row of `_texts`, and p and q [tokens, V] along it."""
+    """For each row of `_texts`: the row, and p and q [tokens, V] along its text."""
     for row in _texts(frame):
         prompt, output = (
             [int(token) for token in row[name]] for name in ("prompt_ids", "output_ids")

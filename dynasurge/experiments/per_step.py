@@ -1,12 +1,12 @@
-"""What single steps tell: where in a text, how deep in a tree and at which sibling drafts are
-accepted; how hard texts are.
+"""Statistics of single steps: where in a text, how deep in a tree and at which sibling drafts are
+accepted, and how hard texts are.
 
-Functions on the DataFrame of experiments/results_frame.py, whose rows hold a list with an entry a
-step for every column used here. A step that emits n tokens accepted n - 1 drafted ones and added a
-bonus token. `study` has these functions, too.
+Functions on the DataFrame of experiments/results_frame.py. Its rows hold a list with one entry a
+step for every column used here. A step that emits n tokens accepted n - 1 drafted tokens and added
+a bonus token. `study` has these functions too.
 
-`by` names the columns whose values are told apart, by default all that a line of the results table
-stands for; rows that differ in anything else are pooled.
+`by` names the columns whose values are kept apart; by default those of a row of the results table.
+Rows that differ only in other columns are pooled.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-COLUMN = ("dataset", "T", "policy", "label")  # what a line of the results table is
+COLUMN = ("dataset", "T", "policy", "label")  # the columns that identify a row of the results table
 
-# What a step tells of how hard its text is, and the column that holds it.
+# Measures of how hard a step's text is, and the column of each.
 COMPLEXITY = {
     "confidence": "confidence",
     "size": "tree_size",
@@ -30,7 +30,7 @@ COMPLEXITY = {
 def acceptance_by_position(
     frame: pd.DataFrame, width: int = 16, by: Sequence[str] = COLUMN
 ) -> pd.DataFrame:
-    """accepted_per_step and steps by where in the output a step began, in bins of `width`
+    """accepted_per_step and steps by the place in the output where a step began, in bins of `width`
     tokens."""
     steps = _explode(frame, by, accepted="accepted")
     began = steps["accepted"] + 1
@@ -42,9 +42,9 @@ def acceptance_by_position(
 def complexity_along(
     frame: pd.DataFrame, width: int = 16, by: Sequence[str] = COLUMN
 ) -> pd.DataFrame:
-    """How hard the text is, as it goes on: the mean of each of COMPLEXITY by where in the output a
-    step began, in bins of `width` tokens, with the number of steps. Give it the rows of one prompt,
-    or of many."""
+    """How hard the text is along its way: the mean of each of COMPLEXITY by the place in the output
+    where a step began, in bins of `width` tokens, with the number of steps. Give it the rows of one
+    prompt, or of many."""
     steps = _explode(frame, by, **{name: name for name in COMPLEXITY.values()})
     began = steps["accepted"] + 1
     steps["position"] = (began.groupby(steps["row"]).cumsum() - began) // width * width
@@ -52,7 +52,7 @@ def complexity_along(
 
 
 def complexity_by_kind(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
-    """Which kinds of prompt get deep narrow trees and which get bushy ones: the mean of each of
+    """Which kinds of prompt get deep narrow trees and which get wide ones: the mean of each of
     COMPLEXITY by kind, with the numbers of steps and prompts."""
     groups = [*by, "kind"]
     out = _complexity(
@@ -72,8 +72,7 @@ def acceptance_by_confidence(
     frame: pd.DataFrame, bins: int = 5, by: Sequence[str] = COLUMN
 ) -> pd.DataFrame:
     """accepted_per_step and steps by the draft's confidence in a step's tree (see `Draft`), in
-    `bins` equal intervals of [0, 1], named by their middles. Steps in which the draft proposed
-    nothing are left out."""
+    `bins` equal intervals of [0, 1], named by their middles. Steps without a draft are left out."""
     steps = _explode(frame, by, accepted="accepted", confidence="confidence").dropna(
         subset=["confidence"]
     )
@@ -82,15 +81,16 @@ def acceptance_by_confidence(
 
 
 def acceptance_by_depth(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
-    """By depth d: `reached`, how often a path stood at depth d - 1 above at least one child, and
-    the share `accepted` of those that went on to depth d."""
+    """By depth d: `reached`, how often a path was at depth d - 1 above at least one child, and
+    `accepted`, the share of those that went on to depth d."""
     return _share(_choices(frame, by), by, "depth")
 
 
 def acceptance_by_rank(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
-    """By sibling rank j: `reached`, how often a path stood above more than j children, and the
-    share `accepted` of those that went on to the child of rank j. (The best static tree is made
-    from the same for nodes that all have as many children: `text_distributions.rank_acceptance`.)"""
+    """By sibling rank j: `reached`, how often a path was above more than j children, and
+    `accepted`, the share of those that went on to the child of rank j.
+    (`text_distributions.rank_acceptance` measures the same at nodes with equally many children, for
+    the best static tree.)"""
     choices = _choices(frame, by)
     tried = choices.loc[choices.index.repeat(choices["count"])]
     rank = tried.groupby(level=0).cumcount()
@@ -98,8 +98,9 @@ def acceptance_by_rank(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.Da
 
 
 def predictions_by_depth(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
-    """How honest slot values are: by depth of dynamic trees, what their slots were predicted to be
-    worth a step, how likely the path really was to reach them, and the `ratio` of the two."""
+    """How good slot values are, by depth of dynamic trees: `predicted`, the sum of slot values a
+    step; `reached`, the sum of the probabilities that the path reached these nodes; and their
+    `ratio`."""
     known = frame[frame["predicted"].map(len) > 0]
     lists = known[[*by, "steps", "predicted", "reached"]].assign(
         depth=known["predicted"].map(lambda sums: list(range(1, len(sums) + 1)))
@@ -113,8 +114,9 @@ def predictions_by_depth(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.
 
 
 def _choices(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """One row a node at which a path stood above children: the columns of `by`, depth of the
-    children, their count, the rank it went on to (-1 for none), and whether it went on."""
+    """One table row for each node at which a path was above children: the columns of `by`, the
+    children's depth, their count, the rank that the path went on to (-1 for none), and whether it
+    went on."""
     records = [
         (*group, depth, count, ranks[depth - 1] if depth <= len(ranks) else -1)
         for *group, rows, counts in zip(
@@ -139,7 +141,7 @@ def _means(steps: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame:
 
 
 def _explode(frame: pd.DataFrame, by: Sequence[str], **columns: str) -> pd.DataFrame:
-    """One row a step; `row` numbers the row it came from."""
+    """One table row a step; `row` is the number of the row that it came from."""
     steps = frame.reset_index(drop=True)[[*by, *columns.values()]].explode(list(columns.values()))
     numbers = {name: float if name == "confidence" else int for name in columns.values()}
     return steps.astype(numbers).rename_axis("row").reset_index()

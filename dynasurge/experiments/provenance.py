@@ -1,5 +1,5 @@
-"""Where numbers come from: the versions, the machine and the commit that made a row, so that it can
-be repeated or distrusted."""
+"""Where numbers come from: the versions, the machine and the commit that made a row. A reader needs
+them to repeat or to doubt it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = ("torch", "transformers")
 
 
 def provenance(pair: Pair) -> dict[str, str | None]:
-    """device, dtype, date, python, the version of dynasurge and of each of PACKAGES, and commit
+    """device, dtype, date, python, the versions of dynasurge and of each of PACKAGES, and commit
     (see `git_commit`)."""
     device = pair.target.device
     threads = f"{torch.get_num_threads()} threads of {processor()}"
@@ -29,7 +29,7 @@ def provenance(pair: Pair) -> dict[str, str | None]:
         "dtype": str(pair.target.dtype).removeprefix("torch."),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "python": platform.python_version(),
-        "dynasurge": VERSION,  # a clone need not be installed
+        "dynasurge": VERSION,  # a clone may not be installed
         **{package: importlib.metadata.version(package) for package in PACKAGES},
         "commit": git_commit(),
     }
@@ -37,7 +37,7 @@ def provenance(pair: Pair) -> dict[str, str | None]:
 
 @functools.cache
 def processor() -> str:
-    """This machine's processor, by name where it tells one."""
+    """The name of this machine's processor, or its type if it has no name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -48,12 +48,12 @@ def processor() -> str:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of the clone that this package runs from, `-dirty` behind it if files differ; None
-    without a clone."""
+    """The commit of the clone that this package runs from, with `-dirty` after it if files differ;
+    None without a clone."""
     try:
         _git(
             "ls-files", "--error-unmatch", __file__
-        )  # an installed package may lie in a clone of something else
+        )  # an installed package may be inside another project's clone
         return _git("describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
         return None

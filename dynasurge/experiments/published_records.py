@@ -1,11 +1,11 @@
-"""Evidence: what figures are drawn from, a folder of small files, or a few runs made on the spot.
+"""Evidence: the data of figures, from a folder of small files, or from a few runs made now.
 
     dynasurge publish runs/study --output figures/data        # probe a finished sweep and publish its numbers
 
-An evidence folder is a sweep's folder with the probes of measurements.py beside its rows:
+An evidence folder is a sweep's folder with the probes of measurements.py next to its rows:
 `records.parquet` (one row a prompt and setting), `positions.parquet`, `bounds.parquet`,
-`bias.parquet`, and `costs.json`, the latency curve. Published, it holds numbers only, no text and
-no tokens; the machine, the command and the date are in each file's metadata and in its README.
+`bias.parquet`, and `costs.json`, the latency curve. A published folder holds numbers only, no text
+and no tokens. The machine, the command and the date are in each file's metadata and in the README.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dynasurge.files import write_whole
 from dynasurge.models.pair import Pair
 from dynasurge.settings import DEMO, Settings
 
-TEXT = ["prompt_ids", "output_ids", "text", "id"]  # other people's words: measured, never published
+TEXT = ["prompt_ids", "output_ids", "text", "id"]  # other people's texts: measured, never published
 PROBES: Mapping[str, Callable[..., pd.DataFrame]] = {
     "positions": measurements.positions,
     "bounds": measurements.bounds,
@@ -44,9 +44,9 @@ PUBLISHED = Path("figures", "data")
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """frame: rows as in experiments/results_frame.py, dynamic trees that were filled to their
-    budget labelled so. costs: the latency curve, None where no tree went by it. probes: tables by
-    name of PROBES, those that were measured. about: machine, date, ..."""
+    """frame: rows as in experiments/results_frame.py; labels of dynamic trees say if they were
+    filled. costs: the latency curve, None if no tree used it. probes: the measured tables, by name
+    of PROBES. about: machine, date, ..."""
 
     frame: pd.DataFrame
     costs: Costs | None = None
@@ -55,8 +55,8 @@ class Evidence:
 
     @classmethod
     def read(cls, *folders: str | Path) -> Evidence:
-        """What one or more folders hold; costs and probes are the first's. Raises UsageError if one
-        holds no rows."""
+        """The evidence of one or more folders; costs and probes are the first folder's. Raises
+        UsageError if a folder holds no rows, or if two hold the same rows."""
         frames = [load_frame(folder) for folder in folders]
         frame = labelled(pd.concat(frames, ignore_index=True))
         if frame.duplicated(["run", "index"]).any():
@@ -81,8 +81,8 @@ class Evidence:
 
     @classmethod
     def published(cls) -> Evidence:
-        """What the published figures are drawn from: figures/data of the clone that this runs in.
-        Raises UsageError."""
+        """The evidence of the published figures: figures/data of the clone around the current
+        folder. Raises UsageError."""
         here = Path.cwd()
         for folder in (here, *here.parents):
             if (folder / PUBLISHED / "records.parquet").exists():
@@ -102,8 +102,8 @@ class Evidence:
         data: Mapping[str, Sequence[Prompt]],
         **wanted: Mapping[str, Any],
     ) -> Evidence:
-        """Run a small sweep now, then probe its texts. wanted: by name of PROBES, the probe's
-        keyword arguments."""
+        """Run a small sweep now, then probe its texts. wanted: the keyword arguments of each probe,
+        by name of PROBES."""
         prompts = sum(map(len, data.values()))
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -118,7 +118,7 @@ class Evidence:
         return cls(frame=frame, costs=costs, probes=tables, about=about)
 
     def probe(self, name: str) -> pd.DataFrame:
-        """A table by name of PROBES. Raises UsageError if it was not measured."""
+        """A table, by name of PROBES. Raises UsageError if it was not measured."""
         if name not in self.probes:
             raise UsageError(
                 "records", name, "was not measured there", f"make such a folder with {COMMAND}"
@@ -129,7 +129,7 @@ class Evidence:
         """The latency curve. Raises UsageError if none was measured."""
         if self.costs is None:
             raise UsageError(
-                "records", "costs.json", "was not measured there", "sweep dTree without --fill, too"
+                "records", "costs.json", "was not measured there", "also sweep dTree without --fill"
             )
         return self.costs
 
@@ -146,8 +146,8 @@ class Evidence:
 
     def caption(self, frame: pd.DataFrame | None = None, shown: str = "") -> str:
         """Pair, machine, dtype, date, datasets, number of prompts and temperatures of these rows
-        (all rows if None or empty). shown: says what is drawn, if that is not the rows at their
-        temperatures."""
+        (all rows if None or empty). shown: text in place of the temperatures, if the picture does
+        not show the rows at these."""
         rows = self.frame if frame is None or frame.empty else frame
         first = rows.iloc[0]
         pair = (
@@ -167,7 +167,8 @@ class Evidence:
         return f"{', '.join(filter(None, made))}; prompts: {datasets}, n = {n}; {shown or f'T = {degrees}'}"
 
     def write(self, folder: Path) -> None:
-        """Publish: numbers only, every file whole or not at all, with `about` in its metadata."""
+        """Publish numbers only, every file whole or not at all, with `about` in its metadata.
+        Raises UsageError if the folder cannot be made."""
         made(folder)
         numbers = self.frame.drop(columns=TEXT, errors="ignore")
         for name, table in {"records": numbers, **self.probes}.items():
@@ -186,7 +187,7 @@ class Evidence:
 
 
 def made(folder: Path) -> Path:
-    """The folder, made if it is not there. Raises UsageError."""
+    """The folder, made if it does not exist. Raises UsageError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -197,13 +198,14 @@ def made(folder: Path) -> Path:
 
 
 def labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """`Settings.label` says nothing of --fill, which changes a dynamic tree altogether."""
+    """Add ` filled` to labels of filled dynamic trees. `Settings.label` leaves --fill out, although
+    it changes a dynamic tree completely."""
     filled = frame["label"].str.replace(r"^(dTree B=\d+)(?!\d| filled)", r"\1 filled", regex=True)
     return _kinds(frame.assign(label=frame["label"].where(~frame["fill"], filled)))
 
 
 def _kinds(table: pd.DataFrame) -> pd.DataFrame:
-    """Prompts that are of no kind are of their dataset's."""
+    """Give prompts without a kind the name of their dataset."""
     if "kind" not in table:
         return table
     return table.assign(

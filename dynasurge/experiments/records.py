@@ -1,13 +1,13 @@
 """Records: an output folder's rows, one JSON object a (settings, prompt), each written whole or not
 at all.
 
-`records.jsonl` only ever grows by whole lines, so a killed run loses at most the prompt it was in:
-opening the folder again cuts off a torn last line, and finished prompts are skipped. Of several
-processes the first writes there and every other to `records.N.jsonl`, whichever way prompts are
-dealt out next time; a finished run puts all into `records.jsonl`. A row that stands in two files,
-because a kill came between copying and deleting, counts once.
+`records.jsonl` only grows, by whole lines. So a killed run loses at most the prompt that it was
+decoding: the next run cuts off a torn last line and skips finished prompts. Of several processes,
+the first writes to `records.jsonl` and process N to `records.N.jsonl`; another number of processes
+may go on later. A finished run moves all rows into `records.jsonl`. If a kill comes between copying
+and deleting, a row is in two files; it counts once.
 
-Rows stay on disk; what is kept in memory is where each one is.
+Rows stay on disk. Memory holds only the place of each row.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ Key = tuple[str, int]  # run name, prompt's index
 
 
 class RecordFile:
-    """The rows of an output folder. Close it, or use it in a `with`: until then no other run may
-    have the folder.
+    """The rows of an output folder. Close it, or use it in a `with`: until then no other run can
+    use the folder.
 
-    With several processes, every method but `find`, `rows` and `append` must be called by all of
-    them.
+    With several processes, all of them must call every method except `find`, `has`, `rows` and
+    `append`.
     """
 
     def __init__(
         self, folder: Path | None, runs: Collection[str], processes: Processes = ALONE
     ) -> None:
-        """folder: None is one that is thrown away. runs: the run names it may hold.
+        """folder: None is a temporary one. runs: the run names that it may hold.
 
-        Raises UsageError if the folder holds others, or rows that this version cannot read, if
-        another run is using it, or if it cannot be written.
+        Raises UsageError if the folder holds other runs, or rows that this version cannot read; if
+        another run uses it; or if it cannot be written.
         """
         self._processes, self._open = processes, ExitStack()
         self._where: dict[Key, tuple[Path, int]] = {}
@@ -78,12 +78,11 @@ class RecordFile:
         self.close()
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Release the folder for other runs."""
         self._open.close()
 
     def find(self, run: str, prompt: Prompt, prompt_ids: Sequence[int]) -> Row | None:
-        """This prompt's row, if it is already there. Raises UsageError if that row is of another
-        text."""
+        """This prompt's row, if it exists. Raises UsageError if that row has another text."""
         where = self._where.get((run, prompt.index))
         if where is None:
             return None
@@ -96,19 +95,19 @@ class RecordFile:
         return row
 
     def has(self, run: str, index: int) -> bool:
-        """Whether this prompt's row is already there."""
+        """Whether this prompt's row exists."""
         return (run, index) in self._where
 
     def rows(self, runs: Iterable[str], indices: Iterable[int]) -> Iterator[Row]:
-        """The rows that are there of these runs and prompts, by run, then by prompt."""
+        """The existing rows of these runs and prompts, by run, then by prompt."""
         for run in runs:
             for index in indices:
                 if (where := self._where.get((run, index))) is not None:
                     yield _row_at(*where)
 
     def append(self, row: Row) -> None:
-        """Add a row, whole, and see it to the disk. Raises UsageError, the file as before, if it
-        cannot be written."""
+        """Add a row, whole, and wait until it is on disk. If it cannot be written, raises
+        UsageError and leaves the file as before."""
         try:
             start = _append(self._path, row.to_json().encode() + b"\n")
         except OSError as error:
@@ -116,7 +115,7 @@ class RecordFile:
         self._where[row.run, row.index] = self._path, start
 
     def merge(self) -> None:
-        """Wait for all processes, then put everything into `records.jsonl`."""
+        """Wait for all processes, then put all rows into `records.jsonl`."""
         self._processes.wait()
         if self._processes.main:
             try:
@@ -144,22 +143,20 @@ class RecordFile:
             self._open.enter_context(self._locked(self._main_path))
             for path in self._paths():
                 if path != self._main_path:
-                    with self._locked(
-                        path
-                    ):  # a killed launch may have left a process behind that still writes
+                    with self._locked(path):  # a process of a killed launch may still write here
                         pass
                 _mend(path)
         self._processes.wait()
         if not self._processes.main:
             self._open.enter_context(self._locked(self._path))
-        self._path.touch()  # find out now, not after the first prompt
+        self._path.touch()  # fail now, not after the first prompt
         self._scan()
-        # nobody appends before all have seen the same rows, or shares would overlap
+        # no process appends before all have seen the same rows, or shares would overlap
         self._processes.wait()
 
     @contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
-        """Hold a file of rows for oneself, as long as the process lives."""
+        """Hold a file of rows for this process alone. The lock ends with the process."""
         try:
             with filelock.FileLock(path.with_suffix(".lock"), timeout=0):
                 yield
@@ -177,8 +174,8 @@ class RecordFile:
 
 
 def record_files(folder: Path) -> list[Path]:
-    """Every file of an output folder that may hold rows, `records.jsonl` (which may not exist yet)
-    first; any other file is the user's own."""
+    """Every file of an output folder that may hold rows. `records.jsonl`, which may not exist yet,
+    comes first. Any other file is the user's own."""
     ranks = (path for path in folder.glob("records.*.jsonl") if path.name.split(".")[1].isdecimal())
     return [folder / "records.jsonl", *sorted(ranks)]
 
@@ -194,7 +191,8 @@ def write_output(path: Path) -> Iterator[Path]:
 
 
 def _stranger(folder: Path, row: Row, runs: Collection[str]) -> UsageError:
-    """A run's name is its settings' hash, its files' hash and its dataset."""
+    """The error for a row of a run that is not in the plan. A run's name has the settings' hash,
+    their files' hash and the dataset."""
     if any(run.startswith(f"{row.hash}-") and run.endswith(f"-{row.dataset}") for run in runs):
         reason = f"holds records of {row.label} with another --every, growmap or priors file"
         return UsageError("--output", folder, reason, "name another folder")
@@ -211,7 +209,7 @@ def _unwritable(folder: Path, error: OSError | ValueError) -> UsageError:
 
 
 def _append(path: Path, line: bytes) -> int:
-    """Add a line and return where it starts; a line that cannot be written whole is taken back."""
+    """Add a line and return where it starts. If it cannot be written whole, take it back."""
     start = path.stat().st_size
     try:
         with path.open("ab") as file:
@@ -226,7 +224,7 @@ def _append(path: Path, line: bytes) -> int:
 
 
 def _mend(path: Path) -> None:
-    """Cut off a last line that a kill tore."""
+    """Cut off a last line that a kill left incomplete."""
     if path.exists():
         data = path.read_bytes()
         if not data.endswith(b"\n"):
@@ -234,8 +232,8 @@ def _mend(path: Path) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes, Row]]:
-    """Where each line of a records file starts, the line, and its row. Raises UsageError for one
-    that is no row."""
+    """For each line of a records file: where it starts, the line, and its row. Raises UsageError
+    for a line that is no row."""
     if not path.exists():
         return
     with path.open("rb") as file:

@@ -1,13 +1,13 @@
-"""What a sweep found, as functions on a DataFrame with one row a (settings, prompt).
+"""The results of a sweep, as functions on a DataFrame with one row a (settings, prompt).
 
     frame = load_frame("runs/study")
     print(results_table(frame))
     paired(frame, "dTree B=32", "dTree B=32 +ETV", "accepted_per_step", rng=numpy.random.default_rng(0))
 
-Settings are compared on the same prompts. Intervals are percentile bootstraps over *prompts*, the
-unit that differs from text to text: all seeds of a prompt are drawn together, and what is drawn are
-the prompt's sums, so a ratio is that of pooled tokens to pooled seconds, as a reader of the table
-would compute it.
+Settings are compared on the same prompts. Intervals are percentile bootstraps over *prompts*,
+because results differ most from text to text. All seeds of a prompt are drawn together. A bootstrap
+draws the prompt's sums, so a ratio is that of pooled tokens to pooled seconds, as a reader of the
+table would compute it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from dynasurge.experiments.per_step import predictions_by_depth as predictions_b
 from dynasurge.experiments.records import record_files
 from dynasurge.experiments.schema import FIELDS, PHASES, Row
 
-PAIRING = ["dataset", "T", "P", "index", "seed"]  # what two rows share when they may be compared
+PAIRING = ["dataset", "T", "P", "index", "seed"]  # two rows may be compared if they agree in these
 COLUMN = list(LINE)
 RESAMPLES = 2000
-ENOUGH = 5  # prompts, for an interval that means something
+ENOUGH = 5  # an interval needs so many prompts
 # A measure is the ratio of two sums over rows.
 MEASURES = {
     "tokens_per_second": ("tokens", "decode_seconds"),
@@ -47,9 +47,9 @@ MEASURES = {
 
 
 def to_frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """Rows as columns: `settings` and `about` are spread out, B is text ("auto", "16"), and sums
-    that measures need are added: tokens, steps, accepted_tokens, tokens_of_steps (accepted and
-    bonus), decode_seconds (prefill excluded)."""
+    """Rows as columns. `settings` and `about` are spread out, B is text ("auto", "16"). New columns
+    hold the sums that measures need: tokens, steps, accepted_tokens, tokens_of_steps (accepted and
+    bonus), decode_seconds (without prefill). Raises UsageError without rows."""
     frame = pd.DataFrame([_flat(row) for row in rows])
     if frame.empty:
         raise UsageError(
@@ -78,8 +78,8 @@ def _flat(row: Row) -> dict[str, Any]:
 
 
 def load_frame(path: str | Path) -> pd.DataFrame:
-    """The parquet of a finished sweep, or what an unfinished one has written to its folder so far.
-    Raises UsageError."""
+    """The rows of a finished sweep's parquet, or those that an unfinished one has written so far.
+    path: the folder or a file. Raises UsageError."""
     path = Path(path)
     try:
         if path.is_file():
@@ -103,7 +103,7 @@ def load_frame(path: str | Path) -> pd.DataFrame:
 
 
 def _rows(files: Iterable[Path]) -> Iterator[Row]:
-    """Each row once, without a last line that is still being written."""
+    """Each row once, without a last line that is incomplete."""
     seen: set[tuple[str, int]] = set()
     for file in files:
         for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -116,8 +116,8 @@ def _rows(files: Iterable[Path]) -> Iterator[Row]:
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """A measure of two settings on the same prompts. ratio: that of `b` over that of `a`; low,
-    high: its 95% interval, NaN with fewer than ENOUGH prompts."""
+    """A measure of two settings on the same prompts. ratio: b / a. low, high: its 95% interval, NaN
+    with fewer than ENOUGH prompts."""
 
     a: float
     b: float
@@ -131,10 +131,10 @@ def paired(
     frame: pd.DataFrame, a: str, b: str, measure: str, *, rng: np.random.Generator
 ) -> Paired:
     """Compare the settings labelled `a` and `b` by a name of MEASURES, on the prompts (and T, P,
-    seeds) both have.
+    seeds) that both have.
 
-    A frame with several policies should be narrowed to one first. Raises UsageError if the two
-    share no prompt, or if a label names several settings.
+    If a frame has several policies, choose one first. Raises UsageError if the two share no prompt,
+    or if a label names several settings.
     """
     over, under = MEASURES[measure]
     sides = [frame[frame["label"] == label].set_index(PAIRING)[[over, under]] for label in (a, b)]
@@ -156,7 +156,7 @@ def paired(
         )
     sums = (
         both.groupby(["dataset", "index"]).sum().to_numpy()
-    )  # [prompts, 4]: over and under of a, then of b
+    )  # [prompts, 4]: sums `over` and `under` of a, then of b
     n = len(sums)
     drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ sums
     low, high = np.nanpercentile(_ratio(drawn), (2.5, 97.5)) if n >= ENOUGH else (np.nan, np.nan)
@@ -180,8 +180,8 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
 
 def speedup_by_prompt(frame: pd.DataFrame, measure: str = "tokens_per_second") -> pd.DataFrame:
     """Every tree's row with `speedup`: its measure over that of `auto` on the same prompt,
-    temperature and seed. Rows whose `auto` is missing are left out. Raises UsageError if a prompt
-    has several rows of `auto`."""
+    temperature and seed. Rows without an `auto` are left out. Raises UsageError if a prompt has
+    several rows of `auto`."""
     over, under = MEASURES[measure]
     value = frame[over] / frame[under]
     base = frame.assign(base=value)[frame["label"] == "auto"][[*PAIRING, "base"]]
@@ -209,11 +209,12 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
     """Every measure by dataset, temperature, policy and label, in the order of the rows, with the
     number of prompts.
 
-    Tokens are pooled. Times are medians over prompts, which one stalled run does not move; that of
-    a request is what the `new_tokens` asked for would have taken, so that texts which ended early
-    compare. `speedup`: tokens per second over those of `auto` on the same prompt, the median, with
+    Tokens are pooled. Times are medians over prompts, so one stalled run does not change them. A
+    request's time is what all its `new_tokens` would have taken, so texts that ended early can be
+    compared. `speedup`: tokens per second over those of `auto` on the same prompt, the median, with
     its 95% interval `speedup_low`, `speedup_high` (NaN without `auto`, or with fewer than ENOUGH
-    prompts). draft, target, verify, other: as `time_breakdown`, pooled.
+    prompts). draft, target, verify, other: milliseconds a step, pooled. Raises UsageError if a
+    setting has several rows a prompt and seed.
     """
     again = frame[frame.duplicated([*COLUMN, "index", "seed"])]
     if len(again):
@@ -234,7 +235,7 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
     out["lossless"] = frame.groupby(COLUMN, sort=False)["lossless"].first()
     by_prompt = (
         speedup_by_prompt(frame).groupby([*COLUMN, "index"])["speedup"].mean()
-    )  # of its seeds
+    )  # the mean over its seeds
     medians = {key: _median(values) for key, values in by_prompt.groupby(level=COLUMN)}
     for place, name in enumerate(("speedup", "speedup_low", "speedup_high")):
         out[name] = [medians.get(key, (np.nan,) * 3)[place] for key in out.index]
@@ -243,7 +244,7 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _times(frame: pd.DataFrame) -> pd.DataFrame:
-    """The three measures of time by COLUMN and prompt, the seeds of a prompt together."""
+    """The three measures of time by COLUMN and prompt; a prompt's seeds are pooled."""
     names = ["tokens", "decode_seconds", "prefill_seconds", "new_tokens", "requests"]
     sums = frame.groupby([*COLUMN, "index"], sort=False)[names].sum()
     token = sums["decode_seconds"] / sums["tokens"]
@@ -258,7 +259,7 @@ def _times(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _median(values: pd.Series) -> tuple[float, float, float]:
-    """The median of a value a prompt, and its 95% interval."""
+    """The median of a list with one value a prompt, and its 95% interval."""
     if len(values) < ENOUGH:
         return float(values.median()), np.nan, np.nan
     drawn = np.random.default_rng(0).choice(values.to_numpy(), size=(RESAMPLES, len(values)))
@@ -267,8 +268,9 @@ def _median(values: pd.Series) -> tuple[float, float, float]:
 
 
 def trees(frame: pd.DataFrame) -> pd.DataFrame:
-    """`results` with what kind of tree each line is: mode, `tree` (the label without its rule),
-    rule ("top-down", "ETV", ...), B, fill, and `nodes`, the mean number of nodes a step drafted."""
+    """`results` with columns that describe each row's tree: mode, `tree` (the label without its
+    rule), rule ("top-down", "ETV", ...), B, fill, and `nodes`, the mean number of nodes that a step
+    drafted."""
     groups = frame.assign(drafted=frame["tree_size"].map(sum)).groupby(COLUMN, sort=False)
     kind = groups[["mode", "B", "fill"]].first()
     sums = groups[["drafted", "steps"]].sum()
@@ -281,7 +283,7 @@ def trees(frame: pd.DataFrame) -> pd.DataFrame:
 
 def contrast(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of one static and one dynamic tree, those that draft the most without ETV: enough to
-    see what differs."""
+    show the difference."""
     plain = frame[~frame["use_bfs"] & (frame["mode"] != "auto")]
     size = plain["tree_size"].map(sum) / plain["steps"]
     labels = size.groupby([plain["mode"], plain["label"]]).mean().groupby(level=0).idxmax()

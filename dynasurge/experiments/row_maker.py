@@ -1,5 +1,5 @@
-"""From a finished generation to its row (schema.py), and the name under which rows of one setting
-belong together."""
+"""From a finished generation to its row (schema.py), and the run name that rows of one setting
+share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make_row(
     about: dict[str, str | None],
     every: int = 0,
 ) -> Row:
-    """The record of one prompt under one setting. about: see experiments/provenance.py; every: see
+    """The record of one prompt under one setting. about: see experiments/provenance.py. every: see
     `Row`."""
     steps = result.steps
     seconds = {name: sum(getattr(step, name) for step in steps) for name in SECONDS}
@@ -67,8 +67,8 @@ def make_row(
 
 
 def _by_level(steps: Sequence[StepRecord], what: str) -> list[float]:
-    """Sums over the nodes of each level of all steps: of their slots' value, or of how likely the
-    path was to reach them."""
+    """Sums over the nodes of each level of all steps: of slot values, or of the probabilities that
+    the path reached the nodes."""
     sums: dict[int, float] = defaultdict(float)
     for step in steps:
         numbers = step.tree.value if what == "value" else step.reach
@@ -88,8 +88,8 @@ def _children(step: StepRecord) -> list[int]:
 
 
 def run_name(settings: Settings, dataset: str, every: int = 0) -> str:
-    """Names a setting on a dataset, its files by content; rows with the same name belong
-    together."""
+    """The name of a setting on a dataset; it depends on its files by content. Rows of one run have
+    the same name."""
     files = str(load_growmap(settings.growmap).parents) if settings.growmap is not None else ""
     if settings.priors is not None:
         files += str(load_priors(settings.priors))

@@ -1,12 +1,12 @@
-"""How far a verification rule bends a real model's text: the next token's distribution after one
+"""How far a verification rule changes a real model's text: the next token's distribution after one
 step.
 
-At each context (the tokens of a prompt) one step is taken many times, trees and coins drawn afresh,
+At each context (the tokens of a prompt) one step is made many times, with new trees and new draws,
 and the first emitted token is counted. Total variation from the target's distribution is measured
 over its BINS likeliest tokens and one bin for the rest, which can only make it smaller. Counting
-noise makes it positive even for a lossless rule, so lossless rules are measured the same way beside
-it, on the same trees, and what counts is the difference. Logits are remembered by context, so that
-thousands of steps cost few passes.
+noise makes it positive even for a lossless rule. So lossless rules are measured the same way, on
+the same trees, and the difference counts. Logits are stored by context, so thousands of steps need
+few passes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from dynasurge.verification.prototype import bfs
 from dynasurge.verification.rules import RULES, Verdict, verify
 
 BINS = 30
-AHEAD = 96  # first tokens whose logits are computed at once
+AHEAD = 96  # how many first tokens one pass reads
 JUDGES: Mapping[str, Callable[..., Verdict]] = {
     "topdown": partial(verify, RULES["topdown"]),
     "traversal": partial(verify, RULES["traversal"]),
@@ -41,8 +41,7 @@ JUDGES: Mapping[str, Callable[..., Verdict]] = {
 
 
 class Remembering:
-    """A model that stands at the end of one prompt and computes the logits of each first token
-    once."""
+    """A model at the end of one prompt. It computes the logits of each first token once."""
 
     def __init__(self, model: PreTrainedModel, prompt: Sequence[int], vocab: int) -> None:
         self._engine = Engine(model, len(prompt) + AHEAD, vocab=vocab)
@@ -52,18 +51,18 @@ class Remembering:
         self._read(self._root.topk(AHEAD).indices.tolist())
 
     def extend(self, tokens: Sequence[int]) -> torch.Tensor:
-        """The prompt's own logits: the text never goes on."""
+        """The logits [V] after the prompt: the text never goes on."""
         return self._root
 
     def forward(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor:
-        """Logits [n, V] behind each of these first tokens."""
+        """Logits [n, V] after each of these first tokens."""
         assert all(parent < 0 for parent in parents), "only first tokens are remembered"
         self._read([token for token in dict.fromkeys(tokens) if token not in self._known])
         return torch.stack([self._known[token] for token in tokens])
 
     def rows(self, tree: TokenTree) -> torch.Tensor:
-        """Logits by node; those below the first level are the root's, as they cannot change the
-        first token."""
+        """Logits by node. Nodes below the first level get the root's, because they cannot change
+        the first token."""
         first = {node: tree.tokens[node] for node in tree.children[0]}
         self.forward(list(first.values()), [-1] * len(first))
         return torch.stack(
@@ -71,7 +70,7 @@ class Remembering:
         )
 
     def commit(self, nodes: Sequence[int]) -> None:
-        """Nothing is ever committed."""
+        """Do nothing: no token is ever committed."""
 
     def _read(self, tokens: Sequence[int]) -> None:
         for at in range(0, len(tokens), AHEAD):
@@ -91,11 +90,11 @@ def first_token_bias(
     samples: int = 1000,
     on_context: Callable[[], object] = lambda: None,
 ) -> pd.DataFrame:
-    """One line a (prompt, rule of JUDGES): `total_variation` of the first emitted token from the
-    target's law.
+    """One table row a (prompt, rule of JUDGES): `total_variation` between the first emitted token's
+    distribution and the target's.
 
-    prompts: token ids by number. shape: a growmap's name, at most two levels, as deeper trees would
-    need deeper logits; ValueError otherwise. on_context is called after each prompt.
+    prompts: token ids by number. shape: a growmap's name, with at most two levels, because deeper
+    trees would need deeper logits; otherwise raises ValueError. Calls on_context after each prompt.
     """
     tree = StaticShape(build_growmap(shape))
     if tree.max_depth > 2:
@@ -119,8 +118,8 @@ def _count(
     samples: int,
     chance: Chance,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """How often each bin was emitted first by rule, and the target's law of bins; float64 [BINS +
-    1] each."""
+    """How often each bin was emitted first, by rule, and the target's distribution of bins; float64
+    [BINS + 1] each."""
     vocab = pair.target.config.get_text_config().vocab_size
     target, draft = (Remembering(model, ids, vocab) for model in (pair.target, pair.draft))
     drafter = Drafter(

@@ -1,17 +1,17 @@
 """Evaluation: prompts through one setting or several, interleaved, into records.
 
-All settings take the same prompt before any takes the next, so that a machine that is slow for a
-minute slows them all and ratios between them stay honest. Each setting first generates a few tokens
-that are not timed. Models and their caches are shared by all settings.
+All settings take the same prompt before any takes the next. So a machine that is slow for a minute
+slows them all, and ratios between them stay right. Each setting first generates a few tokens that
+are not timed. All settings share the models and their caches.
 
-With `every`, trees are compared at the same places instead: the target writes a text, and behind
-every so many of its tokens each setting makes one step, learns from it, and goes on along that text.
-A step then counts as the tokens to be expected of it, exact given its tree, so that neither the luck
-of coins nor that of texts is in the comparison.
+With `every`, trees are compared at the same places instead. The target writes a text. After every
+`every` of its tokens each setting makes one step, learns from it, and goes on along that text. A
+step then counts as the mean number of tokens that it emits, exact for its tree. So neither the luck
+of draws nor that of texts is in the comparison.
 
-Several processes (experiments/workers.py) share the prompts. What trees cost here is measured once
-an output folder and kept in its `costs.json`, so that a run that goes on, or that is split
-differently, grows the very same trees.
+Several processes (experiments/workers.py) share the prompts. The cost of trees is measured once for
+each output folder and stored in its `costs.json`. So a run that goes on, or with other processes,
+grows the same trees.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from dynasurge.settings import Settings
 WARM_UP_TOKENS = 12
 UNMEASURED = Costs(
     widths=(1,), target_seconds=(1.0,), draft_seconds=(1.0,)
-)  # where no tree goes by costs
+)  # used if no tree depends on costs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """One finished (prompt, setting): its row, and the generation itself unless the row was read
-    from disk."""
+    """One finished (prompt, setting): its row, and the generation, unless the row was read from
+    disk."""
 
     row: Row
     result: Generation | None
 
 
 class Decodes(Protocol):
-    """What an evaluation needs of a `Session`; benchmarks/bench_peers.py has others."""
+    """What an evaluation needs of a `Session`. benchmarks/bench_peers.py has other decoders."""
 
     @property
     def capture_seconds(self) -> float: ...
@@ -70,17 +70,17 @@ MakeSession = Callable[[Pair, Settings, Engines, int, Costs], Decodes]
 def make_session(
     pair: Pair, settings: Settings, engines: Engines, longest: int, costs: Costs
 ) -> Session:
-    """A session for prompts of up to `longest` tokens that shares engines and costs."""
+    """A session for prompts of up to `longest` tokens, which shares engines and costs."""
     return Session(pair, settings, engines=engines, longest=longest, costs=costs)
 
 
 class Evaluation:
     """A plan of settings over the prompts of datasets, to be used in a `with`.
 
-    Construction checks everything that can be checked before running. `skipped`: by dataset, the
-    indices of prompts that have fewer than `min_prompt_len` tokens; they are left out. `cut`: by
-    dataset, how many prompts were longer than `prompt_len` and are cut to it. `engines`: those of
-    all settings.
+    Construction checks all that can be checked before running. `skipped`: by dataset, the indices
+    of prompts with fewer than `min_prompt_len` tokens; they are left out. `cut`: by dataset, how
+    many prompts were longer than `prompt_len` and are cut to it. `engines`: the engines of all
+    settings.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class Evaluation:
         every: int = 0,
         make_session: MakeSession = make_session,
     ) -> None:
-        """plan: settings that differ, of one prompt_len. data: prompts by dataset. output: None
-        keeps no records. every: see above, 0 for settings that each decode for themselves.
+        """plan: different settings with one prompt_len. data: prompts by dataset. output: None
+        keeps no records. every: see above; with 0 each setting decodes its own text.
 
-        Raises UsageError if settings ask too much of the models, if no prompt is long enough, or as
-        `RecordFile` does.
+        Raises UsageError if the models cannot run a setting, if no prompt is long enough, and for
+        the errors of `RecordFile`.
         """
         self._pair, self._plan, self._processes, self._every = pair, plan, processes, every
         self._about = provenance(pair)
@@ -139,7 +139,7 @@ class Evaluation:
 
     @property
     def capture_seconds(self) -> float:
-        """What it took to capture the steps of all settings, on a GPU."""
+        """The seconds that capturing the steps of all settings took; 0 without a GPU."""
         return sum(session.capture_seconds for session in self._sessions)
 
     def __enter__(self) -> Evaluation:
@@ -149,14 +149,14 @@ class Evaluation:
         self.records.close()
 
     def __len__(self) -> int:
-        """What `run` yields in this process."""
+        """How many items `run` yields in this process."""
         return len(self._plan) * len(self._todo)
 
     def run(self) -> Iterator[Done]:
-        """Do what is not yet on disk, prompt by prompt; yields every (prompt, setting) once,
+        """Do what is not yet on disk, prompt by prompt. Yields every (prompt, setting) once,
         finished ones included.
 
-        Of several processes each yields what was finished before and what it did itself; then all
+        Of several processes each yields what was finished before and what it did itself. Then all
         records are merged.
         """
         warm: set[int] = set()
@@ -214,20 +214,20 @@ class Evaluation:
         return Done(row=row, result=result)
 
     def _turns(self, index: int) -> list[tuple[int, Settings]]:
-        """The plan, by number, for one prompt: each time another setting begins, so that none is
-        always the first after another, or meets a machine that has cooled down."""
+        """The plan, by number, for one prompt. Another setting begins each time, so no setting
+        always follows the same one or always meets a machine that has cooled down."""
         turns = list(enumerate(self._plan))
         return turns[index % len(turns) :] + turns[: index % len(turns)]
 
     def rows(self) -> Iterator[Row]:
-        """The rows of the prompts and settings asked for, by dataset, setting and prompt, once
+        """The rows of the requested prompts and settings, by dataset, setting and prompt, after
         `run` has ended."""
         for dataset, runs in self._runs.items():
             yield from self.records.rows(runs, self._indices(dataset))
 
     def summaries(self) -> list[Summary]:
-        """One summary a setting, in the plan's order, dataset by dataset, over the prompts asked
-        for."""
+        """One summary a setting, in the plan's order, dataset by dataset, over the requested
+        prompts."""
         return [
             summarise(list(self.records.rows([run], self._indices(dataset))))
             for dataset, runs in self._runs.items()
@@ -238,7 +238,7 @@ class Evaluation:
         return [task.prompt.index for task in self._tasks if task.dataset == dataset]
 
     def _check_texts(self) -> None:
-        """Raises UsageError if a finished row is of another text than the dataset has there now."""
+        """Raise UsageError if a finished row has another text than the dataset has now."""
         for task in self._tasks:
             for run in self._runs[task.dataset]:
                 self.records.find(run, task.prompt, task.ids)
@@ -247,8 +247,8 @@ class Evaluation:
         return all(self.records.has(run, task.prompt.index) for run in self._runs[task.dataset])
 
     def _costs(self, engines: Engines) -> Costs:
-        """What trees cost in this folder, measured by the first process that ever asked. Raises
-        UsageError if trees that are there went by a curve that is lost."""
+        """The latency curve of this folder, which the first process of its first run measures.
+        Raises UsageError if rows here used a curve that is lost."""
         paying = [number for number, settings in enumerate(self._plan) if settings.pays]
         if engines.draft is None or not paying:
             return UNMEASURED
@@ -264,7 +264,7 @@ class Evaluation:
             raise UsageError("--output", path, reason, "put it back, or name another folder")
         if self._processes.main and (kept is None or kept.widths[-1] < widths_of(engines)[-1]):
             costs = load_costs(engines)
-            if kept is not None:  # a wider grid: what trees went by so far stays as it is
+            if kept is not None:  # a wider grid: the widths that trees used so far keep their costs
                 costs = kept.extended(costs)
             with write_output(path) as partial:
                 partial.write_text(json.dumps(asdict(costs)) + "\n")
@@ -275,7 +275,7 @@ class Evaluation:
 
 
 def _text_of(settings: Settings) -> Settings:
-    """How the text is written along which these settings are compared."""
+    """The settings that write the text along which these settings are compared."""
     return Settings(
         mode="auto",
         **{

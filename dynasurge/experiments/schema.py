@@ -1,6 +1,6 @@
-"""The record of one prompt under one setting, a row, and the sums over the rows of a setting.
+"""The record of one prompt under one setting (a row), and the sums over the rows of a setting.
 
-Nothing here needs torch: tables of records are read where no model is.
+Nothing here needs torch, so tables of records can be read without a model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-FORMAT = 3  # of a row; 2 had neither every, expected, predicted nor reached
+FORMAT = 3  # a row's version; 2 had neither every, expected, predicted nor reached
 PHASES = ("draft", "target", "verify", "other")
 
 
@@ -21,17 +21,18 @@ PHASES = ("draft", "target", "verify", "other")
 class Row:
     """What one setting did with one prompt; one line of `records.jsonl`.
 
-    run, hash: names of the setting (row_maker.py); every: 0, or every how many tokens of a given
-    text a tree was grown (output_ids is then that text); settings, about: see `Settings.to_dict`
+    run, hash: names of the setting (row_maker.py). every: 0; or a tree was grown every so many
+    tokens of a given text (output_ids is then that text). settings, about: see `Settings.to_dict`
     and provenance.py.
 
-    One entry a step: accepted, tree_size, tree_depth, tree_width, passes; ranks: the sibling rank
-    of every node of the accepted path; children: how many children each node had at which a choice
-    was made, the root and then the path (the path's last node is left out where the text ended
-    there); expected: how many tokens the rule accepts of that tree on average; confidence: None
-    where the draft proposed nothing, see `Draft`. One entry a level, sums over steps: predicted,
-    what its slots were estimated at, () where nobody estimates; reached, the probability with which
-    the path went through its nodes. Seconds are wall time.
+    One entry a step: accepted, tree_size, tree_depth, tree_width, passes. ranks: the sibling rank
+    of every node of the accepted path. children: how many children each node had at which a choice
+    was made, the root and then the path (without the path's last node if the text ended there).
+    expected: how many tokens of that tree the rule accepts on average. confidence: see `Draft`;
+    None if the draft proposed nothing.
+
+    One entry a level, sums over steps: predicted, the slot values, () without estimates; reached,
+    the probabilities that the path went through the nodes. Seconds are wall time.
     """
 
     format: int = FORMAT
@@ -70,8 +71,8 @@ class Row:
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Row:
-        """Read a line. Raises FormatError for one of another version, ValueError or TypeError for
-        one that is no row."""
+        """Read a line. Raises FormatError for a row of another version, ValueError or TypeError for
+        a line that is no row."""
         data = json.loads(line)
         if not isinstance(data, dict) or "run" not in data:
             raise TypeError("names no run")
@@ -91,23 +92,23 @@ class Row:
         return row
 
     def to_json(self) -> str:
-        """One line, without its end."""
+        """One line, without its line end."""
         return json.dumps({field.name: getattr(self, field.name) for field in FIELDS})
 
     @property
     def tokens(self) -> float:
-        """Tokens that the steps are worth: those of the text, or, where trees were only grown
-        along a given text, those to be expected of the same steps."""
+        """How many tokens the steps are worth: those of the text. If trees were grown along a given
+        text, the mean number that the same steps emit."""
         return len(self.output_ids) if not self.every else sum(self.expected) + len(self.expected)
 
     @property
     def accepted_tokens(self) -> float:
-        """Drafted tokens among them."""
+        """How many of `tokens` were drafted."""
         return sum(self.expected) if self.every else sum(self.accepted)
 
     @property
     def decode_seconds(self) -> float:
-        """Without the prompt's own passes."""
+        """Seconds without the passes over the prompt."""
         return self.draft_seconds + self.target_seconds + self.verify_seconds + self.other_seconds
 
 
@@ -116,7 +117,7 @@ PER_STEP = ("accepted", "ranks", "children", "expected", "tree_size", "passes", 
 
 
 class FormatError(ValueError):
-    """A row of another version's format, a number."""
+    """A row has another version's format."""
 
     def __init__(self, version: object) -> None:
         super().__init__(f"format {version}, this one's is {FORMAT}")
@@ -124,12 +125,12 @@ class FormatError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a run of one setting came to. Seconds are wall time.
+    """The results of one setting over a run. Seconds are wall time.
 
-    accepted_per_step: mean drafted tokens accepted per target pass; tokens_per_step: that + 1, the
-    bonus token. tokens_per_second and latency_per_token_s: decoding only; latency_per_request_s: a
-    whole prompt, prefill included. acceptance_histogram: {accepted: steps}. *_seconds: totals over
-    the run; the four phases make up decoding.
+    accepted_per_step: mean drafted tokens accepted per target pass. tokens_per_step: that + 1, the
+    bonus token. tokens_per_second and latency_per_token_s: decoding only. latency_per_request_s: a
+    whole prompt, with prefill. acceptance_histogram: {accepted: steps}. *_seconds: totals over the
+    run; the four phases make up decoding.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""What the commands say: tables as text, and where numbers come from. Nothing here prints
+"""The texts that commands print: tables, and where numbers come from. Nothing here prints
 (cli/main.py does)."""
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
 
 def tokens_per_step(row: Row) -> float:
-    """The mean over the target passes of one prompt."""
+    """The mean tokens per target pass of one prompt."""
     accepted: list[int] = row.accepted
     return sum(accepted) / len(accepted) + 1
 
 
 def verbose(row: Row) -> str:
-    """One finished prompt: how it went, and its text."""
+    """One finished prompt: its numbers and its text."""
     head = f"[{row.id} {row.kind}] {row.label}: {tokens_per_step(row):.2f} tokens/step, {row.seconds:.1f} s"
     return f"{head}\n  accepted: {' '.join(map(str, row.accepted))}\n  text: {row.text!r}"
 
 
 def about(pair: Pair, dataset: str, skipped: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """What a reader needs to repeat or to distrust the numbers. skipped: see `Evaluation`."""
+    """What a reader needs to repeat the numbers or to doubt them. skipped: see `Evaluation`."""
     return {
         "command": shlex.join(["dynasurge", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -63,10 +63,10 @@ def made_with(about: dict[str, Any]) -> str:
 
 
 def memory(engines: Engines, capture_seconds: float = 0.0) -> str:
-    """A line of what the run will hold in memory from now on: weights and caches, and on a GPU
-    everything.
+    """A line with the memory that the run holds from now on: weights and caches, and on a GPU the
+    total.
 
-    capture_seconds: what capturing its steps took (compiling, too).
+    capture_seconds: the time that capturing its steps took, with compilation.
     """
     parts = []
     for name, engine in (("target", engines.target), ("draft", engines.draft)):
@@ -102,7 +102,7 @@ def origins(frame: pd.DataFrame) -> str:
 def skipped(
     indices: Mapping[str, Sequence[int]], data: Mapping[str, Sequence[Prompt]], least: int
 ) -> list[str]:
-    """A line for each dataset of which prompts were too short."""
+    """A line for each dataset with prompts that were too short."""
     return [
         f"skipped {len(indices[name])} of {len(prompts)} prompts of {name}: fewer than {least} tokens"
         for name, prompts in data.items()
@@ -111,7 +111,7 @@ def skipped(
 
 
 def cut(counts: Mapping[str, int], data: Mapping[str, Sequence[Prompt]], length: int) -> list[str]:
-    """A line for each dataset of which prompts were cut to `length` tokens."""
+    """A line for each dataset with prompts that were cut to `length` tokens."""
     return [
         f"cut {counts[name]} of {len(prompts)} prompts of {name} to {length} tokens (--prompt-len)"
         for name, prompts in data.items()
@@ -120,7 +120,8 @@ def cut(counts: Mapping[str, int], data: Mapping[str, Sequence[Prompt]], length:
 
 
 def write_summary(folder: Path, summaries: Sequence[Summary], about: dict[str, Any]) -> list[Path]:
-    """Write `summary.json`, whole or not at all. about: see above. Returns its path, in a list."""
+    """Write `summary.json`, whole or not at all. about: see `about`. Returns its path, in a
+    list."""
     path = folder / "summary.json"
     body = {"about": about, "runs": [dataclasses.asdict(summary) for summary in summaries]}
     with write_output(path) as partial:
@@ -129,7 +130,7 @@ def write_summary(folder: Path, summaries: Sequence[Summary], about: dict[str, A
 
 
 def table(summaries: Sequence[Summary]) -> str:
-    """One column a setting, one row a quantity, under the names of summary.json."""
+    """One column a setting, one row a quantity, with the names of summary.json."""
     rows: list[list[str]] = [["", *(s.label for s in summaries)]]
     for field in dataclasses.fields(summaries[0]):
         if field.name not in ("label", "acceptance_histogram"):

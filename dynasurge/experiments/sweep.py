@@ -4,7 +4,7 @@ one run.
     plan = grid(T=[0.6, 1.0], growmap=["growmaps/4x8-tree.pt"], B=[16, 32], use_bfs=[False, True])
     frame = sweep(load_pair(), plan, {"cnn": load_prompts("cnn")}, Path("runs/study"))
 
-`sweep` loads nothing and decides nothing: it runs an `Evaluation` (interleaved, resumable, shared
+`sweep` loads nothing and decides nothing. It runs an `Evaluation` (interleaved, resumable, shared
 by processes) and writes its rows as one table.
 """
 
@@ -35,12 +35,13 @@ def sweep(
     every: int = 0,
     on_row: Callable[[Done], object] = lambda done: None,
 ) -> pd.DataFrame:
-    """Run a plan over the prompts of datasets into a folder, or go on where it stopped. Returns one
-    row a (settings, prompt) of those asked for, which is also in `records.parquet` there; its
-    columns are those of `results_frame.to_frame`. (`records.jsonl` keeps what earlier runs with other
-    prompts or fewer settings left there, too.)
+    """Run a plan over the prompts of datasets into a folder, or go on where it stopped.
 
-    Arguments and errors are those of `Evaluation`. on_row is called with what this process did or
+    Returns one row a requested (settings, prompt), with the columns of `results_frame.to_frame`,
+    and writes the same to `records.parquet` there. (`records.jsonl` also keeps the rows of earlier
+    runs with other prompts or fewer settings.)
+
+    Arguments and errors are those of `Evaluation`. Calls on_row with all that this process did or
     found finished. Of several processes the first writes the file, and all return the whole frame.
     """
     with Evaluation(

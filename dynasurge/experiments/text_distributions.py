@@ -1,12 +1,12 @@
-"""Analysis: what a pair, a policy and a rule come to, computed exactly wherever chance can be
+"""Analysis: acceptance of a pair, a policy and a rule, computed exactly wherever chance can be
 integrated out.
 
-Two kinds of numbers live here. `mean_accepted` is the mean accepted length of a rule on one drawn
-tree, exact over the rule's coins: comparing rules on the same trees needs no luck.
-`rank_acceptance` stands at nodes whose distributions are given and asks how often children of each
-sibling rank are accepted there: the acceptance vectors that static trees are optimised for, and the
-prior that dynamic trees start from. `text_distributions` provides such nodes from text that the
-target wrote itself, which is what an accepted path looks like.
+There are two kinds of numbers. `mean_accepted` is the mean accepted length of a rule on one drawn
+tree, exact over the rule's draws: comparing rules on the same trees needs no luck.
+`rank_acceptance` takes nodes with given distributions and computes how often children of each
+sibling rank are accepted there. These acceptance vectors are what static trees are optimised for,
+and the prior that dynamic trees start from. `text_distributions` provides such nodes from text that
+the target wrote, because an accepted path looks like it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from dynasurge.verification.rules import Rows, Rule, StopLaw, share_out
 
 
 def mean_accepted(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> float:
-    """Mean accepted drafted tokens of a rule, given the tree; arguments as in
+    """The mean number of drafted tokens that a rule accepts of this tree. Arguments: see
     verification/rules.py."""
     return mean_depth(rule(tree, p, q), tree)
 
 
 def mean_depth(law: StopLaw, tree: TokenTree) -> float:
-    """Mean depth at which a path ends."""
+    """The mean depth at which the path ends."""
     depths = torch.tensor(tree.depths, dtype=law.stop.dtype).to(law.stop.device, non_blocking=True)
     return float(law.stop @ depths)
 
@@ -41,9 +41,9 @@ def rank_acceptance(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """At m nodes, draw up to k children each and verify them top-down.
 
-    p, q: float [m, V]. Returns (accepted, proposal), both float [m, k]: the probability that child
-    j is the one accepted, exact given the drawn children, and the probability its token was drawn
-    with (1 for points); 0 where there is no child.
+    p, q: float [m, V]. Returns (accepted, proposal), both float [m, k]. accepted: the probability
+    that child j is the accepted one, exact for the drawn children. proposal: the probability with
+    which its token was drawn (1 for points). Both are 0 where there is no child.
     """
     drawn = POLICIES[policy](q, [Wish(k=k)] * len(q), chance)
     accepted, proposal = p.new_zeros(len(p), k), p.new_zeros(len(p), k)
@@ -74,8 +74,8 @@ def rank_acceptance(
 def text_distributions(
     pair: Pair, prompt: Sequence[int], output: Sequence[int], *, T: float, P: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(p, q), float32 [len(output), V] each: what the target says and what the draft proposes from,
-    ahead of every token of `output`."""
+    """(p, q), float32 [len(output), V] each: the target's distribution and the draft's proposal
+    before every token of `output`."""
     text, vocab = [*prompt, *output[:-1]], pair.target.config.get_text_config().vocab_size
     logits = []
     for model in (pair.target, pair.draft):

@@ -2,11 +2,11 @@
 
     accelerate launch --num_processes 2 -m dynasurge sweep ...
 
-starts as many processes as there are GPUs, perhaps on several machines; accelerate's `PartialState`
-tells each its number and its device. Decoding needs no word between them: prompts are dealt out
-like cards, every process appends to a file of its own, and at the end one of them puts the files
-together (experiments/records.py). They meet only to wait, over gloo, which works with and without
-GPUs. Without a launcher there is one process and nobody to wait for.
+starts several processes, usually one a GPU, on one machine or more. accelerate's `PartialState`
+gives each its number and its device. Decoding needs no messages between them. Prompts are dealt out
+in turn, every process appends to its own file, and at the end one of them puts the files together
+(experiments/records.py). They meet only to wait, over gloo, which works with and without GPUs.
+Without a launcher there is one process and no wait.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Item = TypeVar("Item")
 
 
 def _nobody() -> None:
-    """Wait for nobody."""
+    """Return at once: there is no other process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """rank: this process's number, from 0; count: how many there are; wait: returns once all have
+    """rank: this process's number, from 0. count: how many there are. wait: returns after all have
     called it."""
 
     rank: int = 0
@@ -33,11 +33,11 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is the one that reports."""
+        """Whether this process reports."""
         return self.rank == 0
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's part; the parts of all are every item once, of any count of either."""
+        """This process's part of the items. Together the parts have every item once."""
         return items[self.rank :: self.count]
 
 

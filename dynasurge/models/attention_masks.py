@@ -1,10 +1,10 @@
-"""What each kind of attention layer may look at, as masks over the rows of a tree cache.
+"""What each kind of attention layer may see, as masks over the rows of a tree cache.
 
 In a layer of full attention a node sees the text, its ancestors and itself. A *sliding* layer sees
-the last W of these only, a *chunked* one those in its own chunk of C positions. Both go by
-positions, not by cache rows: two siblings have one position and two rows. No positions are needed
-to tell, though. The rows that a node sees in full attention are one path, in the order in which
-they were written, so the k-th of them is at position k - 1:
+only the last W of these. A *chunked* layer sees only those in its own chunk of C positions. Windows
+and chunks count positions, not cache rows: two siblings have one position and two rows. But no
+positions are needed here. The rows that a node sees in full attention are one path, in the order in
+which they were written. So the k-th of them is at position k - 1:
 
     rows         t0 t1 t2 | root a  b  a1        a1 sees t0 t1 t2 root a a1: positions 0 1 2 3 4 5
     W = 3                                        ... of which a sliding layer sees          root a a1
@@ -16,13 +16,16 @@ import torch
 from transformers import PreTrainedConfig
 
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
-KINDS = (FULL, SLIDING, CHUNKED)  # of layers that a mask can serve
-SIZES = {SLIDING: "sliding_window", CHUNKED: "attention_chunk_size"}  # where a config has them
+KINDS = (FULL, SLIDING, CHUNKED)  # the kinds of layers that a mask can serve
+SIZES = {
+    SLIDING: "sliding_window",
+    CHUNKED: "attention_chunk_size",
+}  # the field of a config that has the size
 
 
 def layer_kinds(config: PreTrainedConfig) -> dict[str, int | None]:
-    """The kinds of a model's layers (`config.layer_types`; all are alike where it has none), each
-    with the size of its window or chunk, None where it sees everything."""
+    """The kinds of a model's layers (`config.layer_types`; without it all layers are of one kind),
+    each with the size of its window or chunk, None for full attention."""
     config = config.get_text_config()
     window = (
         getattr(config, "sliding_window", None)
@@ -36,14 +39,14 @@ def layer_kinds(config: PreTrainedConfig) -> dict[str, int | None]:
 
 
 def hidden_in(kind: str, size: int | None, hidden: torch.Tensor) -> torch.Tensor:
-    """What nodes may not see in one kind of layer. hidden: bool [n, rows], True where full
-    attention hides a row. Returns the same, with what lies outside the window or chunk of `size`
-    positions hidden, too."""
+    """The rows that nodes may not see in one kind of layer, bool [n, rows]. hidden: bool [n, rows],
+    True for rows that full attention hides. The result also hides rows outside the window or chunk
+    of `size` positions."""
     if size is None or hidden.shape[-1] <= size:
         return hidden
     place = (~hidden).cumsum(
         -1
-    )  # of a visible row in its path, from 1; a node is the last of its own
+    )  # place of a visible row in its path, from 1; the node itself is last
     own = place[:, -1:]
     outside = place <= own - size if kind == SLIDING else (place - 1) // size != (own - 1) // size
     return hidden | outside
@@ -52,14 +55,15 @@ def hidden_in(kind: str, size: int | None, hidden: torch.Tensor) -> torch.Tensor
 class Masks:
     """Additive attention masks for one model: 0 = may attend, finfo.min = may not.
 
-    One tensor [1, 1, n, rows] where all layers are of one kind; else a dict of them by kind, which
-    transformers' models with several kinds of layers take as `attention_mask`."""
+    One tensor [1, 1, n, rows] if all layers are of one kind. Otherwise a dict of tensors by kind;
+    transformers' models with several kinds of layers take it as `attention_mask`.
+    """
 
     def __init__(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
         self._kinds, self._dtype = layer_kinds(config), dtype
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-        """hidden: see `hidden_in`."""
+        """The masks for `hidden`, bool [n, rows], True for rows that full attention hides."""
         masks = {
             kind: self._additive(hidden_in(kind, size, hidden))
             for kind, size in self._kinds.items()

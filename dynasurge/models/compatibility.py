@@ -1,15 +1,15 @@
-"""Which models trees can be decoded with, by what a model's class and config say.
+"""Which models can decode with trees, by their class and config.
 
-A tree needs three things of a model. It can read several continuations of one text in one pass: it
-takes a mask and a position for every token, so siblings share a position and do not see each other.
-It can go back: all that it knows of a text is in keys and values, one row a token; a recurrent
-state cannot forget a branch. And keys and values of a token do not depend on what comes later.
-`check_model` refuses what lacks one of these, in one line; models/self_test.py finds what lies
-about it.
+A tree needs three things of a model. First, the model can read several continuations of one text in
+one pass: it takes a mask and a position for every token, so siblings share a position and do not
+see each other. Second, it can go back: all that it knows of a text is in keys and values, one row a
+token. (A recurrent state cannot forget a branch.) Third, the keys and values of a token do not
+depend on later tokens. `check_model` refuses a model that lacks one of these, in one line.
+models/self_test.py finds models whose class or config is wrong about it.
 
-The last one bends for LongRoPE: transformers rotates by one set of factors as long as all positions
-lie below a switch, by another from then on, and reads the text anew where it crosses. A text must
-stay on one side (`readable`).
+LongRoPE breaks the third at one point. transformers rotates by one set of factors while all
+positions are below a switch, and by another set from then on; where a text crosses the switch, it
+reads the text again. So a text must stay on one side (`readable`).
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ MODELS = "use a decoder such as LLaMA, Qwen, Gemma or Mistral"
 NEEDED = {
     "attention_mask": "takes no attention mask",
     "position_ids": "takes no position_ids: it counts positions by cache row, and siblings of a tree share one position",
-}  # arguments of forward, and what to say of one that lacks it
-# what forward calls its cache: until transformers 5.23, from 5.24 on
+}  # arguments that forward needs, and the reason to refuse a model without one
+# forward's name for its cache: until transformers 5.23, from 5.24 on
 CACHES = ("past_key_values", "cache")
 NO_LIMIT = 1 << 60
 
 
 def check_model(flag: str, name: str, model: PreTrainedModel) -> None:
-    """Raise UsageError unless the model can read a tree. flag, name: as it was given."""
+    """Raise UsageError unless the model can read a tree. flag, name: as the user gave them."""
     reason = _reason(model)
     if reason is not None:
         raise UsageError(flag, name, reason, MODELS)
@@ -50,7 +50,7 @@ def check_model(flag: str, name: str, model: PreTrainedModel) -> None:
 
 
 def _reason(model: PreTrainedModel) -> str | None:
-    """Why a model cannot read a tree; None if nothing says so."""
+    """Why a model cannot read a tree; None if its class and config show no reason."""
     config = model.config.get_text_config()
     if config.is_encoder_decoder or model.config.is_encoder_decoder:
         return "is an encoder-decoder"
@@ -79,27 +79,27 @@ def _reason(model: PreTrainedModel) -> str | None:
 
 
 def cache_arguments(module: type[torch.nn.Module], cache: object) -> dict[str, object]:
-    """How a model or block of this class is handed its cache, by the name that its forward has for
-    it; nothing if it has none."""
+    """The keyword arguments that give a model or block of this class its cache; empty if it takes
+    none."""
     arguments = inspect.signature(module.forward).parameters
     return {name: cache for name in CACHES if name in arguments}
 
 
 def readable(config: PreTrainedConfig, prompt: int) -> int:
-    """How many positions a text that begins with `prompt` tokens may have."""
+    """How many positions a text may have, if its prompt has `prompt` tokens."""
     config = config.get_text_config()
     limit: int = getattr(config, "max_position_embeddings", None) or NO_LIMIT
     switch = rope_switch(config)
     if (
         switch is None or prompt - 1 > switch
-    ):  # all but the prompt's last token are read in one pass, beyond the switch
+    ):  # one pass reads the prompt without its last token, past the switch
         return limit
     return min(limit, switch)
 
 
 def rope_switch(config: PreTrainedConfig) -> int | None:
-    """Where LongRoPE changes its factors: the number of positions up to which the short ones hold.
-    None without one."""
+    """The number of positions up to which LongRoPE uses its short factors; None without
+    LongRoPE."""
     for rope in _rope_dicts(config.get_text_config()):
         if rope.get("rope_type", rope.get("type")) in ("longrope", "su"):
             own = rope.get("original_max_position_embeddings")

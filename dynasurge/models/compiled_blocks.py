@@ -1,21 +1,22 @@
-"""Compiling a model for static passes: torch.compile fuses the many small kernels between the
-matrix products.
+"""Compiles a model for static passes: torch.compile fuses the many small kernels between the matrix
+products.
 
 Large models are compiled block by block. The blocks are alike, so one compilation can serve them
-all: seconds, not minutes. What tells blocks apart is their number, by which attention finds its
-place in the cache; torch.compile would take that for a constant and compile every block anew. So
-for as long as a pass is being captured, every block is number 0 and is shown a cache of one layer,
-its own. Afterwards the model is as it was: only the captured graph remains.
+all: seconds, not minutes. A block differs from others by its number, which attention uses to find
+its place in the cache. torch.compile would treat the number as a constant and compile every block
+again. So while a pass is captured, every block has number 0 and sees a cache with one layer, its
+own. After the capture the model is as before; only the captured graph remains.
 
-Matrices that multiply the same rows (queries, keys and values; gate and up) are moved to lie one
-behind another, values unchanged, and multiply them in one go: on a GPU every product takes some
-microseconds to start and to end. Which ones these are shows while a pass runs. Each module still
-computes its own part out of the common product, which the compiled pass makes once (`Once`).
+Some matrices multiply the same rows (queries, keys and values; gate and up). They are moved next to
+each other, values unchanged, and multiply the rows in one product, because on a GPU every product
+takes some microseconds to start and to end. A pass shows which matrices these are. Each module
+still computes its own part of the common product; the compiled pass computes the product once
+(`Once`).
 
-A pass over one token multiplies matrices by a vector. There a generated kernel that streams the
-matrix once, norms and activations fused, beats the library's (`coordinate_descent_tuning`, which
-finds its block sizes by trying). But an activation fused into the product behind it would be
-evaluated once for every few rows of the matrix: `apart` keeps them so.
+A pass over one token multiplies matrices by a vector. There a generated kernel is faster than the
+library's: it reads the matrix once, and norms and activations are fused into it
+(`coordinate_descent_tuning` finds its block sizes by trial). But an activation that is fused into
+the next product would be computed once for every few rows of the matrix. `apart` prevents this.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from dynasurge.models.compatibility import cache_arguments
 from dynasurge.models.kv_cache import TreeCache
 from dynasurge.models.model_changes import changed, join
 
-SMALL = 8  # a model of at most so many blocks is compiled as a whole
+SMALL = 8  # a model with at most so many blocks is compiled as a whole
 
 
 class OneLayer:
-    """What a block sees of the cache."""
+    """The part of the cache that a block sees."""
 
     def __init__(self, cache: TreeCache, number: int) -> None:
         self._layer: Any = cache.layers[number]
@@ -47,12 +48,12 @@ class OneLayer:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, number: int, *_: object, **__: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write this layer's rows and return what attention may look at."""
+        """Write this layer's rows and return the rows that attention may see."""
         return self._layer.update(keys, values)  # type: ignore[no-any-return]
 
 
 class Once(CustomGraphPass):  # type: ignore[misc]
-    """Of equal products of the same rows, makes one."""
+    """Computes equal products of the same rows only once."""
 
     KINDS = frozenset(
         getattr(torch.ops.aten, name).default
@@ -72,17 +73,18 @@ class Once(CustomGraphPass):  # type: ignore[misc]
                 first[key] = node
 
     def uuid(self) -> bytes:
-        """What compiled code depends on."""
+        """The key of compiled code: it depends on this file."""
         return get_hash_for_files((__file__,))  # type: ignore[no-any-return]
 
 
 class CompiledBlocks:
-    """The compiled parts of a model that decodes by a cache."""
+    """The compiled parts of a model that decodes with a cache."""
 
     def __init__(
         self, model: PreTrainedModel, cache: TreeCache, groups: list[list[nn.Linear]]
     ) -> None:
-        """groups: see `model_changes.join_matrices`."""
+        """groups: see `model_changes.join_matrices`. Raises RuntimeError if the model's blocks are
+        not alike."""
         self._model, self._cache, self._groups = model, cache, groups
         self._blocks = blocks_of(model)
         self._called = next(iter(cache_arguments(type(model), cache)))
@@ -92,9 +94,9 @@ class CompiledBlocks:
 
     @contextmanager
     def installed(self, tokens: int) -> Iterator[None]:
-        """Inside, the model's forward runs compiled, for a pass over so many tokens."""
+        """Inside, the model's forward runs compiled, for a pass over `tokens` tokens."""
         for group in self._groups:
-            join(group)  # again, if somebody has given the model other weights
+            join(group)  # again, in case the caller gave the model new weights
         forwards: dict[nn.Module, Callable[..., Any]] = {}
         if self._whole is not None:
             forwards[self._model] = partial(self._whole, self._model)
@@ -124,14 +126,13 @@ class CompiledBlocks:
 
 
 def run_block(block: nn.Module, name: str, layer: OneLayer, /, *args: Any, **kwargs: Any) -> Any:
-    """One block on its own layer of the cache, which its forward knows by `name`: what gets
+    """One block on its own layer of the cache, which its forward takes as `name`. This function is
     compiled."""
     return type(block).forward(block, *args, **kwargs | {name: layer})
 
 
 def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The model's blocks in order. Raises RuntimeError if there is no list of blocks of one
-    class."""
+    """The model's blocks in order. Raises RuntimeError if it has no list of blocks of one class."""
     layers = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if (
@@ -145,7 +146,7 @@ def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
 
 @torch.library.custom_op("dynasurge::apart", mutates_args=())
 def apart(x: torch.Tensor) -> torch.Tensor:
-    """A copy that torch.compile cannot see through."""
+    """A copy that torch.compile cannot fuse."""
     return x.clone()
 
 

@@ -1,9 +1,9 @@
-"""Captured functions: on a GPU a CUDA graph, whose kernels are all launched at once; elsewhere just
-the call.
+"""Captured functions: on a GPU a CUDA graph, which launches all kernels at once; elsewhere a plain
+call.
 
-A graph replays the very same memory addresses and shapes, so what it reads and writes must be
-tensors that stay where they are. Graphs of one `Graphs` share their scratch memory: of one graph's
-results only those that somebody still holds when the next is captured survive its replay.
+A graph replays the same memory addresses and shapes. So it must read and write tensors that stay in
+place. Graphs of one `Graphs` share scratch memory. A graph's result survives the replay of a later
+graph only if its tensors are still referenced when that graph is captured.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any, Generic, TypeVar
 import torch
 import torch._dynamo.config
 
-# calls before a capture: libraries allocate their workspaces, and kernels are compiled, in the
-# first ones
+# Calls before a capture: in the first ones libraries allocate their workspaces, and kernels are
+# compiled.
 WARM_UPS = 3
-SHAPES = 200  # of passes: each is compiled by itself
+SHAPES = 200  # shapes of passes: each is compiled on its own
 R = TypeVar("R")
 
 
 def fused(function: Callable[..., R], compiled: bool) -> Callable[..., R]:
-    """A function of tensors, its small kernels made few by torch.compile if `compiled`."""
+    """A function of tensors. If `compiled`, torch.compile fuses its small kernels."""
     return _compiled(function) if compiled else function
 
 
@@ -33,11 +33,11 @@ def fused(function: Callable[..., R], compiled: bool) -> Callable[..., R]:
 def _compiled(function: Callable[..., R]) -> Callable[..., R]:
     return torch.compile(
         function
-    )  # not dynamic=False: from the second size on, sizes are variables, one code for all
+    )  # not dynamic=False: after the second size, one code serves all sizes
 
 
 class Captured(Generic[R]):
-    """A function that was captured. `result` is what its last replay returned."""
+    """A captured function. `result` is what its last replay returned."""
 
     def __init__(
         self, function: Callable[[], R], graph: torch.cuda.CUDAGraph | None, result: R
@@ -45,7 +45,7 @@ class Captured(Generic[R]):
         self._function, self._graph, self.result = function, graph, result
 
     def replay(self) -> None:
-        """Run it, without waiting for it."""
+        """Run it. Does not wait for the device."""
         if self._graph is not None:
             self._graph.replay()
             return
@@ -54,7 +54,7 @@ class Captured(Generic[R]):
 
 
 class Graphs:
-    """Captures functions on one device. seconds: how long that took so far."""
+    """Captures functions on one device. seconds: the time that captures took so far."""
 
     def __init__(self, device: torch.device) -> None:
         self._device, self.seconds = device, 0.0
@@ -64,9 +64,9 @@ class Graphs:
     def capture(
         self, function: Callable[[], R], ready: Callable[[], object] = lambda: None
     ) -> Captured[R]:
-        """Call it some times, capture it, and replay it once, so that its results mean something
-        from now on. It must not wait for the device: raises RuntimeError if it does. ready: called
-        before each of these calls."""
+        """Call a function a few times, capture it, and replay it once, so that its result is valid.
+        `ready` is called before each of these calls. Raises RuntimeError if the function waits for
+        the device."""
         if self._device.type != "cuda":
             ready()
             return Captured(function, None, function())
@@ -83,10 +83,10 @@ class Graphs:
                 function()
         torch.cuda.current_stream(self._device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        torch._C._cuda_clearCublasWorkspaces()  # those of the warm-ups are not the graph's to keep
+        torch._C._cuda_clearCublasWorkspaces()  # the graph must not keep the warm-ups' workspace
         with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             result = function()
-        torch._C._cuda_clearCublasWorkspaces()  # nor is its own others' to use
+        torch._C._cuda_clearCublasWorkspaces()  # and no other work may use the graph's
         self._pool = self._pool or graph.pool()
         ready()
         graph.replay()
@@ -95,25 +95,24 @@ class Graphs:
 
 
 class Signal:
-    """Something that a device will have done."""
+    """Tells the host when the device has reached a point in its work."""
 
     def __init__(self, device: torch.device) -> None:
         self._event = torch.cuda.Event() if device.type == "cuda" else None
 
     def set(self) -> None:
-        """What was launched so far is it."""
+        """Put the point after all work launched so far."""
         if self._event is not None:
             self._event.record()
 
     def wait(self) -> None:
-        """Until it is done."""
+        """Wait until the device has reached the point."""
         if self._event is not None:
             self._event.synchronize()
 
 
 class Stopwatch:
-    """Marks points in the work of a device and tells the seconds between them, once that is
-    done."""
+    """Marks points in a device's work. When the work is done, it gives the seconds between them."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -121,12 +120,12 @@ class Stopwatch:
         self._spare: list[Any] = []
 
     def restart(self) -> None:
-        """Forget the marks there are; the first lap begins here."""
+        """Forget all marks; the first lap begins here."""
         self._marks.clear()
         self.mark()
 
     def mark(self) -> None:
-        """Here."""
+        """Put a mark after all work launched so far."""
         if self._device.type == "cuda":
             self._marks.append(
                 self._spare.pop() if self._spare else torch.cuda.Event(enable_timing=True)
@@ -136,12 +135,12 @@ class Stopwatch:
             self._marks.append(time.perf_counter())
 
     def wait(self, laps: int) -> None:
-        """Until so many laps are over."""
+        """Wait until the first `laps` laps are over."""
         if self._device.type == "cuda":
             self._marks[laps].synchronize()
 
     def laps(self, count: int) -> list[float]:
-        """Seconds of the first so many laps; forgets them."""
+        """The seconds of the first `count` laps, which are then forgotten."""
         marks, self._marks = self._marks[: count + 1], self._marks[count:]
         if self._device.type == "cuda":
             self._spare += marks[:-1]

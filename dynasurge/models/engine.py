@@ -1,14 +1,12 @@
-"""One model behind one preallocated cache: the engine speaks token ids and node numbers, nothing
-else.
+"""One model with one preallocated cache. The engine takes only token ids and node numbers.
 
-Three calls make up all of decoding. `extend(tokens)` reads text. `forward(tokens, parents)` scores
-nodes of a token tree in one pass: a node sees the committed text, its ancestors and itself, and
-sits at the position its depth gives it. `commit(nodes)` makes one path part of the text and forgets
-the other nodes.
+Decoding needs three calls. `extend(tokens)` reads text. `forward(tokens, parents)` scores nodes of
+a token tree in one pass: a node sees the committed text, its ancestors and itself, at the position
+of its depth. `commit(nodes)` makes one path part of the text and drops the other nodes.
 
-The model is an unmodified transformers causal LM; the tree reaches it as additive masks
-(models/attention_masks.py) and explicit position ids. A text's first pass is read with the model's
-own masks, as `generate` reads it.
+The model is an unmodified transformers causal LM. The tree reaches it as additive masks
+(models/attention_masks.py) and explicit position ids. The first pass over a text uses the model's
+own masks, as `generate` does.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ from dynasurge.models.failures import no_numbers
 from dynasurge.models.kv_cache import TreeCache, states_of
 from dynasurge.models.model_changes import join_matrices
 
-# For static passes, whose mask spans the whole cache; the fastest first.
+# For static passes, whose mask covers the whole cache; the fastest first.
 STATIC_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 ALIGNED = 64  # cache rows come in multiples of this: attention kernels are slow on odd lengths
 
@@ -41,15 +39,15 @@ ALIGNED = 64  # cache rows come in multiples of this: attention kernels are slow
 class Engine:
     """`model` with room for `max_length` tokens of text and tree together.
 
-    static_length: the rows of the cache that static passes use, all if None; fewer are faster.
-    compiled: whether torch.compile fuses the small kernels of static passes. vocab: the width of
-    the logits it returns, for a draft whose embedding table is padded to another size than its
-    target's. Extra columns are cut, missing ones are -inf: either way they are tokens that the
-    draft never proposes. An id that it has no embedding for is read as id 0. shared: bool [vocab],
-    the tokens that a draft may propose, the others' logits are -inf; None for all.
+    static_length: how many cache rows static passes use (None: all); fewer are faster. compiled:
+    whether torch.compile fuses the small kernels of static passes. vocab: the width of the returned
+    logits, for a draft whose embedding table has another size than its target's. Extra columns are
+    cut and missing ones are -inf; the draft never proposes such tokens. An id without an embedding
+    is read as id 0. shared: bool [vocab], the tokens that a draft may propose (None: all); the
+    logits of others are -inf.
 
     Raises UsageError if there is no memory for the cache, or if the model has several kinds of
-    layers and takes one mask.
+    layers but takes only one mask.
     """
 
     def __init__(
@@ -87,41 +85,41 @@ class Engine:
 
     @torch.inference_mode()
     def reset(self) -> None:
-        """Forget the text; another begins."""
+        """Forget the text and begin another."""
         self._texts += 1
         self._cache.clear()
         self._clear()
 
     @property
     def texts(self) -> int:
-        """How many texts were begun so far: who decodes can see that another text has begun."""
+        """How many texts were begun so far. A decoder sees from it that another text has begun."""
         return self._texts
 
     @property
     def device(self) -> torch.device:
-        """Where logits come from."""
+        """The device of the logits."""
         return self.model.device
 
     @property
     def memory(self) -> tuple[int, int]:
-        """Bytes of the weights, and of the cache, which has all its rows from the first pass on."""
+        """Bytes of the weights, and of the cache, which is allocated as a whole."""
         weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
         return weights, self._cache.nbytes
 
     @property
     def reach(self) -> int:
-        """How many tokens a text may have: the cache's rows, or the positions that the model can
-        read."""
+        """How many tokens a text may have: limited by the cache's rows and by the positions that
+        the model can read."""
         return min(self.max_length, readable(self.model.config, 0))
 
     @property
     def length(self) -> int:
-        """Tokens of text the cache holds."""
+        """How many tokens of text the cache holds."""
         return self._cache.length
 
     def extend(self, tokens: Sequence[int]) -> torch.Tensor:
         """Append tokens (at least one) to the text. Returns the logits [V] after the last one.
-        Raises UsageError if a text begins with logits that are no numbers."""
+        Raises UsageError if the first logits of a text are no numbers."""
         assert tokens, "nothing to read"
         assert not self._parents, "text is extended between trees"
         if self.length == 0:
@@ -132,27 +130,26 @@ class Engine:
 
     @torch.inference_mode()
     def _begin(self, tokens: list[int]) -> torch.Tensor:
-        """Read the first tokens of a text: the model's own masks see to it that nothing looks
-        ahead."""
+        """Read the first tokens of a text, with the model's own masks."""
         numbers = torch.tensor([self._known_ids(tokens), [*range(len(tokens))]], device=self.device)
         logits = self._fitted(self._run(numbers[:1], numbers[1:], None, keep=1))[-1]
         self._cache.append(len(tokens))
         self._cache.commit(range(len(tokens)))
         if (
             not logits.amax().isfinite()
-        ):  # NaN and inf survive amax; looked at once a text, for it waits
+        ):  # NaN and inf survive amax; checked once a text, because it waits
             raise no_numbers("model", self.model.name_or_path)
         return logits
 
     def cut(self, length: int) -> None:
-        """Forget the text behind its first `length` tokens, if it has more."""
+        """Forget the text after its first `length` tokens, if it has more."""
         self._cache.cut(length)
 
     @torch.inference_mode()
     def forward(
         self, tokens: Sequence[int], parents: Sequence[int], *, keep: int = 0
     ) -> torch.Tensor:
-        """Score new nodes behind the text and the nodes already there.
+        """Score new nodes after the text and the present nodes.
 
         tokens: n ids. parents: n node numbers, counted from the first node since the last commit;
         -1 for a node that follows the text directly. Returns logits [n, V]; with keep > 0, only
@@ -177,11 +174,10 @@ class Engine:
         rows: torch.Tensor,
         hidden: torch.Tensor,
     ) -> torch.Tensor:
-        """A static pass: everything about it is on the device, so that it can be captured in a CUDA
-        graph.
+        """A static pass. All its inputs are on the device, so it can be captured in a CUDA graph.
 
-        tokens, positions, rows: int64 [n], where keys and values are written; hidden: bool [n,
-        static_length], the rows that a node may not see. `prepare` comes before. Returns logits
+        tokens, positions, rows: int64 [n]; keys and values are written to `rows`. hidden: bool [n,
+        static_length], True for rows that a node may not see. Call `prepare` first. Returns logits
         [n, V].
         """
         known = torch.where((tokens >= 0) & (tokens < self._known), tokens, 0)
@@ -193,9 +189,9 @@ class Engine:
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Make ready for static passes, once, before any is captured: move matrices to where they
-        stay (models/model_changes.py), and compile, if that was asked for. It writes to the last of
-        the static rows."""
+        """Prepare for static passes, once, before any is captured: move matrices to their final
+        place (models/model_changes.py), and compile if `compiled`. This writes to the last static
+        row."""
         if self._prepared:
             return
         one = torch.zeros(1, dtype=torch.int64, device=self.device)
@@ -210,7 +206,8 @@ class Engine:
 
     @torch.inference_mode()
     def move(self, rows: torch.Tensor, to: torch.Tensor) -> None:
-        """Copy cache rows [m] to rows [m], as committing a path does, by the device's numbers."""
+        """Copy cache rows [m] to rows [m], as the commit of a path does. Both tensors are on the
+        device."""
         self._cache.move(rows, to)
 
     def _known_ids(self, tokens: Sequence[int]) -> list[int]:
@@ -234,7 +231,7 @@ class Engine:
         self._clear()
 
     def _append(self, parents: Sequence[int]) -> None:
-        """Take note of nodes behind those there are."""
+        """Note new nodes and their ancestors."""
         end = len(self._parents) + len(parents)
         if end > len(self._sees):
             grown = np.zeros((2 * end, 2 * end), dtype=bool)
@@ -253,8 +250,8 @@ class Engine:
     def _score(
         self, tokens: list[int], positions: list[int], ancestors: torch.Tensor, keep: int
     ) -> torch.Tensor:
-        """One pass. ancestors: bool [n, nodes], which nodes of the tree each new node sees, itself
-        included."""
+        """Run one pass. ancestors: bool [n, nodes], which nodes of the tree each new node sees,
+        itself included."""
         numbers = torch.tensor([tokens, positions], device=self.device)
         hidden = F.pad(~ancestors, (self.length, 0))
         return self._run(numbers[:1], numbers[1:], hidden.to(self.device), keep)
@@ -262,10 +259,9 @@ class Engine:
     def _run(
         self, ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor | None, keep: int
     ) -> torch.Tensor:
-        """Call the model. ids, positions: int64 [1, n]; hidden: bool [n, rows of the cache], what a
-        node may not see, None for a text's beginning. Returns logits [n, V]; with keep > 0, only
-        those of the last `keep` nodes.
-        """
+        """Call the model. ids, positions: int64 [1, n]. hidden: bool [n, cache rows], True for rows
+        that a node may not see; None for the beginning of a text. Returns logits [n, V]; with keep
+        > 0, only those of the last `keep` nodes."""
         arguments: dict[str, Any] = {
             "attention_mask": self._masks(hidden) if hidden is not None else None,
             "position_ids": positions,
@@ -278,8 +274,8 @@ class Engine:
         return logits[-keep:]
 
     def _sample(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of one token by layer. Raises UsageError if the model does not take the
-        masks it needs, or keeps anything else of a text."""
+        """Keys and values of one token, by layer. Raises UsageError if the model does not take its
+        masks, or keeps anything besides keys and values."""
         cache, number = DynamicCache(), torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         mask = self._masks(torch.zeros(1, 1, dtype=torch.bool, device=self.device))
         try:

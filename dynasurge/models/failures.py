@@ -1,5 +1,5 @@
-"""What a model or a GPU may do to a run, said in one line: logits that are no numbers, memory that
-runs out."""
+"""Failures of a model or a GPU, reported in one line: logits that are no numbers, memory that runs
+out."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ MEND = "try --dtype float32, or another copy of the model"
 
 @contextmanager
 def shrinking(part: Part) -> Iterator[None]:
-    """Raises UsageError where the block runs out of GPU memory: which of model, cache, prompt and
-    tree to shrink."""
+    """Raises UsageError if the block runs out of GPU memory. It names the part to shrink: model,
+    cache, prompt or tree."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -39,7 +39,7 @@ def shrinking(part: Part) -> Iterator[None]:
 
 
 def no_numbers(field: str, value: object) -> UsageError:
-    """What to say of a model whose logits are NaN or infinite: its text would be noise."""
+    """The error for a model whose logits are NaN or infinite: its text would be noise."""
     return UsageError(field, value, "gives logits that are NaN or infinite", MEND)
 
 

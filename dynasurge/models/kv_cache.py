@@ -1,18 +1,19 @@
-"""A preallocated key/value cache that holds one committed text and, behind it, the nodes of a token
+"""A preallocated key/value cache. It holds one committed text and, after it, the nodes of a token
 tree.
 
-Rows [0, length) belong to the committed text. Nodes of the tree being scored are appended behind
-them, in any order in which a parent comes before its children. `commit` keeps the rows of one path,
-moved to the front, and drops the rest:
+Rows [0, length) hold the committed text. Nodes of the tree being scored follow; a parent comes
+before its children. `commit` keeps the rows of one path, moves them to the front, and drops the
+rest:
 
     rows:   0 ... length-1 | root  a  b  a1  b1      commit(root, b, b1)      0 ... length-1  root  b  b1 |
 
-Keys and values of all layers whose heads and sizes are equal live in one tensor, so a commit is
-one gather and one copy however deep the model is (one more for each other shape, as where values
-are narrower than keys, and for each device that the model is spread over). A pass either appends
-(rows and what attention sees are plain slices) or, inside a captured CUDA graph, writes to rows
-named by a tensor and shows attention every row, the mask hiding those not in use: then nothing
-about it changes shape from pass to pass.
+One tensor holds the keys and values of all layers that have the same number of heads, size and
+device. So a commit is one gather and one copy for each such tensor, in a model of any depth.
+(Values may be narrower than keys, and a model may be spread over devices.)
+
+A pass can write in two ways. It can append: then rows and what attention sees are plain slices.
+Inside a captured CUDA graph it writes to rows that a tensor names, and attention sees every row;
+the mask hides those not in use. Then no shape changes from pass to pass.
 
 Only this file and models/engine.py touch the internals of transformers' caches.
 """
@@ -41,13 +42,13 @@ class TreeCacheLayer(CacheLayerMixin):
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing is left to be done."""
+        """Do nothing: the rows exist already."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write n rows [1, heads, n, head size] where the cache says and return the rows that
-        attention may look at."""
+        """Write n rows [1, heads, n, head size] where the cache says. Returns the rows that
+        attention may see."""
         assert self.keys is not None
         assert self.values is not None
         rows = self._cache.rows
@@ -65,23 +66,23 @@ class TreeCacheLayer(CacheLayerMixin):
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def get_seq_length(self) -> int:
-        """Rows in use."""
+        """How many rows are in use."""
         return self._cache.filled
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(length, offset) of the keys a pass over `query_length` new tokens attends to."""
+        """(length, offset) of the keys that a pass over `query_length` new tokens attends to."""
         return self._cache.filled + query_length, 0
 
     def get_max_length(self) -> int:
-        """Rows allocated."""
+        """How many rows are allocated."""
         return self._cache.max_length
 
-    get_max_cache_shape = get_max_length  # its name before transformers 5.18
+    get_max_cache_shape = get_max_length  # the name before transformers 5.18
 
 
 class TreeCache(Cache):
-    """One layer for each of `sample`, of `max_length` rows; `length` are committed, `filled` are in
-    use.
+    """A cache with one layer for each of `sample` and `max_length` rows. `length` rows are
+    committed, `filled` are in use.
 
     rows: int64 [n] on the device, where the pass being captured or replayed writes; None while
     passes append.
@@ -93,8 +94,8 @@ class TreeCache(Cache):
         max_length: int,
         shown: int | None = None,
     ) -> None:
-        """sample: keys and values [1, heads, n, size] of some tokens by layer, like which the rows
-        shall be. shown: how many rows static passes look at, all if None."""
+        """sample: keys and values [1, heads, n, size] of some tokens, by layer; the cache takes
+        their shapes, dtypes and devices. shown: how many rows static passes see (None: all)."""
         self.max_length, self.shown = max_length, shown or max_length
         self.length = self.filled = 0
         self._rows: torch.Tensor | None = None
@@ -102,7 +103,7 @@ class TreeCache(Cache):
         shapes = [(s.device, s.dtype, s.shape[1], s.shape[3]) for s in states]
         with shrinking(
             "cache"
-        ):  # zeros at first: attention never multiplies what it may not see by NaN
+        ):  # zeros, not NaN: attention multiplies hidden rows by 0, and 0 * NaN is NaN
             stacks = {
                 shape: torch.zeros(
                     count, shape[2], max_length, shape[3], dtype=shape[1], device=shape[0]
@@ -124,17 +125,17 @@ class TreeCache(Cache):
         return sum(stack.nbytes for stack in self._stacks)
 
     def clear(self) -> None:
-        """Forget everything: a NaN left in a row would reach through any mask."""
+        """Forget everything and write zeros: a NaN left in a row would pass through any mask."""
         self.length = self.filled = 0
         for stack in self._stacks:
             stack.zero_()
 
     def append(self, count: int) -> None:
-        """A pass has written `count` rows."""
+        """Count the rows that a pass has written."""
         self.filled += count
 
     def commit(self, nodes: Sequence[int]) -> None:
-        """Keep these of the appended nodes (0 is the first appended), a path in order, and drop the
+        """Keep `nodes` of the appended nodes (0 is the first), a path in order, and drop the
         others."""
         end = self.length + len(nodes)
         if list(nodes) != list(range(len(nodes))):
@@ -164,14 +165,14 @@ class TreeCache(Cache):
             self._rows = None
 
     def move(self, rows: torch.Tensor, to: torch.Tensor) -> None:
-        """Copy rows [m] to rows [m], the device's numbers; the host does not know how long the text
-        is now."""
+        """Copy rows [m] to rows [m]. Both tensors are on the device; the host does not know the
+        length of the text then."""
         for stack in self._stacks:
             stack.index_copy_(2, to.to(stack.device), stack.index_select(2, rows.to(stack.device)))
 
 
 def states_of(cache: Cache) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The keys and values of every layer of a cache of transformers' own. Raises ValueError if it
+    """The keys and values of every layer of one of transformers' caches. Raises ValueError if it
     holds anything else."""
     states = []
     for layer in cache.layers:

@@ -1,10 +1,9 @@
-"""Loading one model by hub name or folder, and one line for each of the ways in which that goes
-wrong.
+"""Loads one model by hub name or folder. Each way in which this fails has one error line.
 
 A name is `demo`, a folder (`~` is expanded), a hub name, or a hub name at a revision
-(`org/model@v1.0`). What transformers would only report in a log it has been told to hide is looked
-at here: tensors that the checkpoint lacks are filled with random numbers by transformers, so such a
-model is refused.
+(`org/model@v1.0`). transformers fills tensors that a checkpoint lacks with random numbers and
+reports this only in its log, which is hidden here. So this module reads the report and refuses such
+a model.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "voc
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a model is loaded from. flag, name: as it was given; options: what every
-    `from_pretrained` is told."""
+    """Where a model is loaded from. flag, name: as the user gave them. options: arguments of every
+    `from_pretrained`."""
 
     flag: str
     name: str
@@ -50,11 +49,11 @@ class Source:
 
     @property
     def folder(self) -> Path | None:
-        """The folder it is; None for a hub name."""
+        """The folder; None for a hub name."""
         return Path(self.path) if os.path.isdir(self.path) else None
 
     def wrong(self, reason: str, remedy: str) -> UsageError:
-        """A mistake in this name."""
+        """The error for a mistake in this name."""
         return UsageError(self.flag, self.name, reason, remedy)
 
 
@@ -68,9 +67,9 @@ def load_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a model and, if it has one, its tokenizer.
 
-    flag: `--draft` or `--target`, as which `demo` is read. device_map: how transformers spreads it.
-    trust_remote_code: whether code that lies beside the weights may run. Warns of attention that is
-    slow, and of tensors that the model has no use for. Raises UsageError.
+    flag: `--draft` or `--target`; it decides which model `demo` is. device_map: how transformers
+    spreads the model. trust_remote_code: whether code next to the weights may run. Warns of slow
+    attention, and of tensors that the model does not use. Raises UsageError.
     """
     with _Quiet(), shrinking("model"):
         source = _demo_source(flag) if name == DEMO else find_source(flag, name, trust_remote_code)
@@ -83,13 +82,13 @@ def load_model(
                 dtype=dtype,
                 device_map=device_map,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # and named below
+                ignore_mismatched_sizes=True,  # the check below names them
                 **source.options,
             )
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            # readers of weights and tokenizers, and a model's own code, raise anything
+            # readers of weights and tokenizers, and a model's own code, may raise anything
             raise _unloadable(source, error) from error
     model: PreTrainedModel = loaded[0]
     _check_report(source, loaded[1])
@@ -101,8 +100,8 @@ def load_model(
 
 
 def find_source(flag: str, name: str, trust_remote_code: bool = False) -> Source:
-    """What a name means. Raises UsageError for a path where no folder is."""
-    # left out, transformers would ask on the terminal
+    """The source that a name means. Raises UsageError for a path that is no folder."""
+    # without a value, transformers would ask on the terminal
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not isinstance(name, str) or not name.strip():
         raise UsageError(flag, repr(name), "is no name of a model", "give a hub name or a folder")
@@ -140,7 +139,7 @@ def _demo_source(flag: str) -> Source:
 
 
 def _load_config(source: Source) -> PreTrainedConfig:
-    """The model's config. Raises UsageError unless it is a causal language model's."""
+    """The model's config. Raises UsageError unless it belongs to a causal language model."""
     if source.folder is not None and not (source.folder / "config.json").is_file():
         if (source.folder / "adapter_config.json").is_file():
             raise source.wrong(
@@ -181,8 +180,8 @@ def _check_pointers(source: Source) -> None:
 
 
 def _check_report(source: Source, report: dict[str, Any]) -> None:
-    """Raise UsageError if tensors are missing or of another shape; warn of those that belong to
-    nothing."""
+    """Raise UsageError if tensors are missing or have another shape. Warn of tensors that are not
+    used."""
     missing = sorted(report["missing_keys"])
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -213,7 +212,7 @@ def _unloadable(source: Source, error: Exception) -> UsageError:
         return source.wrong(reason, remedy)
     if "trust_remote_code" in said:
         return source.wrong(
-            "needs code that lies beside its weights",
+            "needs code that is next to its weights",
             "read that code, then add --trust-remote-code",
         )
     if type(error).__name__ == "SafetensorError":

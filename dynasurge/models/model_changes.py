@@ -1,24 +1,24 @@
-"""All that is done to a user's own models, and the way back.
+"""All that this package changes in a user's own models, and how to undo it.
 
-For good, until `restore`:
+Until `restore`:
 
 - Linear layers become `PackedLinear`, which keep a copy of their weights in blocks. oneDNN
-  multiplies bfloat16 matrices in blocks; given a plain weight it sorts it in every pass, which for
-  the few rows of a token tree takes about as long as the product. Only in bfloat16 on a CPU;
-  products are the same bit by bit.
-- Matrices that multiply the same rows (queries, keys and values; gate and up) lie one behind
-  another, their values unchanged, so that a pass multiplies them in one go. Only where steps are
+  multiplies bfloat16 matrices in blocks. It reorders a plain weight in every pass, which takes
+  about as long as the product for the few rows of a token tree. Only in bfloat16 on a CPU; products
+  are equal bit by bit.
+- Matrices that multiply the same rows (queries, keys and values; gate and up) are stored next to
+  each other, values unchanged, so that a pass multiplies them in one product. Only if steps are
   captured.
 
-While a pass is captured (models/compiled_blocks.py): the latter become `Part`s, forwards are
-replaced, and all blocks are number 0 (`layer_idx`), so that one compilation serves them all. While
+While a pass is captured (models/compiled_blocks.py): the joined layers become `Part`s, forwards are
+replaced, and all blocks have number 0 (`layer_idx`), so that one compilation serves them all. While
 models/self_test.py runs: windows in the config are small.
 
-Besides, models are set to `eval()` and moved to one device, which stays so.
+Models are also set to `eval()` and moved to one device. This stays.
 
-`restore(model)` takes back what lasts, `Pair.restore` does so for both models: afterwards each layer
-is of its own class again and every weight has its own storage, as if it had just been loaded.
-Engines and sessions of the pair must not be used any more then.
+`restore(model)` undoes the lasting changes; `Pair.restore` does so for both models. Afterwards each
+layer has its own class again and every weight its own storage, as if the model had just been
+loaded. Do not use the pair's engines and sessions after this.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-LARGEST = 4 << 30  # bytes of packed copies
-ROWS = 1  # that weights are packed for; the order is good for a few dozen
-JOINT = ("joint", "joint_bias", "start", "stop")  # what `join` tells a module
+LARGEST = 4 << 30  # most bytes of packed copies
+ROWS = 1  # rows that weights are packed for; this order is good for a few dozen rows
+JOINT = ("joint", "joint_bias", "start", "stop")  # the attributes that `join` sets
 
 
 def restore(model: PreTrainedModel) -> None:
-    """Take back all that was done to a model and lasts."""
+    """Undo all lasting changes to a model."""
     for module in model.modules():
         if type(module) in (PackedLinear, Part):
             module.__class__ = nn.Linear
@@ -55,8 +55,8 @@ def restore(model: PreTrainedModel) -> None:
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that knows its weight in blocks, too. It is for inference: a weight changed
-    afterwards is not seen."""
+    """A linear layer with a copy of its weight in blocks, for inference. It does not see later
+    changes of the weight."""
 
     packed: torch.Tensor | None
 
@@ -74,13 +74,13 @@ class PackedLinear(nn.Linear):
         return product
 
     def __getstate__(self) -> dict[str, Any]:
-        # blocks can be neither copied nor stored: a copy is a plain layer
+        # blocks can be neither copied nor stored, so a copy is a plain layer
         return self.__dict__ | {"packed": None}
 
 
 def pack(model: PreTrainedModel) -> None:
-    """Pack a model's linear layers, if it computes in bfloat16 on a CPU. The blocks are a copy, so
-    no more than LARGEST."""
+    """Pack a model's linear layers if it computes in bfloat16 on a CPU and the copies need at most
+    LARGEST bytes."""
     layers = [
         module
         for module in model.modules()
@@ -109,17 +109,17 @@ class Part(nn.Linear):
     stop: int
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Its part of the common product."""
+        """This module's part of the common product."""
         return F.linear(x, self.joint, self.joint_bias)[..., self.start : self.stop]
 
 
 def join_matrices(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Linear]]:
-    """Move the matrices that multiply the same rows together; `run` is a pass that shows which
-    these are. Returns the modules, those with a common matrix together.
+    """Move matrices that multiply the same rows next to each other. `run` is a pass that shows
+    which these are. Returns the modules, in groups with a common matrix.
 
-    Whoever captures passes does this before, whether it compiles them or not: captured passes know
-    where matrices lie, and they should not be moved any more when somebody else compiles a pass of
-    the same model."""
+    Call this before passes are captured, compiled or not. Captured passes keep the addresses of the
+    matrices, so a later compilation for the same model must not move them.
+    """
     groups = [group for group in fed_alike(model, run) if len(group) > 1]
     for group in groups:
         join(group)
@@ -127,9 +127,9 @@ def join_matrices(model: PreTrainedModel, run: Callable[[], object]) -> list[lis
 
 
 def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn.Linear]]:
-    """The linear modules, those together that got the very same rows while a pass ran, and could be
-    one. A module that is called several times, or shares its matrix with another, is left out."""
-    # with the rows, so that their id stays theirs
+    """Groups of linear modules that got the same rows while a pass ran, and could be one module. A
+    module that is called several times, or shares its matrix with another, is left out."""
+    # this holds the rows too, so that no other tensor gets their id
     seen: dict[object, tuple[torch.Tensor, list[nn.Linear]]] = {}
     calls: Counter[nn.Module] = Counter()
     owners = Counter(
@@ -139,7 +139,7 @@ def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn
     def see(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         assert isinstance(module, nn.Linear)
         calls[module] += 1
-        if inputs:  # else they came by name
+        if inputs:  # otherwise they came by name
             kind = (id(inputs[0]), module.bias is None, module.weight.dtype, module.weight.device)
             seen.setdefault(kind, (inputs[0], []))[1].append(module)
 
@@ -162,8 +162,8 @@ def fed_alike(model: PreTrainedModel, run: Callable[[], object]) -> list[list[nn
 @torch.inference_mode(False)
 @torch.no_grad()
 def join(group: list[nn.Linear]) -> None:
-    """Move the matrices of modules together and prepare each to be a `Part`. Those that are already
-    stay where they are: captured graphs know their place."""
+    """Move the matrices of modules next to each other and prepare each to be a `Part`. Joined
+    matrices stay where they are: captured graphs know their addresses."""
     if all(
         _joined(module) and vars(module)["joint"] is vars(group[0])["joint"] for module in group
     ):
@@ -177,14 +177,14 @@ def join(group: list[nn.Linear]) -> None:
 
 
 def _joined(module: nn.Linear) -> bool:
-    """Whether its matrix is part of a joint one, and has not been moved elsewhere since."""
+    """Whether its matrix is part of a joint one and was not moved since."""
     own = vars(module)
     return "joint" in own and module.weight.data_ptr() == own["joint"][own["start"] :].data_ptr()
 
 
 def _together(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Parameters of one shape but for its first dimension, one behind another in a new tensor that
-    they become parts of."""
+    """A new tensor with the parameters one after another; the parameters become parts of it. Their
+    shapes may differ in the first dimension only."""
     joint, end = torch.cat([weight.detach() for weight in weights]), 0
     for weight in weights:
         begin, end = end, end + len(weight)
@@ -192,7 +192,7 @@ def _together(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     return joint
 
 
-# --- for the length of a pass
+# --- during a pass
 
 
 @contextmanager
@@ -203,8 +203,8 @@ def changed(
     first: Iterable[nn.Module],
     before: Mapping[nn.Module, Callable[..., Any]],
 ) -> Iterator[None]:
-    """Inside: `parts` are of class Part, modules have these `forwards`, all modules of `first` that
-    are numbered are number 0, and `before` are called ahead of a forward."""
+    """Inside: `parts` are of class Part, modules have these `forwards`, all numbered modules of
+    `first` have number 0, and the functions in `before` run before a module's forward."""
     hooks = [module.register_forward_pre_hook(hook) for module, hook in before.items()]
     own = {module: vars(module).get("forward") for module in forwards}
     numbers = [

@@ -1,8 +1,8 @@
-"""Pairs: a draft and the target it drafts for, loaded, tested and found to fit together.
+"""Pairs: a draft and its target, loaded, tested, and found to fit together.
 
 The demo pair needs no model hub (see models/demo_pair.py). Any other pair is given by hub name or
-folder: two causal language models that can read a tree (models/compatibility.py,
-models/self_test.py) and whose vocabularies agree where they overlap (models/vocabulary.py).
+folder. Both are causal language models that can read a tree (models/compatibility.py,
+models/self_test.py), and their vocabularies agree where they overlap (models/vocabulary.py).
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ DEVICE_MAPS = (
     "balanced",
     "balanced_low_0",
     "sequential",
-)  # that transformers knows, besides devices
+)  # maps that transformers knows; it also takes a device
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A draft, the target it drafts for, and the target's tokenizer, in one dtype and in eval mode.
-    The draft is on the target's device, the first one if the target is spread over several. shared:
-    bool [V], the target's tokens that the draft may propose; None for all."""
+    """A draft, its target, and the target's tokenizer, both models in one dtype and in eval mode.
+    The draft is on the target's device (the first one, if the target is spread over several).
+    shared: bool [V], the target's tokens that the draft may propose; None for all."""
 
     draft: PreTrainedModel
     target: PreTrainedModel
@@ -56,14 +56,15 @@ class Pair:
         return prompt_ids(self.tokenizer, self.vocab, prompt)
 
     def restore(self) -> None:
-        """Take back all that was done to both models (models/model_changes.py says what). Engines
-        and sessions of this pair must not be used any more."""
+        """Undo all lasting changes to both models (models/model_changes.py lists them). After this,
+        do not use engines and sessions of this pair."""
         restore(self.target)
         restore(self.draft)
 
     @property
     def eos(self) -> frozenset[int]:
-        """The tokens that end a text, as `target.generate` would read them."""
+        """The tokens that end a text, as `target.generate` would read them. Raises UsageError if
+        the generation config has no valid ids."""
         config = self.target.generation_config
         ids = config.eos_token_id if config is not None else None
         ends = [] if ids is None else [ids] if isinstance(ids, int) else ids
@@ -84,21 +85,21 @@ def load_pair(
     self_test: bool = True,
     widen: str | None = None,
 ) -> Pair:
-    """Load a pair by hub name (`name@revision`, too) or folder; `demo` names the pair that ships.
+    """Load a pair by hub name (also `name@revision`) or folder; `demo` names the pair that ships.
 
-    dtype: auto, float32, bfloat16 or float16, or torch's own; auto is bfloat16 where the hardware
-    has it, else float32. device: auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, ...
-    device_map: how transformers spreads a target that is too large for one GPU: auto, balanced,
-    sequential. trust_remote_code: whether code that lies beside the weights may run. self_test:
-    whether both models are asked to read a tree (models/self_test.py). widen: one of
-    `widened.SHAPES`, for a LLaMA target's text at the cost of a larger model. Raises UsageError if either
-    model cannot be loaded or cannot read a tree, or the two do not fit.
+    dtype: auto, float32, bfloat16 or float16, or torch's own; auto is bfloat16 if the hardware
+    computes in it, otherwise float32. device: auto (cuda if there is one, otherwise cpu), cpu,
+    cuda, cuda:1, ... device_map: how transformers spreads a target that is too large for one GPU:
+    auto, balanced, sequential. trust_remote_code: whether code next to the weights may run.
+    self_test: whether both models must read a test tree (models/self_test.py). widen: one of
+    `widened.SHAPES`; a LLaMA target then has its own text at a larger model's cost. Raises
+    UsageError if a model cannot be loaded or cannot read a tree, or if the two do not fit.
     """
     if device_map is not None and device_map not in DEVICE_MAPS:
         resolve_device(device_map, "--device-map")
     where = resolve_device(device)
     if where.type == "cuda" and where.index is not None:
-        torch.cuda.set_device(where)  # kernels of our own and events go where the models are
+        torch.cuda.set_device(where)  # our own kernels and events use this device
     number = resolve_dtype(dtype, where)
     target_model, tokenizer = load_target(
         target, number, device_map, trust_remote_code=trust_remote_code
@@ -135,15 +136,15 @@ def load_pair(
         target_name=target,
         shared=shared,
     )
-    _ = pair.eos  # a bad one is refused now
+    _ = pair.eos  # so a bad one is refused now
     return pair
 
 
 def load_target(
     name: str, dtype: torch.dtype, device_map: str | None = None, *, trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a target and its tokenizer, which it must have. Arguments: as in `load_pair`. Raises
-    UsageError."""
+    """Load a target and its tokenizer. Arguments: see `load_pair`. Raises UsageError, also if there
+    is no tokenizer."""
     model, tokenizer = load_model(
         "--target", name, dtype, device_map, trust_remote_code=trust_remote_code
     )
@@ -163,8 +164,8 @@ def check_pair(
     target_tokenizer: PreTrainedTokenizerBase | None,
 ) -> torch.Tensor | None:
     """The tokens that the draft may propose, bool [V]; None for all (see models/vocabulary.py).
-    Raises UsageError unless both models can read trees and their vocabularies agree. Embedding
-    tables of different sizes are fine (models/engine.py)."""
+    Embedding tables may differ in size (models/engine.py). Raises UsageError unless both models can
+    read trees and their vocabularies agree."""
     check_model("--draft", draft, draft_model)
     check_model("--target", target, target_model)
     sizes = [model.config.get_text_config().vocab_size for model in (draft_model, target_model)]
@@ -172,12 +173,13 @@ def check_pair(
 
 
 def places(model: PreTrainedModel) -> set[int | str | torch.device]:
-    """Where a device map put the parts of a model; empty without one."""
+    """The devices of a model's parts, by its device map; empty without one."""
     return set(getattr(model, "hf_device_map", {}).values())
 
 
 def resolve_device(device: str, flag: str = "--device") -> torch.device:
-    """`auto` is cuda if there is one. Raises UsageError for a device this machine lacks."""
+    """The torch device of a name; `auto` is cuda if there is one. Raises UsageError for a device
+    that this machine does not have."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -191,8 +193,8 @@ def resolve_device(device: str, flag: str = "--device") -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware computes in it, else float32. Raises UsageError for an
-    unknown one."""
+    """The torch dtype of a name; `auto` is bfloat16 if the hardware computes in it, otherwise
+    float32. Raises UsageError for an unknown name."""
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise UsageError("--dtype", name, "unknown", f"choose one of {', '.join(DTYPES)}")
@@ -205,7 +207,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
             if torch.cuda.is_bf16_supported(including_emulation=False)
             else torch.float32
         )
-    # oneDNN claims bfloat16 on any x86 processor with AVX-512, but without these it emulates, three
+    # oneDNN reports bfloat16 on any x86 processor with AVX-512. Without these it emulates it, three
     # times slower.
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     native |= platform.machine() not in ("x86_64", "AMD64")

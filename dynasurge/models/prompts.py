@@ -1,5 +1,4 @@
-"""What people pass as a prompt, as token ids: text, ids, a tensor or an array, a tokenizer's
-output."""
+"""The token ids of a prompt: a text, ids, a tensor or an array, or a tokenizer's output."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ ONE = "give one prompt at a time"
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, vocab: int, prompt: Prompt) -> list[int]:
-    """The tokens of one prompt; none of them may lie outside 0 ... vocab - 1. Raises UsageError for
-    what is no prompt, or more than one."""
+    """The tokens of one prompt, each in 0 ... vocab - 1. Raises UsageError for something that is no
+    prompt, for more than one, and for other ids."""
     given = prompt
     if isinstance(prompt, list | tuple) and len(prompt) == 1 and isinstance(prompt[0], str):
         prompt = prompt[0]
@@ -29,7 +28,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, vocab: int, prompt: Pr
                 "prompt", repr(prompt)[:60], "holds half a surrogate pair", "correct the text"
             )
         prompt = tokenizer(prompt).input_ids
-    # the tokenizers library has an Encoding, transformers a mapping
+    # the tokenizers library returns an Encoding, transformers a mapping
     ids = (
         _of_mapping(prompt)
         if isinstance(prompt, Mapping)
@@ -51,7 +50,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, vocab: int, prompt: Pr
 
 
 def _of_mapping(prompt: Mapping[str, Any]) -> list[int]:
-    """The ids of a tokenizer's output."""
+    """The ids of a tokenizer's output. Raises UsageError for padding, and for inputs besides
+    text."""
     if "input_ids" not in prompt:
         raise UsageError(
             "prompt",
@@ -72,7 +72,8 @@ def _of_mapping(prompt: Mapping[str, Any]) -> list[int]:
 
 
 def _flat(prompt: Prompt, field: str = "prompt") -> list[int]:
-    """A list of numbers from one or two dimensions of them."""
+    """A list of ints from numbers in one or two dimensions. Raises UsageError if they are no token
+    ids of one text."""
     values = _plain(prompt)
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise UsageError(

@@ -1,16 +1,17 @@
-"""A model is asked once, when it is loaded, whether it reads a tree as it reads text.
+"""Every model is tested once, when it is loaded: does it read a tree as it reads text?
 
     text t0 ... t8, then        root ─┬─ a ── c          read in one pass; then the path root, a, c is committed,
-                                      └─ b               and d is read behind it
+                                      └─ b               and d is read after it
 
-Every node must get the logits that transformers gives the same tokens read as text: root and a
-one at a time with a cache of its own, and all paths at once without. That covers masks, positions,
-siblings that do not see each other, windows (made so small for the test that the text goes beyond
-their edge), the cache's layout and what committing a path moves. The model is tested as it was
-loaded, in its dtype, on its device. Passes of different widths round differently; how much, the
-model itself shows: the same path is read at once and one by one. What differs by more is a fault,
-and nothing decodes. A mixture of experts may round to another expert here and there, so a fault
-must show with three different texts.
+Every node must get the logits that transformers gives the same tokens read as text: root and a one
+at a time with transformers' cache, and all paths at once without a cache. The test covers masks,
+positions, siblings that do not see each other, windows (so small in the test that the text reaches
+past them), the order of cache rows, and the rows that a commit moves. The model is tested as
+loaded, in its dtype, on its device.
+
+Passes of different widths round differently. The model itself shows how much: the same path is read
+at once and token by token. A larger difference is a fault, and the model is refused. A mixture of
+experts may choose another expert after rounding, so a fault must show with three different texts.
 """
 
 from __future__ import annotations
@@ -35,19 +36,19 @@ NAMES = (
     "a child",
     "its younger sibling",
     "a grandchild",
-    "a token behind a committed path",
+    "a token after a committed path",
 )
-# relative differences that are rounding anyway
+# relative differences that always count as rounding
 LEAST = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 0.02}
-# a model whose own passes differ by so much looks ahead, or does not do what its config says
+# if a model's own passes differ by more, it looks ahead or does not follow its config
 UNSTEADY = 0.15
-HALF, NOISE = 0.05, 8.0  # as LEAST, in bfloat16; times what the model's own passes differ by
+HALF, NOISE = 0.05, 8.0  # LEAST for bfloat16; factor on the difference of the model's own passes
 REMEDY = "use another model; transformers' own generate may serve this one"
 
 
 def self_test(flag: str, name: str, model: PreTrainedModel) -> None:
-    """Raise UsageError, which says what differed, unless the model reads a tree as it reads
-    text."""
+    """Raise UsageError unless the model reads a tree as it reads text. The error says what
+    differs."""
     worst: tuple[float, str] | None = None
     for attempt in range(TRIES):
         worst = _difference(flag, name, model, attempt)
@@ -55,7 +56,7 @@ def self_test(flag: str, name: str, model: PreTrainedModel) -> None:
             return
     assert worst is not None
     size, node = worst
-    reason = f"reads a tree otherwise than text: the logits of {node} differ by {size:.0%}"
+    reason = f"reads a tree differently from text: the logits of {node} differ by {size:.0%}"
     if node not in NAMES:
         reason = f"reads text in more than one way: the logits of {node} differ by {size:.0%}"
     raise UsageError(flag, name, reason, REMEDY)
@@ -65,8 +66,8 @@ def self_test(flag: str, name: str, model: PreTrainedModel) -> None:
 def _difference(
     flag: str, name: str, model: PreTrainedModel, attempt: int
 ) -> tuple[float, str] | None:
-    """The largest difference, relative to the logits' spread, that is no rounding, and its node's
-    name."""
+    """The largest difference that is no rounding, relative to the logits' spread, and its node's
+    name; None if there is none."""
     vocab, positions = model.config.get_text_config().vocab_size, readable(model.config, TEXT)
     if positions < TEXT + len(PARENTS) + 1:
         raise UsageError(flag, name, f"reads {positions} positions only", REMEDY)
@@ -102,8 +103,8 @@ def _difference(
 
 
 def _read_on(model: PreTrainedModel, parts: list[list[int]]) -> torch.Tensor:
-    """Logits [parts, V], float32, of the last token of each part of one text, as transformers reads
-    it on with a cache of its own."""
+    """Logits [parts, V], float32, of the last token of each part of one text. transformers reads
+    part after part with its own cache."""
     cache, logits = DynamicCache(config=model.config), []
     for tokens in parts:
         ids = torch.tensor([tokens], device=model.device)
@@ -113,14 +114,14 @@ def _read_on(model: PreTrainedModel, parts: list[list[int]]) -> torch.Tensor:
 
 
 def _read(model: PreTrainedModel, texts: list[list[int]]) -> torch.Tensor:
-    """Logits [texts, tokens, V], float32, of texts of one length, each read in one pass."""
+    """Logits [texts, tokens, V], float32, of texts of equal length, each read in one pass."""
     ids = torch.tensor(texts, device=model.device)
     logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
     return logits.float()
 
 
 def _relative(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """How far each row [V] is from what is expected, as a part of its spread."""
+    """How far each row [V] is from the expected one, relative to the expected row's spread."""
     expected = expected.to(logits.device)
     spread = (expected - expected.mean(-1, keepdim=True)).square().mean(-1)
     return ((logits - expected).square().mean(-1) / spread).sqrt().nan_to_num(torch.inf)
@@ -128,7 +129,7 @@ def _relative(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _small_windows(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, windows and chunks are so small that the test's text goes beyond their edge."""
+    """Inside, windows and chunks are so small that the test's text reaches past them."""
     config = model.config.get_text_config()
     before = {
         SIZES[kind]: size

@@ -1,8 +1,8 @@
 """Two vocabularies: which tokens a draft may propose to its target.
 
-A token is shared if both tokenizers know it by the same text and the same id. A target with added
-or renamed special tokens keeps its draft: those tokens are never proposed, as if the draft gave
-them probability 0. One text with two ids is another vocabulary, and such a pair is refused.
+A token is shared if both tokenizers give the same text the same id. A target with added or renamed
+special tokens keeps its draft, which never proposes those tokens, as if their probability were 0.
+If one text has two different ids, the vocabularies differ, and the pair is refused.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def shared_tokens(
 ) -> torch.Tensor | None:
     """The tokens that the draft may propose, bool [target_size]; None for all.
 
-    draft, target: their names; *_size: how many ids their embeddings have, which must be equal
-    where a tokenizer is missing. Raises UsageError if the two do not fit, naming the first token
-    that differs.
+    draft, target: their names. *_size: the number of ids in their embeddings; if a tokenizer is
+    missing, the sizes must be equal. Raises UsageError if the two do not fit; it names the first
+    token that differs.
     """
     if draft_tokenizer is None or target_tokenizer is None:
         if draft_size != target_size:

@@ -1,7 +1,7 @@
-"""The cost of a large model, real text, no download: a small LLaMA's weights inside a large one's
-shape.
+"""Real text at the cost of a large model, without a download: a small LLaMA's weights in a large
+one's shape.
 
-The function does not change, so prompts, drafts and acceptance stay real; the cost is that of the
+The function does not change, so prompts, drafts and acceptance stay real. The cost is that of the
 large model. With h, d the small and H, D the large hidden and head size:
 
 - the residual stream is padded with zeros. An RMSNorm then sees the mean square times h / H, so its
@@ -9,11 +9,11 @@ large model. With h, d the small and H, D the large hidden and head size:
 - the pair of dimensions that rotary embedding turns with frequency theta^(-2i/d) moves to the pair
   of frequency theta^(-2j/D), j = i D / d, with the same theta;
 - attention divides by sqrt(D) instead of sqrt(d), so queries are multiplied by sqrt(D / d);
-- grouped keys and values are repeated, a copy for each query head of the group;
-- what is new in heads, neurons and layers has output projections of zero.
+- grouped keys and values are repeated, one copy for each query head of the group;
+- new heads, neurons and layers have output projections of zero.
 
-Weights that then cannot reach the output keep their random initial values, so that no kernel
-profits from zeros.
+Weights that cannot reach the output keep their random initial values, so no kernel gains speed from
+zeros.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def widen_target(
     name: str, model: PreTrainedModel, shape: str, device: torch.device, dtype: torch.dtype
 ) -> LlamaForCausalLM:
     """The target called `name` in the shape that SHAPES calls `shape`. Raises UsageError unless it
-    is a LLaMA that fits in there."""
+    is a LLaMA that fits into this shape."""
     remedy = "name a small LLaMA, or leave --widen out"
     if shape not in SHAPES:
         raise UsageError("--widen", shape, "unknown", f"choose one of {', '.join(SHAPES)}")
@@ -69,11 +69,11 @@ def widen_target(
 def widen(
     small: LlamaForCausalLM, shape: dict[str, int], *, device: torch.device, dtype: torch.dtype
 ) -> LlamaForCausalLM:
-    """`small` in a LLaMA of `shape` (names of LlamaConfig; as many key as query heads), on a
+    """`small` in a LLaMA of `shape` (names of LlamaConfig; as many key heads as query heads), on a
     device, in a dtype.
 
-    Raises ValueError if something of `shape` is not large enough, or if its head size is no
-    multiple of the small one's.
+    Raises ValueError if something in `shape` is too small, or if its head size is no multiple of
+    the small one's.
     """
     config = wide_config(small.config, shape)
     before = torch.get_default_dtype()
@@ -92,7 +92,7 @@ def widen(
             tensor.fill_(1.0)
             if source is not None:
                 tensor[: len(source)] = (source * norm).to(dtype)
-        elif source is None:  # a layer more: it adds nothing to the residual stream
+        elif source is None:  # a new layer adds nothing to the residual stream
             if name.endswith(("o_proj.weight", "down_proj.weight")):
                 tensor.zero_()
         elif name.endswith("_proj.weight") and ".self_attn." in name:
@@ -100,7 +100,7 @@ def widen(
         elif name.endswith(("down_proj.weight", "embed_tokens.weight")):
             tensor.zero_()
             _place(tensor, source)
-        else:  # gate, up, the head: what meets padding meets zeros
+        else:  # gate, up, the head: padding multiplies zeros
             _place(tensor, source)
     wide.eval()
     return wide
@@ -135,7 +135,7 @@ def wide_config(old: LlamaConfig, shape: dict[str, int]) -> LlamaConfig:
 
 
 def _attention(kind: str, wide: Tensor, source: Tensor, old: Any, new: Any) -> None:
-    """Fill one projection of a layer; wide: [heads * D, H] (o_proj: [H, heads * D])."""
+    """Fill one projection of a layer. wide: [heads * D, H] (o_proj: [H, heads * D])."""
     d, D, heads = _head_size(old), _head_size(new), old.num_attention_heads
     group = heads // old.num_key_value_heads
     step = D // d
@@ -152,7 +152,7 @@ def _attention(kind: str, wide: Tensor, source: Tensor, old: Any, new: Any) -> N
         number = head if kind in ("q_proj", "o_proj") else head // group
         part = source[number * d : (number + 1) * d]
         if kind == "q_proj":
-            rows.zero_()  # so a key's other dimensions meet zeros
+            rows.zero_()  # a key's other dimensions then multiply zeros
             part = part * math.sqrt(D / d)
         where = turned if kind in ("q_proj", "k_proj") else plain
         rows[where, : part.shape[1]] = part.to(wide.dtype)

@@ -1,9 +1,9 @@
-"""Decoding behind the reader's back: one thread, one prompt at a time, and every step to be seen as
-soon as it is there.
+"""Decoding in the background: one thread, one prompt at a time; every step can be shown as soon as
+it is decoded.
 
-A `Run` is one generation on its way. It is cancelled between two steps, so a reader who keeps
-changing settings never waits for more than the step that is being decoded. Runs that wait take
-turns in the order in which they were started: they share the models and their caches.
+A `Run` is one generation in progress. It is cancelled between two steps, so a reader who keeps
+changing settings never waits for more than one step. Waiting runs take turns in the order of their
+start, because they share the models and their caches.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from dynasurge.settings import Settings
 
 @dataclass(kw_only=True, eq=False)
 class Run:
-    """prompt: the text as the models read it; note: what a reader should know of it; steps: those
-    decoded so far; error: why there are no more, one line. A run that was cancelled is finished,
-    too."""
+    """prompt: the text as the models read it. note: a remark for the reader. steps: those decoded
+    so far. error: why there are no more, one line. finished: also True for a cancelled run."""
 
     prompt: str = ""
     note: str = ""
@@ -38,18 +37,18 @@ class Run:
 class Background:
     """The thread, and the engines that all its runs share.
 
-    roomiest: settings whose engines are large enough for every run. on_change is called by the
-    thread, with `changed` held, whenever a run that is not cancelled has got further.
+    roomiest: settings whose engines are large enough for every run. The thread calls on_change,
+    with `changed` held, at every progress of a run that is not cancelled.
     """
 
     def __init__(self, pair: Pair, roomiest: Settings, on_change: Callable[[], None]) -> None:
         self._pair, self._roomiest, self._on_change = pair, roomiest, on_change
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dynasurge")
-        self.changed = threading.Condition()  # hold it to look at a run
+        self.changed = threading.Condition()  # hold it to read a run
         self._closed = False
 
     def start(self, prompt: str, settings: Settings) -> Run:
-        """Decode after a prompt."""
+        """Decode after a prompt. Returns the run, which waits for its turn."""
         run = Run()
         if self._closed:
             return Run(finished=True, error="closed")
@@ -57,8 +56,8 @@ class Background:
         return run
 
     def wait(self, runs: Sequence[Run], step: int, timeout: float | None) -> bool:
-        """Block until every run has this step or has ended, or until `close`; False if `timeout`
-        seconds pass first."""
+        """Block until every run has this step or has ended, or until `close`. Returns False if
+        `timeout` seconds pass first."""
         with self.changed:
             return self.changed.wait_for(
                 lambda: self._closed or all(run.finished or len(run.steps) > step for run in runs),
@@ -66,7 +65,7 @@ class Background:
             )
 
     def close(self) -> None:
-        """Start nothing more."""
+        """Start no more runs, and end all waits."""
         self._worker.shutdown(wait=False, cancel_futures=True)
         with self.changed:
             self._closed = True
@@ -94,7 +93,7 @@ class Background:
         except UsageError as mistake:
             error = str(mistake)
         except Exception as fault:
-            # nobody waits for this thread: what goes wrong in it must be shown
+            # no caller sees this thread's exceptions, so the run must show them
             error = f"{type(fault).__name__}: {fault}"
         with self.changed:
             run.finished, run.error = True, error

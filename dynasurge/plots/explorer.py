@@ -5,13 +5,13 @@ JupyterLab.
     Explorer(pair, mode="dTree", B=16, T=0.6)                       # one setting
     Explorer(pair, mode="dTree", B=16, compare={"T": 1.0})          # two, on the same prompt and seed
 
-Nothing is decoded on the page's behalf while it waits: one background thread decodes ahead, one
-prompt at a time, and every step is shown as soon as it is there. A setting that changes starts its
-side anew and drops what was being decoded for it.
+The page never waits for decoding. One background thread decodes ahead, one prompt at a time, and
+every step appears as soon as it is decoded. When a setting changes, its side starts again, and its
+present decoding stops.
 
-The controls are ipywidgets; `TreeView`, an anywidget, shows text, tree and bars of one setting
-(assets/tree.js has what happens on the page). Where widgets can't run, the explorer is a picture of
-the steps it last showed.
+The controls are ipywidgets. `TreeView`, an anywidget, shows text, tree and bars of one setting
+(assets/tree.js is its part in the page). Where widgets cannot run, the explorer is a picture of the
+steps that it showed last.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ except ImportError as error:
     ) from error
 
 BUDGETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, AUTO_NODES)
-GROWMAP = "4x8"  # the shape that sTree begins with
+GROWMAP = "4x8"  # the first shape of sTree
 USED = {
     "growmap": ("sTree",),
     "B": ("dTree",),
     "fill": ("dTree",),
     "policy": ("sTree", "dTree"),
     "rule": ("sTree", "dTree"),
-}  # by which modes
-LARGEST_SEED = 2**53 - 1  # that a page can count to
+}  # the modes that use each setting
+LARGEST_SEED = 2**53 - 1  # the largest whole number that a page can count
 BUTTONS = {
     "first": "fast-backward",
     "previous": "step-backward",
@@ -68,8 +68,8 @@ BUTTONS = {
 class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
     """One step of one setting on the page, from text that is ready to be shown (plots/tree_svg.py).
 
-    A message {"step": "next" | "previous" | "first" | "last" | number} comes back when the reader
-    asks for another.
+    When the reader chooses another step, the page sends a message {"step": "next" | "previous" |
+    "first" | "last" | number}.
     """
 
     _esm = STYLE.with_name("tree.js")
@@ -87,7 +87,7 @@ class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
     )
 
     def paint(self, run: Run, number: int) -> None:
-        """Show step `number` of a run, or its last so far."""
+        """Show step `number` of a run, or its last step so far."""
         last = len(run.steps) - 1
         with self.hold_sync():
             if last < 0:
@@ -107,7 +107,7 @@ class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
 
 @dataclass(kw_only=True, eq=False)
 class Side:
-    """One setting: where it started, its controls by the name of what they set, its view, and its
+    """One setting: its first settings, its controls by the name of what they set, its view, and its
     present run."""
 
     settings: Settings
@@ -116,15 +116,15 @@ class Side:
     run: Run = field(default_factory=lambda: Run(finished=True))
 
     def chosen(self, seed: int) -> Settings:
-        """What the controls say. Raises UsageError."""
+        """The settings of the controls. Raises UsageError."""
         values = {name: control.value for name, control in self.controls.items()}
         rule, growmap = values.pop("rule"), values.pop("growmap")
         etv = values["mode"] != "auto" and rule != "topdown"
         values |= {"use_bfs": etv, "etv": rule if etv else "traversal", "seed": seed}
         static, dynamic = values["mode"] == "sTree", values["mode"] == "dTree"
         values["fill"] = values["fill"] and dynamic and values["B"] != "auto"
-        # A dynamic tree may have a growmap, too, that bounds its depth, but only from where the
-        # side started.
+        # A dynamic tree may also have a growmap, which bounds its depth, but only the one that the
+        # side started with.
         values["growmap"] = (
             growmap if static else self.settings.growmap if dynamic and self.bounded else None
         )
@@ -144,7 +144,7 @@ class Side:
 
 
 def make_side(settings: Settings, on_choice: Callable[[Side], None]) -> Side:
-    """A side whose controls begin with these settings and call `on_choice` when one is changed."""
+    """A side whose controls begin with these settings. A changed control calls `on_choice`."""
 
     def style(width: str) -> dict[str, Any]:
         return {"layout": {"width": width}, "style": {"description_width": "initial"}}
@@ -180,12 +180,12 @@ def make_side(settings: Settings, on_choice: Callable[[Side], None]) -> Side:
 
 class Explorer:
     """Controls, and one or two views of the same prompt and seed. `box` is the widget, for a page
-    of one's own.
+    of your own.
 
-    pair: the demo pair if None. prompt: text; the first demo prompt if None. compare: what a second
-    setting has else than the first; None for a single view, to which the page can add the other.
-    Further keyword arguments are fields of `Settings`. Trees have at most 128 nodes. Raises
-    UsageError for a wrong setting; one that is chosen on the page is said there instead.
+    pair: the demo pair if None. prompt: a text; the first demo prompt if None. compare: the fields
+    in which a second setting differs from the first; None for a single view (the page can add the
+    other). Further keyword arguments are fields of `Settings`. Trees have at most 128 nodes. Raises
+    UsageError for a wrong setting; the page shows the error of a setting that is chosen there.
     """
 
     def __init__(
@@ -240,13 +240,13 @@ class Explorer:
 
     @property
     def steps(self) -> list[list[StepView]]:
-        """What was decoded so far, for each setting that is shown."""
+        """The steps decoded so far, for each setting that is shown."""
         with self._background.changed:
             return [list(side.run.steps) for side in self._shown]
 
     @property
     def step(self) -> int:
-        """The step that is shown, counted from 0."""
+        """The number of the step that is shown, from 0."""
         return int(self._step.value)
 
     @step.setter
@@ -254,12 +254,12 @@ class Explorer:
         self._step.value = number
 
     def wait(self, step: int = 0, timeout: float | None = None) -> bool:
-        """Block until every setting has decoded this step, or all its steps; False if `timeout`
-        seconds were not enough."""
+        """Block until every setting has decoded this step, or all its steps. Returns False if
+        `timeout` seconds pass first."""
         return self._background.wait([side.run for side in self._shown], step, timeout)
 
     def close(self) -> None:
-        """Stop decoding and take the widget off its pages."""
+        """Stop decoding and remove the widget from its pages."""
         for side in self._sides:
             side.run.cancelled = True
         self._background.close()
@@ -291,12 +291,12 @@ class Explorer:
         return button
 
     def _take(self, change: Any) -> None:
-        """A bundled prompt was chosen."""
+        """Put a chosen bundled prompt into the prompt field."""
         if change.new:
             self._prompt.value = change.new
 
     def _typed(self, change: Any) -> None:
-        """The prompt changed: it is a bundled one, or the reader's own."""
+        """Decode a changed prompt. It is a bundled one or the reader's own."""
         texts = [text for _, text in self._bundled.options]
         self._bundled.value = change.new if change.new in texts else ""
         self._start(self._shown)
@@ -310,10 +310,10 @@ class Explorer:
         }
         self._step.value = (
             goals[where] if isinstance(where, str) else where
-        )  # the slider keeps to its range
+        )  # the slider stays in its range
 
     def _arrange(self) -> None:
-        """Put one or two sides on the page, and decode for those that have nothing to show."""
+        """Put one or two sides on the page, and decode for sides without steps."""
         layout = {"flex": "1 1 0", "min_width": "0", "overflow": "visible"}
         wrap = {"flex_flow": "row wrap"}
         self._views.children = [
@@ -325,7 +325,7 @@ class Explorer:
         self._start([side for side in self._sides if side not in self._shown or not side.run.steps])
 
     def _start(self, sides: Iterable[Side]) -> None:
-        """Decode anew for these, as far as they are shown."""
+        """Decode again for these sides, if they are shown."""
         for side in sides:
             with self._background.changed:
                 side.run.cancelled = True
@@ -342,12 +342,12 @@ class Explorer:
         self._show()
 
     def _show(self) -> None:
-        """Bring what is shown up to date."""
+        """Update what is shown."""
         with self._background.changed:
             runs = [side.run for side in self._shown]
             last = max(len(run.steps) for run in runs) - 1
-            # While a run is young the slider stays where it is: the same step is what a reader
-            # compares.
+            # During a run the slider stays where it is, because a reader compares the same step of
+            # both sides.
             self._step.max = max(last, 0 if all(run.finished for run in runs) else self._step.max)
             for side in self._shown:
                 side.view.paint(side.run, self.step)

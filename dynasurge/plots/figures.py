@@ -1,7 +1,9 @@
-"""Figures of a run, a study and a tree, in the one style of plots/style.py, and how a figure
-becomes a file.
+"""Figures of a run, a study and a tree, in the style of plots/style.py, and how a figure becomes a
+file.
 
-Those of the notebooks' questions (acceptance, budgets, rules) are in plots/study_figures.py."""
+The notebooks' figures (acceptance, budgets, rules) are in plots/study_figures.py and
+plots/rule_figures.py.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +47,8 @@ from dynasurge.trees.token_tree import children_of, depths_of
 if TYPE_CHECKING:
     import pandas as pd
 
-PAGE = 30.0  # inches: the largest figure that is still looked at
-PIXELS = 96.0  # an inch: a layout's pixels are those of a page
+PAGE = 30.0  # inches: the largest side of a tree figure
+PIXELS = 96.0  # pixels an inch, as on a page
 NODE_STYLES = {  # by fate: box, border and its dashes, as assets/tree.css has them
     "root": (LIGHT["root"], LIGHT["faint"], "-"),
     "accepted": (LIGHT["accepted"], LIGHT["accepted"], "-"),
@@ -59,8 +61,8 @@ NODE_STYLES = {  # by fate: box, border and its dashes, as assets/tree.css has t
 
 @styled
 def compare_figure(summaries: Sequence[Summary], caption: str) -> Figure:
-    """Decoding speed, with its ratio to the first, beside tokens per target pass; one bar a mode,
-    lossy ones hatched."""
+    """Decoding speed, with its ratio to the first, next to tokens per target pass. One bar a
+    setting; lossy ones are hatched."""
     figure = new_figure(4.0 + 1.2 * len(summaries), 3.8)
     base = summaries[0].tokens_per_second
     left, right = figure.subplots(1, 2)
@@ -89,10 +91,10 @@ def _bars(
 
 @styled
 def study_figure(table: pd.DataFrame, caption: str) -> Figure:
-    """Latency of a token as bars, accepted tokens a step as a line, by tree, a panel a temperature;
-    lighter without ETV, lossy ones hatched, `auto` a dashed line.
+    """Latency of a token as bars, accepted tokens a step as a line, by tree, with a panel for each
+    temperature. Lighter bars are without ETV, lossy ones hatched; `auto` is a dashed line.
 
-    table: lines of one dataset of `results_frame.results`.
+    table: rows of one dataset of `results_frame.results`.
     """
     panels = list(table.groupby("T", sort=True))
     widest = max(len(panel) for _, panel in panels)
@@ -146,10 +148,10 @@ def study_figure(table: pd.DataFrame, caption: str) -> Figure:
 
 @styled
 def complexity_figure(tables: Mapping[str, pd.DataFrame], caption: str) -> Figure:
-    """How hard texts are as they go on: draft confidence, tree size, depth and acceptance, a panel
-    each and a line a text.
+    """How hard texts are along their way: draft confidence, tree size, depth and acceptance, with a
+    panel for each and a line for each text.
 
-    tables: lines of one label of `results_frame.complexity_along`, by name of the text.
+    tables: rows of one label of `results_frame.complexity_along`, by name of the text.
     """
     titles = {
         "confidence": "draft confidence (probability)",
@@ -178,7 +180,7 @@ def tree_figure(
     """A tree with its root on top and siblings from left to right in drawing order.
 
     parents: -1 for the root, parents[u] < u, as in a Growmap or a TokenTree. labels: one a node,
-    its number if None (a tree too wide to be read on one page is drawn as dots).
+    None for its number. (A tree too wide for one page is drawn as dots.)
     """
     depths, xs = depths_of(parents), tree_positions(parents)
     names = [str(u) for u in range(len(parents))] if labels is None else labels
@@ -190,8 +192,8 @@ def tree_figure(
     inches = max(across * width + 0.6, 0.065 * len(caption) + 0.3)
     figure = new_figure(inches, down * levels + 0.6)
     axes = figure.subplots()
-    # A stem, a bar and a drop a child: straight edges to the last of many siblings would run
-    # through the boxes of others.
+    # A stem, a bar and a drop for each child: straight edges to the last of many siblings would run
+    # through other boxes.
     edges = [[(x, depth - 0.5), (x, depth)] for x, depth in zip(xs, depths, strict=True) if depth]
     for u, family in enumerate(children_of(parents)):
         if family:
@@ -240,11 +242,11 @@ def tree_figure(
 
 @styled
 def step_figure(step: StepView, *, caption: str | None = None) -> Figure:
-    """The tree of one step as the explorer draws it (plots/tree_layout.py): the root on the left,
-    siblings from top to bottom in drawing order, the accepted path dark, the bonus token below the
-    ringed node where verification stopped.
+    """The tree of one step, as the explorer draws it (plots/tree_layout.py): the root on the left,
+    siblings from top to bottom in drawing order, the accepted path dark. Verification stopped at
+    the ringed node; the bonus token is below it.
 
-    caption: a line of its own below the tree; None for one that says the step's number and counts.
+    caption: a line below the tree; None writes the step's number and counts.
     """
     caption = headline(step) if caption is None else caption
     layout, kinds = step_layout(step), [*step.fates, "bonus"]
@@ -275,7 +277,7 @@ def step_figure(step: StepView, *, caption: str | None = None) -> Figure:
 
 
 def _box(axes: Axes, step: StepView, layout: Layout, node: int) -> None:
-    """A node: round if it was sampled, ringed if verification stopped there."""
+    """Draw a node: round if it was sampled, ringed if verification stopped there."""
     kind = [*step.fates, "bonus"][node]
     face, border, dashes = NODE_STYLES[kind]
     sampled = node <= step.tree.size and not step.tree.point[node]
@@ -306,7 +308,8 @@ def _box(axes: Axes, step: StepView, layout: Layout, node: int) -> None:
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write NAME.png and NAME.svg. Returns their paths."""
+    """Write NAME.png and NAME.svg. Returns their paths. Raises UsageError if one cannot be
+    written."""
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
     for path in paths:
         write_figure(figure, path)
@@ -314,8 +317,8 @@ def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
 
 
 def write_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write one .png or .svg file, whole or not at all; the same figure is the same file. Raises
-    UsageError if it cannot be written, or is neither."""
+    """Write one .png or .svg file, whole or not at all. The same figure gives the same file. Raises
+    UsageError if it cannot be written, or has another suffix."""
     suffix = Path(path).suffix.lower()
     if suffix not in (".png", ".svg"):
         raise UsageError("--output", path, "not a .png or .svg file", "use --output tree.png")

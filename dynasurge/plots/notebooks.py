@@ -2,9 +2,9 @@
 
     python -m dynasurge.plots.notebooks notebooks/*.ipynb            # run each with its defaults, and clean it in place
 
-A committed notebook has its outputs, so that it can be read where nothing runs, but nothing of the
-machine that made them: no execution counts, timestamps, warnings or widget state. `make notebooks`
-is this command; tests hold the committed files against `clean`.
+A committed notebook has its outputs, so that it can be read without running it. It has nothing of
+the machine that made them: no execution counts, timestamps, warnings or widget state. `make
+notebooks` is this command. Tests compare the committed files with `clean`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 def run(
     path: Path, parameters: Mapping[str, Any] | None = None, *, output: Path | None = None
 ) -> Any:
-    """Execute a notebook in its own folder; returns it, an nbformat notebook with outputs.
+    """Execute a notebook in its own folder. Returns an nbformat notebook with outputs.
 
-    parameters: by name, those of its `parameters` cell only; output: where to write it, if
-    anywhere. Raises UsageError for an unknown parameter, and papermill's PapermillExecutionError if
+    parameters: values for names in its `parameters` cell. output: where to write it; None writes
+    nothing. Raises UsageError for an unknown parameter, and papermill's PapermillExecutionError if
     a cell fails.
     """
     known = papermill.inspect_notebook(path)
@@ -51,7 +51,7 @@ def run(
 
 
 def clean(notebook: Any) -> Any:
-    """A copy of an nbformat notebook without traces of the machine that ran it; cells keep their
+    """A copy of an nbformat notebook without traces of the machine that ran it. Cells keep their
     tags."""
     notebook = deepcopy(notebook)
     notebook.metadata = NotebookNode(
@@ -72,7 +72,7 @@ def clean(notebook: Any) -> Any:
 
 
 def _bar(output: Any) -> bool:
-    """A progress bar: a widget with nothing beside it but text."""
+    """Whether an output is a progress bar: a widget with no other data than text."""
     data = output.get("data", {})
     return WIDGET in data and data.keys() <= {WIDGET, "text/plain"}
 
@@ -85,7 +85,7 @@ def _clean_output(output: Any) -> Any:
     if len(output.get("data", {})) > 1:
         output.data.pop(
             WIDGET, None
-        )  # without its state it is nothing; the picture beside it stays
+        )  # without its state a widget is empty; the picture next to it stays
     return output
 
 

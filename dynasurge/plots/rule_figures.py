@@ -1,7 +1,7 @@
-"""Figures that set verification rules side by side: the comparison by tree structure and budget,
-the bias of the original prototype's rule, and the distance to what no lossless rule can beat.
+"""Figures that compare verification rules: by tree structure and budget; the bias of the original
+prototype's rule; and the distance to the bound of all lossless rules.
 
-A rule has one colour everywhere: without ETV light, with ETV dark; lossy results are hatched.
+A rule has one colour everywhere: light without ETV, dark with ETV. Lossy results are hatched.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ RULES = {
 @styled
 def comparison_figure(table: pd.DataFrame, caption: str) -> Figure:
     """Latency per token and per request as bars (medians over prompts), accepted tokens per step as
-    a line: by static tree and by budget, a colour a rule and a row a temperature; `auto` is the
-    dashed line. table: lines of one dataset of `results_frame.trees`."""
+    a line: by static tree and by budget, with a colour for each rule and a row of panels for each
+    temperature. `auto` is the dashed line. table: rows of one dataset of `results_frame.trees`."""
     table = table[~(table["fill"] & (table["mode"] == "dTree"))]
     temperatures = sorted(table["T"].unique())
     names = list(
@@ -89,7 +89,7 @@ def comparison_figure(table: pd.DataFrame, caption: str) -> Figure:
 
 
 def _column(table: pd.DataFrame, rule: str, names: Sequence[str], column: str) -> np.ndarray:
-    """One number a tree, NaN where it did not run under this rule."""
+    """One number a tree, NaN if it did not run under this rule."""
     lines = table[table["rule"] == rule].drop_duplicates("tree").set_index("tree")[column]
     heights: np.ndarray = lines.reindex(list(names)).to_numpy(dtype=float)
     return heights
@@ -113,13 +113,13 @@ def _grouped(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
 
 
 def _segments(axes: Axes, values: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
-    """A line a rule, broken between static trees and budgets."""
+    """Draw a line for each rule, broken between static trees and budgets."""
     static = sum(name.startswith("sTree") for name in names)
     for number, (rule, heights) in enumerate(values.items()):
         lossy = "lossy" in rule
         colour = (
             INK if lossy else "#5b9bc0" if rule == "top-down" else RULES[rule]
-        )  # a thin line in PLAIN would be lost
+        )  # a thin line in PLAIN would be too faint
         style: dict[str, Any] = {"color": colour, "linestyle": "--" if lossy else "-"}
         style |= {"marker": MARKERS[number], "markerfacecolor": RULES[rule], "markeredgecolor": INK}
         for part in (slice(0, static), slice(static, None)):
@@ -127,7 +127,7 @@ def _segments(axes: Axes, values: Mapping[str, np.ndarray], names: Sequence[str]
 
 
 def _divide(axes: Axes, names: Sequence[str]) -> None:
-    """Name the trees below the axis; a line between static ones and budgets."""
+    """Write the trees' names below the axis, and draw a line between static trees and budgets."""
     static = sum(name.startswith("sTree") for name in names)
     short = [name.removeprefix("sTree ").removeprefix("dTree ") for name in names]
     axes.set_xticks(range(len(names)), short, rotation=35, ha="right", rotation_mode="anchor")
@@ -151,9 +151,9 @@ def _divide(axes: Axes, names: Sequence[str]) -> None:
 
 @styled
 def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
-    """Total variation of the first emitted token from the target's law, by rule: a bar is the mean
-    over contexts, a dot a context. What a lossless rule shows is counting noise. bias: see
-    `rule_bias.first_token_bias`."""
+    """Total variation between the first emitted token's distribution and the target's, by rule: a
+    bar is the mean over contexts, a dot one context. A lossless rule shows only counting noise.
+    bias: see `rule_bias.first_token_bias`."""
     figure = new_figure(3.6, 3.2)
     axes = figure.subplots()
     rules = list(dict.fromkeys(bias["rule"]))
@@ -177,8 +177,8 @@ def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
 
 @styled
 def bound_figure(bounds: pd.DataFrame, caption: str) -> Figure:
-    """How often one of k children of a node is accepted: rules as markers, the bound of every
-    lossless rule as a line, a panel a policy. bounds: lines of one temperature of
+    """How often one of k children of a node is accepted: rules as markers, the bound of all
+    lossless rules as a line, a panel for each policy. bounds: rows of one temperature of
     `measurements.bounds`."""
     policies = list(dict.fromkeys(bounds["policy"]))
     figure = new_figure(2.5 * len(policies), 2.9)
@@ -191,7 +191,7 @@ def bound_figure(bounds: pd.DataFrame, caption: str) -> Figure:
             best["k"], best["bound"], 1.0, color=FAINT, linewidth=0, label="no lossless rule"
         )
         for number, (rule, group) in enumerate(lines.groupby("rule", sort=False)):
-            shift = 2.0 ** (0.14 * (number - 1))  # beside each other where they agree
+            shift = 2.0 ** (0.14 * (number - 1))  # side by side where they agree
             marks = {"marker": MARKERS[number], "linestyle": "", "color": LINES[number]}
             axes.plot(group["k"] * shift, group["accepted"], label=rule, **marks)
         axes.set_xscale("log", base=2)

@@ -1,9 +1,9 @@
 """The notebooks' figures of acceptance, budgets and costs: functions of the tables of
-results_frame.py and experiments/measurements.py, in the style of plots/style.py. Those that set
-verification rules side by side are in plots/rule_figures.py.
+results_frame.py and experiments/measurements.py, in the style of plots/style.py. Figures that
+compare verification rules are in plots/rule_figures.py.
 
-`keep` shows a figure where a notebook ends a cell with it, and writes it where `make figures` wants
-it.
+`keep` returns a figure, so a notebook cell that ends with it shows it, and writes it to the folder
+of `make figures`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from dynasurge.experiments import results_frame
 from dynasurge.plots.figures import save_figure
 from dynasurge.plots.style import INK, PLAIN, line_style, new_figure, quiet, say, styled
 
-ENOUGH = 10  # steps, for a mean that says something
+ENOUGH = 10  # how many steps a mean needs
 FILLED, PAYING, STATIC = "dynamic, budget filled", "dynamic, as far as nodes pay", "static"
-MARKS = {FILLED: "-", PAYING: "", STATIC: ""}  # only budgets of one kind lie on a curve
+MARKS = {FILLED: "-", PAYING: "", STATIC: ""}  # only filled budgets are joined by a line
 
 
 def keep(figure: Figure, output: str | None, name: str) -> Figure:
-    """Write NAME.png and NAME.svg to the folder `output`, unless that is None or empty; returns the
+    """Write NAME.png and NAME.svg to the folder `output`, unless it is None or empty. Returns the
     figure."""
     if output:
         Path(output).mkdir(parents=True, exist_ok=True)
@@ -37,8 +37,8 @@ def keep(figure: Figure, output: str | None, name: str) -> Figure:
 
 @styled
 def acceptance_figure(frame: pd.DataFrame, caption: str) -> Figure:
-    """Acceptance by position, depth, sibling rank and draft confidence, a line a label of these
-    rows. Points that stand for fewer than ENOUGH steps are left out, if there are others."""
+    """Acceptance by position, depth, sibling rank and draft confidence, with a line for each label.
+    Points of fewer than ENOUGH steps are left out, if there are others."""
     panels = {
         ("position", "position in the output (tokens)"): (
             results_frame.acceptance_by_position(frame, by=["label"]),
@@ -78,9 +78,9 @@ def acceptance_figure(frame: pd.DataFrame, caption: str) -> Figure:
 
 @styled
 def overlap_figure(positions: pd.DataFrame, caption: str) -> Figure:
-    """How much draft and target agree: the share of tokens with at most a given overlap, a line a
-    kind of text, hardest first; and the mean overlap by the draft's confidence. positions: see
-    experiments/measurements.py."""
+    """How much draft and target agree. Left: the share of tokens with at most a given overlap, for
+    the hardest and the easiest kind of text. Right: the mean overlap by the draft's confidence.
+    positions: see experiments/measurements.py."""
     figure = new_figure(7.2, 3.0)
     left, right = figure.subplots(1, 2)
     kinds = positions.groupby("kind")["overlap"].mean().sort_values()
@@ -116,9 +116,9 @@ def overlap_figure(positions: pd.DataFrame, caption: str) -> Figure:
 
 @styled
 def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
-    """Tokens per step and per second against the nodes a step drafted: dynamic trees filled to a
-    budget, those that stop where nodes no longer pay, and static trees, each with its name. table:
-    lines of one temperature of `results_frame.trees`."""
+    """Tokens per step and per second by the number of nodes that a step drafted: dynamic trees
+    filled to a budget, those that stop where nodes no longer pay, and static trees, each with its
+    name. table: rows of one temperature of `results_frame.trees`."""
     figure = new_figure(7.2, 3.4)
     plain = table[table["rule"] == "top-down"]
     kinds = {
@@ -140,7 +140,7 @@ def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
                 lines["nodes"], lines[column], label=name, **(style | {"linestyle": MARKS[name]})
             )
             if name == FILLED:
-                continue  # how many nodes these have is their budget
+                continue  # the number of nodes is their budget, so they need no name
             for place, (x, y, tree) in enumerate(
                 zip(lines["nodes"], lines[column], lines["tree"], strict=True)
             ):
@@ -164,10 +164,10 @@ def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
 
 @styled
 def costs_figure(costs: Costs, chosen: Sequence[int], caption: str) -> Figure:
-    """What a pass costs on a machine by its width, as trees go by it (never less than a narrower
-    one), and how many nodes the trees had.
+    """The seconds of a pass by its width, as trees use them (never less than a narrower pass), and
+    how many nodes the trees had.
 
-    chosen: drafted nodes, one a step of `--B auto`; may be empty.
+    chosen: drafted nodes, one number a step of `--B auto`; may be empty.
     """
     figure = new_figure(7.2, 3.0)
     left, right = figure.subplots(1, 2)

@@ -1,10 +1,9 @@
-"""One style for all figures, so that they can stand side by side in a paper and survive a grey
-printer.
+"""One style for all figures, so that they fit together in a paper and stay readable in grey print.
 
-Every function that draws is wrapped in `styled`, which sets matplotlib's defaults for as long as it
+Every function that draws is wrapped in `styled`. It sets matplotlib's defaults while the function
 runs and leaves the user's own alone. Colours are Okabe and Ito's, which colour-blind readers can
-tell apart. What a colour says is also said by lightness (`PLAIN` is light, `ETV` dark), a dash
-pattern, a marker or a hatch (lossy results), so grey says it too.
+distinguish. What a colour shows is also shown by lightness (`PLAIN` is light, `ETV` dark), a dash
+pattern, a marker or a hatch (lossy results), so grey print shows it too.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ PLAIN, ETV = "#b9d7ea", "#c8590f"  # without and with Enhanced Tree Verification
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#222222", "#56b4e9", "#e69f00")
 DASHES = ("-", "--", "-.", ":")
 MARKERS = "osD^vPX"
-LOSSY = "//"  # the hatch of results that are not the target's own
+LOSSY = "//"  # the hatch of results that change the target's distribution
 RC: Any = {  # matplotlib types its keys one by one
     "font.size": 8,
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that figures are the same everywhere
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so figures are the same everywhere
     "axes.labelsize": 8,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
@@ -51,7 +50,7 @@ P = ParamSpec("P")
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """A drawing function that runs under RC."""
+    """Wrap a drawing function so that it runs with RC."""
 
     @functools.wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -62,7 +61,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that needs no display and arranges its panels by itself."""
+    """An empty figure, in inches. It needs no display, and matplotlib arranges its panels."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -72,11 +71,11 @@ def say(figure: Figure, caption: str) -> None:
     """Write a caption below everything, wrapped to the figure's width."""
     figure.supxlabel(
         caption.replace("$", r"\$"), fontsize=7, color=INK, wrap=True
-    )  # a dollar begins no formula
+    )  # escaped: a dollar would begin a formula
 
 
 def line_style(number: int) -> dict[str, Any]:
-    """Colour, dashes and marker of the number-th line: each alone tells lines apart."""
+    """Colour, dashes and marker of line `number`. Each alone distinguishes lines."""
     return {
         "color": LINES[number % len(LINES)],
         "linestyle": DASHES[number % len(DASHES)],
@@ -85,6 +84,7 @@ def line_style(number: int) -> dict[str, Any]:
 
 
 def quiet(axes: Axes) -> None:
-    """A grid behind the data, and an axis that starts at zero and has room for the highest mark."""
+    """Draw a grid behind the data, and let the y axis start at zero with room for the highest
+    mark."""
     axes.grid(visible=True, axis="y")
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])

@@ -1,11 +1,10 @@
 """Where a tree's nodes go on paper or screen: one layout for the widget, the static SVG and the
 matplotlib drawing.
 
-`tree_positions` places nodes across their levels. `Layout` turns that into boxes with text in them:
-the root on the left, one column a level, siblings from top to bottom in drawing order, so that
-every path reads as the words it stands for. All its numbers are pixels at a font size of FONT in a
-fixed-width font, whose letters are known to be CHAR wide: nothing has to be measured, and the three
-outputs agree.
+`tree_positions` places nodes across their levels. `Layout` turns that into boxes with text: the
+root on the left, one column a level, siblings from top to bottom in drawing order, so that every
+path reads as its words. All its numbers are pixels at a font size of FONT in a fixed-width font,
+whose letters are CHAR wide. So nothing has to be measured, and the three outputs agree.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from functools import cached_property
 from dynasurge.trees.token_tree import children_of, depths_of
 
 FONT, CHAR = 12.0, 7.25
-BOX, ROW = 20.0, 27.0  # the height of a box, and from one row to the next
-PAD, GAP, MARGIN = 7.0, 30.0, 12.0  # beside a label, between columns, around the drawing
-LONGEST = 14  # letters of a token that are shown; the whole of it is a hover away
+BOX, ROW = 20.0, 27.0  # the height of a box, and the distance between the middles of two boxes
+PAD, GAP, MARGIN = 7.0, 30.0, 12.0  # on each side of a label, between columns, around the drawing
+LONGEST = 14  # letters of a token that are shown; hovering shows the whole token
 VISIBLE = str.maketrans({" ": "·", "\n": "↵", "\t": "⇥", "\r": "␍"})
 
 
@@ -34,7 +33,7 @@ def visible(text: str, longest: int = LONGEST) -> str:
 
 
 def columns_of(text: str) -> int:
-    """Fixed-width columns that a text takes: two for a wide letter, none for an accent."""
+    """How many fixed-width columns a text takes: two for a wide letter, none for an accent."""
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
         for c in text
@@ -43,7 +42,7 @@ def columns_of(text: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A tree with a label in every node; parents: -1 for the root, parents[u] < u; labels: one a
+    """A tree with a label in every node. parents: -1 for the root, parents[u] < u. labels: one a
     node.
 
     All results are in pixels, x to the right and y downwards from the drawing's top left corner.
@@ -54,12 +53,12 @@ class Layout:
 
     @cached_property
     def widths(self) -> list[float]:
-        """Of the boxes."""
+        """The widths of the boxes."""
         return [columns_of(label) * CHAR + 2 * PAD for label in self.labels]
 
     @cached_property
     def left(self) -> list[float]:
-        """x of each box's left edge: a level's boxes begin in one column."""
+        """x of each box's left edge. A level's boxes begin in one column."""
         return [self._columns[depth] for depth in self._depths]
 
     @cached_property
@@ -70,20 +69,20 @@ class Layout:
 
     @property
     def width(self) -> float:
-        """Of the drawing."""
+        """The width of the drawing."""
         return max(x + w for x, w in zip(self.left, self.widths, strict=True)) + MARGIN
 
     @property
     def height(self) -> float:
-        """Of the drawing."""
+        """The height of the drawing."""
         return max(self.y) + BOX / 2 + MARGIN
 
     def edge(self, child: int) -> tuple[tuple[float, float], ...]:
-        """From the parent's box to the child's: five points, a straight line to the second, then a
-        cubic curve.
+        """The line from the parent's box to the child's: five points, a straight line to the
+        second, then a cubic curve.
 
-        The line goes to the end of the parent's column, so that no edge runs through the box of
-        another node.
+        The straight line goes to the end of the parent's column, so that no edge runs through the
+        box of another node.
         """
         parent = self.parents[child]
         start, end = self.left[parent] + self.widths[parent], self.left[child]
@@ -104,11 +103,10 @@ class Layout:
 
 
 def tree_positions(parents: Sequence[int]) -> list[float]:
-    """x of every node, the root at 0, such that nodes of one level are at least 1 apart and no
-    edges cross.
+    """x of every node, the root at 0. Nodes of one level are at least 1 apart, and no edges cross.
 
-    From the leaves up, each subtree moves as close to its earlier siblings as the outlines of both
-    allow, and a parent stands over the middle of its children (Reingold and Tilford, 1981).
+    From the leaves up, each subtree moves as close to its earlier siblings as both outlines allow.
+    A parent stands over the middle of its children (Reingold and Tilford, 1981).
     """
     children = children_of(parents)
     shift = [0.0] * len(parents)  # from the parent

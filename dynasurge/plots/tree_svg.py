@@ -1,10 +1,10 @@
-"""Steps as SVG and HTML: what the widget shows, and what a page without widgets shows instead.
+"""Steps as SVG and HTML, for the widget and for a page without widgets.
 
-The widget and the static picture are the same drawing (plots/tree_layout.py) under the same style
-(assets/tree.css): the widget adds what needs a page, zoom, pan and hover. A static picture carries
-its style with it, light or dark as the reader's browser is, and every node's numbers as a
-`<title>`, which a browser shows on hover where the file is opened by itself (not where a page, such
-as a notebook, shows it as an image).
+The widget and the static picture are the same drawing (plots/tree_layout.py) with the same style
+(assets/tree.css). The widget adds what needs a page: zoom, pan and hover. A static picture contains
+its style, light or dark as the reader's browser is, and every node's numbers as a `<title>`. A
+browser shows the title on hover if the file is opened directly, but not if a page, such as a
+notebook, shows it as an image.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from dynasurge.files import ASSETS
 from dynasurge.plots.tree_layout import BOX, PAD, Layout, visible
 
 STYLE = ASSETS / "tree.css"
-# Blue, vermilion and orange of Okabe and Ito's palette, which most colour-blind eyes tell apart; in
-# grey print the accepted
-# path is dark, the bonus middling, the rest white with full or dotted borders.
+# Blue, vermilion and orange of Okabe and Ito's palette: most colour-blind readers distinguish them.
+# In grey print the accepted path is dark, the bonus token grey, the rest white with full or dotted
+# borders.
 LIGHT = {
     "paper": "#ffffff",
     "ink": "#222222",
@@ -59,7 +59,7 @@ BAR, STRIP = 46.0, 116.0  # pixels: the height of a row of bars, and of the stri
 
 
 def step_layout(step: StepView) -> Layout:
-    """The tree of a step; the bonus token, if it has one, is one node more, below the node where
+    """The tree of a step. The bonus token, if there is one, is one more node, below the node where
     verification stopped."""
     parents, labels = step.tree.parents, tuple(visible(text) for text in step.texts)
     if step.bonus is None:
@@ -75,8 +75,8 @@ def headline(step: StepView) -> str:
 
 
 def step_svg(step: StepView, *, standalone: bool = True) -> str:
-    """The tree of a step. standalone: with its own style and a caption, to stand in a file or a
-    page by itself."""
+    """The tree of a step. standalone: with its own style and a caption, for a file or a page of its
+    own."""
     layout = step_layout(step)
     drawn = "".join([*_edges(step, layout), *_nodes(step, layout)])
     width, height = layout.width, layout.height
@@ -111,7 +111,7 @@ def above_one_another(pictures: Sequence[str]) -> str:
 def _edges(step: StepView, layout: Layout) -> list[str]:
     out = []
     kinds = [*step.fates, "bonus"]
-    # The accepted path is drawn last, on top of the curves that start where it does.
+    # The accepted path is drawn last, on top of the curves that start at the same place.
     for node in sorted(
         range(1, len(layout.parents)), key=lambda node: kinds[node] in ("accepted", "bonus")
     ):
@@ -142,8 +142,8 @@ def _nodes(step: StepView, layout: Layout) -> list[str]:
 
 
 def describe(step: StepView, node: int) -> str:
-    """What hovering over a node says, a line a fact; a node past the last drafted one is the bonus
-    token."""
+    """The text that hovering over a node shows, one fact a line. A node after the last drafted one
+    is the bonus token."""
     tree = step.tree
     if node > tree.size:
         return f"{visible(step.bonus or '', 60)}\nthe bonus token, drawn from what the target has left here"
@@ -173,7 +173,7 @@ def strip_svg(
     width: float = 640.0,
     standalone: bool = False,
 ) -> str:
-    """Tokens and tree size of every step so far as two rows of bars; now: the step to mark;
+    """Tokens and tree size of every step so far, as two rows of bars. now: the step to mark.
     standalone: with its own style. `data-step` names the step of each column."""
     longest, largest = (
         max(numbers)
@@ -211,12 +211,12 @@ def strip_svg(
 
 
 def text_html(prompt: str, steps: Sequence[StepView], now: int, shown: int = 240) -> str:
-    """The text up to and with step `now`: the end of the prompt, accepted and bonus tokens, and
-    behind the present step's the tokens that it drafted in vain: the first guess below the node
-    where verification stopped, and so on down."""
+    """The text up to and including step `now`: the end of the prompt, accepted tokens and bonus
+    tokens. After the accepted tokens of step `now` follow drafted tokens that were not accepted:
+    the first child below the node where verification stopped, its first child, and so on."""
     if len(prompt) > shown:
         end = prompt[-shown:]
-        prompt = "… " + (end.partition(" ")[2] or end)  # some scripts have no blanks
+        prompt = "… " + (end.partition(" ")[2] or end)  # some scripts have no blanks between words
     out = [f'<span class="prompt">{escape(prompt)}</span>']
     for step in steps[: now + 1]:
         here = " now" if step.number == now else ""
@@ -248,8 +248,8 @@ def _number(value: float | None) -> str:
 
 
 def palette_rules() -> str:
-    """The palette as CSS variables of `.dynasurge`, light or dark as JupyterLab's or VS Code's
-    theme says, else as the browser prefers."""
+    """The palette as CSS variables of `.dynasurge`: light or dark as JupyterLab's or VS Code's
+    theme says, otherwise as the browser prefers."""
     light, dark = (
         "".join(f"--{name}: {value}; " for name, value in colours.items())
         for colours in (LIGHT, DARK)

@@ -1,14 +1,13 @@
-"""Growmaps: the shape of a static token tree, decided before anything is drafted.
+"""Growmaps: the shape of a static token tree, chosen before anything is drafted.
 
-A growmap says how many children each node of the tree gets and nothing about tokens. Node 0 is the
-root (the last accepted token, which costs no budget); nodes are numbered breadth first, so a
-parent's number is below its children's and siblings are numbered in the order in which they will be
-drawn.
+A growmap says how many children each node of the tree gets. It says nothing about tokens. Node 0 is
+the root (the last accepted token, which costs no budget). Nodes are numbered breadth first: a
+parent's number is below its children's, and siblings are numbered in drawing order.
 
-Everything follows from one tuple, `parents`; the rest is derived. On disk a growmap is the `.pt`
-dictionary the field already publishes (Sequoia, arXiv 2402.12374): `roots` (node numbers by level),
-`branches` (child counts by level), `Successors` (children by node), `mask` (ancestor-or-self,
-int64), `depth` (by node, int64) and `size`.
+All of it follows from one tuple, `parents`. On disk a growmap is the `.pt` dictionary that the
+field already publishes (Sequoia, arXiv 2402.12374): `roots` (node numbers by level), `branches`
+(child counts by level), `Successors` (children by node), `mask` (ancestor-or-self, int64), `depth`
+(by node, int64) and `size`.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ SPEC_HELP = "KxD (K chains of depth D, as in 4x8), chainD (one chain of depth D)
 class Growmap:
     """A static tree shape.
 
-    `parents[u]` is the number of node u's parent, -1 for the root; breadth-first, so `parents`
-    never decreases.
+    `parents[u]` is the number of node u's parent, -1 for the root. Numbers are breadth first, so
+    `parents` never decreases. Raises ValueError otherwise.
     """
 
     parents: tuple[int, ...]
@@ -48,7 +47,7 @@ class Growmap:
 
     @property
     def size(self) -> int:
-        """Nodes, root included: `4x8` has 33."""
+        """How many nodes there are, root included: `4x8` has 33."""
         return len(self.parents)
 
     @cached_property
@@ -63,7 +62,7 @@ class Growmap:
 
     @property
     def depth(self) -> int:
-        """Depth of the deepest node: the number of draft passes a step takes."""
+        """The depth of the deepest node: how many draft passes a step takes."""
         return self.depths[-1]
 
     @cached_property
@@ -75,11 +74,12 @@ class Growmap:
         )
 
     def mask(self) -> torch.Tensor:
-        """int64 [size, size]: 1 where the column is the row's ancestor, or the row itself."""
+        """int64 [size, size]: 1 if the column's node is an ancestor of the row's, or the same
+        node."""
         return ancestor_mask(self.parents).long()
 
     def to_dict(self) -> dict[str, Any]:
-        """The published `.pt` dictionary."""
+        """The `.pt` dictionary as published."""
         return {
             "roots": [list(level) for level in self.levels],
             "branches": [[len(self.children[u]) for u in level] for level in self.levels],
@@ -119,30 +119,32 @@ def _sized(spec: str, size: int, parents: Any) -> Growmap:
 
 
 def save_growmap(growmap: Growmap, path: str | os.PathLike[str]) -> None:
-    """Write the published `.pt` dictionary, whole or not at all."""
+    """Write the `.pt` dictionary, whole or not at all. Raises UsageError if it cannot be
+    written."""
     try:
         with write_whole(path) as partial:
             torch.save(growmap.to_dict(), partial)
     except (
         OSError,
         RuntimeError,
-    ) as error:  # torch raises the latter for a folder that does not exist
+    ) as error:  # torch raises RuntimeError for a folder that does not exist
         raise UsageError(
             "growmap", path, f"cannot be written ({error})", "name a writable path"
         ) from error
 
 
 def load_growmap(path: str | os.PathLike[str]) -> Growmap:
-    """Read a `.pt` growmap and check every field against the others; a shape's name, where no file
-    has it, is built.
+    """Read a `.pt` growmap and check every field against the others. If no such file exists and
+    `path` is a shape's name, build that shape.
 
-    `Successors` is taken as the truth and the rest is re-derived from it; a field that disagrees is
-    named. Raises UsageError if the file is missing, is no growmap, or contradicts itself.
+    `Successors` counts as the truth, and the other fields are derived from it; the error names a
+    field that disagrees. Raises UsageError if the file is missing, is no growmap, or contradicts
+    itself.
     """
     remedy = "make one with: dynasurge growmap 4x8 growmaps/4x8-tree.pt"
     try:
         there = Path(path).is_file()
-    except (OSError, ValueError):  # a name that cannot be
+    except (OSError, ValueError):  # not a valid name
         there = False
     if not there:
         if SPEC.fullmatch(str(path)):
@@ -177,7 +179,7 @@ def _same(given: Any, expected: Any) -> bool:
         RuntimeError,
         NotImplementedError,
         TypeError,
-    ):  # tensors of odd layouts, or where numbers belong
+    ):  # sparse tensors, or a tensor in place of a number
         return False
 
 

@@ -1,25 +1,24 @@
-"""The best static tree for a measured acceptance vector, and the best size of it for a measured
-machine.
+"""The best static tree for a measured acceptance vector, and its best size for a measured machine.
 
-Suppose that whether a drafted node is accepted depends on its sibling rank alone (and, if measured,
-on its level): when the accepted path reaches a node, it goes on to the child of rank j with
-probability `a[j]`. These outcomes exclude each other, so a vector sums to at most one; what is
-missing to one is the chance that the path ends there. A node then lies on the accepted path with
-probability the product of the entries from the root down to it, and the expected number of accepted
-tokens is the sum of these products over all nodes (Sequoia, arXiv 2402.12374).
+Suppose that the acceptance of a drafted node depends only on its sibling rank (and, if measured, on
+its level): when the accepted path reaches a node, it goes on to the child of rank j with
+probability `a[j]`. These outcomes exclude each other, so a vector sums to at most one; the rest is
+the probability that the path ends there. A node then lies on the accepted path with the product of
+the entries from the root down to it. The expected number of accepted tokens is the sum of these
+products over all nodes (Sequoia, arXiv 2402.12374).
 
-The best tree is found by dynamic programming. Write `below[m]` for the most that m nodes below a
-node of some level can add, given that the path reaches that node; `rest_j[m]` for the same when
-only its children of rank j and later may be used:
+Dynamic programming finds the best tree. Let `below[m]` be the most that m nodes below a node of
+some level can add, given that the path reaches that node. Let `rest_j[m]` be the same with only its
+children of rank j and later:
 
     rest_j[m] = max(0,  max over i = 1..m of  a[j] * (1 + below_child[i - 1]) + rest_{j+1}[m - i]),      below = rest_0
 
-where `below_child` is `below` one level down. Siblings are drawn in order: rank j + 1 is within
-reach only if rank j got a node. On the deepest level allowed `below` is 0, and the recursion climbs
-from there, so each level may have a vector of its own. With k ranks, depth d and n nodes it takes d
-k n^2 additions: hundredths of a second for n = 255 and k = d = 16. Where no vector rises, adding
-the likeliest free slot n times finds a tree of the same value; the tests hold the two against each
-other, and the programme against every small tree there is.
+where `below_child` is `below` one level down. Siblings are drawn in order, so rank j + 1 gets a
+node only if rank j has one. On the deepest level `below` is 0, and the recursion climbs from there,
+so each level may have its own vector. With k ranks, depth d and n nodes it takes d k n^2 additions:
+hundredths of a second for n = 255 and k = d = 16. If no vector rises, adding the likeliest free
+slot n times finds a tree of the same value. The tests compare the two, and compare the programme
+with every small tree.
 """
 
 from __future__ import annotations
@@ -38,15 +37,15 @@ from dynasurge.trees.growmap import Growmap
 Acceptance = Sequence[float] | Sequence[Sequence[float]]
 Latency = Mapping[int, float] | Callable[[int], float]
 MAX_NODES, MAX_DEPTH = 1024, 64
-ROUNDING = 0.01  # a printed vector may exceed one by the rounding of its entries
+ROUNDING = 0.01  # rounded entries may sum to a little more than one
 
 
 @dataclass(frozen=True, kw_only=True)
 class SizedGrowmap:
-    """A growmap and what it is expected to do on the machine it was chosen for.
+    """A growmap and its expected results on the machine that it was chosen for.
 
-    expected_accepted: drafted tokens accepted a step; seconds: one step, draft passes and target
-    pass; tokens_per_second: (expected_accepted + 1) / seconds.
+    expected_accepted: drafted tokens accepted a step. seconds: one step, draft passes and target
+    pass. tokens_per_second: (expected_accepted + 1) / seconds.
     """
 
     growmap: Growmap
@@ -56,14 +55,14 @@ class SizedGrowmap:
 
 
 def optimal_growmap(acceptance: Acceptance, nodes: int, depth: int) -> Growmap:
-    """The growmap of highest expected accepted length with at most `nodes` nodes (root not counted)
-    on `depth` levels.
+    """The growmap with the highest expected accepted length, with at most `nodes` nodes (root not
+    counted) on `depth` levels.
 
-    acceptance: `a[j]`, the probability that the accepted path goes on to the child of rank j given
-    that it reaches the parent; or a list of such vectors, one a level from the root's children
-    down, the last of which holds for all deeper levels. A node has at most as many children as its
-    vector has entries, so the tree can be smaller than `nodes`; nodes that add nothing are left
-    out. Raises UsageError if a number is out of range or nothing is ever accepted.
+    acceptance: `a[j]`, the probability that the accepted path goes on to the child of rank j, given
+    that it reaches the parent. Or a list of such vectors, one a level from the root's children
+    down; the last is for all deeper levels. A node has at most as many children as its vector has
+    entries, so the tree can be smaller than `nodes`. Nodes that add nothing are left out. Raises
+    UsageError if a number is out of range or nothing is ever accepted.
     """
     _check_range("--nodes", nodes, MAX_NODES)
     _check_range("--depth", depth, MAX_DEPTH)
@@ -71,10 +70,10 @@ def optimal_growmap(acceptance: Acceptance, nodes: int, depth: int) -> Growmap:
 
 
 def expected_accepted(growmap: Growmap, acceptance: Acceptance) -> float:
-    """Drafted tokens that a step with this growmap accepts on average, if acceptance depends on
-    rank and level only.
+    """The mean number of drafted tokens that a step with this growmap accepts, if acceptance
+    depends on rank and level only.
 
-    A rank that the vector does not have is taken never to be accepted. Raises UsageError for a bad
+    A rank that the vector does not have counts as never accepted. Raises UsageError for a bad
     vector.
     """
     levels = acceptance_levels(acceptance, growmap.depth)
@@ -97,8 +96,8 @@ def best_size(
 ) -> SizedGrowmap:
     """The optimal growmap of the size and depth that emit the most tokens per second.
 
-    latency: seconds of a target pass by the number of its tokens, root included: a function, or
-    measurements, which are interpolated linearly and not continued past the largest. draft_time:
+    latency: seconds of a target pass by the number of its tokens, root included. A function, or
+    measurements; these are interpolated linearly, and no larger tree is considered. draft_time:
     seconds of one draft pass, one a level. Maximises (expected accepted + 1) / (latency(nodes + 1)
     + depth * draft_time) over 1..max_nodes nodes and 1..max_depth levels. At least one node is
     drafted: compare `tokens_per_second` with 1 / latency(1) to see whether drafting pays. Raises
@@ -127,8 +126,8 @@ def best_size(
 
 
 def acceptance_levels(acceptance: Acceptance, depth: int) -> list[NDArray[np.float64]]:
-    """One checked float64 vector a level, `depth` of them; the last one given is repeated. Raises
-    UsageError."""
+    """One checked float64 vector a level, `depth` of them; the last given vector is repeated.
+    Raises UsageError."""
     if len(acceptance) and isinstance(acceptance[0], Sequence | np.ndarray):
         rows = [
             _vector(row, f"vector {n} of {len(acceptance)} ")
@@ -168,7 +167,7 @@ def _programme(
 ) -> tuple[NDArray[np.float64], list[list[NDArray[np.intp]]]]:
     """The recursion of the module's docstring.
 
-    Returns below [nodes + 1]: the most that 0, 1, ... nodes below the root add; and
+    Returns below [nodes + 1]: the most that 0, 1, ... nodes below the root add. And
     splits[level][j] [nodes + 1]: of m nodes left for rank j and later, how many go to rank j and
     all below it (0: no more siblings).
     """
@@ -184,7 +183,9 @@ def _programme(
             others = sliding_window_view(np.concatenate([outside, rest]), nodes + 1)[:, ::-1]
             gain = others + chance * subtree
             gain[:, 0] = 0
-            ranks.append(gain.argmax(axis=1))  # the first of equals: no nodes that add nothing
+            ranks.append(
+                gain.argmax(axis=1)
+            )  # the first of equals: a node that adds nothing is left out
             rest = gain.max(axis=1)
         splits.append(ranks[::-1])
         below = rest
@@ -192,9 +193,9 @@ def _programme(
 
 
 def _tree(splits: Sequence[Sequence[NDArray[np.intp]]], nodes: int) -> Growmap:
-    """Hand the nodes out from the root down; a queue makes the numbering breadth first."""
+    """Give out the nodes from the root down. A queue makes the numbering breadth first."""
     parents, queue = [-1], [(0, nodes)]
-    for u, (level, left) in enumerate(queue):  # grows while it is read
+    for u, (level, left) in enumerate(queue):  # the queue grows during the loop
         for split in splits[level]:
             share = int(split[left])
             if share == 0:
@@ -206,7 +207,7 @@ def _tree(splits: Sequence[Sequence[NDArray[np.intp]]], nodes: int) -> Growmap:
 
 
 def _pass_seconds(latency: Latency, max_nodes: int) -> NDArray[np.float64]:
-    """[n]: seconds of a target pass over the root and 1, 2, ... n nodes."""
+    """Seconds [n] of a target pass over the root and 1, 2, ... n nodes."""
     if isinstance(latency, Mapping):
         sizes = sorted(latency)
         if not sizes or sizes[-1] < 2:

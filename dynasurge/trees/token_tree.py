@@ -1,10 +1,10 @@
-"""The token tree of one step: drafted tokens, who continues whom, and how each was proposed.
+"""The token tree of one step: drafted tokens, their parents, and how each was proposed.
 
 Node 0 is the root, the last accepted token; it is not drafted and costs no budget. Nodes are
-numbered in drawing order, so a parent's number is below its children's, and siblings stand in the
-order in which they were drawn. That order is part of the tree's meaning: a child's proposal is the
-node's draft distribution *without its earlier siblings*, so re-sorting siblings, or dropping one
-for the token it turned out to have, would make verification biased (docs: "properly drawn").
+numbered in drawing order: a parent's number is below its children's, and siblings stand in the
+order in which they were drawn. The order is part of the tree's meaning, because a child's proposal
+is the node's draft distribution *without its earlier siblings*. Verification would be biased if
+siblings were sorted again, or one were dropped because of its token (docs: "properly drawn").
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import torch
 class TokenTree:
     """tokens, parents, proposal, point: one entry a node, root included (parent -1, proposal 1).
 
-    `point[u]`: u's token was chosen outright (a point mass) rather than sampled. `proposal[u]`: the
-    probability u's token had when it was drawn; 1 for a point mass. `value[u]`: what u's slot was
-    thought to be worth before its token was drawn (drafting/acceptance_estimates.py); () if nobody
-    asked. Among siblings, sampled ones come before points; ValueError otherwise.
+    `point[u]`: u's token was chosen without a draw (a point mass). `proposal[u]`: the probability
+    of u's token when it was drawn; 1 for a point mass. `value[u]`: the value of u's slot before its
+    token was drawn (drafting/acceptance_estimates.py); () without estimates. Among siblings,
+    sampled ones come before points; raises ValueError otherwise.
     """
 
     tokens: tuple[int, ...]
@@ -33,7 +33,7 @@ class TokenTree:
     value: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        # Not a law of nature, but every policy's order, and verification counts on it.
+        # Every policy draws in this order, and verification relies on it.
         last: dict[int, bool] = {}
         for node, parent in enumerate(self.parents):
             if last.get(parent, False) and not self.point[node]:
@@ -44,12 +44,12 @@ class TokenTree:
 
     @classmethod
     def root(cls, token: int) -> TokenTree:
-        """The tree that drafts nothing: autoregressive decoding."""
+        """The tree without drafted nodes: autoregressive decoding."""
         return cls(tokens=(token,), parents=(-1,), proposal=(1.0,), point=(True,))
 
     @property
     def size(self) -> int:
-        """Drafted nodes; the root is not counted, so size <= B."""
+        """How many nodes are drafted; the root is not counted, so size <= B."""
         return len(self.tokens) - 1
 
     @cached_property
@@ -64,17 +64,17 @@ class TokenTree:
 
     @property
     def depth(self) -> int:
-        """Depth of the deepest node; 0 for a bare root."""
+        """The depth of the deepest node; 0 for a root alone."""
         return max(self.depths)
 
     @property
     def width(self) -> int:
-        """Nodes on the widest level below the root; 0 for a bare root."""
+        """How many nodes the widest level below the root has; 0 for a root alone."""
         return max((self.depths.count(d) for d in range(1, self.depth + 1)), default=0)
 
     def mask(self) -> torch.Tensor:
-        """bool [n, n]: True where the column is the row's ancestor, or the row itself (what the row
-        may attend to)."""
+        """bool [n, n]: True if the column's node is an ancestor of the row's, or the same node (the
+        row may attend to it)."""
         return ancestor_mask(self.parents)
 
 
@@ -96,8 +96,7 @@ def depths_of(parents: Sequence[int]) -> tuple[int, ...]:
 
 
 def ancestor_mask(parents: Sequence[int]) -> torch.Tensor:
-    """bool [n, n], True for ancestor-or-self. parents[u] < u; a parent of -1 or less lies
-    outside."""
+    """bool [n, n], True for ancestor-or-self. parents[u] < u; a parent of -1 or less is outside."""
     mask = torch.eye(len(parents), dtype=torch.bool)
     for node, parent in enumerate(parents):
         if parent >= 0:

@@ -1,9 +1,10 @@
-"""Which path of a tree is accepted, so that the text keeps the target's own law.
+"""Which path of a tree is accepted, so that the text keeps the target's own distribution.
 
-Enters: a drawn tree, the target's distributions at its nodes, what its children were drawn from.
-Leaves: the law of where the accepted path stops and of the bonus token behind it.
+Input: a drawn tree, the target's distributions at its nodes, and what its children were drawn from.
+Output: the probability that the accepted path stops at each node, and the distribution of the bonus
+token after it.
 
 Read: rules (topdown, traversal, reserved), properly_drawn (why the order of drawing matters),
-single_node_bound (what no rule can beat), prototype (the original rule, lossy); captured_rules has
-the rules in tensors of fixed shape for a GPU.
+single_node_bound (what no rule can exceed), prototype (the original rule, lossy). captured_rules
+has the rules in tensors of fixed shape for a GPU.
 """

@@ -1,15 +1,15 @@
 """Verification in tensors of fixed shape: the rules of verification/rules.py for a tree that only
 the device knows.
 
-The tree is a `GrowingTree` and the `Nodes` of it that stay (drafting/captured_tree.py). A level's rows
-are handled together, one after the other because a node's weight depends on its parent's; within a
-level, each child takes its share of what the node still has to emit. With p and q the node's
-distributions and everything drawn there left out of both, what is left of R is
+The tree is a `GrowingTree` and its `Nodes` that stay (drafting/captured_tree.py). The rows of a
+level are handled together. Levels follow one another, because a node's weight depends on its
+parent's. Within a level, each child takes its share of what the node still has to emit. With p and
+q the node's distributions without the tokens drawn there, the rest of R is
 
     scale * relu(p - t * q)
 
-with one `scale` and one `t` a node; the few tokens that were drawn are kept apart as numbers. So a
-child costs one sum over the vocabulary. On a GPU triton_kernels.py does a level in one launch.
+with one `scale` and one `t` a node. The few drawn tokens are kept apart as numbers. So a child
+costs one sum over the vocabulary. On a GPU triton_kernels.py does a level in one launch.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from dynasurge.probabilities import LEAST, Uniforms
 
 
 class Judged(NamedTuple):
-    """stop: float64 [n + 1], see verification.StopLaw; end, bonus: int64 [1], the node where the
-    path ends and the token behind it, -1 if there is none."""
+    """stop: float64 [n + 1], the probability that the path ends at each node. end, bonus: int64
+    [1], the node where the path ends and the token after it, -1 if there is none."""
 
     stop: torch.Tensor
     end: torch.Tensor
@@ -38,9 +38,9 @@ class Judged(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class CapturedStopLaw:
-    """Where the path may end and what follows: stop [n + 1]; t [R + 1] and kept [R + 1, k], what
-    rows leave of R (see above; sampled children only), p and q without the drawn tokens, and the p
-    [R + 1, k] of those."""
+    """Where the path may end and what follows. stop: [n + 1]. t [R + 1] and kept [R + 1, k]: what
+    rows leave of R (see above; sampled children only). p and q: without the drawn tokens. drawn [R
+    + 1, k]: the p of those tokens. row_of: see `Families`."""
 
     stop: torch.Tensor
     row_of: torch.Tensor
@@ -52,8 +52,8 @@ class CapturedStopLaw:
     tokens: torch.Tensor
 
     def bonus(self, node: torch.Tensor, *, compiled: bool = False) -> torch.Tensor:
-        """The law [m, V] of the token behind nodes [m]: what their children left, or, if that is
-        nothing, the target's."""
+        """The distribution [m, V] of the token after nodes [m]: what their children left, or the
+        target's if nothing is left."""
         own = (self.q, self.tokens, self.t, self.kept, self.drawn)
         return fused(_bonus, compiled)(self.row_of[node], self.p[node], *own)
 
@@ -62,8 +62,8 @@ def law(
     growing: GrowingTree, nodes: Nodes, p: torch.Tensor, rule: str, *, compiled: bool = False
 ) -> CapturedStopLaw:
     """Apply a rule: `topdown` or `traversal`. p: float [n + 2, V], the target's distributions by
-    node and one row to spare; p and the growing's base are overwritten where tokens were drawn.
-    compiled: whether torch.compile makes the small kernels few."""
+    node and one spare row. This overwrites p and the growing tree's base at drawn tokens. compiled:
+    whether torch.compile fuses the small kernels."""
     bounds, none = growing.bounds, nodes.none
     rows, k = bounds.row_count, bounds.children
     tensors = (nodes.number, growing.row_slot, growing.token, growing.kind, p, growing.base)
@@ -104,7 +104,7 @@ def law(
 
 
 def judge(law: CapturedStopLaw, uniforms: torch.Tensor, *, compiled: bool = False) -> Judged:
-    """Draw where the path ends, then the bonus token. uniforms: float64 [2, 2]."""
+    """Draw the node where the path ends, then the bonus token. uniforms: float64 [2, 2]."""
     end = fused(_ends, compiled)(law.stop, uniforms)
     bonus = law.bonus(end.clamp(min=0), compiled=compiled)
     return Judged(
@@ -113,10 +113,13 @@ def judge(law: CapturedStopLaw, uniforms: torch.Tensor, *, compiled: bool = Fals
 
 
 class Families(NamedTuple):
-    """The R rows of a growing, each with its children. node int64 [R]; child int64, point bool [R,
-    k], see `triton_kernels.Shares`; tokens int64 and what p gave them, drawn, both [R + 1, k], a row
-    to spare; from_q [R, k], what q gave them; of_p, of_q int64 [R, k], the row of p and of q in which
-    each token is to be forgotten; row_of int64 [n + 1], the row of each node."""
+    """The R rows of a growing tree, each with its children.
+
+    node int64 [R]; child int64 and point bool [R, k], see `triton_kernels.Shares`. tokens int64 and
+    drawn, their p, [R + 1, k] each with a spare row. from_q [R, k]: their q. of_p, of_q int64 [R,
+    k]: the row of p and of q where each token is set to 0. row_of int64 [n + 1]: the row of each
+    node.
+    """
 
     node: torch.Tensor
     child: torch.Tensor
@@ -139,7 +142,7 @@ def _families(
     none: int,
     k: int,
 ) -> Families:
-    """Gather the families of a growing's tensors; none: the number that stands for no node."""
+    """Gather the families of a growing tree's tensors. none: the number that stands for no node."""
     rows, pad = len(row_slot) - 1, torch.nn.functional.pad
     node = number[row_slot[:-1]]
     child = torch.where(node[:, None] < none, number[1:-1].view(rows, k), none)
@@ -184,8 +187,9 @@ def _bonus(
 def _bottom_up(
     accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor
 ) -> torch.Tensor:
-    """A node gets its turn after everything below it, and below its elder siblings and its
-    ancestors', was refused."""
+    """The probability [n + 1] that the path ends at each node. A node gets its turn after these were
+    refused: all nodes below it, and all elder siblings of it and of its ancestors, with all nodes
+    below those."""
     accept, sees = accept[:-1], seen.float()
     places = torch.arange(len(accept), device=accept.device)
     elder = (parent[:, None] == parent) & (places < places[:, None]) & (parent >= 0)[:, None]
@@ -197,7 +201,8 @@ def _bottom_up(
 def _top_down(
     accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor
 ) -> torch.Tensor:
-    """A child is tried if its parent was accepted and its elder siblings were refused."""
+    """The probability [n + 1] that the path ends at each node. A child is tried if its parent was
+    accepted and its elder siblings were refused."""
     accept = accept[:-1]
     places = torch.arange(len(accept), device=accept.device)
     siblings = (parent[:, None] == parent) & (parent >= 0)[:, None] & exists
@@ -209,8 +214,8 @@ def _top_down(
 
 
 def share_level(shares: triton_kernels.Shares, rows: slice, *, bottom_up: bool) -> None:
-    """What `triton_kernels.share` does, for any float type: each child of a level's rows takes
-    min(R, q) of what is left."""
+    """Let each child of a level's rows take min(R, q) of the rest. It computes what
+    `triton_kernels.share` computes, for any float type."""
     node, child = shares.node[rows], shares.child[rows]
     none = len(shares.accept) - 1
     exists, point = child < none, shares.point[rows]

@@ -1,10 +1,10 @@
-"""What "properly drawn" is about, on a tree small enough to be enumerated: a root and its k sampled
+"""What "properly drawn" means, on a tree small enough to enumerate: a root and its k sampled
 children.
 
-`emitted_law` goes through every way in which the children can be drawn and every outcome of
-verification, and adds up what the first emitted token then is. Drawn properly, that is the target's
-own law to the last bit, whatever the draft is. Tamper with the children because of the tokens they
-turned out to be, and it is not: `MISTAKES` has three ways that look harmless, each to be found in
+`emitted_law` goes through every possible draw of the children and every outcome of verification. It
+adds up the distribution of the first emitted token. If the children are properly drawn, this is the
+target's own distribution to the last bit, for every draft. If something changes the children
+because of their tokens, it is not. `MISTAKES` has three changes that look harmless; each occurs in
 public code. (tests/verification/test_exactness.py does the same for whole trees, texts, rules and
 policies.)
 """
@@ -20,7 +20,7 @@ from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import RULES
 
 Tamper = Callable[[Sequence[int], Sequence[float]], Sequence[int]]
-"""(tokens in drawing order, the draft's distribution) -> the tokens that verification is shown."""
+"""(tokens in drawing order, the draft's distribution) -> the tokens that verification sees."""
 
 
 def _likeliest_first(tokens: Sequence[int], q: Sequence[float]) -> list[int]:
@@ -54,11 +54,11 @@ def emitted_law(
     rule: str = "topdown",
     tamper: Tamper | None = None,
 ) -> list[float]:
-    """The law of the first emitted token, exact.
+    """The exact distribution of the first emitted token.
 
-    p, q: the target's and the draft's distribution at the root, over one small vocabulary; k:
-    children drawn without replacement from q; rule: a name in `verification.RULES`. ValueError if p
-    and q do not fit together.
+    p, q: the target's and the draft's distribution at the root, over one small vocabulary. k:
+    children drawn without replacement from q. rule: a name in `verification.RULES`. Raises
+    ValueError if p and q differ in length.
     """
     if len(p) != len(q):
         raise ValueError(f"p has {len(p)} tokens, q has {len(q)}")
@@ -70,7 +70,7 @@ def emitted_law(
 
 
 def _draws(q: Sequence[float], k: int) -> Iterator[tuple[float, tuple[int, ...]]]:
-    """Every sequence of k different tokens that can be drawn, with its probability."""
+    """Every possible sequence of k different tokens, with its probability."""
     tokens = [token for token, mass in enumerate(q) if mass > 0]
     for drawn in permutations(tokens, min(k, len(tokens))):
         chance, left = 1.0, sum(q)
@@ -82,7 +82,7 @@ def _draws(q: Sequence[float], k: int) -> Iterator[tuple[float, tuple[int, ...]]
 def _verified(
     p: Sequence[float], q: Sequence[float], children: Sequence[int], rule: str
 ) -> torch.Tensor:
-    """The law of the first emitted token, given the children. float64 [V]."""
+    """The distribution of the first emitted token, given the children. float64 [V]."""
     n = len(children)
     tree = TokenTree(
         tokens=(-1, *children),
@@ -90,9 +90,7 @@ def _verified(
         proposal=(1.0, *[1.0] * n),
         point=(True, *[False] * n),
     )
-    rows = torch.tensor(
-        [p] * (n + 1), dtype=torch.float64
-    )  # what follows a child does not matter here
+    rows = torch.tensor([p] * (n + 1), dtype=torch.float64)  # only the first token matters here
     stop = RULES[rule](tree, rows, [torch.tensor(q, dtype=torch.float64)] + [rows.new_empty(0)] * n)
     law = stop.stop[0] * stop.bonus(torch.tensor([0]))[0].double()
     for node, token in enumerate(children, start=1):

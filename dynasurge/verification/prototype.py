@@ -1,13 +1,12 @@
-"""The original prototype's rules, kept so that its figure can be reproduced: verification, and the
-dynamic tree's shape.
+"""The rules of the original prototype, kept to reproduce its figure: verification, and the dynamic
+tree's shape.
 
-Its verification is NOT lossless.
-
-Every child that passes its own test min(1, p/q) is kept, breadth first, and the longest kept path
-is emitted. Two mistakes change the distribution of the text: among several kept children the one
-with the longest continuation is chosen, which favours tokens that the draft finds easy to continue;
-and the bonus token is drawn from what the *last dead end visited* left over, whichever node the
-emitted path ends at. Results made with it are labelled `lossy` wherever they appear.
+Its verification is NOT lossless. Every child that passes its own test min(1, p/q) is kept, breadth
+first, and the longest kept path is emitted. Two mistakes change the distribution of the text.
+First, among several kept children the rule takes the one with the longest continuation; this
+favours tokens that the draft finds easy to continue. Second, the bonus token is drawn from what the
+*last dead end visited* left over, even if the emitted path ends at another node. Results made with
+this rule are labelled `lossy` everywhere.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ from dynasurge.verification.rules import Rows, Verdict, path_to
 
 
 def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], chance: Chance) -> Verdict:
-    """Keep every passing child, take the longest path. Lossy; see above. Arguments as in
-    verification/rules.py."""
+    """Keep every passing child, take the longest path. Lossy: see above. Arguments and result: see
+    `rules.verify`."""
     rows = p[torch.arange(tree.size + 1, device=p.device)]
     queue, longest, bonus = deque([0]), 0, rows[0]
     while queue:
@@ -51,17 +50,17 @@ def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], chance: Chance) -> 
                 target = leftover / mass if mass > 0 else target
         if not kept:
             bonus = target
-    # What it would have done on average is not known: only what it did.
+    # The rule's stop probabilities are not known: record only where it stopped.
     stop = tuple(float(node == longest) for node in range(tree.size + 1))
     return Verdict(path=path_to(tree, longest), bonus=probabilities.draw(bonus, chance), stop=stop)
 
 
 def proposals(tree: TokenTree, base: torch.Tensor, node: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """The children of a node in drawing order, each with the distribution [V] its token was really
-    drawn from.
+    """The children of a node in drawing order, each with the distribution [V] that its token was
+    really drawn from.
 
-    A sampled child's is `base`, the draft's, without its earlier siblings, renormalised; a point
-    child's is all on its token.
+    For a sampled child this is `base`, the draft's distribution, without its earlier siblings,
+    renormalised. For a point child all mass is on its token.
     """
     remaining = base.clone()
     for child in tree.children[node]:
@@ -76,8 +75,8 @@ def proposals(tree: TokenTree, base: torch.Tensor, node: int) -> Iterator[tuple[
 
 
 def prototype_growmap(budget: int) -> Growmap:
-    """Its tree as a growmap: there is nothing dynamic about it, unless a distribution runs out of
-    tokens (below, a node's share then goes to the next)."""
+    """The prototype's tree as a growmap. Its shape is fixed unless a distribution has too few
+    tokens; then `PrototypeShape` gives a node's share to the next node."""
     return Growmap(parents=(-1, *(node // _children(budget) for node in range(budget))))
 
 
@@ -95,7 +94,8 @@ class PrototypeShape(StaticShape):
         self.max_depth = budget.bit_length()
 
     def wish(self, pool: Sequence[Slot], index: int) -> Wish:
-        """Children while there is budget, counting those that the level's elder nodes will get."""
+        """Give children while there is budget. The children of the level's earlier nodes count as
+        spent."""
         depth = pool[index].depth
         drawn = sum(slot.depth <= depth for slot in pool) - 1
         elders = sum(slot.depth == depth for slot in pool[:index])

@@ -1,39 +1,36 @@
-"""Verification: which path of the drafted tree the target accepts, and the bonus token that follows
-it.
+"""Verification: which path of the drafted tree the target accepts, and the bonus token after it.
 
 A rule is a pure function `(tree, p, q) -> StopLaw` of
 
 - `tree`: a properly drawn `TokenTree`,
 - `p`: `p[u]` is the target's next-token distribution after node u, float [V],
 - `q`: `q[u]` is the draft distribution that node u's sampled children were drawn from, float [V]
-  (never read elsewhere).
+  (not read at other nodes).
 
-A `StopLaw` says with what probability the accepted path ends at each node, and what law the bonus
-token then has. All the arithmetic of a rule is thus free of chance: tests enumerate it exactly,
-analysis reads expected lengths off it, and `verify` adds the only two random draws, the node and
-the bonus.
+A `StopLaw` gives the probability that the accepted path ends at each node, and the distribution of
+the bonus token there. So a rule's arithmetic has no random draws. Tests enumerate it exactly, and
+analysis computes expected lengths from it. `verify` adds the only two draws, the node and the bonus
+token.
 
-Every rule here is *lossless*: the emitted tokens (accepted path, then bonus) have the target's own
-distribution, whatever the draft is (proofs: docs/verification.md). To add a rule, write how it
-treats a node's children, and enter it in `RULES`; tests/verification/test_exactness.py does the
-rest.
+Every rule here is *lossless*: for any draft, the emitted tokens (accepted path, then bonus) have
+the target's own distribution (proofs: docs/verification.md). To add a rule, write how it treats a
+node's children, and enter it in `RULES`; tests/verification/test_exactness.py does the rest.
 
-All rules share one idea. A node holds `R`, the sub-measure it still has to emit, of mass `a`; at
-first R = a * p. A child x with proposal q takes min(R, q) of it, so its subtree is entered with
-weight min(1, R[x] / q[x]). If that is refused, relu(R - q) is left, to be emitted given the
-refusal, whose probability is 1 - sum min(R, q).
+All rules share one idea. A node holds `R`, the sub-measure that it still has to emit, of mass `a`;
+at first R = a * p. A child x with proposal q takes min(R, q) of it, so its subtree is entered with
+weight min(1, R[x] / q[x]). If the child is refused, relu(R - q) is left. The node emits it given
+the refusal, whose probability is 1 - sum min(R, q).
 
 **topdown** (Leviathan et al. 2211.17192; SpecInfer 2305.09781; Sequoia 2402.12374). Walk down from
-the root; at every node a starts at 1, and the weight is the probability of going to the child there
-and then.
+the root. At every node a starts at 1, and the weight is the probability of going on to the child.
 
 **traversal** (Traversal Verification, 2505.12398; on a chain it is Block Verification, 2403.10444).
-Walk the tree bottom up: a starts at the weight the node was entered with, and a node is decided
-only after everything below it was refused. Because a path that is lucky deeper down makes up for an
-unlucky token near the root, chains are accepted at least as far.
+Walk the tree bottom up: a starts at the weight with which the node was entered, and a node is
+decided only after everything below it was refused. A lucky path deeper down makes up for an unlucky
+token near the root, so chains are accepted at least as far.
 
-Nothing here waits for the device or loops over nodes in Python more than it must: nodes of one
-level are handled together (`families`), and the host learns node and bonus from a single read.
+The code handles the nodes of one level together (`families`), without a Python loop over nodes or a
+wait for the device where it can. One read brings the host both node and bonus token.
 """
 
 from __future__ import annotations
@@ -48,14 +45,13 @@ from dynasurge import probabilities
 from dynasurge.probabilities import LEAST, Chance
 from dynasurge.trees.token_tree import TokenTree
 
-# distributions handled at once on a CPU, where they should stay in its cache; a GPU takes a whole
-# level
+# Distributions handled at once on a CPU, so that they stay in its cache. A GPU takes a whole level.
 CPU_ROWS = 8
 
 
 class Rows(Protocol):
-    """Distributions by node, a tensor [n, V] or rows computed when asked for: int64 [m] nodes ->
-    [m, V]."""
+    """Distributions by node: a tensor [n, V], or rows computed at a look-up, int64 [m] nodes -> [m,
+    V]."""
 
     @property
     def device(self) -> torch.device: ...
@@ -64,8 +60,8 @@ class Rows(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class StopLaw:
-    """stop: float64 [n], the probability that the accepted path ends at each node; bonus: int64 [m]
-    nodes -> [m, V], the bonus token's law if it ends there."""
+    """stop: float64 [n], the probability that the accepted path ends at each node. bonus: int64 [m]
+    nodes -> [m, V], the distribution of the bonus token if the path ends there."""
 
     stop: torch.Tensor
     bonus: Callable[[torch.Tensor], torch.Tensor]
@@ -73,8 +69,8 @@ class StopLaw:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """path: accepted nodes from the root's child downwards, () if none; bonus: the token emitted
-    after them; stop[u]: the probability that the path had of ending at node u."""
+    """path: accepted nodes from the root's child downwards, () if none. bonus: the token emitted
+    after them. stop[u]: the probability that the path ends at node u."""
 
     path: tuple[int, ...]
     bonus: int
@@ -87,18 +83,18 @@ Rule = Callable[[TokenTree, Rows, Sequence[torch.Tensor]], StopLaw]
 def verify(
     rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], chance: Chance
 ) -> Verdict:
-    """Draw where the accepted path ends, then the bonus token. Raises NoMassError if p has none
-    (NaN logits)."""
+    """Draw the node where the accepted path ends, then the bonus token. Raises NoMassError if p has
+    no mass (NaN logits)."""
     return draw_verdict(rule(tree, p, q), tree, chance)
 
 
 def draw_verdict(law: StopLaw, tree: TokenTree, chance: Chance) -> Verdict:
-    """The two draws of `verify`."""
+    """Draw the node and the bonus token of a `StopLaw`. Raises NoMassError if one has no mass."""
     node = chance.draw(law.stop[None], 1)[0]
     bonus = chance.draw(law.bonus(node.clamp(min=0)), 1)[0]
     end, token, *stop = torch.cat(
         [node, bonus, law.stop]
-    ).tolist()  # the one time the host waits for the device
+    ).tolist()  # the host waits for the device only here
     if end < 0 or token < 0:
         raise probabilities.NoMassError
     return Verdict(path=path_to(tree, int(end)), bonus=int(token), stop=tuple(stop))
@@ -106,11 +102,11 @@ def draw_verdict(law: StopLaw, tree: TokenTree, chance: Chance) -> Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """m branching nodes of one level and their children: k columns, the first `sampled` of them for
-    sampled children.
+    """m nodes of one level that branch, and their children in k columns. The first `sampled`
+    columns are for sampled children.
 
-    nodes: int64 [m]; children, tokens: int64 [m, k] in drawing order; where a node has no child for
-    a column, `exists` [m, k] is False, the child is n (no node) and the token repeats the first
+    nodes: int64 [m]. children, tokens: int64 [m, k] in drawing order. If a node has no child for a
+    column, `exists` [m, k] is False, the child is n (no node) and the token repeats the first
     child's. base: float [m, V], what the sampled children were drawn from ([m, 0] if there are
     none).
     """
@@ -124,7 +120,7 @@ class Family:
 
     @property
     def proposals(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-        """What a `Handle` needs to know."""
+        """The last four arguments of a `Handle`."""
         return self.base, self.tokens, self.exists, self.sampled
 
 
@@ -133,7 +129,7 @@ Handle = Callable[
     tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ]
 """How a rule treats the children of m nodes: (a [m, 1], p [m, V], a `Family`'s base, tokens, exists and sampled) -> their
-weights [m, k], a after all of them [m, 1], and what they left of R, up to a factor [m, V]. It may overwrite p and base."""
+weights [m, k], a after all of them [m, 1], what they left of R, up to a factor [m, V]. It may overwrite p and base."""
 Leftovers = list[tuple[torch.Tensor, torch.Tensor]]  # (nodes [m], what their children left [m, V])
 
 
@@ -145,12 +141,12 @@ def share_out(
     exists: torch.Tensor,
     sampled: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each child takes min(R, q) of what is left: topdown and traversal. A `Handle`; it overwrites
-    p and base.
+    """Let each child take min(R, q) of what is left: topdown and traversal. A `Handle`; it
+    overwrites p and base.
 
-    All that ever happens to R at a token not drawn yet is that a multiple of `base` is taken away,
-    it is cut at 0 and scaled. So R = scale * relu(p - t * base) throughout, with one scale and one
-    t a node; only the drawn tokens are kept apart.
+    At a token that is not drawn yet, R changes in three ways only: a multiple of `base` is
+    subtracted, it is cut at 0, and it is scaled. So always R = scale * relu(p - t * base), with one
+    scale and one t a node. Only the drawn tokens are kept apart.
     """
     tiny, weights, apart = torch.finfo(p.dtype).tiny, [], []
     scale, t, left = a, torch.zeros_like(a), p
@@ -160,12 +156,12 @@ def share_out(
         base, t = (
             base.div_(total),
             t * total,
-        )  # now base is q: what is left after likely siblings may be tiny
+        )  # now base is q: little mass may be left after likely siblings
         weights.append((scale * left.gather(1, token) / base.gather(1, token)).clamp_(max=1.0))
         t = t + exists[:, rank : rank + 1] / scale.clamp(min=LEAST)
         room = (
             p if rank == sampled - 1 else torch.empty_like(p)
-        )  # p is not needed after the last one
+        )  # p is not needed after the last child
         left = torch.addcmul(p, base, t, value=-1.0, out=room).relu_()
         apart.append(left.gather(1, token))
         for rows in (p, base, left):
@@ -175,7 +171,7 @@ def share_out(
         a, scale = (mass / refused).clamp_(max=1.0), scale / refused  # go on given the refusal
         scale = torch.where(
             scale < 1.0 / LEAST, scale, 0.0
-        )  # refused so rarely that anything finite will do
+        )  # the refusal is so rare that any finite value is right
     points = tokens[:, sampled:]
     if points.shape[1]:  # q = 1 at the token, so a run of points has a closed form
         taken = scale * left.gather(1, points) * exists[:, sampled:]
@@ -196,23 +192,20 @@ def reserve(
     exists: torch.Tensor,
     sampled: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Each child takes what topdown would give it, and more only where topdown leaves it unused:
-    reserved. A `Handle`; all nodes have equally many sampled children."""
+    """Let each child take what topdown would give it, and more only from what topdown leaves
+    unused: reserved. A `Handle`; all nodes have the same number of sampled children."""
     if tokens.shape[1] > sampled:
         return share_out(
             a, p, base, tokens, exists, sampled
-        )  # point children: lossless too, but without the guarantee
+        )  # with points: lossless too, but it may accept a node less often than topdown
     weights, target = [], p
-    borrowed = torch.zeros_like(
-        p
-    )  # mass already taken from what topdown would leave to later children
+    borrowed = torch.zeros_like(p)  # mass taken so far from what topdown leaves to later children
     for rank in range(sampled - 1):
         token = tokens[:, rank : rank + 1]
         q = base / base.sum(-1, keepdim=True)
         common, excess = torch.minimum(target, q), (target - q).relu_()
-        rejected = excess.sum(-1, keepdim=True)  # 1 - sum of common, without its rounding
-        # What later children may still need of each token, whatever they turn out to be, stays
-        # untouched.
+        rejected = excess.sum(-1, keepdim=True)  # 1 - sum of common, with less rounding
+        # Leave of each token what later children may still need, for every draw of theirs.
         later = min(sampled - 1 - rank, q.shape[-1])
         need = (1.0 / (1.0 - q.topk(later).values.cumsum(-1)).clamp_(min=LEAST)).sum(
             -1, keepdim=True
@@ -221,7 +214,7 @@ def reserve(
         proposed, taken = q.gather(1, token), (a * common + extra).gather(1, token)
         weights.append((taken / proposed).clamp_(max=1.0))
         refused, over = proposed - taken, (q - target).gather(1, token).relu_()
-        goes_on = (rejected > 0) & (refused > 0)  # else the child is never refused
+        goes_on = (rejected > 0) & (refused > 0)  # otherwise the child is never refused
         borrowed = (a * borrowed + extra) / (a * rejected).clamp_(min=LEAST)
         a = torch.where(goes_on, (a * over / refused.clamp(min=LEAST)).clamp_(max=1.0), 0.0)
         target, base = excess / rejected.clamp(min=LEAST), base.scatter(1, token, 0.0)
@@ -235,7 +228,7 @@ def reserve(
 
 
 def topdown(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
-    """Top-down verification: accept a child with probability min(1, p/q), else go on with the
+    """Top-down verification: accept a child with probability min(1, p/q), otherwise go on with the
     residual."""
     reach = _per_node(tree, p)
     stay = torch.ones_like(reach)
@@ -258,8 +251,8 @@ def traversal(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
 
 
 def reserved(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
-    """Bottom-up verification that accepts every node at least as often as topdown. Sampled
-    children, counts fixed ahead."""
+    """Bottom-up verification that accepts every node at least as often as topdown. It takes sampled
+    children, whose numbers were chosen before the draw."""
     return _bottom_up(tree, p, q, reserve, mixed=False)
 
 
@@ -269,11 +262,9 @@ RULES: dict[str, Rule] = {"topdown": topdown, "traversal": traversal, "reserved"
 def _bottom_up(
     tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Handle, *, mixed: bool
 ) -> StopLaw:
-    """Post-order: each node gets its turn after everything below it was refused, and accepts with
-    what is left of its a."""
-    accept = _per_node(
-        tree, p
-    )  # first the a with which a node is entered, then the a it is left with
+    """Decide the nodes in post-order. Each node gets its turn after everything below it was
+    refused, and accepts with what is left of its a."""
+    accept = _per_node(tree, p)  # first the a with which a node is entered, then the a that is left
     leftovers = []
     for family in families(tree, q, p.device, mixed=mixed):
         rows = p[family.nodes]
@@ -294,10 +285,11 @@ def _bottom_up(
 def families(
     tree: TokenTree, q: Sequence[torch.Tensor], device: torch.device, *, mixed: bool = True
 ) -> Iterator[Family]:
-    """The branching nodes of a tree, each after its parent. A node without sampled children has no
-    need of a q.
+    """The nodes of a tree that branch, each after its parent. A node without sampled children needs
+    no q.
 
-    mixed: nodes of one family may have differently many sampled children (but not some and none).
+    mixed: nodes of one family may have different numbers of sampled children (but all have some, or
+    none has).
     """
     groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
     for node, branches in enumerate(tree.children):
@@ -308,7 +300,7 @@ def families(
             )
     for _, group in sorted(groups.items()):
         size = CPU_ROWS if device.type == "cpu" else len(group)
-        # nodes with equally many sampled children stand together, so that few columns stay empty
+        # sort by the number of sampled children, so that few columns stay empty
         group.sort()
         for start in range(0, len(group), size):
             yield _family(tree, q, group[start : start + size], device, mixed)
@@ -321,7 +313,7 @@ def _family(
     device: torch.device,
     mixed: bool,
 ) -> Family:
-    """members: (sampled children, node)."""
+    """Pack members, pairs (number of sampled children, node), into one `Family`."""
     none, sampled = tree.size + 1, max(count for count, _ in members)
     points = max(len(tree.children[node]) - count for count, node in members)
     packed = []
@@ -362,8 +354,8 @@ def path_to(tree: TokenTree, node: int) -> tuple[int, ...]:
 def _bonus(
     tree: TokenTree, p: Rows, leftovers: Leftovers
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """At a node that branches, what its children left; at a leaf, or where p = q left nothing, the
-    target's own law."""
+    """The bonus token's distribution: at a node that branches, what its children left; at a leaf,
+    or if nothing is left (p = q), the target's."""
 
     def law(nodes: torch.Tensor) -> torch.Tensor:
         rows = p[nodes]
@@ -371,7 +363,7 @@ def _bonus(
             branching, left = (torch.cat(parts) for parts in zip(*leftovers, strict=True))
             place = torch.full((tree.size + 1,), -1, device=p.device)
             place[branching] = torch.arange(len(branching), device=p.device)
-            left = left[place[nodes]]  # at a leaf any row: it is not used
+            left = left[place[nodes]]  # a leaf takes any row, which is not used
             mass = left.sum(-1, keepdim=True) * (place[nodes, None] >= 0)
             rows = torch.where(mass > 0, left / mass, rows)
         return rows
@@ -380,7 +372,8 @@ def _bonus(
 
 
 def _per_node(tree: TokenTree, p: Rows) -> torch.Tensor:
-    """Ones, float64 [n + 1]: a number for each node, and a place for children that do not exist."""
+    """Ones, float64 [n + 1]: a number for each node, and one place for children that do not
+    exist."""
     return torch.ones(tree.size + 2, dtype=torch.float64, device=p.device)
 
 

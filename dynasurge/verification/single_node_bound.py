@@ -1,55 +1,57 @@
-"""The single-node upper bound: what no lossless verification rule can beat at one node.
+"""The single-node upper bound on acceptance: no lossless verification rule can exceed it at one
+node.
 
 At a node with target distribution p the draft proposes a random set D of k tokens. A lossless rule
-emits a token of law p, and accepts if that token is in D: it is a coupling of D with p, and the
-best one solves an optimal transport with membership cost (SpecTr, arXiv 2310.15141). Whatever the
-token set H, an accepted token is in H, or D is not inside H; hence
+emits a token with distribution p, and accepts if that token is in D. So a rule is a coupling of D
+with p, and the best one solves an optimal transport with membership cost (SpecTr, arXiv
+2310.15141). For every token set H, an accepted token is in H, or D is not inside H. Hence
 
     bound = min over token sets H of  p(H) + Pr(D is not inside H)
 
 and some rule attains it: a coupling is a flow from sets through their own tokens to p, and H is a
 cut (the dual, a choice of tokens: Hu et al., "Towards Optimal Multi-Draft Speculative Decoding",
-arXiv 2502.18779). The bound is about k x 1 trees, and about the root of any tree; deeper down it
-holds for rules that treat each node by itself, as topdown does.
+arXiv 2502.18779). The bound is about k x 1 trees, and about the root of any tree. Deeper nodes obey
+it under rules that treat each node alone, as topdown does.
 
-**topk**: D is fixed, so H = D or nothing is best: the bound is p(D). **hybrid**: D is k - 1 fixed
-tokens and one drawn from b, the rest of q renormalised. Unless H holds the fixed tokens it holds no
-D; each further token x costs p[x] and saves b[x]. The bound is p(fixed) + sum(min(p, b)). Topdown
-reaches both exactly, so at a single node no rule can do better than it there.
+**topk**: D is fixed, so the best H is D or the empty set: the bound is p(D). **hybrid**: D is k - 1
+fixed tokens and one drawn from b, the rest of q renormalised. A set H without one of the fixed
+tokens contains no D. With all of them, each further token x costs p[x] and saves b[x]. The bound is
+p(fixed) + sum(min(p, b)). Topdown reaches both exactly, so at a single node no rule accepts more.
 
-**sampled**: write f(H) for the chance that k draws without replacement all fall in H. *The best H
-is a prefix of the tokens in increasing order of p/q* (those with q = 0 left out: they only cost).
-That is exact, because f gains ever more per unit of q as H grows: for different tokens x, y outside
+**sampled**: let f(H) be the probability that k draws without replacement all fall in H. *The best H
+is a prefix of the tokens in increasing order of p/q* (without those with q = 0: they only cost).
+This is exact, because f gains ever more per unit of q as H grows: for different tokens x, y outside
 a set A,
 
     (f(A + x) - f(A)) / q[x]  <=  (f(A + x + y) - f(A + x)) / q[y].                                        (*)
 
-If a best H holds x but not y, then p[x] / q[x] <= (f(H) - f(H - x)) / q[x], or dropping x would
-help, and likewise (f(H + y) - f(H)) / q[y] <= p[y] / q[y], or adding y would. By (*), p[x] / q[x]
-<= p[y] / q[y]. (If these are equal, dropping x changes nothing; so the smallest of the best sets
-has no such tie.)
+Suppose a best H contains x but not y. Then p[x] / q[x] <= (f(H) - f(H - x)) / q[x]; otherwise H
+without x would be better. Also (f(H + y) - f(H)) / q[y] <= p[y] / q[y]; otherwise H with y would be
+better. By (*), p[x] / q[x] <= p[y] / q[y]. (If these are equal, dropping x changes nothing; so the
+smallest of the best sets has no such tie.)
 
-To see (*), let each token i ring at an exponential time of rate q[i]; the order of first rings is
+To see (*), let each token i ring at an exponential time of rate q[i]. The order of first rings is
 that of draws without replacement. Write a = q[x], b = q[y], and let s < t be the times of the
 (k-1)-th and k-th rings among all other tokens. The right side is Pr(y is among the first k, and
-they are all in A + x + y) / b. Given the other rings, y is among the first k if it rings before
-their k-th, at tau say: chance / b = integral of exp(-b u) over u in (0, tau). The left side
-likewise, but there y must not ring before s. Averaged over the rings of x and y, for given s and t,
-if the first k - 1 of the others are in A, they are
+they are all in A + x + y) / b. Given the other rings, y is among the first k if it rings before a
+time tau, the k-th of those rings. Then probability / b = integral of exp(-b u) over u in (0, tau).
+The left side is the same for x, with one more condition: y does not ring before s. Take the mean
+over the rings of x and y, for given s and t. If the first k - 1 of the others are in A, the sides
+are
 
     right:  integral of exp(-b u)       over (0, s)  +  integral of exp(-(a + b) u) over (s, t)
     left:   integral of exp(-a u - b s) over (0, s)  +  integral of exp(-(a + b) u) over (s, t)
 
 and u < s in the first integrals. If those k - 1 are not all in A, the left side is 0. ∎
 
-**Computing f.** All draws are in H unless a token outside it, at total rate R = q(outside H), rings
-before k of H have:
+**Computing f.** All draws are in H, unless a token outside H, at total rate R = q(outside H), rings
+before k tokens of H have rung:
 
     1 - f(H) = R * integral over u > 0 of exp(-R u) Pr(fewer than k of H have rung by u) du.
 
-Whether token i has rung by u is a coin of probability 1 - exp(-q[i] u), so the number that have is
-a product of two-term polynomials, cut at degree k: adding a token to H updates k numbers for each
-u. Some 40 values of u are enough.
+Token i has rung by u with probability 1 - exp(-q[i] u), independently of the others. So the
+distribution of how many have rung is a product of two-term polynomials, cut at degree k: adding a
+token to H updates k numbers for each u. About 40 values of u are enough.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ from dynasurge.probabilities import Chance
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import Rule
 
-TAIL = 1e-14  # what may be cut off the integral at large times
+TAIL = 1e-14  # the part of the integral that may be cut off at large times
 STEP = (
     0.7  # of the quadrature, in units of 1 / sqrt(k): about the spread of the k-th ring in log time
 )
@@ -73,15 +75,15 @@ STEP = (
 def acceptance_bound(p: torch.Tensor, q: torch.Tensor, k: int, policy: str) -> float:
     """The largest probability with which a lossless rule can accept one of k children of a node.
 
-    p, q: target and draft distributions, [V], any float type and scale: they are normalised here,
+    p, q: target and draft distributions [V], of any float type and scale; they are normalised here
     in float64. policy: a name in `POLICIES`. A draft with fewer than k tokens of positive
-    probability proposes them all. Where q ties at the edge of the top k, the tokens that
-    `torch.topk` prefers are taken, as the policies do.
+    probability proposes them all. If q ties at the edge of the top k, `torch.topk` decides, as in
+    the policies.
 
-    Exact but for rounding with topk and hybrid. With sampled children every prefix is tried, so the
-    only error is the quadrature's: of either sign, below 1e-10 (measured: 3e-11 at k = 8, less
-    elsewhere; see tests). Raises ValueError for an unknown policy, k < 1, shapes that differ, or a
-    distribution without mass.
+    With topk and hybrid the bound is exact up to rounding. With sampled children every prefix is
+    tried, so the only error is the quadrature's. It has either sign and is below 1e-10 (measured:
+    3e-11 at k = 8, less elsewhere; see tests). Raises ValueError for an unknown policy, k < 1,
+    shapes that differ, or a distribution without mass.
     """
     if policy not in POLICIES:
         raise ValueError(f"unknown policy {policy!r}; choose from {', '.join(POLICIES)}")
@@ -96,7 +98,7 @@ def acceptance_bound(p: torch.Tensor, q: torch.Tensor, k: int, policy: str) -> f
     p, q = p / p.sum(), q / q.sum()
 
     support = q > 0
-    if k >= int(support.sum()):  # whatever can be drafted is drafted, by any policy
+    if k >= int(support.sum()):  # every policy proposes all tokens
         return float(p[support].sum())
     if policy == "topk":
         return float(p[top].sum())
@@ -112,21 +114,21 @@ def acceptance_bound(p: torch.Tensor, q: torch.Tensor, k: int, policy: str) -> f
 
 
 def _escape(q: torch.Tensor, k: int) -> torch.Tensor:
-    """1 - f for every prefix: the chance that k draws without replacement are not all among the
-    first 0, 1, ... n tokens.
+    """1 - f for every prefix: the probability that k draws without replacement are not all among
+    the first 0, 1, ... n tokens.
 
     q: [n], positive, sums to 1, n > k. Returns [n + 1].
     """
     n = len(q)
     t, dt = _quadrature(q, k)
-    # About sqrt(n) blocks of as many tokens, so that all blocks advance together; a padding token,
-    # of rate 0, never rings.
+    # About sqrt(n) blocks of about sqrt(n) tokens, so that all blocks advance together. A padding
+    # token has rate 0 and never rings.
     size = math.ceil(math.sqrt(n))
     rates = F.pad(q, (0, -n % size)).view(-1, size).T
     outside = F.pad(q.flip(0).cumsum(0).flip(0)[1:], (0, 1 + -n % size)).view(-1, size).T
 
-    # count[1 + j, b, i]: probability that j tokens of block b have rung by t[i]; row 0 stays 0, for
-    # j < 0.
+    # count[1 + j, b, i]: probability that j tokens of block b have rung by t[i]. Row 0 stays 0: it
+    # stands for j < 0.
     count = q.new_zeros(k + 1, rates.shape[1], len(t))
     count[1] = 1.0
     for rate in rates:
@@ -137,7 +139,7 @@ def _escape(q: torch.Tensor, k: int) -> torch.Tensor:
     for b in range(1, rates.shape[1]):
         for j in range(1, k + 1):
             before[j:, b] += count[j, b - 1] * before[1 : k + 2 - j, b - 1]
-    # And now token by token, for every prefix.
+    # Then token by token, for every prefix.
     escape = torch.empty_like(outside)
     for i, rate in enumerate(rates):
         before[1:] = _with_token(before, rate, t)
@@ -147,8 +149,8 @@ def _escape(q: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _with_token(count: torch.Tensor, rate: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """Rows 1 .. k of `count` [k + 1, blocks, times] after a token of this rate [blocks] has joined
-    each block."""
+    """Rows 1 .. k of `count` [k + 1, blocks, times] after one token of this rate [blocks] is added
+    to each block."""
     rung = -torch.expm1(-rate[:, None] * t)
     return torch.lerp(count[1:], count[:-1], rung)
 
@@ -157,12 +159,12 @@ def _quadrature(q: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Times and weights for the integral over t > 0: equal steps in u of t = exp(u - exp(-u)), a
     double-exponential rule.
 
-    The integrand is a sum of exponentials whose rates may lie many orders of magnitude apart. In
-    log time it is equally smooth around all of them, and few steps are spent towards t = 0, where
-    it is flat.
+    The integrand is a sum of exponentials. Their rates may differ by many orders of magnitude. In
+    log time the integrand is equally smooth around all of them, and few steps go towards t = 0,
+    where it is flat.
     """
-    # Deal the tokens, likeliest first, to k hands: k have rung once every hand has one that did.
-    # The last hand is slowest.
+    # Deal the tokens, likeliest first, to k hands. When every hand has a token that rang, k have
+    # rung. The last hand is the slowest.
     slowest = float(q.sort(descending=True).values[k - 1 :: k].sum())
     end, step = math.log(math.log(k / TAIL) / slowest), STEP / math.sqrt(max(k, 8))
     u = torch.arange(-3.6, end + step, step, dtype=q.dtype)
@@ -182,8 +184,8 @@ def node_acceptance(
     """The probability that `rule` accepts one of k children: a mean over `draws` drawn sets of
     children.
 
-    p, q: [V]. Each set is judged without chance, so the only error is that of the mean over sets:
-    below 0.5 / sqrt(draws).
+    p, q: [V]. For each set the acceptance is computed exactly, so the only error is that of the
+    mean over sets: below 0.5 / sqrt(draws).
     """
     accepted = 0.0
     for _ in range(draws):

@@ -188,7 +188,7 @@ def test_a_text_that_another_one_interrupts_says_so(pairs: dict[str, Pair], grow
         stream = session.stream(PROMPT)
         next(stream)
         assert session.generate(PROMPT).output_ids == whole
-        with pytest.raises(UsageError, match="was left for another one"):
+        with pytest.raises(UsageError, match="another text that uses the same engines began"):
             next(stream)
 
 
@@ -464,7 +464,7 @@ def test_a_draft_that_reads_less_than_the_text_drafts_while_it_can(
         with contextlib.ExitStack() as stack:
             if pair.target.device.type == "cuda" and mode.get("mode") != "auto":
                 stack.enter_context(
-                    pytest.warns(UserWarning, match="behind these nothing is drafted")
+                    pytest.warns(UserWarning, match="after these nothing is drafted")
                 )
             result = Session(pair, Settings(**(common | mode))).generate(PROMPT)
         assert result.output_ids == plain.output_ids, mode

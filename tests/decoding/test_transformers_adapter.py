@@ -214,11 +214,11 @@ def test_an_assistant_and_a_used_cache_are_refused(target: PreTrainedModel, draf
 def test_settings_that_generate_decides_and_unfit_drafts_are_refused(
     target: PreTrainedModel, draft: str
 ) -> None:
-    with pytest.raises(UsageError, match=r"T 0\.6: is generate's to say; .*temperature"):
+    with pytest.raises(UsageError, match=r"T 0\.6: is for generate to set; .*temperature"):
         custom_generate(draft, T=0.6)
     with pytest.raises(UsageError, match="--B 0"):
         custom_generate(draft, B=0)
-    with pytest.raises(UsageError, match="device_map auto: is generate's to say"):
+    with pytest.raises(UsageError, match="device_map auto: is for generate to set"):
         custom_generate(draft, device_map="auto")
     flexible = tiny_model("llama", layers=1)
     flexible.set_attn_implementation("flex_attention")
@@ -251,7 +251,7 @@ def test_a_loop_in_use_is_refused_to_its_own_streamer_and_shared_by_threads(
         def end(self) -> None: ...
 
     with pytest.raises(
-        UsageError, match="custom_generate in use: a text is being decoded with it; make another"
+        UsageError, match="custom_generate in use: it is decoding another text; make another"
     ):
         target.generate(PROMPT, custom_generate=loop, streamer=Nested(), **how)
     with ThreadPoolExecutor(3) as pool:

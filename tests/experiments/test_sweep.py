@@ -103,7 +103,7 @@ def test_grids_that_cannot_be() -> None:
         grid(growmap=["a/tree.pt", "b/tree.pt"])
     with pytest.raises(UsageError, match=r"--growmap 4x8-tree\.pt: two files of one name"):
         grid(growmap=["4x8-tree.pt", "4x8.pt"])
-    with pytest.raises(UsageError, match="--etv reserved: needs child counts fixed"):
+    with pytest.raises(UsageError, match="--etv reserved: needs child counts that are fixed"):
         grid(mode=["dTree"], use_bfs=[True], etv="reserved")
 
 

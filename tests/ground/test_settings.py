@@ -21,7 +21,7 @@ from dynasurge.settings import AUTO_NODES, Settings
         ({"values": "best"}, "--values best: unknown; choose one of learned, fixed, own"),
         (
             {"values": "own", "priors": "mine.json"},
-            "--priors mine.json: --values own asks the draft alone",
+            "--priors mine.json: --values own uses no priors",
         ),
         ({"new_tokens": 2.5}, "--new-tokens 2.5: is not a whole number; give a whole number"),
         ({"T": "a"}, "--T 'a': is not a number"),

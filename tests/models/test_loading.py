@@ -192,7 +192,7 @@ def test_code_beside_the_weights_runs_only_when_asked(
     )
     refused(
         folder,
-        "needs code that lies beside its weights; read that code, then add --trust-remote-code",
+        "needs code that is next to its weights; read that code, then add --trust-remote-code",
     )
     pair = load_pair(
         str(folder), str(folder), dtype="float32", device="cpu", trust_remote_code=True

@@ -53,7 +53,7 @@ def test_a_model_that_swallows_what_makes_a_tree_is_refused(
     forgets(argument, model)
     with pytest.raises(
         UsageError,
-        match=r"--draft mine: reads a tree otherwise than text: the logits of .* differ by",
+        match=r"--draft mine: reads a tree differently from text: the logits of .* differ by",
     ):
         self_test("--draft", "mine", model)
 
@@ -72,7 +72,7 @@ def test_a_window_that_is_off_by_one_is_noticed(
     model = build(kind, config)
     self_test("--target", "x", model)
     monkeypatch.setattr(dynasurge.models.attention_masks, "hidden_in", off_by(one))
-    with pytest.raises(UsageError, match="reads a tree otherwise than text"):
+    with pytest.raises(UsageError, match="reads a tree differently from text"):
         self_test("--target", "x", model)
     assert (
         model.config.get_text_config().to_dict()
@@ -85,7 +85,7 @@ def test_rows_that_a_commit_loses_are_noticed(monkeypatch: pytest.MonkeyPatch) -
         self.length = self.filled = self.length + len(nodes)  # and moves nothing
 
     monkeypatch.setattr(TreeCache, "commit", commit)
-    with pytest.raises(UsageError, match="the logits of a token behind a committed path differ by"):
+    with pytest.raises(UsageError, match="the logits of a token after a committed path differ by"):
         self_test("--target", "x", tiny_model("llama"))
 
 
@@ -101,7 +101,7 @@ def test_a_model_that_reads_text_in_two_ways_is_refused(name: str) -> None:
     kind, config = UNSTEADY[name]
     with pytest.raises(
         UsageError,
-        match=r"reads (text in more than one way|a tree otherwise than text): the logits of",
+        match=r"reads (text in more than one way|a tree differently from text): the logits of",
     ):
         self_test("--target", "x", build(kind, config))
 

@@ -1,7 +1,7 @@
 """Command line of the distillation: ``python -m tools.train_draft {sample,train,evaluate}``.
 
-``sample`` and ``train`` resume by themselves when they are started again with the same arguments.
-Bad input ends with one line on standard error and exit code 2.
+``sample`` and ``train`` resume when they are started again with the same arguments. Bad input ends
+with one line on standard error and exit code 2.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tools.train_draft.settings import DistillSettings
 
 
 def build_parser() -> Parser:
-    """All commands and flags; every field of ``DistillSettings`` that a command uses is a flag with
+    """All commands and flags. Every field of ``DistillSettings`` that a command uses is a flag with
     the same name."""
     parser = Parser(prog="python -m tools.train_draft", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
@@ -83,7 +83,9 @@ def build_parser() -> Parser:
                 command.add_argument(flag_of(rate), type=float, default=getattr(defaults, rate))
         else:
             command.add_argument("--draft", type=Path, required=True, help="folder with the draft")
-            command.add_argument("--out", type=Path, help="write the numbers as JSON here too")
+            command.add_argument(
+                "--out", type=Path, help="also write the numbers to this file, as JSON"
+            )
             flags = ()
         if name != "sample":
             command.add_argument(
@@ -103,17 +105,17 @@ def build_parser() -> Parser:
 
 
 def settings_of(args: argparse.Namespace, **extra: Any) -> DistillSettings:
-    """The settings named on the command line."""
+    """The settings of the command line. Raises UsageError."""
     names = {field for field in DistillSettings.__dataclass_fields__ if hasattr(args, field)}
     return DistillSettings(**{name: getattr(args, name) for name in names}, **extra)
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuse what can be refused before anything is loaded."""
+    """Raise UsageError for mistakes that can be found before anything is loaded."""
     for temperature in getattr(args, "temperatures", []):
         if temperature <= 0:
             raise UsageError(
-                "--temperatures", temperature, "lies not above 0", "try --temperatures 0.6 1"
+                "--temperatures", temperature, "is not above 0", "try --temperatures 0.6 1"
             )
     for name, example in (("prompt_tokens", 128), ("new_tokens", 64), ("save_every", 1000)):
         at_least(name, getattr(args, name, example), 1, example)
@@ -127,7 +129,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def run(argv: Sequence[str] | None) -> int:
-    """Run one command."""
+    """Run one command. Returns the exit code."""
     args = build_parser().parse_args(argv)
     check(args)
     settings = settings_of(args)

@@ -1,4 +1,4 @@
-"""The three commands, as functions of parsed arguments: load, wire the parts together, report
+"""The three commands, as functions of parsed arguments: load, connect the parts, report
 progress."""
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ __all__ = ["evaluate", "sample", "train"]
 log = logging.getLogger("tools.train_draft")
 
 OPENER_TOKENS = 96  # longer openers are cut
-OPENERS_PER_ROW = 3  # one to start with, the others for texts that end early
+OPENERS_PER_ROW = 3  # the first starts the row, the others follow texts that end early
 
 
 def end_tokens_of(config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Tokens after which a text is over: the model's own end, and an end-of-document token if there
-    is one."""
+    """Tokens that end a text: the model's own end token, and an end-of-document token if there is
+    one."""
     ends = (
         {config.eos_token_id}
         if isinstance(config.eos_token_id, int)
@@ -69,9 +69,9 @@ def prepare(
     args: argparse.Namespace,
 ) -> tuple[Any, Any, Llama, Kernels, Callable[..., Any], Callable[..., Any]]:
     """Target module, tokenizer, target view, and the layer, draw and loss functions (compiled if
-    asked for)."""
+    the arguments say so)."""
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans anew for every cache length
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans again for every cache length
     wanted = args.device.startswith("cuda") if args.compile is None else args.compile
     model, tokenizer = load_target(args.target, torch.float32)
     target: Any = model.requires_grad_(False).eval()
@@ -85,7 +85,7 @@ def prepare(
 
 
 def sample(args: argparse.Namespace, settings: DistillSettings) -> None:
-    """Write every missing shard; the next shard's openers are made while the device works on this
+    """Write every missing shard. The next shard's openers are made while the device works on this
     one."""
     todo = list(missing_shards(args.out, settings))
     if not todo:
@@ -123,8 +123,8 @@ def sample(args: argparse.Namespace, settings: DistillSettings) -> None:
 def continuations(
     args: argparse.Namespace, target: Any, tokenizer: Any, view: Llama
 ) -> tuple[Tensor, list[Continuations]]:
-    """The target's continuations of each prompt file at each temperature, and the head that scores
-    them."""
+    """The head that scores, and the target's continuations of each prompt file at each
+    temperature."""
     scorer = view_of(target, torch.float32)
     sets = []
     for path in args.prompts:
@@ -147,7 +147,7 @@ def continuations(
 
 
 def train(args: argparse.Namespace, settings: DistillSettings) -> None:
-    """Train (or go on training) a draft; ``out/draft`` always holds the latest weights in
+    """Train a draft, or go on training it. ``out/draft`` always holds the latest weights in
     bfloat16."""
     sequences = load_shards(args.samples)
     settings = replace(settings, length=sequences.shape[1])
@@ -190,7 +190,7 @@ def train(args: argparse.Namespace, settings: DistillSettings) -> None:
 
 
 def evaluate(args: argparse.Namespace, settings: DistillSettings) -> dict[str, float]:
-    """Numbers of a saved draft on every prompt file and temperature."""
+    """Measure a saved draft on every prompt file and temperature. Returns numbers by name."""
     target, tokenizer, view, *_ = prepare(args)
     head, sets = continuations(args, target, tokenizer, view)
     return measure(load_draft(args.draft).to(args.device), head, sets)

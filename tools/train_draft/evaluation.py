@@ -1,4 +1,4 @@
-"""How good is a draft? Overlap with the target on text that the target itself goes on with.
+"""How good is a draft? Its overlap with the target on text that the target writes.
 
 For each prompt the target reads its first ``prompt_tokens`` tokens (no start token added) and
 samples ``new_tokens`` more at temperature T. On the positions that chose those tokens, with p and q
@@ -6,9 +6,9 @@ at the same T:
 
     overlap     mean of sum min(p, q): expected acceptance of one sampled draft token
     top1        how often p and q have the same likeliest token
-    mass@k      target probability that lies on the draft's k likeliest tokens: what k siblings can catch at best
+    mass@k      target probability of the draft's k likeliest tokens: the most that k siblings can catch
 
-Positions after the target has ended its text do not count. Scoring is float32 throughout.
+Positions after the target has ended its text do not count. Scoring is always in float32.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ __all__ = ["Continuations", "continue_prompts", "measure", "read_prompts"]
 
 @dataclass(frozen=True, kw_only=True)
 class Continuations:
-    """Prompts with the target's continuations at one temperature, and the target's view of them."""
+    """Prompts with the target's continuations at one temperature, and the target's hidden states on
+    them."""
 
     name: str
     temperature: float
@@ -43,8 +44,8 @@ class Continuations:
 
 
 def read_prompts(path: Path, tokenizer: Any, prompt_tokens: int) -> list[list[int]]:
-    """Prompts of a JSONL file, one object a line with ``text`` (or ready token ``ids``), cut to
-    ``prompt_tokens`` ids."""
+    """Prompts of a JSONL file, one object a line with ``text`` (or token ``ids``), cut to
+    ``prompt_tokens`` ids. Raises UsageError."""
     prompts = []
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -137,8 +138,8 @@ def measure(
     chunk: int = 2048,
     batch: int = 64,
 ) -> dict[str, float]:
-    """Overlap, top-1 agreement and mass@1/4/8 of a draft module on each set, keyed
-    ``name/T=0.6/overlap`` and so on."""
+    """Overlap, top-1 agreement and mass@1/4/8 of a draft module on each set, with keys such as
+    ``name/T=0.6/overlap``."""
     view = view_of(draft, torch.float32)
     results: dict[str, float] = {}
     for one in sets:
@@ -171,5 +172,5 @@ def measure(
 def evaluator(
     sets: Sequence[Continuations], scorer_head: Tensor
 ) -> Callable[[Any], dict[str, float]]:
-    """``measure`` with everything but the draft filled in, for ``Trainer.run``."""
+    """``measure`` with all arguments but the draft set, for ``Trainer.run``."""
     return lambda draft: measure(draft, scorer_head, sets)

@@ -1,4 +1,4 @@
-"""A lean, functional LLaMA: the same weights as a ``LlamaForCausalLM``, without the module
+"""A small functional LLaMA: the same weights as a ``LlamaForCausalLM``, without the module
 machinery.
 
 One layer is two pure functions with attention between them:
@@ -6,11 +6,11 @@ One layer is two pure functions with attention between them:
     q, k, v = attention_inputs(x, ...)      # RMSNorm, fused projection, rotary embedding
     x       = attention_outputs(x, o, ...)  # output projection, residual, RMSNorm, gated MLP, residual
 
-Because they are pure, ``torch.compile`` builds each once and every layer reuses it, and because
-``view_of`` only casts and concatenates, gradients flow back through it to the module's own
-parameters: the draft is *trained* through this file too. ``forward`` reads whole sequences;
-``decode_step`` extends a cache by one token, reading exactly the cached positions so far, so
-neither needs an attention mask.
+The functions are pure, so ``torch.compile`` builds each once and every layer reuses it. ``view_of``
+only casts and concatenates, so gradients flow back through it to the module's own parameters: the
+draft is *trained* through this file too. ``forward`` reads whole sequences. ``decode_step`` extends
+a cache by one token and reads exactly the cached positions so far. So neither needs an attention
+mask.
 """
 
 from __future__ import annotations
@@ -68,13 +68,13 @@ class Llama:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.embedding.device
 
 
 def view_of(module: Any, dtype: torch.dtype) -> Llama:
-    """Lay out a ``LlamaForCausalLM`` for the functions below; differentiable with respect to its
-    parameters."""
+    """A ``LlamaForCausalLM`` as tensors for the functions below, differentiable with respect to its
+    parameters. Raises UsageError for other models and for biases."""
     config = module.config
     if config.model_type != "llama":
         reason = "distillation reads LLaMA-shaped models only"
@@ -175,7 +175,7 @@ EAGER = Kernels(attention_inputs, attention_outputs, rms_norm)
 
 
 def compiled_kernels() -> Kernels:
-    """The same functions through ``torch.compile``; shapes are static, so each new shape is
+    """The same functions through ``torch.compile``. Shapes are static, so each new shape is
     compiled once."""
     return Kernels(
         torch.compile(attention_inputs, dynamic=False),
@@ -192,11 +192,10 @@ def rotary_tables(model: Llama, positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def forward(model: Llama, tokens: Tensor, kernels: Kernels = EAGER) -> Tensor:
-    """Causal pass over tokens [batch, positions]; returns the normed hidden states [batch,
+    """Causal pass over tokens [batch, positions]. Returns the normed hidden states [batch,
     positions, hidden].
 
-    Logits are ``hidden @ model.head.T``; they are left to the caller because they are the large
-    part.
+    Logits are ``hidden @ model.head.T``. The caller computes them, because they are the large part.
     """
     cos, sin = rotary_tables(model, torch.arange(tokens.shape[1], device=tokens.device))
     x = F.embedding(tokens, model.embedding).to(model.dtype)
@@ -227,12 +226,12 @@ def new_cache(model: Llama, rows: int, length: int) -> list[KeyValue]:
 def decode_step(
     model: Llama, tokens: Tensor, position: int, cache: list[KeyValue], kernels: Kernels = EAGER
 ) -> Tensor:
-    """One token per row: tokens [rows] stand at ``position``; the cache holds all earlier ones. ->
-    [rows, hidden].
+    """Read one token per row: tokens [rows] at ``position``; the cache holds all earlier ones.
+    Returns the normed hidden states [rows, hidden].
 
-    Every row has the same length, so the cache is sliced to exactly ``position + 1`` and attention
-    needs no mask: that keeps grouped keys and values from being copied out, several times faster
-    than a masked static cache.
+    Every row has the same length. So the cache is sliced to exactly ``position + 1``, and attention
+    needs no mask. Grouped keys and values are then not copied, which is several times faster than a
+    masked static cache.
     """
     cos, sin = rotary_tables(model, torch.full((1,), position, device=tokens.device))
     x = F.embedding(tokens[:, None], model.embedding).to(model.dtype)

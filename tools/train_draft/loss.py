@@ -1,17 +1,17 @@
-"""Distillation losses on full distributions, and the two numbers by which a draft is judged.
+"""Distillation losses on full distributions, and the two numbers that judge a draft.
 
 For one position with target p and draft q, both softmaxes at the same temperature, in float32:
 
-    KL      = sum_x p(x) (log p(x) - log q(x))         forward KL: cover everything the target may say
+    KL      = sum_x p(x) (log p(x) - log q(x))         forward KL: cover every token that the target may choose
     overlap = sum_x min(p(x), q(x)) = 1 - TV(p, q)     the probability that one sampled draft token is accepted
 
 With u = draft logits / temperature, m(x) = [q(x) < p(x)] and M = sum_x q(x) m(x):
 
     dKL/du = q - p          d overlap/du = q (m - M)
 
-A vocabulary of 49,152 makes logits the largest tensors by far, so ``DistillLoss`` never keeps them:
-it works through the positions in chunks, computes loss *and* gradient for each chunk at once, and
-carries only hidden-sized gradients.
+With a vocabulary of 49,152, logits are by far the largest tensors. So ``DistillLoss`` never keeps
+them. It works through the positions in chunks, computes loss *and* gradient for each chunk at once,
+and keeps only hidden-sized gradients.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["DistillLoss", "kl_divergence", "overlap", "token_terms"]
 
 
 def overlap(p: Tensor, q: Tensor) -> Tensor:
-    """sum_x min(p(x), q(x)) over the last dimension: the chance that a token drawn from q is
+    """sum_x min(p(x), q(x)) over the last dimension: the probability that a token drawn from q is
     accepted."""
     return torch.minimum(p, q).sum(-1)
 
@@ -48,8 +48,8 @@ def token_terms(
     """Per position: KL [n], overlap [n], and the slope of kl_weight * KL + tv_weight * TV by draft
     logits [n, vocab].
 
-    Logits are [n, vocab], temperature [n, 1], the weights are scalars. All arithmetic is float32;
-    the gradient comes back in the logits' own dtype, because it goes straight into matrix products.
+    Logits are [n, vocab], temperature is [n, 1], the weights are scalars. All arithmetic is in
+    float32. The gradient has the logits' own dtype, because matrix products use it next.
     """
     log_p = torch.log_softmax(target_logits.float() / temperature, dim=-1)
     log_q = torch.log_softmax(draft_logits.float() / temperature, dim=-1)
@@ -67,7 +67,7 @@ class DistillLoss(torch.autograd.Function):
 
     ``apply(draft_hidden [n, d], draft_head [vocab, d], target_hidden [n, D], target_head [vocab,
     D], temperature [n, 1], kl_weight, tv_weight, chunk, terms)`` returns (loss, mean KL, mean
-    overlap); only the loss carries a gradient, to the draft's hidden states and head. ``terms`` is
+    overlap). Only the loss carries a gradient, to the draft's hidden states and head. ``terms`` is
     ``token_terms`` or a compiled version of it.
     """
 
@@ -84,7 +84,7 @@ class DistillLoss(torch.autograd.Function):
         chunk: int,
         terms: Callable[..., tuple[Tensor, Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and gradients together, chunk by chunk."""
+        """Compute loss and gradients together, chunk by chunk."""
         count = draft_hidden.shape[0]
         head = draft_head.to(draft_hidden.dtype)
         hidden_grad = torch.empty_like(draft_hidden)
@@ -112,7 +112,7 @@ class DistillLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Scale the gradients made in ``forward``."""
+        """Scale the gradients that ``forward`` computed."""
         hidden_grad, head_grad = ctx.saved_tensors
         scale = grads[0] / ctx.count
         return (

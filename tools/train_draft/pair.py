@@ -1,7 +1,7 @@
-"""The draft of a distillation: made afresh, saved, read.
+"""The draft of a distillation: made new, saved, read.
 
 The draft shares the target's vocabulary. Its embedding (tied to its output) starts as the target's
-embedding projected on that matrix's first principal directions, which keeps as much of the geometry
+embedding projected on that matrix's first principal directions. This keeps as much of the geometry
 of words as its width allows.
 """
 
@@ -28,8 +28,8 @@ def load_draft(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def principal_embedding(embedding: Tensor, width: int) -> Tensor:
-    """embedding [vocab, hidden] in the basis of its first ``width`` principal directions -> [vocab,
-    width], float32."""
+    """embedding [vocab, hidden] in the basis of its first ``width`` principal directions, float32
+    [vocab, width]."""
     wide = embedding.detach().double().cpu()
     _, directions = torch.linalg.eigh(wide.T @ wide)  # eigenvalues ascend
     projected: Tensor = wide @ directions.flip(-1)[:, :width]
@@ -37,8 +37,8 @@ def principal_embedding(embedding: Tensor, width: int) -> Tensor:
 
 
 def new_draft(target: Any, settings: DistillSettings) -> Any:
-    """An untrained draft in float32 on the CPU: same vocabulary and rotary base as the target,
-    embedding from it."""
+    """An untrained draft in float32 on the CPU. It has the target's vocabulary and rotary base, and
+    an embedding made from the target's. Raises UsageError if it would be wider than the target."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     theirs = target.config
@@ -75,13 +75,13 @@ def new_draft(target: Any, settings: DistillSettings) -> Any:
         draft.model.embed_tokens.weight.copy_(start)
         draft.model.norm.weight.fill_(
             0.25
-        )  # or each token would start by predicting itself, very sure of it
+        )  # with more, each token would start by predicting itself with high confidence
     return draft.float().train()
 
 
 def save_draft(draft: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write config.json, generation_config.json and, whole or not at all, model.safetensors,
-    weights in ``dtype``."""
+    """Write config.json, generation_config.json and model.safetensors, weights in ``dtype``. The
+    weights' file is written whole or not at all."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)

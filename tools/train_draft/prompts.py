@@ -1,12 +1,12 @@
-"""Openers: the written beginnings from which the target continues.
+"""Openers: written beginnings that the target continues.
 
-A draft is used on news, web pages, questions and code, so its training text should look like that.
-A small grammar of templates and word lists gives hundreds of thousands of distinct beginnings; the
-target writes the rest. A share starts from nothing but a start token or one random token.
-Everything follows from (seed, shard).
+A draft is used on news, web pages, questions and code, so its training text should be similar. A
+small grammar of templates and word lists gives hundreds of thousands of different beginnings; the
+target writes the rest. A share of the openers is only a start token or one random token. All of
+this follows from (seed, shard).
 
-In a template ``{slot}`` draws anew each time, ``{slot1}`` draws once and is remembered within the
-opener. Choices may hold slots.
+In a template ``{slot}`` draws a new choice each time. ``{slot1}`` draws once and stays the same
+within the opener. Choices may hold slots.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["KINDS", "TEMPLATES", "fill", "openers", "write_opener"]
 
 
 class _Slots(dict[str, str]):
-    """Mapping for ``str.format_map``: draws a choice for each slot, remembering only numbered
+    """Mapping for ``str.format_map``: draws a choice for each slot, and remembers only numbered
     ones."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -43,7 +43,7 @@ def fill(template: str, rng: random.Random) -> str:
 
 
 def write_opener(kind: str, rng: random.Random) -> str:
-    """One opener of a kind other than ``bare``; starts with a capital unless it is code or a
+    """One opener of a kind other than ``bare``. It starts with a capital unless it is code or a
     list."""
     text = fill(rng.choice(TEMPLATES[kind]), rng)
     if kind == "news":
@@ -54,7 +54,7 @@ def write_opener(kind: str, rng: random.Random) -> str:
             text += " " + fill(rng.choice(WORDS["sentence"]), rng)
     if (
         kind not in ("chat", "question") and rng.random() < 0.25
-    ):  # stop in the middle, as a prompt cut by length does
+    ):  # stop in the middle, as a prompt that was cut to a length does
         words = text.split(" ")
         text = " ".join(words[: rng.randint(1, len(words))]) or text
     return text.rstrip(" ") or text

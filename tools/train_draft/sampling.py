@@ -1,13 +1,13 @@
 """Sequences written by the target, in shards: the training text of a self-distilled draft.
 
-All rows of a shard advance together, one token a step. While a row is still inside its *opener* (a
-written beginning, see ``models/prompts.py``) the opener's token is taken, afterwards a token is
-drawn; when the target ends a text, the row goes on with another opener. So every row is full, no
-padding and no mask exist, and on CUDA each position is one captured graph.
+All rows of a shard advance together, one token a step. While a row is inside its *opener* (a
+written beginning, see ``prompts.py``), it takes the opener's next token; afterwards it draws a
+token. When the target ends a text, the row goes on with another opener. So every row is full, there
+is no padding and no mask, and on CUDA each position is one captured graph.
 
-Shard i depends on (seed, i) alone: its openers come from ``random.Random``, its draws from one
-``torch.Generator`` read before the first step. A killed run loses at most one shard, and a resumed
-one writes the same files.
+Shard i depends only on (seed, i): its openers come from ``random.Random``, its draws from one
+``torch.Generator``, read before the first step. A killed run loses at most one shard, and a resumed
+run writes the same files.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ __all__ = [
 
 
 def draw_tokens(logits: Tensor, temperature: Tensor, uniform: Tensor, block: int = 256) -> Tensor:
-    """Draw one token a row by inverting the distribution function in two levels; logits [rows,
-    vocab] -> [rows].
+    """Draw one token a row by inverting the distribution function in two levels. logits [rows,
+    vocab]; returns int64 [rows].
 
-    First the block of ``block`` tokens in which the cumulative mass passes ``uniform``, then the
-    token inside it: one random number a row, and no vocabulary-sized noise.
+    The first level finds the block of ``block`` tokens in which the cumulative mass passes
+    ``uniform``, the second the token inside it. This needs one random number a row, and no noise of
+    the vocabulary's size.
     """
     rows, vocab = logits.shape
     if vocab % block:
@@ -61,10 +62,10 @@ def draw_tokens(logits: Tensor, temperature: Tensor, uniform: Tensor, block: int
 
 
 class Sampler:
-    """Fixed-shape sampler over one target: ``rows`` sequences of ``length`` tokens a call.
+    """Samples from one target in fixed shapes: ``rows`` sequences of ``length`` tokens a call.
 
-    ``graphs=True`` (CUDA only) captures one graph per position at construction; the numbers are
-    those of the eager steps.
+    ``graphs=True`` (CUDA only) captures one graph per position at construction. Results are those
+    of the eager steps.
     """
 
     def __init__(
@@ -96,10 +97,10 @@ class Sampler:
         self.table_length = torch.ones(openers, dtype=torch.int64, device=device)
         self.opener = (
             torch.arange(rows, device=device) % openers
-        )  # which opener each row is in or past
+        )  # the opener that each row is in, or has finished
         self.offset = torch.zeros(
             rows, dtype=torch.int64, device=device
-        )  # how much of it is already taken
+        )  # how many of its tokens were taken
         self.end_tokens = torch.tensor(list(end_tokens), dtype=torch.int64, device=device)
         self.graphs: list[torch.cuda.CUDAGraph] = []
         if graphs:
@@ -107,8 +108,8 @@ class Sampler:
 
     @torch.no_grad()
     def _step(self, position: int) -> None:
-        """Read the token at ``position``, write the one at ``position + 1``. Fixed tensor work, no
-        host decision."""
+        """Read the token at ``position`` and write the one at ``position + 1``, in tensors of fixed
+        shape, without a decision on the host."""
         hidden = decode_step(
             self.model, self.tokens[:, position], position, self.cache, self.kernels
         )
@@ -123,12 +124,12 @@ class Sampler:
         self.offset.copy_(torch.where(ended, 0, self.offset + forced.long()))
 
     def _capture(self) -> None:
-        """One CUDA graph per position, sharing one memory pool."""
+        """Capture one CUDA graph per position. They share one memory pool."""
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             for position in range(
                 0, self.length - 1, 8
-            ):  # every kernel must be loaded and compiled before capture
+            ):  # load and compile every kernel before the capture
                 self._step(position)
         torch.cuda.synchronize()
         pool = torch.cuda.graph_pool_handle()
@@ -141,11 +142,11 @@ class Sampler:
     def launch(
         self, openers: Sequence[Sequence[int]], temperature: Tensor, uniform: Tensor
     ) -> Tensor:
-        """Sample one shard; returns the tokens [rows, length] on the device (CUDA work may still be
-        under way).
+        """Sample one shard. Returns the tokens [rows, length] on the device (CUDA may still be
+        computing them).
 
-        Row r starts from opener r and, whenever its text ends, goes on with opener r + rows, r + 2
-        rows, ...
+        Row r starts from opener r. Each time its text ends, it goes on with the next of openers r +
+        rows, r + 2 rows, ... Raises ValueError for a wrong number of openers or an empty one.
         """
         width = self.table.shape[1]
         if len(openers) != self.table.shape[0]:
@@ -175,7 +176,7 @@ class Sampler:
 
 
 def shard_generator(seed: int, shard: int) -> torch.Generator:
-    """The CPU generator of one shard; also its temperatures' and draws' only source."""
+    """The CPU generator of one shard, the only source of its temperatures and draws."""
     return torch.Generator().manual_seed((seed * 1_000_003 + shard) % 2**63)
 
 
@@ -188,18 +189,18 @@ def shard_draws(settings: DistillSettings, shard: int) -> tuple[Tensor, Tensor]:
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """File of one shard: tokens [rows, length] as uint16 (or uint32 for vocabularies beyond
+    """The file of one shard: tokens [rows, length] as uint16 (uint32 for vocabularies above
     65,536)."""
     return folder / f"shard-{shard:05d}.npy"
 
 
 def missing_shards(folder: Path, settings: DistillSettings) -> Iterator[int]:
-    """Shards that are not on disk yet, in order."""
+    """Shards that are not on disk, in order."""
     return (shard for shard in range(settings.shards) if not shard_path(folder, shard).exists())
 
 
 def write_shard(folder: Path, shard: int, tokens: Tensor) -> None:
-    """Write a shard; a file that exists is whole."""
+    """Write a shard, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     array = tokens.cpu().numpy()
     kind = np.uint16 if int(array.max()) < 2**16 else np.uint32
@@ -208,7 +209,8 @@ def write_shard(folder: Path, shard: int, tokens: Tensor) -> None:
 
 
 def load_shards(folder: Path) -> np.ndarray:
-    """All shards of a folder as one array [sequences, length], in shard order."""
+    """All shards of a folder as one array [sequences, length], in shard order. Raises UsageError
+    without shards."""
     paths = sorted(folder.glob("shard-*.npy"))
     if not paths:
         raise UsageError(

@@ -1,9 +1,8 @@
-"""Every knob of one distillation run, in one frozen dataclass.
+"""All settings of one distillation run, in one frozen dataclass.
 
-A run is a pure function of these settings and of the target's weights: prompts, sampled tokens,
+A run is a pure function of these settings and the target's weights: prompts, sampled tokens,
 epochs, loss temperatures and optimiser steps all follow from ``seed``. The checkpoint stores the
-settings beside the weights, so that a run can only be resumed with the settings that it was started
-with.
+settings next to the weights, so a run can only be resumed with its own settings.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ __all__ = ["DistillSettings"]
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings:
-    """Settings of a self-distillation run; the defaults are those of the demo draft that the
+    """Settings of a self-distillation run. The defaults are those of the demo draft that the
     package ships."""
 
     # sampling: what the target writes
@@ -38,27 +37,28 @@ class DistillSettings:
     # training
     max_tokens: int = 209_349_969  # length of the schedule, in trained tokens
     batch_rows: int = 128  # sequences in an optimiser step
-    long_every: int = 8  # every so many steps, `long_pack` sequences are laid end to end
+    long_every: int = 8  # every so many steps, `long_pack` sequences are joined end to end
     long_pack: int = 4
     loss_temperatures: tuple[float, ...] = (0.6, 0.8, 1.0)
     tv_start: float = (
-        0.6  # share of the schedule after which total variation is blended in, linearly
+        0.6  # share of the schedule after which total variation is blended in linearly
     )
     tv_end_weight: float = 0.75  # its share of the loss at the end
     tv_scale: float = (
-        3.0  # total variation is a smaller number than KL; this makes their gradients comparable
+        3.0  # total variation is smaller than KL; this makes their gradients comparable
     )
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     warmup_steps: int = 200
     decay_share: float = (
-        0.65  # last share of the schedule, over which learning rates fall linearly to zero
+        0.65  # the last share of the schedule: learning rates fall linearly to zero
     )
     clip_norm: float = 1.0
-    loss_chunk: int = 8192  # positions whose vocabulary-sized logits exist at a time
+    loss_chunk: int = 8192  # how many positions have their logits in memory at a time
 
     def __post_init__(self) -> None:
-        """Reject settings that cannot work, naming the field, the value and the remedy."""
+        """Raise UsageError for settings that cannot work. It names the field, the value and the
+        remedy."""
         counts = (
             "sample_tokens",
             "rows",
@@ -76,7 +76,7 @@ class DistillSettings:
             values = getattr(self, name)
             if not values or min(values) <= 0:
                 raise UsageError(
-                    flag_of(name), values, "temperatures lie above 0", "give one or more"
+                    flag_of(name), values, "temperatures must be above 0", "give one or more"
                 )
         for name, divisor in (
             ("batch_rows", "long_pack"),
@@ -88,7 +88,7 @@ class DistillSettings:
                 raise UsageError(
                     flag_of(name),
                     value,
-                    f"{divisor}, {by}, does not divide it",
+                    f"is not a multiple of {divisor}, {by}",
                     f"try {by * -(-value // by)}",
                 )
         for name in ("tv_start", "tv_end_weight", "decay_share"):
@@ -99,17 +99,17 @@ class DistillSettings:
 
     @property
     def step_tokens(self) -> int:
-        """Tokens in one optimiser step."""
+        """How many tokens one optimiser step sees."""
         return self.batch_rows * self.length
 
     @property
     def steps(self) -> int:
-        """Optimiser steps in the whole schedule."""
+        """How many optimiser steps the whole schedule has."""
         return max(1, self.max_tokens // self.step_tokens)
 
     @property
     def shards(self) -> int:
-        """Sample shards in the whole run."""
+        """How many sample shards the whole run has."""
         return -(-self.sample_tokens // (self.rows * self.length))
 
     def as_dict(self) -> dict[str, Any]:

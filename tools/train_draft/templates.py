@@ -1,6 +1,6 @@
-"""Templates of the openers, by kind: the style of use that the draft's training text should have.
+"""Templates of the openers, by kind: the styles of text that the draft should learn.
 
-All written for this project. ``models/prompts.py`` fills the slots in braces from ``wordlists.py``.
+All were written for this project. ``prompts.py`` fills the slots in braces from ``wordlists.py``.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""The training loop: target scores, draft learns, everything restartable.
+"""The training loop: the target scores, the draft learns, and a stopped run can resume.
 
-Each step: take ``batch_rows`` sequences; every ``long_every``-th step lay ``long_pack`` of them end
-to end, so that the draft also sees positions beyond one sequence (the target reads the same packed
-context, so its distributions stay the right answer); give each row a temperature; take one
-optimiser step on ``DistillLoss``. Matrices inside layers learn by Muon (orthogonalised momentum),
-the embedding and the norms by AdamW.
+Each step takes ``batch_rows`` sequences. Every ``long_every``-th step joins ``long_pack`` of them
+end to end, so that the draft also sees positions after the end of one sequence. (The target reads
+the same joined context, so its distributions stay right.) The step gives each row a temperature and
+makes one optimiser step on ``DistillLoss``. Matrices inside layers learn by Muon (orthogonalised
+momentum), the embedding and the norms by AdamW.
 
-Which sequences a step sees follows from (seed, epoch); temperatures come from one generator whose
-state is in the checkpoint. So a run that was stopped and resumed makes the same draft as one that
-was not.
+The sequences of a step follow from (seed, epoch). Temperatures come from one generator whose state
+is in the checkpoint. So a run that was stopped and resumed makes the same draft as one that was
+not.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ __all__ = ["Trainer", "learning_rate_scale", "tv_share"]
 
 
 def learning_rate_scale(step: int, settings: DistillSettings) -> float:
-    """Warm up linearly, hold, fall linearly to zero over the last ``decay_share`` of the
-    schedule."""
+    """The factor on learning rates: it rises linearly, stays at 1, and falls linearly to zero over
+    the last ``decay_share`` of the schedule."""
     warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
     left = (settings.steps - step) / settings.steps
     return warm * min(1.0, left / settings.decay_share if settings.decay_share else 1.0)
 
 
 def tv_share(step: int, settings: DistillSettings) -> float:
-    """Share of total variation in the loss: zero until ``tv_start``, then linear up to
+    """The share of total variation in the loss: zero until ``tv_start``, then linear up to
     ``tv_end_weight``."""
     if settings.tv_start >= 1:
         return 0.0
@@ -53,8 +53,8 @@ def tv_share(step: int, settings: DistillSettings) -> float:
 class Trainer:
     """One distillation run in progress: draft, optimisers, generator, step.
 
-    ``target`` is a ``Llama`` view in the compute dtype; ``draft`` a float32 module on the same
-    device; ``sequences`` is [count, length] token ids from ``load_shards``.
+    ``target`` is a ``Llama`` view in the compute dtype. ``draft`` is a float32 module on the same
+    device. ``sequences`` is [count, length], token ids from ``load_shards``.
     """
 
     target: Llama
@@ -67,7 +67,8 @@ class Trainer:
     history: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Build optimisers and the generator."""
+        """Build optimisers and the generator. Raises UsageError if there are fewer sequences than
+        one batch has."""
         settings = self.settings
         if len(self.sequences) < settings.batch_rows:
             reason = f"there are only {len(self.sequences)} sequences"
@@ -91,10 +92,10 @@ class Trainer:
     @torch.no_grad()
     def cache_target(self) -> None:
         """Keep the target's hidden states of all sequences on the device, so that later steps need
-        not run it.
+        not run the target.
 
         It costs one target pass over the samples and 2 * width bytes a token in bfloat16 (41 GB for
-        the demo draft's 35.7 M tokens); packed steps still run the target, because their contexts
+        the demo draft's 35.7 M tokens). Packed steps still run the target, because their contexts
         differ.
         """
         count, rows = len(self.sequences), self.settings.batch_rows
@@ -105,18 +106,18 @@ class Trainer:
         for start in range(0, count, rows):
             part = slice(
                 min(start, count - rows), min(start, count - rows) + rows
-            )  # the last one overlaps: one shape
+            )  # the last part overlaps, so that all have one shape
             batch = self._send(torch.from_numpy(self.sequences[part].astype(np.int64)))
             self.cached[part] = forward(self.target, batch, self.kernels)
 
     @property
     def tokens_seen(self) -> int:
-        """Trained tokens so far."""
+        """How many tokens were trained so far."""
         return self.step * self.settings.step_tokens
 
     def _indices(self) -> np.ndarray:
-        """Which sequences the current step sees: each epoch is its own permutation, its ragged end
-        dropped."""
+        """The sequences of the current step. Each epoch is its own permutation, without its
+        incomplete last batch."""
         per_epoch = len(self.sequences) // self.settings.batch_rows
         epoch, index = divmod(self.step, per_epoch)
         if self._order is None or self._order[0] != epoch:
@@ -128,15 +129,15 @@ class Trainer:
         return self._order[1][start : start + self.settings.batch_rows]
 
     def _send(self, values: Tensor) -> Tensor:
-        """To the device, from pinned memory on CUDA so that the host need not wait for earlier
-        work."""
+        """Send values to the device, on CUDA from pinned memory, so that the host does not wait for
+        earlier work."""
         if self.target.device.type != "cuda":
             return values
         return values.pin_memory().to(self.target.device, non_blocking=True)
 
     def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
-        """One optimiser step; returns (loss, mean KL, mean overlap) as tensors, without waiting for
-        the device."""
+        """Make one optimiser step. Returns (loss, mean KL, mean overlap) as tensors, without a wait
+        for the device."""
         settings, device = self.settings, self.target.device
         chosen = self._indices()
         batch = self._send(torch.from_numpy(self.sequences[chosen].astype(np.int64)))
@@ -190,8 +191,8 @@ class Trainer:
         save_every: int = 0,
         checkpoint: Path | None = None,
     ) -> None:
-        """Train to ``until`` steps (default: the whole schedule), logging, evaluating and saving on
-        the way."""
+        """Train to ``until`` steps (default: the whole schedule); log, evaluate and save on the
+        way. Raises UsageError if the loss is not finite."""
         settings = self.settings
         last = min(settings.steps, settings.steps if until is None else until)
         window: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -251,7 +252,8 @@ class Trainer:
             torch.save(state, partial)
 
     def load(self, path: Path) -> None:
-        """Resume from ``save``; refuses a checkpoint made with other settings."""
+        """Resume from a file of ``save``. Raises UsageError for a checkpoint with other
+        settings."""
         state = torch.load(path, map_location=self.target.device, weights_only=True)
         ours = self.settings.as_dict()
         for key, theirs in state["settings"].items():

@@ -1,7 +1,8 @@
-"""Words that fill the slots of ``models/prompts.py``. All written for this project. People and
-events are made up; well-known names of firms, teams and places occur as words only.
+"""Words for the slots of ``templates.py``, which ``prompts.py`` fills. All were written for this
+project. People and events are invented; well-known names of firms, teams and places occur as words
+only.
 
-``WORDS[slot]`` is a list of choices separated by ``|``; a choice may hold further slots in braces.
+``WORDS[slot]`` is a list of choices separated by ``|``. A choice may hold further slots in braces.
 """
 
 from __future__ import annotations
