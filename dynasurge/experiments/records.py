@@ -145,7 +145,7 @@ class RecordFile:
                 if path != self._main_path:
                     with self._locked(path):  # a process of a killed launch may still write here
                         pass
-                _mend(path)
+                _cut_torn_line(path)
         self._processes.wait()
         if not self._processes.main:
             self._open.enter_context(self._locked(self._path))
@@ -223,7 +223,7 @@ def _append(path: Path, line: bytes) -> int:
     return start
 
 
-def _mend(path: Path) -> None:
+def _cut_torn_line(path: Path) -> None:
     """Cut off a last line that a kill left incomplete."""
     if path.exists():
         data = path.read_bytes()

@@ -24,7 +24,7 @@ SHRINK: dict[Part, tuple[str, str]] = {
     "prompt": ("reading the prompt", "shrink the prompt: use a smaller --prompt-len"),
     "tree": ("drafting or scoring a tree", "shrink the tree: use a smaller --B or --growmap"),
 }
-MEND = "try --dtype float32, or another copy of the model"
+REMEDY = "try --dtype float32, or another copy of the model"
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def shrinking(part: Part) -> Iterator[None]:
 
 def no_numbers(field: str, value: object) -> UsageError:
     """The error for a model whose logits are NaN or infinite: its text would be noise."""
-    return UsageError(field, value, "gives logits that are NaN or infinite", MEND)
+    return UsageError(field, value, "gives logits that are NaN or infinite", REMEDY)
 
 
 def _memory() -> str:
