@@ -202,7 +202,7 @@ class CapturedDecoder:
             root, flying = emitted[-1], following
 
     def follow(
-        self, text: Sequence[int], places: Sequence[int], chance: Random
+        self, text: Sequence[int], places: Sequence[int], chance: Random, limit: int
     ) -> Iterator[StepRecord]:
         """The step after each of the first `places` (rising) tokens of a fixed text; the emitted
         tokens are not appended. See `Decoder.follow`."""
@@ -212,7 +212,7 @@ class CapturedDecoder:
             step = self._finish(self._begin(*self._prepare(chance)))
             back = self._read(step, place)
             emitted = [*back.emitted[: back.depth], back.bonus]
-            room = min(self._levels, len(text) - place - 1)
+            room = max(0, min(self._levels, limit - place))
             yield self._learn(step, back, text[place - 1], emitted, room, self._phases())
 
     # --- the captured graphs

@@ -111,17 +111,17 @@ class Decoder:
                 return
 
     def follow(
-        self, text: Sequence[int], places: Sequence[int], chance: Chance
+        self, text: Sequence[int], places: Sequence[int], chance: Chance, limit: int
     ) -> Iterator[StepRecord]:
         """The step after each of the first `places` (rising) tokens of a fixed text, of which
         `prefill` has read a part. The emitted tokens are not appended, so trees can be compared at
-        the same places."""
+        the same places. A tree may go on behind the text's end, up to `limit` tokens."""
         clock = _Clock(self._target.device)
         for place in places:
             with shrinking("prompt"):
                 read_on(self._target, text[: place - 1])
             draft, verdict = self._step(
-                list(text[:place]), chance, len(text) - place - 1, clock, keep=False
+                list(text[:place]), chance, max(0, limit - place), clock, keep=False
             )
             clock.mark("other")
             yield _record(

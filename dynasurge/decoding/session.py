@@ -28,6 +28,7 @@ from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.proposals import Policy
 from dynasurge.drafting.tree_budget import Shape
 from dynasurge.errors import UsageError, at_least
+from dynasurge.models.compatibility import readable
 from dynasurge.models.pair import Pair
 from dynasurge.models.prompts import Prompt
 from dynasurge.probabilities import Random
@@ -228,9 +229,9 @@ def follow(
         engines.reset()
     for session in sessions:
         session._decoder.prefill(prompt)
-        walks.append(
-            session._decoder.follow([*prompt, *text], places, _stream(session.settings.seed, index))
-        )
+        chance = _stream(session.settings.seed, index)
+        limit = readable(session.pair.target.config, len(prompt))
+        walks.append(session._decoder.follow([*prompt, *text], places, chance, limit))
     records: list[list[StepRecord]] = [[] for _ in sessions]
     for place in places:
         for session, walk, own in zip(sessions, walks, records, strict=True):

@@ -73,7 +73,6 @@ def test_trees_at_the_same_places_of_one_text(
     assert frame["steps"].tolist() == places.tolist()
     auto, trees = frame[frame["label"] == "auto"], frame[frame["mode"] != "auto"]
     assert auto["accepted_tokens"].tolist() == [0] * len(auto)
-    # At the last place of a text no token may be drafted.
     assert (trees["accepted_tokens"] > 0).all()
     static = frame[frame["mode"] == "sTree"].set_index(["T", "index", "label"])
     down, up = (static.xs(name, level="label") for name in ("sTree 2x2", "sTree 2x2 +ETV"))
