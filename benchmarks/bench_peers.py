@@ -207,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in args.peers
         if cuda or name != COMPILED
     ]
-    plan = [*peers, *plan, *baselines(pair, args.methods, plan, output / "growmaps")]
+    rules = [False, True] if args.use_bfs else [False]
+    plan = [*peers, *plan, *baselines(pair, args.methods, plan, args.B, rules)]
     data = {name: load_prompts(name, args.start, args.end) for name in args.dataset}
     least = args.prompt_len if COMPILED in args.peers and cuda else args.min_prompt_len
     # a static cache is compiled for one length

@@ -102,13 +102,14 @@ def evaluate(
     from dynasurge.models.pair import load_pair
 
     pair = load_pair(**pair_options(args) | {"device": device}, device_map=args.device_map)
-    if methods and output is not None:
+    if methods:
         from dynasurge.experiments.baselines import baselines
 
-        if processes.main:  # the first process makes the files that the others read
-            baselines(pair, methods, plan, output / "growmaps")
+        how_many = (args.B, [False, True] if args.use_bfs else [False])
+        if processes.main:  # the first process makes the growmaps that the others read
+            baselines(pair, methods, plan, *how_many)
         processes.wait()
-        plan = [*plan, *baselines(pair, methods, plan, output / "growmaps")]
+        plan = [*plan, *baselines(pair, methods, plan, *how_many)]
     how: dict[str, Any] = {"min_prompt_len": args.min_prompt_len, "processes": processes}
     with Evaluation(pair, plan, data, output, every=every, **how) as evaluation:
         silent = None if processes.main else True

@@ -50,6 +50,16 @@ def sweep_command(arguments: Sequence[str]) -> int:
             )
     if args.every:
         at_least("every", args.every, 1, 4)
+        if args.every > args.new_tokens:
+            reason = f"a text has no more than --new-tokens {args.new_tokens}"
+            raise UsageError("--every", args.every, reason, "try --every 4")
+        if args.use_bfs and args.etv == "bfs":
+            reason = "this rule's mean acceptance is not known, only what one draw accepted"
+            raise UsageError("--etv", "bfs", reason, "leave out one of --every and --etv bfs")
+    if args.methods:
+        from dynasurge.experiments.baselines import check_methods
+
+        check_methods(args.methods, args.B)
     options = {"methods": args.methods, "every": args.every}
     return evaluate(args, plan_of(args), datasets, _results, **options)
 
@@ -61,7 +71,7 @@ def sweep_parser() -> Parser:
     growmaps_flag(parser)
     modes = "auto, sTree, dTree; one or more (default: all)"
     parser.add_argument("--mode", choices=MODES, nargs="+", default=list(MODES), help=modes)
-    methods = f"also run other systems' trees, one or more of {', '.join(BASELINES)}"
+    methods = f"also run other systems' trees, for each number of --B; one or more of {', '.join(BASELINES)}"
     parser.add_argument(
         "--methods", choices=BASELINES, nargs="+", default=[], metavar="NAME", help=methods
     )

@@ -32,6 +32,14 @@ class Engines:
         """Stop capturing steps: the passes of a model cannot be captured."""
         self._captures = False
 
+    def check_room(self, text: int, nodes: int) -> None:
+        """Raise UsageError unless there is room for such a text and tree."""
+        need, room = text + nodes, self.target.max_length
+        if need > room or (nodes and self.draft is None):
+            reason = f"have room for {room} tokens{'' if self.draft else ' and no draft'}, not for {need}"
+            remedy = "make them for a plan that has these settings (make_engines)"
+            raise UsageError("engines", "of another plan", reason, remedy)
+
     def reset(self) -> None:
         """Forget the text."""
         for engine in self:

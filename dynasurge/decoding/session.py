@@ -97,6 +97,7 @@ class Session:
         shape = self._parts.shape or make_shape(settings)
         settings.check_room(longest, shape.max_nodes if shape else 0)
         self.engines = self._shared or make_engines(self.pair, [settings], longest)
+        self.engines.check_room(longest + settings.new_tokens, shape.max_nodes if shape else 0)
         self._decoder = make_decoder(self.pair, settings, self.engines, longest, self._parts)
         self._longest = longest
 

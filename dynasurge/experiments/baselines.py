@@ -20,9 +20,10 @@ kernels: only the trees differ. Each is verified top-down, as its authors do it,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import torch
@@ -31,10 +32,11 @@ from dynasurge.decoding.session import Session
 from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
+from dynasurge.files import cache_folder
 from dynasurge.models.pair import Pair
 from dynasurge.probabilities import Random
 from dynasurge.settings import BASELINES, Settings
-from dynasurge.trees.growmap import Growmap, build_growmap, save_growmap
+from dynasurge.trees.growmap import Growmap, build_growmap, load_growmap, save_growmap
 from dynasurge.trees.optimal_growmap import optimal_growmap
 from dynasurge.verification.prototype import prototype_growmap
 
@@ -47,86 +49,103 @@ DYNAMIC: dict[str, dict[str, Any]] = {
     "DySpec": OWN | {"policy": "sampled"},
 }
 
+SHARED = (
+    *("draft", "target", "dtype", "device", "device_map", "compile", "widen", "trust_remote_code"),
+    *("T", "P", "M", "seed", "prompt_len", "new_tokens"),
+)  # what a method takes from a plan
+
+
+def check_methods(methods: Sequence[str], budgets: Sequence[int | str]) -> None:
+    """Raise UsageError for an unknown method, and for one that needs a budget that is a number."""
+    for method in methods:
+        if method not in BASELINES:
+            remedy = f"choose among {', '.join(BASELINES)}"
+            raise UsageError("--methods", method, "is unknown", remedy)
+        if not method.startswith("chain") and all(B == "auto" for B in budgets):
+            reason = "needs a budget, and --B has no number"
+            raise UsageError("--methods", method, reason, "add one, as in --B 64 auto")
+
 
 def baselines(
     pair: Pair,
     methods: Sequence[str],
     plan: Sequence[Settings],
-    folder: Path,
+    budgets: Sequence[int | str],
+    rules: Sequence[bool] = (False,),
 ) -> list[Settings]:
-    """Settings of these methods (names of BASELINES) for every temperature, top-p, seed, numbered
-    budget and rule of a plan. Static trees that are not yet in `folder` are made there. Raises
-    UsageError."""
-    budgets = list(dict.fromkeys(s.B for s in plan if s.mode == "dTree" and s.B != "auto"))
-    for method in methods:
-        if method not in BASELINES:
-            remedy = f"choose among {', '.join(BASELINES)}"
-            raise UsageError("--methods", method, "is unknown", remedy)
-        if not budgets and not method.startswith("chain"):
-            reason = "needs a budget, and --B has no number"
-            raise UsageError("--methods", method, reason, "add one, as in --B 64 auto")
+    """Settings of these methods (names of BASELINES) for every temperature, top-p and seed of a
+    plan, every numbered budget, and every rule (whether ETV). Their growmaps are kept in the cache
+    folder. Raises UsageError."""
+    check_methods(methods, budgets)
+    numbers = [B for B in dict.fromkeys(budgets) if isinstance(B, int)]
     found: dict[Settings, None] = {}
     for base in plan:
-        common = {
-            name: getattr(base, name)
-            for name in ("draft", "target", "T", "P", "M", "seed", "prompt_len", "new_tokens")
-        }
-        common |= {
-            name: getattr(base, name) for name in ("dtype", "device", "device_map", "compile")
-        }
-        common |= {"widen": base.widen, "trust_remote_code": base.trust_remote_code}
-        if base.mode != "auto":
-            common |= {"use_bfs": base.use_bfs, "etv": base.etv}
-        for method in methods:
-            for name, own in _trees(pair, method, budgets, base.T, folder):
-                found[Settings(**(common | own | {"method": name}))] = None
+        common = {name: getattr(base, name) for name in SHARED}
+        for method, etv in product(methods, rules):
+            for name, own in _trees(pair, method, numbers, base):
+                found[Settings(**(common | own | {"method": name, "use_bfs": etv}))] = None
     return list(found)
 
 
 def _trees(
-    pair: Pair, method: str, budgets: Sequence[int], T: float, folder: Path
+    pair: Pair, method: str, budgets: Sequence[int], base: Settings
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name and the fields of Settings of each tree of a method."""
     if method.startswith("chain"):
-        path = _made(folder / f"{method}.pt", partial(build_growmap, method))
+        path = _kept(method, partial(build_growmap, method))
         yield method, {"mode": "sTree", "growmap": path}
         return
     for B in budgets:
         name = f"{method} B={B}"
         if method in DYNAMIC:
             own = DYNAMIC[method] | {"B": B}
-            yield name, own | ({"policy": "topk"} if T == 0 else {})
+            yield name, own | ({"policy": "topk"} if base.T == 0 else {})
             continue
         if method == "prototype":
-            path = _made(folder / f"prototype-B{B}.pt", partial(prototype_growmap, B))
+            path = _kept(f"prototype-B{B}", partial(prototype_growmap, B))
         else:
-            path = _made(folder / f"sequoia-T{T:g}-B{B}.pt", partial(sequoia, pair, T, B))
+            measured: list[object] = [
+                pair.draft.config.to_json_string(),
+                pair.target.config.to_json_string(),
+            ]
+            measured += [pair.draft_name, pair.target_name, base.T, base.P, base.prompt_len, TOKENS]
+            digest = hashlib.sha256(str(measured).encode()).hexdigest()[:12]
+            path = _kept(f"sequoia-B{B}-{digest}", partial(sequoia, pair, base, B))
         yield name, {"mode": "sTree", "growmap": path}
 
 
-def _made(path: Path, make: Callable[[], Growmap]) -> str:
-    """The path of a growmap, which is made if the file does not exist."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+def _kept(name: str, make: Callable[[], Growmap]) -> str:
+    """The path of a growmap in the cache folder; it is made unless it can be read there."""
+    path = cache_folder() / "growmaps" / f"{name}.pt"
+    try:
+        load_growmap(path)
+    except UsageError:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason, remedy = f"cannot be made ({error})", "set it to another folder"
+            raise UsageError("DYNASURGE_CACHE", path.parent, reason, remedy) from error
         save_growmap(make(), path)
     return str(path)
 
 
-def sequoia(pair: Pair, T: float, B: int) -> Growmap:
-    """Sequoia's tree of B nodes for this pair at this temperature."""
-    return optimal_growmap(acceptance_by_rank(pair, T), B, LEVELS)
+def sequoia(pair: Pair, base: Settings, B: int) -> Growmap:
+    """Sequoia's tree of B nodes for this pair at this temperature and top-p."""
+    return optimal_growmap(acceptance_by_rank(pair, base), B, LEVELS)
 
 
-def acceptance_by_rank(pair: Pair, T: float, ranks: int = RANKS) -> list[float]:
+def acceptance_by_rank(pair: Pair, base: Settings, ranks: int = RANKS) -> list[float]:
     """How often the child of each rank is accepted top-down, on text that the target wrote after
-    the bundled prompts."""
-    settings = Settings(mode="auto", T=T, prompt_len=128, new_tokens=TOKENS)
+    the bundled prompts, cut as the settings' are."""
+    T, P = base.T, base.P
+    tokens = min(TOKENS, base.new_tokens)
+    settings = Settings(mode="auto", T=T, P=P, prompt_len=base.prompt_len, new_tokens=tokens)
     session, chance = Session(pair, settings), Random.seeded(0)
     total, count = torch.zeros(ranks), 0
     for prompt in load_prompts("demo", 0, PROMPTS):
         ids = session.encode(prompt.text)
         text = session.generate(ids, index=prompt.index).output_ids
-        p, q = text_distributions(pair, ids, text, T=T)
+        p, q = text_distributions(pair, ids, text, T=T, P=P)
         accepted, _ = rank_acceptance(p, q, "sampled" if T else "topk", ranks, chance)
         total, count = total + accepted.sum(0).cpu(), count + len(accepted)
     return [round(float(x), 4) for x in total / count]

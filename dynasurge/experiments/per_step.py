@@ -15,6 +15,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from dynasurge.errors import UsageError
+
 COLUMN = ("dataset", "T", "policy", "label")  # the columns that identify a row of the results table
 
 # Measures of how hard a step's text is, and the column of each.
@@ -101,7 +103,10 @@ def predictions_by_depth(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.
     """How good slot values are, by depth of dynamic trees: `predicted`, the sum of slot values a
     step; `reached`, the sum of the probabilities that the path reached these nodes; and their
     `ratio`."""
-    known = frame[frame["predicted"].map(len) > 0]
+    known = frame[frame["predicted"].map(len) > 0] if "predicted" in frame else frame[:0]
+    if known.empty:
+        reason, remedy = "no row knows what its slots were worth", "sweep dynamic trees again"
+        raise UsageError("records", "predicted", reason, remedy)
     lists = known[[*by, "steps", "predicted", "reached"]].assign(
         depth=known["predicted"].map(lambda sums: list(range(1, len(sums) + 1)))
     )

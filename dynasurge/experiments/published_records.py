@@ -155,6 +155,8 @@ class Evidence:
             if first["draft"] == first["target"] == DEMO
             else f"{first['draft']} -> {first['target']}"
         )
+        if isinstance(first.get("widen"), str):
+            pair += f" at {first['widen']} cost"
         made = [
             pair,
             self.about.get("machine", first["device"]),
@@ -171,6 +173,9 @@ class Evidence:
         Raises UsageError if the folder cannot be made."""
         made(folder)
         numbers = self.frame.drop(columns=TEXT, errors="ignore")
+        if "growmap" in numbers:  # where it was on that machine is nobody's business
+            names = numbers["growmap"].map(lambda path: Path(path).name, na_action="ignore")
+            numbers = numbers.assign(growmap=names)
         for name, table in {"records": numbers, **self.probes}.items():
             table.attrs = dict(self.about)
             with write_whole(folder / f"{name}.parquet") as partial:
@@ -181,9 +186,7 @@ class Evidence:
         about = "\n".join(f"- {name}: {value}" for name, value in self.about.items())
         size = f"{len(numbers)} rows. {self.caption()}."
         with write_whole(folder / "README.md") as partial:
-            partial.write_text(
-                f"# What the figures are drawn from\n\n{size}\n\n{about}\n", encoding="utf-8"
-            )
+            partial.write_text(f"# Published numbers\n\n{size}\n\n{about}\n", encoding="utf-8")
 
 
 def made(folder: Path) -> Path:

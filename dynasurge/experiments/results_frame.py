@@ -83,7 +83,7 @@ def load_frame(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     try:
         if path.is_file():
-            return pd.read_parquet(path) if path.suffix == ".parquet" else to_frame(_rows([path]))
+            return _parquet(path) if path.suffix == ".parquet" else to_frame(_rows([path]))
         finished, files = (
             path / "records.parquet",
             [file for file in record_files(path) if file.exists()],
@@ -91,15 +91,24 @@ def load_frame(path: str | Path) -> pd.DataFrame:
         if finished.exists() and all(
             finished.stat().st_mtime >= file.stat().st_mtime for file in files
         ):
-            return pd.read_parquet(finished)
+            return _parquet(finished)
         return to_frame(_rows(files or [path / "records.jsonl"]))
     except UsageError:
         raise
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = f"cannot be read ({str(error).splitlines()[0]})"
         raise UsageError(
             "records", path, reason, "name a folder that `dynasurge sweep` wrote"
         ) from error
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    frame = pd.read_parquet(path)
+    needed = {"label", *PAIRING, *(name for pair in MEASURES.values() for name in pair)}
+    missing = sorted(needed - set(frame))
+    if missing:
+        raise ValueError(f"has no column {', '.join(missing)}")
+    return frame if "every" in frame else frame.assign(every=0)
 
 
 def _rows(files: Iterable[Path]) -> Iterator[Row]:

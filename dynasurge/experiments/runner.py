@@ -102,7 +102,7 @@ class Evaluation:
         the errors of `RecordFile`.
         """
         self._pair, self._plan, self._processes, self._every = pair, plan, processes, every
-        self._about = provenance(pair)
+        self._about, self._warm = provenance(pair), set[int]()
         self._tasks, self.skipped, self.cut = make_tasks(
             pair, data, plan[0].prompt_len, min_prompt_len
         )
@@ -159,7 +159,6 @@ class Evaluation:
         Of several processes each yields what was finished before and what it did itself. Then all
         records are merged.
         """
-        warm: set[int] = set()
         for task in self._todo:
             if self._every:
                 yield from self._along(task)
@@ -170,9 +169,9 @@ class Evaluation:
                     yield Done(row=row, result=None)
                     continue
                 session = self._sessions[number]
-                if number not in warm:
-                    session.generate(task.ids, new_tokens=min(WARM_UP_TOKENS, settings.new_tokens))
-                    warm.add(number)
+                if number not in self._warm:
+                    session.generate(task.ids, new_tokens=self._warm_up(number))
+                    self._warm.add(number)
                 result = session.generate(task.ids, index=task.prompt.index)
                 yield self._done(task, settings, result)
         self.records.merge()
@@ -191,6 +190,11 @@ class Evaluation:
                     todo.append(number)
             if not todo:
                 continue
+            first = task.prompt.index % len(todo)  # each time another setting goes first
+            todo = todo[first:] + todo[:first]
+            for number in set(todo) - self._warm:
+                self._sessions[number].generate(task.ids, new_tokens=self._warm_up(number))
+                self._warm.add(number)
             written = writer.generate(task.ids, index=task.prompt.index)
             sessions = [self._sessions[number] for number in todo]
             walks = follow(
@@ -206,6 +210,9 @@ class Evaluation:
                 )
                 result = replace(written, steps=steps, prefill_seconds=0.0, seconds=seconds)
                 yield self._done(task, self._plan[number], result)
+
+    def _warm_up(self, number: int) -> int:
+        return min(WARM_UP_TOKENS, self._plan[number].new_tokens)
 
     def _done(self, task: Task, settings: Settings, result: Generation) -> Done:
         """Write down what a setting did."""

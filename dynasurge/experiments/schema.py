@@ -80,9 +80,15 @@ class Row:
             raise FormatError(data.get("format", 1))
         row = cls(**data)
         hash((row.run, row.index))
-        for name in ("prompt_ids", "output_ids", *PER_STEP):
+        for name in ("prompt_ids", "output_ids", "predicted", "reached", *PER_STEP):
             if not isinstance(getattr(row, name), list):
                 raise TypeError(f"{name} is no list")
+        if len({len(getattr(row, name)) for name in PER_STEP}) > 1:
+            raise ValueError("lists by step differ in length")
+        if len(row.predicted) not in (0, len(row.reached)):
+            raise ValueError("lists by level differ in length")
+        if not isinstance(row.settings, dict) or not isinstance(row.about, dict):
+            raise TypeError("settings and about are no dictionaries")
         for name in ("seconds", "prefill_seconds", *(f"{phase}_seconds" for phase in PHASES)):
             if not 0 <= getattr(row, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(row, name)}")
@@ -113,7 +119,10 @@ class Row:
 
 
 FIELDS = dataclasses.fields(Row)
-PER_STEP = ("accepted", "ranks", "children", "expected", "tree_size", "passes", "confidence")
+PER_STEP = (
+    *("accepted", "ranks", "children", "expected", "confidence"),
+    *("tree_size", "tree_depth", "tree_width", "passes"),
+)
 
 
 class FormatError(ValueError):
@@ -156,18 +165,19 @@ def summarise(rows: Sequence[Row]) -> Summary:
     """Sum up the rows of one setting (at least one row)."""
     totals = {phase: sum(getattr(row, f"{phase}_seconds") for row in rows) for phase in PHASES}
     accepted = [count for row in rows for count in row.accepted]
-    tokens, decoding = sum(len(row.output_ids) for row in rows), sum(totals.values())
+    mean = sum(row.accepted_tokens for row in rows) / len(accepted)
+    tokens, decoding = sum(row.tokens for row in rows), sum(totals.values())
     return Summary(
         label=rows[0].label,
         lossless=rows[0].lossless,
         prompts=len(rows),
-        tokens=tokens,
+        tokens=round(tokens),
         steps=len(accepted),
         tokens_per_second=tokens / decoding,
         latency_per_token_s=decoding / tokens,
         latency_per_request_s=sum(row.seconds for row in rows) / len(rows),
-        accepted_per_step=sum(accepted) / len(accepted),
-        tokens_per_step=sum(accepted) / len(accepted) + 1,
+        accepted_per_step=mean,
+        tokens_per_step=mean + 1,
         tree_size_per_step=sum(size for row in rows for size in row.tree_size) / len(accepted),
         acceptance_histogram=dict(sorted(Counter(accepted).items())),
         prefill_seconds=sum(row.prefill_seconds for row in rows),

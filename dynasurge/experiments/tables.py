@@ -21,6 +21,12 @@ from dynasurge.experiments.results_frame import paired, results
 from dynasurge.experiments.schema import PHASES
 
 OURS = "dTree"  # how labels of our trees begin
+SIDE_BY_SIDE = ("accepted_per_step", "tokens_per_step", "tokens_per_second")  # more is better
+
+
+def _cells(cells: Sequence[str]) -> str:
+    """One line of a table."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def results_table(frame: pd.DataFrame) -> str:
@@ -36,7 +42,8 @@ def results_table(frame: pd.DataFrame) -> str:
             head,
             "|---" * 9 + "|",
         ]
-        lines += [_line(row) for row in group.to_dict(orient="records")] + [""]
+        ordered = group.sort_values("T", kind="stable")
+        lines += [_line(row) for row in ordered.to_dict(orient="records")] + [""]
     return "\n".join(lines)
 
 
@@ -54,7 +61,7 @@ def _line(row: dict[str, Any]) -> str:
         f"{1e3 * row['latency_per_request_s']:.0f}",
         phases,
     ]
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return _cells(cells)
 
 
 def _speedup(row: dict[str, Any]) -> str:
@@ -76,10 +83,30 @@ def against_table(frame: pd.DataFrame, others: Sequence[str]) -> str:
     rng = np.random.default_rng(0)
     heads = [f"over `{other}`" for other in others]
     lines = [f"| T | tree | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
-    for T, rows in frame.groupby("T", sort=False):
+    for T, rows in frame.groupby("T"):
         for label in rows["label"].unique():
             cells = [_ratio(rows, other, str(label), "tokens_per_second", rng) for other in others]
-            lines.append(f"| {T:g} | {label} | {' | '.join(cells)} |")
+            lines.append(_cells([f"{T:g}", str(label), *cells]))
+    return "\n".join(lines)
+
+
+def rules_table(frame: pd.DataFrame) -> str:
+    """What ETV gains: accepted tokens a step of every tree top-down and with ETV, and their ratio,
+    by temperature, over the prompts (of all datasets) that both have. Raises UsageError."""
+    rng = np.random.default_rng(0)
+    lines = [_cells(["T", "tree", "n", "top-down", "ETV", "ETV over top-down"]), "|---" * 6 + "|"]
+    for T, rows in frame.groupby("T"):
+        labels = [
+            label for label in rows["label"].unique() if f"{label} +ETV" in set(rows["label"])
+        ]
+        for label in labels:
+            found = paired(rows, label, f"{label} +ETV", "accepted_per_step", rng=rng)
+            numbers = [str(found.prompts), f"{found.a:.2f}", f"{found.b:.2f}"]
+            ratio = _ratio(rows, label, f"{label} +ETV", "accepted_per_step", rng)
+            lines.append(_cells([f"{T:g}", label, *numbers, ratio]))
+    if len(lines) == 2:
+        reason, remedy = "no tree was verified by both rules", "sweep with --use_bfs"
+        raise UsageError("records", "top-down or ETV", reason, remedy)
     return "\n".join(lines)
 
 
@@ -89,9 +116,17 @@ def trees_table(frame: pd.DataFrame, measure: str = "accepted_per_step") -> str:
     as of that budget; rules are compared apart: ETV's rows at a temperature, if there are any, else top-down's."""
     rng = np.random.default_rng(0)
     trees = frame[frame["mode"] != "auto"]
+    if trees.empty:
+        raise UsageError("records", "auto alone", "there is no tree", "sweep some, as --mode dTree")
+    several = trees.groupby(["dataset", "T", "label"])["policy"].nunique()
+    if (several > 1).any():
+        reason, remedy = "has several child policies", "narrow the rows, with --policy for instance"
+        raise UsageError("label", several.idxmax()[2], reason, remedy)
     trees = trees[trees["use_bfs"] == trees.groupby("T")["use_bfs"].transform("any")]
     plain = trees["label"].str.partition(" +")[0]
-    largest = trees["tree_size"].map(max).groupby(plain).transform("max")
+    largest = (
+        trees["tree_size"].map(lambda sizes: max(sizes, default=0)).groupby(plain).transform("max")
+    )
     trees = trees.assign(
         kind=plain.str.replace(r" B=\w+| filled", "", regex=True),
         budget=largest.where(trees["mode"] == "sTree", trees["B"]).astype(str),
@@ -100,10 +135,10 @@ def trees_table(frame: pd.DataFrame, measure: str = "accepted_per_step") -> str:
     for budget, rows in trees.groupby("budget", sort=False):
         kinds = list(rows["kind"].unique())
         head = ["prompts", "T", "n", *kinds, "ours over the best other"]
-        lines += [f"**B = {budget}**", "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+        lines += [f"**B = {budget}**", "", _cells(head), "|---" * len(head) + "|"]
         every = [rows]
         if rows["dataset"].nunique() > 1:  # and all of them together
-            place = rows["dataset"] + rows["index"].astype(str)
+            place = rows["dataset"] + " " + rows["index"].astype(str)
             every.append(rows.assign(dataset="all", index=place))
         for group in every:
             lines += _trees_of(group, kinds, measure, rng)
@@ -128,7 +163,7 @@ def _trees_of(
             gain = f"{_ratio(here, label[best], label[top], measure, rng)} ({best})"
         cells = [Path(str(dataset)).stem, f"{T:g}", str(sums["prompts"].max())]
         cells += [f"{value[kind]:.2f}" if kind in value else "" for kind in kinds]
-        yield f"| {' | '.join([*cells, gain])} |"
+        yield _cells([*cells, gain])
 
 
 def _ratio(rows: pd.DataFrame, a: str, b: str, measure: str, rng: np.random.Generator) -> str:
@@ -136,6 +171,8 @@ def _ratio(rows: pd.DataFrame, a: str, b: str, measure: str, rng: np.random.Gene
     if a == b or not {a, b} <= set(rows["label"]):
         return ""
     found = paired(rows, a, b, measure, rng=rng)
+    if found.ratio != found.ratio:  # nothing was accepted
+        return ""
     known = found.low == found.low
     return f"{found.ratio:.2f}x" + (f" [{found.low:.2f}, {found.high:.2f}]" if known else "")
 
@@ -145,4 +182,4 @@ def markdown_table(frame: pd.DataFrame) -> str:
     lines = [list(frame.columns), ["---"] * frame.shape[1]]
     lines += [[f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in row]
               for row in frame.itertuples(index=False)]  # fmt: skip
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(map(_cells, lines))

@@ -37,6 +37,28 @@ def test_a_page_is_refreshed_in_place(tmp_path: Path, monkeypatch: pytest.Monkey
     assert {row["T"] for row in rows} == {"1"}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<!-- dynasurge table docs/data/7b -->\nold\n",
+        "<!-- dynasurge table A -->\nText\n<!-- dynasurge table docs/data/7b -->\n<!-- end -->\n",
+        "<!-- dynasurge table docs/data/7b 'x -->\n<!-- end -->\n",
+        "<!-- dynasurge table --help -->\n<!-- end -->\n",
+    ],
+)
+def test_a_page_that_cannot_be_refreshed_stays(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    good, bad = tmp_path / "good.md", tmp_path / "bad.md"
+    good.write_text("<!-- dynasurge table docs/data/7b --T 1 -->\nold\n<!-- end -->\n")
+    bad.write_text(text)
+    assert main(["table", "--refresh", str(good), str(bad)]) == 2
+    assert f"--refresh {bad}: " in capsys.readouterr().err
+    assert bad.read_text() == text
+    assert "old" in good.read_text(), "no page is written before all could be"
+
+
 def test_rows_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     (rows,) = markdown(
@@ -48,9 +70,18 @@ def test_rows_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "FOLDER None: records of what"),
-        (["docs/data/7b", "--T", "3"], "--T [3.0]: are in no row; choose among: 0.0, 0.6, 1.0"),
-        (["docs/data/7b", "--labels", "EAGLE"], "--labels ['EAGLE']: are in no row; choose among"),
+        ([], "FOLDER None: a table is printed from a folder of records"),
+        (["docs/data/7b", "--T", "1", "3"], "--T 3.0: is in no row; choose among: 0.0, 0.6, 1.0"),
+        (["docs/data/7b", "--labels", "auto", "EAGLE"], "--labels EAGLE: is in no row; choose"),
+        (["docs/data/7b", "--labels", "auto", "--trees"], "records auto alone: there is no tree"),
+        (["docs/data/7b", "docs/data/trees"], "hold rows of --every beside rows that were decoded"),
+        (["figures/data", "--predictions"], "records predicted: no row knows what its slots"),
+        (
+            ["docs/data/7b", "--trees", "latency_per_token_s"],
+            "invalid choice: 'latency_per_token_s'",
+        ),
+        (["docs/data/7b", "--trees", "--predictions"], "not allowed with argument --trees"),
+        (["--refresh", "README.md", "--T", "1"], "--refresh and more: pages name their own"),
         (["docs/data/7b", "--against", "EAGLE"], "--against EAGLE: is no setting there"),
         (["nowhere"], "records nowhere: cannot be read"),
         (["--refresh", "nowhere.md"], "--refresh nowhere.md: cannot be read"),

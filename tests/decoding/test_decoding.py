@@ -511,3 +511,11 @@ def test_a_short_prompt_of_a_roomy_session_stays_on_its_side_of_longropes_switch
     plain = target.generate(ids, do_sample=False, max_new_tokens=12)[0, 20:].tolist()
     settings = Settings(T=0, B=12, fill=True, prompt_len=60, new_tokens=12)
     assert Session(pair, settings).generate(prompt).output_ids == plain
+
+
+def test_engines_of_another_plan_are_refused(pairs: dict[str, Pair], growmap: str) -> None:
+    plain = make_engines(pairs["llama"], [Settings(mode="auto", **SMALL)])
+    small = make_engines(pairs["llama"], [Settings(**(SMALL | {"new_tokens": 4, "M": None}))])
+    for engines in (plain, small):
+        with pytest.raises(UsageError, match="engines of another plan: have room for"):
+            Session(pairs["llama"], Settings(**SMALL), engines=engines)

@@ -12,6 +12,7 @@ from dynasurge.cli.main import main
 from dynasurge.experiments import baselines
 from dynasurge.experiments.records import RecordFile
 from dynasurge.experiments.results_frame import load_frame, predictions_by_depth, results
+from dynasurge.files import cache_folder
 from dynasurge.settings import BASELINES
 from dynasurge.trees.growmap import load_growmap
 
@@ -32,8 +33,9 @@ SIZES = [
 
 
 @pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Acceptance by rank from a few tokens."""
+def _short(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Acceptance by rank from a few tokens; growmaps in a folder of the test."""
+    monkeypatch.setenv("DYNASURGE_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setattr(baselines, "PROMPTS", 1)
     monkeypatch.setattr(baselines, "TOKENS", 8)
 
@@ -51,8 +53,8 @@ def test_every_method_runs_under_its_name(pair: list[str], prompts: str, tmp_pat
     assert greedy.groupby("index")["text"].nunique().tolist() == [1, 1]
     sized = frame[frame["label"].str.endswith("B=4")]
     assert sized["tree_size"].map(max).max() == 4
-    made = load_growmap(tmp_path / "growmaps" / "sequoia-T0.6-B4.pt")
-    assert made.size - 1 == 4
+    growmaps = sorted((cache_folder() / "growmaps").glob("sequoia-B4-*.pt"))
+    assert [load_growmap(path).size - 1 for path in growmaps] == [4, 4], "one for each temperature"
     before = (tmp_path / "records.jsonl").read_bytes()
     assert main([*flags, "--output", str(tmp_path)]) == 0, "goes on, with nothing left to do"
     assert (tmp_path / "records.jsonl").read_bytes() == before
@@ -95,6 +97,8 @@ def test_trees_at_the_same_places_of_one_text(
     [
         (["--every", "0"], None),
         (["--every", "-1"], "--every -1"),
+        (["--every", "11"], "--every 11: a text has no more than --new-tokens 10"),
+        (["--every", "4", "--use_bfs", "--etv", "bfs"], "--etv bfs: this rule's mean acceptance"),
         (["--methods", "Medusa"], "invalid choice: 'Medusa'"),
     ],
 )
@@ -114,6 +118,20 @@ def test_a_method_needs_a_number(
     command = ["sweep", *pair, *SIZES, "--dataset", prompts, "--mode", "dTree"]
     assert main([*command, "--methods", "DySpec", "--output", str(tmp_path / "out")]) == 2
     assert "--methods DySpec: needs a budget, and --B has no number" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_tree_of_another_pair_is_not_taken(pair: list[str], prompts: str, tmp_path: Path) -> None:
+    """And methods go by --B and --use_bfs, whatever modes are ours."""
+    flags = ["sweep", *SIZES, "--dataset", prompts, "--mode", "auto", "--B", "4", "--use_bfs"]
+    flags += ["--methods", "Sequoia"]
+    other = [*pair[:1], pair[3], *pair[2:]]  # the target drafts for itself
+    for number, models in enumerate((pair, other)):
+        out = tmp_path / str(number)
+        assert main([*flags, *models, "--output", str(out)]) == 0
+        assert set(load_frame(out)["label"]) == {"auto", "Sequoia B=4", "Sequoia B=4 +ETV"}
+    growmaps = (cache_folder() / "growmaps").glob("sequoia-B4-*.pt")
+    assert len({load_growmap(path) for path in growmaps}) == 2
 
 
 @pytest.mark.slow
