@@ -54,7 +54,9 @@ def test_every_method_runs_under_its_name(pair: list[str], prompts: str, tmp_pat
     sized = frame[frame["label"].str.endswith("B=4")]
     assert sized["tree_size"].map(max).max() == 4
     growmaps = sorted((cache_folder() / "growmaps").glob("sequoia-B4-*.pt"))
-    assert [load_growmap(path).size - 1 for path in growmaps] == [4, 4], "one for each temperature"
+    assert len(growmaps) == 2, "one for each temperature"
+    sizes = [load_growmap(path).size - 1 for path in growmaps]
+    assert max(sizes) == 4, "nodes that would never be accepted are left out"
     before = (tmp_path / "records.jsonl").read_bytes()
     assert main([*flags, "--output", str(tmp_path)]) == 0, "goes on, with nothing left to do"
     assert (tmp_path / "records.jsonl").read_bytes() == before
