@@ -9,6 +9,12 @@
 # Every flag of `dynasurge sweep` can be added and replaces those below. PYTHON: another environment's interpreter.
 # LAUNCH: how to start processes, for several machines (docs/usage.md): LAUNCH="accelerate launch --num_machines 2 ..."
 set -euo pipefail
+for flag in "$@"; do  # before anything is installed
+    if [ "$flag" = --help ] || [ "$flag" = -h ]; then
+        sed -n '2,/^set /{s/^# \{0,1\}//p}' "$0"
+        exit 0
+    fi
+done
 root=$(dirname "$0")
 growmaps=$root/growmaps
 growmaps=${growmaps#./}  # a path is part of a setting's name
@@ -30,7 +36,6 @@ quick=(--dataset demo --end 4 --new-tokens 64 --M 384
 flags=("${study[@]}")
 passed=()
 for flag in "$@"; do
-    if [ "$flag" = --help ] || [ "$flag" = -h ]; then sed -n '2,/^set /{s/^# \{0,1\}//p}' "$0"; fi
     if [ "$flag" = --quick ]; then flags=("${quick[@]}"); else passed+=("$flag"); fi
 done
 
