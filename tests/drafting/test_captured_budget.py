@@ -50,7 +50,7 @@ def step(planner: SizePlanner, first: float, fall: float, elder: float = 0.1) ->
     return size.nodes, depth
 
 
-def settled(
+def steady(
     planner: SizePlanner, first: float, fall: float, steps: int, elder: float = 0.1
 ) -> tuple[int, int]:
     """What it comes to after so many steps."""
@@ -70,7 +70,7 @@ def rate(nodes: int, depth: int, first: float, fall: float, price: Costs) -> flo
 )
 def test_a_steady_text_gets_trees_about_as_fast_as_the_best(fall: float, price: Costs) -> None:
     best = max(rate(n, d, 0.7, fall, price) for n in SIZES for d in range(1, DEPTH + 1))
-    assert rate(*settled(make_pace(price), 0.7, fall, 30), 0.7, fall, price) > 0.9 * best
+    assert rate(*steady(make_pace(price), 0.7, fall, 30), 0.7, fall, price) > 0.9 * best
 
 
 def test_a_mixed_text_is_drafted_faster_than_by_any_fixed_size() -> None:
@@ -91,21 +91,21 @@ def test_a_mixed_text_is_drafted_faster_than_by_any_fixed_size() -> None:
 
 def test_levels_that_did_not_pay_are_drafted_again_when_the_text_gets_easy() -> None:
     planner = make_pace(costs(level=0.25))
-    assert settled(planner, 0.9, 0.97, 12)[1] >= 8
-    assert settled(planner, 0.05, 0.2, 12)[1] == 1  # not even a second level pays
-    assert settled(planner, 0.9, 0.97, 12)[1] >= 8
+    assert steady(planner, 0.9, 0.97, 12)[1] >= 8
+    assert steady(planner, 0.05, 0.2, 12)[1] == 1  # not even a second level pays
+    assert steady(planner, 0.9, 0.97, 12)[1] >= 8
     planner.reset()
     assert planner.choose() == make_pace(costs(level=0.25)).choose()
 
 
 def test_large_trees_come_back_when_the_text_gets_easy() -> None:
     planner = make_pace(costs(node=0.002))
-    assert settled(planner, 0.3, 0.2, 30, 0.05)[0] == 16
-    assert settled(planner, 0.5, 0.9, 20, 0.8)[0] == 64
+    assert steady(planner, 0.3, 0.2, 30, 0.05)[0] == 16
+    assert steady(planner, 0.5, 0.9, 20, 0.8)[0] == 64
 
 
 def test_nodes_are_not_kept_that_do_not_pay() -> None:
-    assert [settled(make_pace(costs(node=node)), 0.7, 0.6, 20)[0] for node in (0.0, 0.05)] == [
+    assert [steady(make_pace(costs(node=node)), 0.7, 0.6, 20)[0] for node in (0.0, 0.05)] == [
         64,
         16,
     ]

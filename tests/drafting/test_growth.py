@@ -100,7 +100,9 @@ def test_deep_children_have_curves_of_their_own_or_those_further_up() -> None:
     cell = cells(Kind.TAIL).index(min(cells(Kind.TAIL), key=lambda x: abs(x - 0.5)))
     assert acceptance.table()[:, Kind.TAIL, cell].tolist() == pytest.approx([0.2, 0.3, 0.4])
     acceptance.observe(Class.named("tail++"), 0.5, tried=100.0, accepted=0.0)
-    assert acceptance.estimate(Class.named("tail+"), 0.5, 0.5) == 0.3, "each depth learns by itself"
+    assert acceptance.estimate(Class.named("tail+"), 0.5, 0.5) == 0.3, (
+        "each depth learns on its own"
+    )
     assert acceptance.estimate(Class.named("tail++"), 0.5, 0.5) < 0.1
 
 
@@ -128,7 +130,7 @@ def test_estimates_follow_what_is_observed_and_forget_with_the_prompt() -> None:
         acceptance.observe(Class(Kind.POINT), 0.5, tried=1.0, accepted=0.25)
     assert acceptance.estimate(Class(Kind.POINT), 0.5, 0.5) == pytest.approx(0.25, abs=0.03)
     assert acceptance.estimate(Class(Kind.POINT), 0.9, 0.9) == pytest.approx(0.9), (
-        "another bin learns by itself"
+        "another bin learns on its own"
     )
     acceptance.reset()
     assert acceptance.estimate(Class(Kind.POINT), 0.5, 0.5) == pytest.approx(0.5)

@@ -72,7 +72,7 @@ def test_trees_at_the_same_places_of_one_text(
     assert main(flags) == 0
     frame = load_frame(tmp_path)
     texts = frame.groupby(["index", "T"])["text"]
-    assert set(texts.nunique()) == {1}, "one text each, whatever the tree"
+    assert set(texts.nunique()) == {1}, "one text for all trees"
     places = frame["output_ids"].map(len).map(lambda tokens: -(-tokens // 4))
     assert frame["steps"].tolist() == places.tolist()
     auto, trees = frame[frame["label"] == "auto"], frame[frame["mode"] != "auto"]
@@ -124,7 +124,7 @@ def test_a_method_needs_a_number(
 
 @pytest.mark.slow
 def test_a_tree_of_another_pair_is_not_taken(pair: list[str], prompts: str, tmp_path: Path) -> None:
-    """And methods go by --B and --use_bfs, whatever modes are ours."""
+    """And methods go by --B and --use_bfs, in every mode."""
     flags = ["sweep", *SIZES, "--dataset", prompts, "--mode", "auto", "--B", "4", "--use_bfs"]
     flags += ["--methods", "Sequoia"]
     other = [*pair[:1], pair[3], *pair[2:]]  # the target drafts for itself
