@@ -83,15 +83,15 @@ def _acceptance(arguments: Sequence[str]) -> None:
         prog="dynasurge calibrate acceptance",
         description="Decode prompts with large trees and write how often each kind of child was accepted, as a prior for\n"
         "dynasurge --priors FILE. Every prompt is decoded nine times, 64 tokens each.",
-        epilog="example:\n  dynasurge calibrate acceptance mine.json --draft DRAFT --target TARGET --data prompts.jsonl",
+        epilog="example:\n  dynasurge calibrate acceptance mine.json --draft DRAFT --target TARGET --dataset prompts.jsonl",
     )
     parser.add_argument("file", metavar="FILE", help="the .json file to write")
     model_flags(parser)
     parser.add_argument(
-        "--data",
+        "--dataset",
         default=DEMO,
         metavar="NAME",
-        help="prompts, as for --dataset (default: %(default)s)",
+        help="prompts: a name or file, as for decoding (default: %(default)s)",
     )
     parser.add_argument(
         "--priors",
@@ -99,7 +99,7 @@ def _acceptance(arguments: Sequence[str]) -> None:
         help="the prior of the trees; a second round from the first round's FILE is better",
     )
     args = parser.parse_args(arguments)
-    start, prompts = load_priors(args.priors), load_prompts(args.data)
+    start, prompts = load_priors(args.priors), load_prompts(args.dataset)
     try:
         with write_whole(args.file) as partial:
             pair = load_pair(**pair_options(args))

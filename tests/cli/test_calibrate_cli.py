@@ -190,7 +190,7 @@ def test_acceptance_is_measured_and_can_be_used(
 ) -> None:
     Path(prompts).write_text('{"text": "w5 w6 w7 w5 w6"}\n')
     file = str(tmp_path / "mine.json")
-    flags = argv(f"--data {prompts} --device cpu --dtype float32")
+    flags = argv(f"--dataset {prompts} --device cpu --dtype float32")
     command = ["calibrate", "acceptance", file, *pair, *flags]
     assert main(command) == 0
     assert file in capsys.readouterr().out
@@ -216,7 +216,7 @@ def test_ctrl_c_leaves_the_old_file(
     monkeypatch.setattr(dynasurge.cli.calibrate, "calibrate", stop)
     (tmp_path / "mine.json").write_text("old")
     assert (
-        main(["calibrate", "acceptance", str(tmp_path / "mine.json"), *pair, "--data", prompts])
+        main(["calibrate", "acceptance", str(tmp_path / "mine.json"), *pair, "--dataset", prompts])
         == 130
     )
     assert "stopped; nothing was written" in capsys.readouterr().err
@@ -228,7 +228,7 @@ def test_mistakes_are_one_line(
     pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = str(tmp_path / "mine.json")
-    good = ["acceptance", file, *pair, "--data", prompts]
+    good = ["acceptance", file, *pair, "--dataset", prompts]
     fails([*pair, "--draft", str(tmp_path / "nowhere")], "nowhere: there is no such folder", capsys)
     fails(
         [*good, "--target", str(tmp_path / "nowhere")], "nowhere: there is no such folder", capsys
@@ -244,7 +244,7 @@ def test_mistakes_are_one_line(
         "cannot be written ([Errno 21] Is a directory",
         capsys,
     )
-    fails([*good, "--data", "none.jsonl"], "none.jsonl: cannot be read", capsys)
+    fails([*good, "--dataset", "none.jsonl"], "none.jsonl: cannot be read", capsys)
     fails([*good, "--priors", "none.json"], "--priors none.json: cannot be read", capsys)
     fails(["acceptance"], "the following arguments are required: FILE", capsys)
     fails(["acceptence", file], "unrecognized arguments: acceptence", capsys)
