@@ -219,8 +219,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             pass
         frame = write_frame(evaluation, output)
     print(results_table(frame))
-    print(against_table(frame, [GENERATE]))
-    print(same_texts(frame))
+    if GENERATE in args.peers:
+        print(against_table(frame, [GENERATE]))
+        print(same_texts(frame))
     return 0
 
 

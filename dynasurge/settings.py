@@ -179,13 +179,8 @@ class Settings:
     def label(self) -> str:
         """A short name for tables and figures: mode, tree and rule. Settings that differ in other
         fields may share it."""
-        label: str = self.method or self.mode
-        if self.method:
-            pass
-        elif self.mode == "sTree":
-            label += f" {growmap_name(self.growmap or '')}"
-        elif self.mode == "dTree":
-            label += f" B={self.B}"
+        own = {"sTree": f" {growmap_name(self.growmap or '')}", "dTree": f" B={self.B}"}
+        label = self.method or self.mode + own.get(self.mode, "")
         if self.use_bfs:
             label += (
                 " +ETV"

@@ -105,11 +105,12 @@ def evaluate(
     if methods:
         from dynasurge.experiments.baselines import baselines
 
-        how_many = (args.B, [False, True] if args.use_bfs else [False])
-        if processes.main:  # the first process makes the growmaps that the others read
-            baselines(pair, methods, plan, *how_many)
-        processes.wait()
-        plan = [*plan, *baselines(pair, methods, plan, *how_many)]
+        if not processes.main:  # the first process makes the growmaps that the others read
+            processes.wait()
+        rules = [False, True] if args.use_bfs else [False]
+        plan = [*plan, *baselines(pair, methods, plan, args.B, rules)]
+        if processes.main:
+            processes.wait()
     how: dict[str, Any] = {"min_prompt_len": args.min_prompt_len, "processes": processes}
     with Evaluation(pair, plan, data, output, every=every, **how) as evaluation:
         silent = None if processes.main else True

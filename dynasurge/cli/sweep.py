@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dynasurge.cli.flags import Parser, common_flags, growmaps_flag
 from dynasurge.cli.run import evaluate, plain_name, plan_of
 from dynasurge.errors import UsageError, at_least
+from dynasurge.experiments.grid import check_methods
 from dynasurge.settings import BASELINES, MODES
 
 if TYPE_CHECKING:
@@ -56,10 +57,7 @@ def sweep_command(arguments: Sequence[str]) -> int:
         if args.use_bfs and args.etv == "bfs":
             reason = "this rule's mean acceptance is not known, only what one draw accepted"
             raise UsageError("--etv", "bfs", reason, "leave out one of --every and --etv bfs")
-    if args.methods:
-        from dynasurge.experiments.baselines import check_methods
-
-        check_methods(args.methods, args.B)
+    check_methods(args.methods, args.B)
     options = {"methods": args.methods, "every": args.every}
     return evaluate(args, plan_of(args), datasets, _results, **options)
 

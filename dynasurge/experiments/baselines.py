@@ -20,10 +20,10 @@ kernels: only the trees differ. Each is verified top-down, as its authors do it,
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
@@ -31,11 +31,12 @@ import torch
 from dynasurge.decoding.session import Session
 from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import load_prompts
+from dynasurge.experiments.grid import check_methods
 from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
 from dynasurge.files import cache_folder
 from dynasurge.models.pair import Pair
 from dynasurge.probabilities import Random
-from dynasurge.settings import BASELINES, Settings
+from dynasurge.settings import Settings
 from dynasurge.trees.growmap import Growmap, build_growmap, load_growmap, save_growmap
 from dynasurge.trees.optimal_growmap import optimal_growmap
 from dynasurge.verification.prototype import prototype_growmap
@@ -55,17 +56,6 @@ SHARED = (
 )  # what a method takes from a plan
 
 
-def check_methods(methods: Sequence[str], budgets: Sequence[int | str]) -> None:
-    """Raise UsageError for an unknown method, and for one that needs a budget that is a number."""
-    for method in methods:
-        if method not in BASELINES:
-            remedy = f"choose among {', '.join(BASELINES)}"
-            raise UsageError("--methods", method, "is unknown", remedy)
-        if not method.startswith("chain") and all(B == "auto" for B in budgets):
-            reason = "needs a budget, and --B has no number"
-            raise UsageError("--methods", method, reason, "add one, as in --B 64 auto")
-
-
 def baselines(
     pair: Pair,
     methods: Sequence[str],
@@ -78,19 +68,29 @@ def baselines(
     folder. Raises UsageError."""
     check_methods(methods, budgets)
     numbers = [B for B in dict.fromkeys(budgets) if isinstance(B, int)]
-    found: dict[Settings, None] = {}
-    for base in plan:
-        common = {name: getattr(base, name) for name in SHARED}
-        for method, etv in product(methods, rules):
-            for name, own in _trees(pair, method, numbers, base):
-                found[Settings(**(common | own | {"method": name, "use_bfs": etv}))] = None
-    return list(found)
+    out = []
+    for values in dict.fromkeys(tuple(getattr(base, name) for name in SHARED) for base in plan):
+        common = dict(zip(SHARED, values, strict=True))
+        measure = functools.cache(partial(acceptance_by_rank, pair, Settings(**common)))
+        for method in dict.fromkeys(methods):
+            for name, own in _trees(pair, method, numbers, Settings(**common), measure):
+                named = common | own | {"method": name}
+                # greedy text is the same under every rule
+                out += [
+                    Settings(**named, use_bfs=etv) for etv in (rules if common["T"] else rules[:1])
+                ]
+    return out
 
 
 def _trees(
-    pair: Pair, method: str, budgets: Sequence[int], base: Settings
+    pair: Pair,
+    method: str,
+    budgets: Sequence[int],
+    base: Settings,
+    measure: Callable[[], list[float]],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The name and the fields of Settings of each tree of a method."""
+    """The name and the fields of Settings of each tree of a method. measure: acceptance by rank,
+    for Sequoia's trees, if they have to be made."""
     if method.startswith("chain"):
         path = _kept(method, partial(build_growmap, method))
         yield method, {"mode": "sTree", "growmap": path}
@@ -104,13 +104,10 @@ def _trees(
         if method == "prototype":
             path = _kept(f"prototype-B{B}", partial(prototype_growmap, B))
         else:
-            measured: list[object] = [
-                pair.draft.config.to_json_string(),
-                pair.target.config.to_json_string(),
-            ]
-            measured += [pair.draft_name, pair.target_name, base.T, base.P, base.prompt_len, TOKENS]
-            digest = hashlib.sha256(str(measured).encode()).hexdigest()[:12]
-            path = _kept(f"sequoia-B{B}-{digest}", partial(sequoia, pair, base, B))
+            path = _kept(
+                f"sequoia-B{B}-{_digest(pair, base)}",
+                lambda B=B: optimal_growmap(measure(), B, LEVELS),  # type: ignore[misc]
+            )
         yield name, {"mode": "sTree", "growmap": path}
 
 
@@ -129,17 +126,25 @@ def _kept(name: str, make: Callable[[], Growmap]) -> str:
     return str(path)
 
 
-def sequoia(pair: Pair, base: Settings, B: int) -> Growmap:
-    """Sequoia's tree of B nodes for this pair at this temperature and top-p."""
-    return optimal_growmap(acceptance_by_rank(pair, base), B, LEVELS)
+def _digest(pair: Pair, base: Settings) -> str:
+    """Names all that acceptance by rank depends on."""
+    configs = [model.config.to_json_string() for model in (pair.draft, pair.target)]
+    names = [pair.draft_name, pair.target_name]
+    sizes = [base.T, base.P, base.prompt_len, _tokens(base)]
+    return hashlib.sha256(str([configs, names, sizes]).encode()).hexdigest()[:12]
+
+
+def _tokens(base: Settings) -> int:
+    """How many tokens acceptance is measured on, after each prompt."""
+    return min(TOKENS, base.new_tokens)
 
 
 def acceptance_by_rank(pair: Pair, base: Settings, ranks: int = RANKS) -> list[float]:
     """How often the child of each rank is accepted top-down, on text that the target wrote after
     the bundled prompts, cut as the settings' are."""
     T, P = base.T, base.P
-    tokens = min(TOKENS, base.new_tokens)
-    settings = Settings(mode="auto", T=T, P=P, prompt_len=base.prompt_len, new_tokens=tokens)
+    sizes: dict[str, Any] = {"prompt_len": base.prompt_len, "new_tokens": _tokens(base)}
+    settings = Settings(mode="auto", T=T, P=P, **sizes)
     session, chance = Session(pair, settings), Random.seeded(0)
     total, count = torch.zeros(ranks), 0
     for prompt in load_prompts("demo", 0, PROMPTS):

@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 from dynasurge.errors import UsageError
-from dynasurge.settings import MODES, Etv, Policy, Settings, growmap_name
+from dynasurge.settings import BASELINES, MODES, Etv, Policy, Settings, growmap_name
 
 GREEDY: Policy = "topk"  # at T = 0 every policy is this one
 AXES = ("mode", "growmap", "B", "use_bfs", "policy", "T", "seed")
@@ -65,6 +65,17 @@ def grid(
                     Settings(**(shared | own | {"mode": m, "T": t, "seed": s, "policy": p}))
                 )
     return list(dict.fromkeys(plan))
+
+
+def check_methods(methods: Sequence[str], budgets: Sequence[int | str]) -> None:
+    """Raise UsageError for an unknown method, and for one that needs a budget that is a number."""
+    for method in methods:
+        if method not in BASELINES:
+            remedy = f"choose among {', '.join(BASELINES)}"
+            raise UsageError("--methods", method, "is unknown", remedy)
+        if not method.startswith("chain") and all(B == "auto" for B in budgets):
+            reason = "needs a budget, and --B has no number"
+            raise UsageError("--methods", method, reason, "add one, as in --B 64 auto")
 
 
 def _trees(

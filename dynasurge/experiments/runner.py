@@ -163,25 +163,22 @@ class Evaluation:
             if self._every:
                 yield from self._along(task)
                 continue
-            for number, settings in self._turns(task.prompt.index):
+            for number in self._turns(task):
                 run = self._runs[task.dataset][number]
                 if (row := self.records.find(run, task.prompt, task.ids)) is not None:
                     yield Done(row=row, result=None)
                     continue
-                session = self._sessions[number]
-                if number not in self._warm:
-                    session.generate(task.ids, new_tokens=self._warm_up(number))
-                    self._warm.add(number)
-                result = session.generate(task.ids, index=task.prompt.index)
-                yield self._done(task, settings, result)
+                self._warm_up(number, task)
+                result = self._sessions[number].generate(task.ids, index=task.prompt.index)
+                yield self._done(task, self._plan[number], result)
         self.records.merge()
 
     def _along(self, task: Task) -> Iterator[Done]:
         """The steps of every setting along one text of each temperature, top-p and seed."""
         for text_of, writer in self._writers.items():
             todo: list[int] = []
-            for number, settings in enumerate(self._plan):
-                if _text_of(settings) != text_of:
+            for number in self._turns(task):
+                if _text_of(self._plan[number]) != text_of:
                     continue
                 run = self._runs[task.dataset][number]
                 if (row := self.records.find(run, task.prompt, task.ids)) is not None:
@@ -190,11 +187,8 @@ class Evaluation:
                     todo.append(number)
             if not todo:
                 continue
-            first = task.prompt.index % len(todo)  # each time another setting goes first
-            todo = todo[first:] + todo[:first]
-            for number in set(todo) - self._warm:
-                self._sessions[number].generate(task.ids, new_tokens=self._warm_up(number))
-                self._warm.add(number)
+            for number in todo:
+                self._warm_up(number, task)
             written = writer.generate(task.ids, index=task.prompt.index)
             sessions = [self._sessions[number] for number in todo]
             walks = follow(
@@ -211,8 +205,12 @@ class Evaluation:
                 result = replace(written, steps=steps, prefill_seconds=0.0, seconds=seconds)
                 yield self._done(task, self._plan[number], result)
 
-    def _warm_up(self, number: int) -> int:
-        return min(WARM_UP_TOKENS, self._plan[number].new_tokens)
+    def _warm_up(self, number: int, task: Task) -> None:
+        """Let a setting generate a few tokens that are not timed, once."""
+        if number not in self._warm:
+            few = min(WARM_UP_TOKENS, self._plan[number].new_tokens)
+            self._sessions[number].generate(task.ids, new_tokens=few)
+            self._warm.add(number)
 
     def _done(self, task: Task, settings: Settings, result: Generation) -> Done:
         """Write down what a setting did."""
@@ -220,11 +218,11 @@ class Evaluation:
         self.records.append(row)
         return Done(row=row, result=result)
 
-    def _turns(self, index: int) -> list[tuple[int, Settings]]:
-        """The plan, by number, for one prompt. Another setting begins each time, so no setting
+    def _turns(self, task: Task) -> list[int]:
+        """The numbers of the plan for one prompt. Another setting begins each time, so no setting
         always follows the same one or always meets a machine that has cooled down."""
-        turns = list(enumerate(self._plan))
-        return turns[index % len(turns) :] + turns[: index % len(turns)]
+        first = task.prompt.index % len(self._plan)
+        return [*range(first, len(self._plan)), *range(first)]
 
     def rows(self) -> Iterator[Row]:
         """The rows of the requested prompts and settings, by dataset, setting and prompt, after

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from dynasurge.errors import UsageError
-from dynasurge.experiments.results_frame import paired, results
+from dynasurge.experiments.results_frame import Paired, paired, results
 from dynasurge.experiments.schema import PHASES
 
 OURS = "dTree"  # how labels of our trees begin
@@ -102,8 +102,7 @@ def rules_table(frame: pd.DataFrame) -> str:
         for label in labels:
             found = paired(rows, label, f"{label} +ETV", "accepted_per_step", rng=rng)
             numbers = [str(found.prompts), f"{found.a:.2f}", f"{found.b:.2f}"]
-            ratio = _ratio(rows, label, f"{label} +ETV", "accepted_per_step", rng)
-            lines.append(_cells([f"{T:g}", label, *numbers, ratio]))
+            lines.append(_cells([f"{T:g}", label, *numbers, _times(found)]))
     if len(lines) == 2:
         reason, remedy = "no tree was verified by both rules", "sweep with --use_bfs"
         raise UsageError("records", "top-down or ETV", reason, remedy)
@@ -113,7 +112,8 @@ def rules_table(frame: pd.DataFrame) -> str:
 def trees_table(frame: pd.DataFrame, measure: str = "accepted_per_step") -> str:
     """Trees of one budget side by side: a row a (dataset, T, B), a column a kind of tree, and how
     much more ours has of a measure than the best other one. A static tree of so many nodes counts
-    as of that budget; rules are compared apart: ETV's rows at a temperature, if there are any, else top-down's."""
+    as of that budget. Rules are compared apart: ETV's rows at a temperature, if there are any, else
+    top-down's."""
     rng = np.random.default_rng(0)
     trees = frame[frame["mode"] != "auto"]
     if trees.empty:
@@ -170,7 +170,11 @@ def _ratio(rows: pd.DataFrame, a: str, b: str, measure: str, rng: np.random.Gene
     """How many times as much b has of a measure as a, with its interval."""
     if a == b or not {a, b} <= set(rows["label"]):
         return ""
-    found = paired(rows, a, b, measure, rng=rng)
+    return _times(paired(rows, a, b, measure, rng=rng))
+
+
+def _times(found: Paired) -> str:
+    """The ratio of a pair and its interval."""
     if found.ratio != found.ratio:  # nothing was accepted
         return ""
     known = found.low == found.low

@@ -53,7 +53,7 @@ def step(planner: SizePlanner, first: float, fall: float, elder: float = 0.1) ->
 def steady(
     planner: SizePlanner, first: float, fall: float, steps: int, elder: float = 0.1
 ) -> tuple[int, int]:
-    """What it comes to after so many steps."""
+    """The size and depth that it chooses after so many steps."""
     return [step(planner, first, fall, elder) for _ in range(steps)][-1]
 
 

@@ -44,8 +44,8 @@ def test_greedy_text_is_generates_token_for_token(pair: Pair) -> None:
 
 
 def test_the_draft_is_worth_shipping(pair: Pair) -> None:
-    """On the bundled prompts at T = 0.6 a tree of 16 yields well over two tokens a pass, whatever
-    passes cost here."""
+    """On the bundled prompts at T = 0.6 a tree of 16 yields well over two tokens a pass,
+    for any price of passes."""
     session = Session(pair, Settings(T=0.6, mode="dTree", B=16, fill=True, new_tokens=48))
     results = [session.generate(p.text, index=p.index) for p in load_prompts("demo", 0, 3)]
     steps = [step for result in results for step in result.steps]
