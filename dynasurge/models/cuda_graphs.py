@@ -9,6 +9,7 @@ graph only if its tensors are still referenced when that graph is captured.
 from __future__ import annotations
 
 import functools
+import gc
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -59,6 +60,8 @@ class Graphs:
     def __init__(self, device: torch.device) -> None:
         self._device, self.seconds = device, 0.0
         self._pool: Any = None
+        if device.type == "cuda":
+            gc.collect()  # graphs that nobody uses any more
 
     @torch.inference_mode()
     def capture(
@@ -70,8 +73,14 @@ class Graphs:
         if self._device.type != "cuda":
             ready()
             return Captured(function, None, function())
-        with torch.cuda.device(self._device):
-            return self._capture(function, ready)
+        collects = gc.isenabled()
+        gc.disable()  # a graph that dies during a capture would break it
+        try:
+            with torch.cuda.device(self._device):
+                return self._capture(function, ready)
+        finally:
+            if collects:
+                gc.enable()
 
     def _capture(self, function: Callable[[], R], ready: Callable[[], object]) -> Captured[R]:
         start = time.perf_counter()
