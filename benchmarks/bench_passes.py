@@ -44,7 +44,6 @@ REPEATS = 30
 def one_pass(engine: Engine, n: int) -> None:
     """Score n nodes after the text, and forget them."""
     engine.forward([7] * n, [-1] + [0] * (n - 1))
-    engine.commit([])
 
 
 def captured(engine: Engine, n: int, graphs: Graphs) -> Captured[torch.Tensor]:
@@ -52,7 +51,7 @@ def captured(engine: Engine, n: int, graphs: Graphs) -> Captured[torch.Tensor]:
     rows = TEXT + torch.arange(n, device=engine.device)
     hidden = torch.arange(engine.static_length, device=engine.device) > rows[:, None]
     tokens = torch.full_like(rows, 7)
-    return graphs.capture(lambda: engine.score_at(tokens, rows, rows, hidden))
+    return graphs.capture(lambda: engine.score(tokens, rows, rows, hidden, captured=True))
 
 
 def bandwidth(device: torch.device) -> float:

@@ -153,8 +153,12 @@ def _step(root: int, emitted: Sequence[int], seconds: float) -> StepRecord:
         proposal=(1.0,) * len(emitted),
         point=(True,) * len(emitted),
     )
+    ones = (1.0,) * len(emitted)
     return StepRecord(
         tree=tree,
+        end=len(emitted) - 1,
+        p=ones,
+        q=ones,
         path=tuple(range(1, len(emitted))),
         emitted=tuple(emitted),
         stop=(*(0.0 for _ in drafted), 1.0),

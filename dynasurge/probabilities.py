@@ -77,9 +77,41 @@ class Chance(Protocol):
         tokens of positive probability."""
         ...
 
+    def pick(self, weights: torch.Tensor) -> torch.Tensor:
+        """One place by weight. weights: float64 [n]. Returns int64 [1], -1 if no weight is
+        positive."""
+        ...
+
+
+class StepChance(Protocol):
+    """Decides what is drawn in one step of decoding."""
+
+    def rows(self, rows: torch.Tensor | slice) -> Chance:
+        """For the children of these rows of a growing tree (drafting/growth.py)."""
+        ...
+
+    @property
+    def end(self) -> Chance:
+        """For the node where the path ends."""
+        ...
+
+    @property
+    def bonus(self) -> Chance:
+        """For the bonus token."""
+        ...
+
+
+class Source(Chance, Protocol):
+    """Gives every step its chance, and decides what is drawn besides."""
+
+    def step(self, numbers: torch.Tensor, prepared: StepUniforms) -> StepChance:
+        """The chance of the next step. `prepared` draws with what is written to `numbers`, float64
+        [n] on the host."""
+        ...
+
 
 class Random:
-    """Draws with the numbers of a generator."""
+    """Draws with the numbers of a generator. It is a `Chance` and a `Source`."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
@@ -91,21 +123,50 @@ class Random:
 
     def draw(self, probs: torch.Tensor, k: int) -> torch.Tensor:
         """Draw up to k tokens a row, see `Chance.draw`. The generator gives 2 k uniforms a row."""
-        numbers = torch.rand(k, 2, len(probs), generator=self.generator, dtype=torch.float64)
-        uniforms = numbers.permute(2, 0, 1).contiguous()
-        return draw_by(probs, uniforms.to(probs.device, non_blocking=True))
+        return self._some(len(probs), k, probs.device).draw(probs, k)
+
+    def pick(self, weights: torch.Tensor) -> torch.Tensor:
+        """Pick one place, see `Chance.pick`."""
+        return self._some(1, 1, weights.device).pick(weights)
+
+    def step(self, numbers: torch.Tensor, prepared: StepUniforms) -> StepUniforms:
+        """Fill in the numbers of a step, see `Source`."""
+        torch.rand(len(numbers), generator=self.generator, dtype=torch.float64, out=numbers)
+        return prepared
+
+    def _some(self, rows: int, k: int, device: torch.device) -> Uniforms:
+        numbers = torch.rand(rows, k, 2, generator=self.generator, dtype=torch.float64)
+        return Uniforms(numbers.to(device, non_blocking=True))
 
 
 class Uniforms:
     """Draws with numbers that were drawn before: float64 [m, k or more, 2] in [0, 1), on the device
-    of the probabilities."""
+    of the probabilities. It never waits for the device."""
 
     def __init__(self, numbers: torch.Tensor) -> None:
         self.numbers = numbers
 
     def draw(self, probs: torch.Tensor, k: int) -> torch.Tensor:
-        """Draw up to k tokens a row, see `Chance.draw`, without a wait for the device."""
+        """Draw up to k tokens a row, see `Chance.draw`."""
         return draw_by(probs, self.numbers[:, :k])
+
+    def pick(self, weights: torch.Tensor) -> torch.Tensor:
+        """Pick one place, see `Chance.pick`."""
+        place, none = invert(weights[None], self.numbers[:1, 0, 0])
+        return torch.where(none, -1, place)
+
+
+class StepUniforms:
+    """A step's chance by numbers that were drawn before it. tree: float64 [R, k, 2], for k children
+    of R rows. last: float64 [2, 2], for the end of the path and the bonus token."""
+
+    def __init__(self, tree: torch.Tensor, last: torch.Tensor) -> None:
+        self._tree = tree
+        self.end, self.bonus = Uniforms(last[:1, None]), Uniforms(last[1:, None])
+
+    def rows(self, rows: torch.Tensor | slice) -> Uniforms:
+        """See `StepChance.rows`."""
+        return Uniforms(self._tree[rows])
 
 
 def draw_by(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

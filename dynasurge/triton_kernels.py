@@ -3,8 +3,8 @@
 `draw` draws k tokens without replacement from each row of a table of probabilities. A program
 handles a row; a draw takes two inverse-CDF steps (a block by its mass, then a token inside it),
 exactly as in `probabilities.draw_by`. `share` handles one level of a token tree, as
-`captured_rules.share_level` does: a program a row, one pass over the vocabulary for each sampled
-child. Both read float32 tables and compute the sums that decide in float64. Without Triton, or on a
+`verification.rules.share_level` does: a program a row, one pass over the vocabulary for each
+sampled child. Both read float32 tables and compute the sums that decide in float64. Without Triton, or on a
 CPU, `usable` is False and torch code does the same.
 """
 
@@ -30,24 +30,34 @@ CHUNK = 16  # how many blocks one program sums
 
 @dataclass(frozen=True, kw_only=True)
 class Shares:
-    """The inputs and results of a rule, for R rows of k children and n nodes (number n: no node).
+    """What a rule reads and writes, for R families of k children and n nodes (number n: no node).
 
-    Inputs: p float [n + 1, V] and q float [R + 1, V] without the drawn tokens; node int64 [R];
-    child int64, point bool, drawn and from_q float (p and q of the children's tokens) [R, k].
-    Results: accept float64 [n + 1], first the weight with which a node is entered, bottom up then
-    the rest of it after its children; t float64 [R + 1], kept [R + 1, k].
+    node, place int64 [R]: each family's node, and its row of p (None: family r has row r). child, token int64, point bool
+    [R, k]. p float [rows, V], q float [R + 1, V]; drawn, from_q float [R, k]: p and q of the
+    children's tokens, 0 for none. Results: accept float64 [n + 1], the weight with which a node is
+    entered, bottom up then the rest of it after its children; kept float64 [R, k], what is left of
+    R at the children's tokens; p, what is left of R elsewhere.
     """
 
     p: torch.Tensor
     q: torch.Tensor
     node: torch.Tensor
+    place: torch.Tensor | None
     child: torch.Tensor
+    token: torch.Tensor
     point: torch.Tensor
     drawn: torch.Tensor
     from_q: torch.Tensor
     accept: torch.Tensor
-    t: torch.Tensor
     kept: torch.Tensor
+
+    def p_of(self, rows: slice) -> torch.Tensor:
+        """p of some families' nodes."""
+        return self.p[rows] if self.place is None else self.p[self.place[rows]]
+
+    def leave(self, rows: slice, left: torch.Tensor) -> None:
+        """Write what is left of R to p."""
+        self.p[rows if self.place is None else self.place[rows]] = left
 
 
 def usable(table: torch.Tensor) -> bool:
@@ -58,9 +68,9 @@ def usable(table: torch.Tensor) -> bool:
 def draw(
     q: torch.Tensor, uniforms: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Draw k tokens without replacement from each row on a GPU, for `captured_proposals.draw`. q
-    float32 [w, V], uniforms float64 [w, k, 2]. Returns tokens int64 and masses [w, k], sums and
-    sums of squares [w], float64."""
+    """Draw k tokens without replacement from each row on a GPU, for `proposals.draw`. q float32
+    [w, V], uniforms float64 [w, k, 2]. Returns tokens int64 and masses [w, k], sums and sums of
+    squares [w], float64."""
     rows, vocab = q.shape
     k = uniforms.shape[1]
     width = triton.next_power_of_2(math.ceil(math.sqrt(vocab)))
@@ -89,19 +99,21 @@ def draw(
 
 
 def share(shares: Shares, rows: slice, *, bottom_up: bool) -> None:
-    """Let the children of a level's rows take their shares on a GPU; results go into `shares`. The
-    same as `captured_rules.share_level`."""
+    """Let the children of some families take their shares on a GPU; results go into `shares`. The
+    same as `verification.rules.share_level`."""
     k = shares.child.shape[1]
     _share[(rows.stop - rows.start,)](
         shares.p,
         shares.q,
         shares.node,
+        shares.place
+        if shares.place is not None
+        else torch.arange(rows.stop, device=shares.p.device),
         shares.child,
         shares.point,
         shares.drawn,
         shares.from_q,
         shares.accept,
-        shares.t,
         shares.kept,
         shares.p.shape[1],
         rows.start,
@@ -185,12 +197,12 @@ if triton is not None:
         p,
         q,
         nodes,
+        place,
         child,
         point,
         drawn,
         from_q,
         accept,
-        t_out,
         kept_out,
         vocab,
         start,
@@ -205,7 +217,7 @@ if triton is not None:
     ):
         row = (start + tl.program_id(0)).to(tl.int64)
         ranks, places = tl.arange(0, K), tl.arange(0, CHUNK)
-        node = tl.load(nodes + row)
+        node, at_p = tl.load(nodes + row), tl.load(place + row)
         mine = row * k + ranks
         kids = tl.load(child + mine, mask=ranks < k, other=none)
         exists = kids < none
@@ -246,7 +258,7 @@ if triton is not None:
                     t32 = t.to(tl.float32)
                     for begin in range(0, vocab, CHUNK):
                         at = begin + places
-                        here_p = tl.load(p + node * vocab + at, mask=at < vocab, other=0.0)
+                        here_p = tl.load(p + at_p * vocab + at, mask=at < vocab, other=0.0)
                         here_q = tl.load(q + row * vocab + at, mask=at < vocab, other=0.0)
                         rest += tl.maximum(here_p - t32 * here_q, 0.0)
                     mass = tl.sum(rest.to(tl.float64), 0)
@@ -264,5 +276,12 @@ if triton is not None:
             tl.store(accept + kids, weights, mask=exists)
             if BOTTOM_UP:
                 tl.store(accept + node, tl.where(node == 0, 1.0, a))
-            tl.store(t_out + row, t)
             tl.store(kept_out + mine, kept, mask=ranks < k)
+            if tl.sum(sampled.to(tl.int32), 0) > 0:
+                t32 = t.to(tl.float32)
+                for begin in range(0, vocab, CHUNK):
+                    at = begin + places
+                    here_p = tl.load(p + at_p * vocab + at, mask=at < vocab, other=0.0)
+                    here_q = tl.load(q + row * vocab + at, mask=at < vocab, other=0.0)
+                    left = tl.maximum(here_p - t32 * here_q, 0.0)
+                    tl.store(p + at_p * vocab + at, left, mask=at < vocab)

@@ -37,8 +37,8 @@ def view(
         texts=tuple(f" t{node}" for node in range(n)),
         bonus="\n<b>",
         written=(*(f" t{node}" for node in path), "\n<b>"),
-        p=(None, *[0.125] * (n - 1)),
-        q=(None, *[0.25] * (n - 2), None),
+        p=(1.0, *[0.125] * (n - 1)),
+        q=(1.0, *[0.25] * (n - 1)),
         reach=(1.0, *[0.0625] * (n - 1)),
     )
 

@@ -60,7 +60,7 @@ def evaluate(
     numbers come from, and returns the files that it wrote. methods: see experiments/baselines.py.
     every: see experiments/runner.py. Raises UsageError.
     """
-    from dynasurge.decoding.assembly import make_shape
+    from dynasurge.decoding.tree_room import most_nodes
     from dynasurge.drafting.acceptance_estimates import load_priors
     from dynasurge.experiments.datasets import load_prompts
     from dynasurge.experiments.launch import join
@@ -68,8 +68,7 @@ def evaluate(
     from dynasurge.experiments.row_maker import run_name
 
     for settings in plan:
-        shape = make_shape(settings)
-        settings.check_room(args.prompt_len, shape.max_nodes if shape else 0)
+        settings.check_room(args.prompt_len, most_nodes(settings))
         load_priors(settings.priors)
     if not 1 <= args.min_prompt_len <= args.prompt_len:
         reason = f"outside 1 .. --prompt-len {args.prompt_len}, to which prompts are cut"

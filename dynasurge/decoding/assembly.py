@@ -1,141 +1,215 @@
-"""From settings to the parts of a decoder: policy, rule, tree shape; and the trees of a captured
-decoder.
+"""From settings to a decoder: trees, verification, and who runs the steps.
 
-A captured step (decoding/captured_loop.py) has room for fixed numbers of nodes. How many nodes stay
-is chosen before the step, how many levels during it (drafting/captured_budget.py). In a step made
-node by node (decoding/loop.py) a shape decides while the tree grows (drafting/tree_budget.py).
+A GPU replays captured steps (decoding/executors.py). The phases are called one by one if the device
+is a CPU, if a model is spread over devices or cannot be captured, if verification looks at its tree
+on the host, if a policy or rule of the caller's may not be captured, or if a tree is too large.
 """
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 
-from dynasurge.decoding.captured_exchange import Trees
-from dynasurge.decoding.loop import Verify
-from dynasurge.drafting.acceptance_estimates import Acceptance
-from dynasurge.drafting.captured_budget import SizePlanner
-from dynasurge.drafting.captured_tree import FRONTIER, TreeBounds, growmap_bounds
+from dynasurge.decoding.engines import Engines, reads_all
+from dynasurge.decoding.executors import Direct, Executor, Replayed
+from dynasurge.decoding.latency import load_costs
+from dynasurge.decoding.loop import Decoder
+from dynasurge.decoding.phases import Judge, Phases, Verify
+from dynasurge.decoding.report import Trees
+from dynasurge.decoding.tree_room import bounds_of, can_hold, draft_rows, most_nodes, room_for
+from dynasurge.drafting.acceptance_estimates import Acceptance, make_acceptance
 from dynasurge.drafting.cost_model import Costs
+from dynasurge.drafting.growth import growmap_bounds
 from dynasurge.drafting.proposals import POLICIES, Policy
-from dynasurge.drafting.tree_budget import BestFirst, Shape, StaticShape, Thrifty
+from dynasurge.drafting.tree_budget import SizePlanner
 from dynasurge.errors import UsageError
+from dynasurge.models.compatibility import readable
+from dynasurge.models.failures import shrinking
+from dynasurge.models.pair import Pair
 from dynasurge.settings import Settings
-from dynasurge.trees.growmap import load_growmap
-from dynasurge.verification import rules
+from dynasurge.trees.growmap import Growmap, load_growmap
 from dynasurge.verification.prototype import bfs
-from dynasurge.verification.rules import RULES
+from dynasurge.verification.rules import RULES, Rule
 
-CAPTURED_RULES = ("topdown", "traversal")
-LARGEST = (
-    1 << 14
-)  # most slots of a level, most entries of all paths; larger trees are made node by node
-SIZES = (16, 32, 64, 128)  # nodes of a captured pass; then multiples of the last
+SIZES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)  # of a direct step
 
 
-def make_policy(settings: Settings) -> Policy:
-    """The policy that proposes children. Greedy text needs no draws, so it takes `topk`."""
-    return POLICIES[settings.policy if settings.T > 0 else "topk"]
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Parts that a session takes instead of those of its settings; None takes the settings'
+    part."""
+
+    costs: Costs | None = None
+    acceptance: Acceptance | None = None
+    policy: Policy | None = None
+    rule: Rule | None = None
+    verify: Verify | None = None
+
+    @property
+    def uncapturable(self) -> str:
+        """The name of a part that cannot be captured; empty if there is none."""
+        parts = {"policy": self.policy, "rule": self.rule}
+        names = [name for name, part in parts.items() if part is not None and not part.capturable]
+        return "verify" if self.verify is not None else "".join(names[:1])
 
 
-def make_verify(settings: Settings) -> Verify:
-    """The settings' verification: the rule and its draws."""
-    return bfs if settings.rule == "bfs" else partial(rules.verify, RULES[settings.rule])
+def make_decoder(
+    pair: Pair, settings: Settings, engines: Engines, longest: int, parts: Parts
+) -> Decoder:
+    """A decoder for prompts of up to `longest` tokens. Warns if the draft reads fewer positions
+    than the text has, and if a step that should be captured cannot be."""
+    parts = _with_costs(settings, engines, parts)
+    if most_nodes(settings):
+        limit = readable(pair.draft.config, longest)
+        if limit < longest + settings.new_tokens:
+            said = f"reads {limit} positions; after these nothing is drafted"
+            warnings.warn(f"--draft {pair.draft_name}: {said}", stacklevel=4)
+    judge = _make_judge(settings, parts)
+    if engines.captures and parts.uncapturable:
+        said = "this part cannot be captured; the step runs uncaptured, which is slower"
+        warnings.warn(f"{parts.uncapturable}: {said}", stacklevel=4)
+    elif _captures(pair, settings, engines, longest) and judge.verify is None:
+        try:
+            return Decoder(_executor(pair, settings, engines, parts, judge, captured=True))
+        except RuntimeError as error:
+            # a capture raises this if the model reads values on the host
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            _give_up(pair, engines, error)
+    return Decoder(_executor(pair, settings, engines, parts, judge, captured=False))
 
 
-def make_shape(settings: Settings, costs: Costs | None = None) -> Shape | None:
-    """The shape that the mode grows; None in auto mode. With a growmap, a dynamic tree is as deep
-    as it. costs: the prices by which a `Thrifty` tree stops. Raises UsageError for a growmap of a
-    root alone."""
-    growmap = load_growmap(settings.growmap) if settings.growmap is not None else None
-    if settings.mode == "auto":
-        return None
-    if settings.mode == "sTree":
-        assert growmap is not None, "Settings requires a growmap in sTree mode"
-        return StaticShape(growmap)
-    depth = growmap.depth if growmap is not None else settings.depth_bound
-    if depth < 1:
-        raise UsageError(
-            "--growmap",
-            settings.growmap,
-            "is a root alone",
-            "name a deeper one, or use --mode auto",
-        )
-    bounds: dict[str, Any] = {
-        "budget": settings.budget,
-        "max_depth": depth,
-        "max_children": settings.max_children,
-    }
-    if settings.T == 0 or settings.policy != "sampled":
-        bounds["later_child"] = 1.0
-    return BestFirst(**bounds) if settings.fill or costs is None else Thrifty(**bounds, costs=costs)
+def _captures(pair: Pair, settings: Settings, engines: Engines, longest: int) -> bool:
+    """Whether steps of these settings can be captured with these engines, which may have been made
+    for another plan."""
+    captures = engines.captures and reads_all(pair, settings, longest) and can_hold(settings)
+    text, nodes = longest + settings.new_tokens, most_nodes(settings)
+    if captures and nodes and engines.draft is not None:
+        fits = text + room_for(nodes)[-1] <= engines.target.max_length
+        return fits and text + draft_rows(settings, padded=True) <= engines.draft.max_length
+    return captures
 
 
-def make_bounds(settings: Settings, shape: Shape) -> TreeBounds:
-    """The largest captured tree of this shape."""
-    if settings.mode == "sTree" and settings.growmap is not None:
-        growmap = load_growmap(settings.growmap)
-        return growmap_bounds(growmap.children, growmap.depths)
-    children = max(
-        2, min(settings.max_children, shape.max_nodes)
-    )  # room for a copy and the child sampled before it
-    return TreeBounds(depth=shape.max_depth, width=FRONTIER, children=children)
+def _with_costs(settings: Settings, engines: Engines, parts: Parts) -> Parts:
+    if not settings.pays or parts.costs is not None:
+        return parts
+    return replace(parts, costs=load_costs(engines))
 
 
-def can_hold(settings: Settings, shape: Shape) -> bool:
-    """Whether a captured step can hold trees of this shape. Very wide or deep trees would need
-    tensors that are too large."""
-    bounds = make_bounds(settings, shape)
-    wide = max(bounds.level_widths) * bounds.children
-    return wide <= LARGEST and (captured_size(shape) + 1) * (bounds.depth + 1) <= LARGEST
-
-
-def captured_size(shape: Shape) -> int:
-    """How many nodes a captured pass over the largest tree of this shape has room for. Few sizes
-    mean few graphs."""
-    return next(
-        (size for size in SIZES if size >= shape.max_nodes),
-        -(-shape.max_nodes // SIZES[-1]) * SIZES[-1],
+def _make_judge(settings: Settings, parts: Parts) -> Judge:
+    verify = bfs if settings.rule == "bfs" else None
+    dynamic = settings.mode == "dTree" or settings.policy != "sampled"
+    if parts.rule is not None and parts.rule.fixed and (dynamic or parts.policy is not None):
+        reason = "needs sampled children, whose numbers are fixed before drawing"
+        raise UsageError("rule", "of this kind", reason, "use --mode sTree --policy sampled")
+    if settings.rule == "reserved" and parts.policy is not None and parts.policy.points:
+        reason, remedy = "proposes points; reserved needs sampled children", "use another rule"
+        raise UsageError("policy", "of this kind", reason, remedy)
+    name = "topdown" if settings.T == 0 or verify else settings.rule  # at T = 0 the rules are one
+    return Judge(
+        rule=parts.rule or RULES[name],
+        T=settings.T,
+        P=settings.P,
+        verify=None if parts.rule is not None else parts.verify or verify,
     )
 
 
-def make_trees(
+def _executor(
+    pair: Pair,
     settings: Settings,
-    shape: Shape,
-    acceptance: Acceptance | None,
-    costs: Costs | None,
-    device: torch.device,
-) -> Trees:
-    """The trees of a captured decoder under these settings."""
-    assert acceptance is not None
-    dynamic, bounds = settings.mode == "dTree", make_bounds(settings, shape)
-    growmap = None
-    if not dynamic:
+    engines: Engines,
+    parts: Parts,
+    judge: Judge,
+    *,
+    captured: bool,
+) -> Executor:
+    trees = make_trees(settings, parts, engines.target.device, captured=captured)
+    if trees is not None:
+        trees = replace(trees, readable=partial(readable, pair.draft.config))
+    draft = engines.draft if trees is not None else None
+    with shrinking("tree"):
+        phases = Phases(engines.target, draft, trees, judge, padded=captured, captured=captured)
+        return Replayed(phases) if captured else Direct(phases)
+
+
+def _give_up(pair: Pair, engines: Engines, error: RuntimeError) -> None:
+    """Stop capturing the steps of these engines, and warn why."""
+    target = engines.target
+    if target.device.type == "cuda":
+        torch.cuda.synchronize(target.device)
+    engines.decode_uncaptured()
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    lacks = "torch.compile and CUDA graphs" if target.compiled else "CUDA graphs"
+    names = f"{pair.target_name}, {pair.draft_name}"
+    warnings.warn(f"{names}: decoding without {lacks}, which is slower: {reason}", stacklevel=5)
+
+
+def make_trees(
+    settings: Settings, parts: Parts, device: torch.device, *, captured: bool
+) -> Trees | None:
+    """The trees of a decoder under these settings; None if nothing is drafted."""
+    most, bounds = most_nodes(settings), bounds_of(settings)
+    if bounds is None:
+        return None
+    policy = parts.policy or POLICIES[settings.policy if settings.T > 0 else "topk"]
+    acceptance = parts.acceptance or make_acceptance(
+        settings.values, settings.rule, settings.T, settings.priors
+    )
+    sizes: list[int] = room_for(most) if captured else [n for n in SIZES if n < most] + [most]
+    lag = 2 if captured else 1
+    if settings.mode == "sTree":
         assert settings.growmap is not None
-        children = load_growmap(settings.growmap).children
-        growmap = torch.full((len(children) + 1, bounds.children), -1)
-        for node, own in enumerate(children):
-            growmap[node, : len(own)] = torch.tensor(own, dtype=torch.int64)
-        growmap = growmap.to(device)
-    paid = costs if dynamic and settings.pays else None
-    largest = captured_size(shape)
-    sizes = [size for size in SIZES if size < largest] if paid is not None else []
+        growmap = load_growmap(settings.growmap)
+        return static_trees(growmap, policy, acceptance, device, nodes=sizes[-1], lag=lag)
+    costs = parts.costs if settings.pays else None
     return Trees(
         bounds=bounds,
-        policy=settings.policy if settings.T > 0 else "topk",
-        budget=shape.max_nodes,
+        policy=policy,
+        budget=most,
         planner=SizePlanner(
-            sizes=(*sizes, largest),
-            budget=shape.max_nodes,
+            sizes=sizes if costs is not None else sizes[-1:],
+            budget=most,
             max_depth=bounds.depth,
-            costs=paid,
-            fixed=not dynamic,
+            lag=lag,
+            costs=costs,
         ),
         acceptance=acceptance,
-        growmap=growmap,
-        copies=dynamic and settings.lookup,
+        copies=settings.lookup,
         own=settings.values == "own",
-        most=settings.max_children if dynamic else bounds.children,
+        most=settings.max_children,
+    )
+
+
+def static_trees(
+    growmap: Growmap,
+    policy: Policy,
+    acceptance: Acceptance,
+    device: torch.device,
+    *,
+    nodes: int | None = None,
+    lag: int = 1,
+) -> Trees:
+    """Trees of a growmap's shape. nodes: what the target's pass has room for; None: as many nodes
+    as the growmap has."""
+    bounds = growmap_bounds(growmap.children, growmap.depths)
+    numbers = torch.full((growmap.size + 1, bounds.children), -1)
+    for node, own in enumerate(growmap.children):
+        numbers[node, : len(own)] = torch.tensor(own, dtype=torch.int64)
+    planner = SizePlanner(
+        sizes=[nodes or growmap.size - 1],
+        budget=growmap.size - 1,
+        max_depth=bounds.depth,
+        lag=lag,
+        fixed=True,
+    )
+    return Trees(
+        bounds=bounds,
+        policy=policy,
+        budget=growmap.size - 1,
+        planner=planner,
+        acceptance=acceptance,
+        growmap=numbers.to(device),
     )

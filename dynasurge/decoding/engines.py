@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dynasurge.decoding.assembly import captured_size, make_bounds, make_shape
+from dynasurge.decoding.tree_room import bounds_of, most_nodes, room_for
 from dynasurge.errors import UsageError
 from dynasurge.models.compatibility import readable, rope_switch
 from dynasurge.models.engine import Engine
@@ -17,7 +17,7 @@ class Engines:
     """A target's engine, and a draft's unless no tree is ever drafted. Both hold the same text."""
 
     def __init__(self, target: Engine, draft: Engine | None, *, captures: bool = False) -> None:
-        """captures: whether their steps are captured, see decoding/captured_loop.py."""
+        """captures: whether their steps are captured, see decoding/executors.py."""
         self.target, self.draft, self._captures = target, draft, captures
 
     def __iter__(self) -> Iterator[Engine]:
@@ -32,9 +32,12 @@ class Engines:
         """Stop capturing steps: the passes of a model cannot be captured."""
         self._captures = False
 
-    def check_room(self, text: int, nodes: int) -> None:
-        """Raise UsageError unless there is room for such a text and tree."""
+    def check_room(self, text: int, nodes: int, rows: int) -> None:
+        """Raise UsageError unless there is room for such a text and tree, of which the draft reads
+        `rows` nodes."""
         need, room = text + nodes, self.target.max_length
+        if self.draft is not None and text + rows > self.draft.max_length:
+            need, room = text + rows, self.draft.max_length
         if need > room or (nodes and self.draft is None):
             reason = f"have room for {room} tokens{'' if self.draft else ' and no draft'}, not for {need}"
             remedy = "make them for a plan that has these settings (make_engines)"
@@ -59,25 +62,21 @@ def make_engines(pair: Pair, plan: Sequence[Settings], prompt: int | None = None
             reason = "engines that several sessions share have room for prompts of a known length"
             raise UsageError("prompt_len", None, reason, "set prompt_len")
         prompt = max(settings.prompt_len or 1 for settings in plan)
-    rooms = [(0, 0, 0)]
+    rooms = [(0, 0)]
     for settings in plan:
-        text, shape = prompt + settings.new_tokens, make_shape(settings)
-        if shape is None:
-            rooms.append((text, 0, 0))
-            continue
-        nodes = captured_size(shape) if can_capture(pair) else shape.max_nodes
-        static = text + make_bounds(settings, shape).row_count
-        rooms.append((text + nodes, text + shape.max_read, static))
-    target_room, draft_room, static_room = map(max, zip(*rooms, strict=True))
+        text, nodes, bounds = (
+            prompt + settings.new_tokens,
+            most_nodes(settings),
+            bounds_of(settings),
+        )
+        nodes = room_for(nodes)[-1] if nodes and can_capture(pair) else nodes
+        rooms.append((text + nodes, text + bounds.row_count if bounds is not None else 0))
+    target_room, draft_room = map(max, zip(*rooms, strict=True))
     how: dict[str, Any] = {
         "vocab": pair.vocab,
         "compiled": any(settings.compile for settings in plan),
     }
-    draft = (
-        Engine(pair.draft, draft_room, static_length=static_room, shared=pair.shared, **how)
-        if draft_room
-        else None
-    )
+    draft = Engine(pair.draft, draft_room, shared=pair.shared, **how) if draft_room else None
     captures = can_capture(pair) and all(reads_all(pair, settings, prompt) for settings in plan)
     return Engines(Engine(pair.target, target_room, **how), draft, captures=captures)
 
@@ -92,12 +91,12 @@ def can_capture(pair: Pair) -> bool:
 def reads_all(pair: Pair, settings: Settings, prompt: int) -> bool:
     """Whether both models can read whole texts of these settings and the levels drafted after them.
     Only then may steps be captured."""
-    text, shape = prompt + settings.new_tokens, make_shape(settings)
-    if shape is not None and readable(pair.draft.config, prompt) < text:
+    text, bounds = prompt + settings.new_tokens, bounds_of(settings)
+    if bounds is not None and readable(pair.draft.config, prompt) < text:
         return False
     # A prompt may be shorter than `prompt`, so no text may come near LongRoPE's switch. A captured
     # pass has nodes after the text's end; one of them past the switch would change all rotations.
-    switch, levels = rope_switch(pair.target.config), shape.max_depth if shape is not None else 0
+    switch, levels = rope_switch(pair.target.config), bounds.depth if bounds is not None else 0
     return switch is None or text + levels <= switch
 
 

@@ -1,11 +1,12 @@
 """What a tree costs on this machine: the seconds of a target pass and of a draft pass, by width.
 Each pass includes the work that follows it in a step: verification of a tree of that size, or the
-draw of a level's children.
+choice of nodes and the proposal of their children.
 
-The curves are measured once per machine, pair, dtype and thread count, in a few seconds. As in
-decoding, passes of both models take turns. Every round takes all widths once, so a slow moment of
-the machine does not bend a curve. The least time over the rounds counts, because it was disturbed
-least.
+A decoder makes steps on some text, whose levels have fixed widths, and times their phases. The
+curves are measured once per machine, pair, dtype and thread count, in a few seconds. Every round
+takes all widths once, so a slow moment of the machine does not bend a curve; the median of the
+rounds counts. Captured target passes have room for a few fixed numbers of nodes; each number is
+measured. Captured draft passes always have room for FRONTIER nodes, so they have one price.
 
 The user's cache folder (`$DYNASURGE_CACHE`, else `~/.cache/dynasurge`) keeps the curves; `dynasurge
 calibrate` measures them again. A wider pass is never cheaper. If it seems so, that is noise, and
@@ -19,29 +20,37 @@ import hashlib
 import json
 import os
 import platform
-import time
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from dynasurge import probabilities
-from dynasurge.decoding.captured_latency import TEXT, captured_costs
-from dynasurge.decoding.captured_latency import WIDTHS as CAPTURED_WIDTHS
 from dynasurge.decoding.engines import Engines
+from dynasurge.decoding.executors import Direct, Replayed
+from dynasurge.decoding.loop import Decoder
+from dynasurge.decoding.phases import Judge, Phases
+from dynasurge.decoding.report import Trees
+from dynasurge.drafting.acceptance_estimates import make_acceptance
 from dynasurge.drafting.cost_model import Costs
-from dynasurge.drafting.proposals import Wish, sampled
+from dynasurge.drafting.growth import FRONTIER, TreeBounds
+from dynasurge.drafting.proposals import POLICIES
+from dynasurge.drafting.tree_budget import Size, SizePlanner
 from dynasurge.files import cache_folder, write_whole
 from dynasurge.models.engine import Engine
 from dynasurge.models.failures import shrinking
-from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.rules import traversal, verify
+from dynasurge.probabilities import Random
+from dynasurge.verification.rules import RULES
 
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
+CAPTURED_WIDTHS = (1, 17, 33, 65, 129)  # a root and the nodes of each captured pass
 ROUNDS = 8
-CHILDREN = 4  # drawn at every node of a level
-METHOD = 3  # version of the method; curves of another version are measured again
+TEXT = 160  # tokens in the cache while measuring
+LEVELS = {True: 4, False: 2}  # of the trees, if captured and if not
+METHOD = 4  # version of the method; curves of another version are measured again
+CHILDREN = {True: 8, False: 4}  # of a node
+JUDGE = Judge(rule=RULES["traversal"], T=1.0, P=1.0)
 
 
 def widths_of(engines: Engines) -> tuple[int, ...]:
@@ -49,7 +58,7 @@ def widths_of(engines: Engines) -> tuple[int, ...]:
     widths = CAPTURED_WIDTHS if engines.captures else WIDTHS
     # captured draft passes have one price, so only the target's room counts
     limiting = [engines.target] if engines.captures else list(engines)
-    widest = min(min(e.widest, e.reach - min(TEXT // 2, e.reach // 4)) for e in limiting)
+    widest = min(min(e.widest, e.reach - max(2, min(TEXT // 2, e.reach // 4))) for e in limiting)
     return tuple(w for w in widths if w <= max(1, widest))
 
 
@@ -59,78 +68,76 @@ def measure(engines: Engines, on_width: Callable[[], object] = lambda: None) -> 
     Calls on_width after each width of each round.
     """
     with shrinking("tree"), torch.inference_mode():
+        if engines.captures:
+            try:
+                return _measure(engines, on_width)
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                engines.decode_uncaptured()  # measure what runs instead
         return _measure(engines, on_width)
 
 
 def _measure(engines: Engines, on_width: Callable[[], object]) -> Costs:
-    target, draft = _both(engines)
-    widths = widths_of(engines)
-    if engines.captures:
-        try:
-            return captured_costs(target, draft, widths, on_width)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            engines.decode_uncaptured()  # measure what runs instead
-            return _measure(engines, on_width)
-    chance = probabilities.Random.seeded(0)
-
-    def draw(logits: torch.Tensor) -> None:
-        sampled(probabilities.to_probs(logits, 1.0), [Wish(k=CHILDREN)] * len(logits), chance)
-
-    def judge(logits: torch.Tensor) -> None:
-        p = probabilities.to_probs(logits, 1.0)
-        even = torch.full_like(
-            p[0], 1 / p.shape[-1]
-        )  # with q = p nothing might be left to draw from
-        verify(traversal, _tree(len(p)), p, [even] * len(p), chance)
-
+    target, draft = engines.target, engines.draft
+    assert draft is not None, "costs need a draft"
+    widths, captured = widths_of(engines), engines.captures
+    levels, width = LEVELS[captured], FRONTIER if captured else widths[-1]
+    levels = max(1, min(levels, 1 + (draft.reach - 2) // width))
+    room = min(target.reach - widths[-1], draft.reach - 1 - (levels - 1) * width)
+    text = [1 + number % 50 for number in range(max(1, min(TEXT, room)))]
+    if captured:
+        plain = Decoder(Replayed(Phases(target, None, None, JUDGE, padded=True, captured=True)))
+        sizes = [width - 1 for width in widths if width > 1] or [1]
+        growing = _decoder(target, draft, FRONTIER, sizes, levels, captured)
+        decoders = [plain, *[growing] * (len(widths) - 1)]
+    else:
+        decoders = [_decoder(target, draft, n, [max(1, n - 1)], levels, captured) for n in widths]
     engines.reset()
-    for engine in engines:
-        engine.extend(
-            [1 + number % 50 for number in range(max(1, min(TEXT, engine.reach - widths[-1])))]
-        )
-    drafted: list[list[float]] = [[] for _ in widths]
-    verified: list[list[float]] = [[] for _ in widths]
-    for _ in range(ROUNDS):
-        for at, width in reversed(
-            list(enumerate(widths))
-        ):  # the widest pass frees much memory, so no narrow one follows it
-            drafted[at].append(_seconds(draft, width, draw))
-            verified[at].append(_seconds(target, width, judge))
+    for decoder in decoders:
+        decoder.prefill(text)  # only the first one reads
+    times: list[list[dict[str, float]]] = [[] for _ in widths]
+    chance = Random.seeded(0)
+    for number in range(ROUNDS + captured):  # the first replays of a graph are slow
+        # the widest pass frees much memory, so no narrow one follows it
+        for at, width in reversed(list(enumerate(widths))):
+            size = Size(nodes=width - 1, depth=levels if width > 1 or not captured else 0)
+            step = decoders[at].rehearse(len(text), size, chance)
+            if number >= captured:
+                times[at].append(step)
             on_width()
     engines.reset()
+
+    def usual(*phases: str) -> list[float]:
+        sums = [[sum(step[f"{name}_seconds"] for name in phases) for step in own] for own in times]
+        return [statistics.median(own) for own in sums]
+
+    drafted = usual("draft")
+    prices = [drafted[-1] / levels] * len(widths)
+    if not captured and levels > 1:  # the first of two passes reads one token
+        prices = [seconds - drafted[0] / levels for seconds in drafted]
     return Costs(
         widths=widths,
-        target_seconds=tuple(min(times) for times in verified),
-        draft_seconds=tuple(min(times) for times in drafted),
+        target_seconds=tuple(usual("target", "verify")),
+        draft_seconds=tuple(max(1e-6, seconds) for seconds in prices),
+        step_seconds=statistics.median(usual("other")),
     )
 
 
-def _both(engines: Engines) -> tuple[Engine, Engine]:
-    assert engines.draft is not None, "costs need a draft"
-    return engines.target, engines.draft
-
-
-def _tree(size: int) -> TokenTree:
-    """A tree of `size` nodes with the root, each with up to two sampled children."""
-    chances = (1.0, *[0.5] * (size - 1))
-    return TokenTree(
-        tokens=tuple(node % 2 for node in range(size)),  # siblings differ
-        parents=tuple((node - 1) // 2 if node else -1 for node in range(size)),
-        proposal=chances,
-        point=(True, *[False] * (size - 1)),
+def _decoder(
+    target: Engine, draft: Engine, width: int, sizes: list[int], levels: int, captured: bool
+) -> Decoder:
+    """A decoder whose draft passes read `width` nodes."""
+    trees = Trees(
+        bounds=TreeBounds(depth=levels, width=width, children=CHILDREN[captured]),
+        budget=sizes[-1],
+        policy=POLICIES["sampled"],
+        planner=SizePlanner(sizes=sizes, budget=sizes[-1], max_depth=levels, lag=2),
+        acceptance=make_acceptance("fixed", "traversal", 1.0),
+        copies=True,
     )
-
-
-def _seconds(engine: Engine, width: int, work: Callable[[torch.Tensor], None]) -> float:
-    """Seconds of a pass over `width` tokens after the present text, and of the `work` that follows
-    it. `work` ends with a wait for the device."""
-    start = time.perf_counter()
-    work(engine.forward([1 + number % 50 for number in range(width)], [-1] + [0] * (width - 1)))
-    seconds = time.perf_counter() - start
-    engine.commit([])
-    return seconds
+    phases = Phases(target, draft, trees, JUDGE, padded=True, captured=captured)
+    return Decoder(Replayed(phases) if captured else Direct(phases, lag=2))
 
 
 def cache_file(engines: Engines) -> Path:

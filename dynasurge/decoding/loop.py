@@ -1,47 +1,61 @@
-"""Decoding: grow, score, verify, commit, record - one loop for all three modes.
+"""Decoding: grow, score, verify, commit, record - one loop for all modes and machines.
 
 Each step drafts a tree that continues the text. One target pass scores its root and all its nodes.
 The rule accepts a path, and the step appends that path and the bonus token to the text. `auto` is
 the same loop with a root alone for a tree: every pass then emits only the bonus token, which is
 ordinary autoregressive decoding on the same engine.
 
-Invariant at the top of the loop: the target's cache holds the whole text except its last token, the
+An executor (decoding/executors.py) calls the phases of a step, or replays them. With a lag of 2 the
+host is one step behind, so that the device never waits for it: the next step begins before the host
+reads this one, because it needs nothing from it. It does not begin if the text may then be
+complete; after an end-of-text token its work is lost. While the target runs, the host makes the
+last step's record and learns from it. So a tree uses what was known two steps before it.
+
+Invariant at the top of a step: the target's cache holds the whole text except its last token, the
 root. Emitted tokens have the target's own distribution at temperature T and top-p P, for every
 draft and every tree (see verification/rules.py).
 """
 
 from __future__ import annotations
 
-import operator
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from dynasurge import probabilities
-from dynasurge.drafting.growth import Draft, Drafter, TreeEngine, bare, read_on
+from dynasurge.decoding.executors import Executor
+from dynasurge.decoding.report import STEP, Outcome, read_report
+from dynasurge.drafting.tree_budget import Size
+from dynasurge.models.cuda_graphs import Stopwatch
 from dynasurge.models.failures import no_numbers, shrinking
-from dynasurge.probabilities import Chance
+from dynasurge.probabilities import NoMassError, Source
 from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.rules import Rows, Verdict, reach
+from dynasurge.verification.rules import path_to, reach
+
+MARKS = 4  # marks of the stopwatch in a step
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """What one target pass did.
 
-    tree: the drafted tree. path: its accepted nodes, () if none. emitted: the tokens appended to
-    the text, path then bonus; the end of the generation cuts both. stop[u]: the probability that
-    the accepted path ends at node u. expected: the mean number of accepted tokens by `stop`.
-    confidence: the draft's, see `Draft`. passes: the number of draft passes. *_seconds: wall time
-    by phase (`other`: the loop, caches, bookkeeping).
+    tree: the drafted tree. end: the node where verification stopped. path: the accepted nodes down
+    to it, () if none. emitted: the tokens appended to the text, path then bonus; the end of the
+    generation cuts both. Tuples by node: stop, the probability that the accepted path ends there; p
+    and q, the target's and the draft's probability of the node's token, 1 for the root (at T = 0, q
+    is the draft's at T = 1). expected: the mean number of accepted tokens by `stop`. confidence:
+    the draft's, see `Outcome`. passes: the number of draft passes. *_seconds: wall time by phase
+    (`other`: the loop, caches, bookkeeping).
     """
 
     tree: TokenTree
+    end: int
     path: tuple[int, ...]
     emitted: tuple[int, ...]
     stop: tuple[float, ...]
+    p: tuple[float, ...]
+    q: tuple[float, ...]
     expected: float
     confidence: float
     passes: int
@@ -61,32 +75,49 @@ class StepRecord:
         return reach(self.tree, self.stop)
 
 
-Verify = Callable[[TokenTree, Rows, Sequence[torch.Tensor], Chance], Verdict]
+@dataclass(kw_only=True)
+class StepUnderWay:
+    """A step that was begun: its size, the tokens of the text before it, the levels launched so far,
+    the tokens that each draft pass reads, and the place of its report. away: seconds before it that
+    the caller took."""
+
+    size: Size
+    read: int
+    away: float = 0.0
+    depth: int = 0
+    widths: Sequence[int] = ()
+    report: torch.Tensor | None = None
 
 
 class Decoder:
-    """Yields the steps of a generation. It has a target engine, a drafter (None: no trees), and a
-    rule that verifies."""
+    """Yields the steps of a generation."""
 
-    def __init__(
-        self, target: TreeEngine, drafter: Drafter | None, verify: Verify, *, T: float, P: float
-    ) -> None:
-        self._target, self._drafter, self._verify = target, drafter, verify
-        self._T, self._P = T, P
+    def __init__(self, executor: Executor) -> None:
+        self._run, self._phases = executor, executor.phases
+        self._trees = executor.phases.trees
+        self._watch = Stopwatch(executor.phases.device)
+        self._limit = 0  # positions of this text that the draft can read
+
+    @property
+    def capture_seconds(self) -> float:
+        """The seconds that capturing the steps took; 0 if nothing is captured."""
+        return self._run.capture_seconds
 
     def prefill(self, prompt: Sequence[int]) -> None:
-        """Read a prompt of at least one token, except its last token, which is the first root. The
-        engines are empty or have read its beginning."""
-        with shrinking("prompt"):
-            read_on(self._target, prompt[:-1])
-            if self._drafter is not None:
-                self._drafter.start(prompt[:-1])
+        """Read a prompt of at least one token, except its last token, which is the first root, and
+        forget what the last prompt taught. The engines are empty or have read its beginning."""
+        trees = self._trees
+        self._limit = trees.readable(len(prompt)) if trees is not None else 0
+        self._phases.read_on(prompt)
+        if trees is not None:
+            trees.acceptance.reset()
+            trees.planner.reset()
 
     def steps(
         self,
         prompt: Sequence[int],
         new_tokens: int,
-        chance: Chance,
+        source: Source,
         eos: frozenset[int] = frozenset(),
     ) -> Iterator[StepRecord]:
         """After `prefill(prompt)`, generate up to `new_tokens` tokens; stop after a token of `eos`.
@@ -94,112 +125,171 @@ class Decoder:
         Yields one record a target pass; their `emitted` tokens, joined, are the output. Raises
         UsageError if the target's logits are no numbers, or if memory runs out.
         """
-        text = list(prompt)
-        end = len(prompt) + new_tokens
-        clock = _Clock(self._target.device)
-        while len(text) < end:
-            draft, verdict = self._step(text, chance, end - len(text) - 1, clock)
-            emitted = cut(
-                [draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus],
-                end - len(text),
-                eos,
-            )
-            text += emitted
-            clock.mark("other")
-            yield _record(draft, verdict, emitted, clock)
-            if emitted[-1] in eos:
+        left, root, away, ahead = new_tokens, prompt[-1], 0.0, self._run.lag > 1
+        self._watch.restart()
+        flying = self._finish(self._begin(self._prepare(source), len(prompt), left))
+        while True:
+            read, ready, following = len(prompt) + new_tokens - left, None, None
+            if ahead:
+                ready = self._prepare(source)
+                if left > flying.depth + 1:  # a next step follows, even if all are accepted
+                    following = self._begin(ready, read + 1, left - 1, away)
+            outcome = self._read(flying, root)
+            phases = self._laps(flying.away)
+            room = left - 1  # for drafted tokens: the last token always counts as the bonus
+            emitted = cut([*outcome.emitted], left, eos)
+            left -= len(emitted)
+            last = left == 0 or emitted[-1] in eos
+            if ahead and not last:
+                assert ready is not None
+                begun = following or self._begin(ready, read + len(emitted), left, away)
+                following = self._finish(begun)
+            record = self._learn(flying, outcome, emitted, room, phases)
+            left_at = time.perf_counter()
+            yield record
+            away = time.perf_counter() - left_at  # the caller's own time with the record
+            if last:
                 return
+            root = emitted[-1]
+            if not ahead:
+                begun = self._begin(self._prepare(source), read + len(emitted), left, away)
+                following = self._finish(begun)
+            assert following is not None
+            flying = following
 
     def follow(
-        self, text: Sequence[int], places: Sequence[int], chance: Chance, limit: int
+        self, text: Sequence[int], places: Sequence[int], source: Source, limit: int
     ) -> Iterator[StepRecord]:
         """The step after each of the first `places` (rising) tokens of a fixed text, of which
         `prefill` has read a part. The emitted tokens are not appended, so trees can be compared at
         the same places. A tree may go on behind the text's end, up to `limit` tokens."""
-        clock = _Clock(self._target.device)
         for place in places:
-            with shrinking("prompt"):
-                read_on(self._target, text[: place - 1])
-            draft, verdict = self._step(
-                list(text[:place]), chance, max(0, limit - place), clock, keep=False
-            )
-            clock.mark("other")
-            yield _record(
-                draft,
-                verdict,
-                [draft.tree.tokens[node] for node in verdict.path] + [verdict.bonus],
-                clock,
-            )
+            self._phases.read_on(text[:place])
+            self._watch.restart()
+            room = max(0, limit - place)
+            step = self._finish(self._begin(self._prepare(source), place, room + 1))
+            outcome = self._read(step, text[place - 1])
+            yield self._learn(step, outcome, [*outcome.emitted], room, self._laps())
 
-    def _step(
+    def rehearse(self, length: int, size: Size, source: Source) -> dict[str, float]:
+        """Make a step after the first `length` tokens of the text, only to time it. Returns the
+        seconds of its phases, named as in StepRecord. All levels of `size` are drafted."""
+        self._phases.length.fill_(length - 1)
+        numbers = self._phases.take(source)
+        self._watch.restart()
+        step = self._begin((size, numbers), length, size.depth + 1)
+        while step.depth < size.depth:
+            self._run.standing(step.depth + 1 - self._run.lag)  # the host looks, as in a real step
+            self._deepen(step)
+        self._read(self._finish(step), 0)
+        return self._laps()
+
+    def _prepare(self, source: Source) -> tuple[Size, torch.Tensor]:
+        """Choose the next tree's size, and fill in the numbers that its step gets."""
+        trees = self._trees
+        size = trees.planner.choose() if trees is not None else Size(nodes=0, depth=0)
+        return size, self._phases.take(source)
+
+    def _begin(
+        self, prepared: tuple[Size, torch.Tensor], read: int, left: int, away: float = 0.0
+    ) -> StepUnderWay:
+        """Start a step after a text of `read` tokens, as far as possible without looking at its
+        tree. left: how many tokens may follow. away: see `StepUnderWay`."""
+        size, numbers = prepared
+        # to draft a level, the draft reads the one above it
+        depth = max(0, min(size.depth, left - 1, self._limit - read + 1))
+        step = StepUnderWay(size=replace(size, depth=depth), read=read, away=away)
+        self._watch.mark()
+        self._phases.inputs.send(numbers)
+        with shrinking("tree"):
+            if self._trees is not None and not depth:
+                self._run.grow(0, 0)
+            while step.depth < min(self._run.lag, depth) and self._deepen(step):
+                pass
+        return step
+
+    def _deepen(self, step: StepUnderWay) -> bool:
+        """Draft one more level. Returns False if there is nothing to draft."""
+        assert self._trees is not None
+        budget = min(step.size.nodes, self._trees.budget)
+        grown = self._run.grow(step.depth + 1, budget)
+        step.depth += grown
+        return grown
+
+    def _finish(self, step: StepUnderWay) -> StepUnderWay:
+        """Draft as many levels as pay for their passes, then launch the rest."""
+        with shrinking("tree"):
+            while step.depth < step.size.depth:
+                standing = self._run.standing(step.depth + 1 - self._run.lag)
+                if not step.size.goes_on(*standing) or not self._deepen(step):
+                    break
+            n = step.size.nodes if step.size.depth else min(self._sizes)
+            self._watch.mark()
+            self._run.score(n)
+            self._watch.mark()
+            try:
+                step.report = self._run.verify(n)
+            except NoMassError as error:  # only a verification on the host notices it so early
+                raise no_numbers("--target", f"after {step.read} tokens") from error
+            self._watch.mark()
+        if self._trees is not None:
+            step.widths = tuple(self._run.widths(step.depth))
+        return step
+
+    @property
+    def _sizes(self) -> Sequence[int]:
+        return self._trees.planner.sizes if self._trees is not None else (0,)
+
+    def _read(self, step: StepUnderWay, root: int) -> Outcome:
+        """Wait for the earliest unread step. root: its root's token. Raises UsageError if the
+        target's logits are no numbers."""
+        assert step.report is not None
+        self._watch.wait(MARKS)
+        trees = self._trees
+        if (step.report[: len(STEP)] < 0).any():
+            raise no_numbers("--target", f"after {step.read} tokens")
+        values = trees is not None and trees.growmap is None
+        return read_report(step.report.numpy(), self._phases.depth, root, values=values)
+
+    def _laps(self, away: float = 0.0) -> dict[str, float]:
+        """Seconds by phase of the step that was read last. away: see `StepUnderWay`."""
+        idle, draft, target, verify = self._watch.laps(MARKS)
+        return {
+            "draft_seconds": draft,
+            "target_seconds": target,
+            "verify_seconds": verify,
+            "other_seconds": max(0.0, idle - away),
+        }
+
+    def _learn(
         self,
-        text: list[int],
-        chance: Chance,
+        step: StepUnderWay,
+        outcome: Outcome,
+        emitted: list[int],
         room: int,
-        clock: _Clock,
-        *,
-        keep: bool = True,
-    ) -> tuple[Draft, Verdict]:
-        """Draft, score, verify; then commit the path if `keep`."""
-        clock.start()
-        with shrinking("tree"), torch.inference_mode():
-            draft = self._grow(text, chance, room)
-            clock.mark("draft")
-            logits = self._target.forward(draft.tree.tokens, draft.tree.parents)
-            clock.mark("target")
-            verdict = self._judge(draft, logits, chance, len(text))
-            clock.mark("verify")
-            self._target.commit((0, *verdict.path) if keep else ())
-            if self._drafter is not None:
-                self._drafter.learn(draft, verdict.path, reach(draft.tree, verdict.stop), keep=keep)
-        return draft, verdict
-
-    def _grow(self, text: list[int], chance: Chance, max_depth: int) -> Draft:
-        if self._drafter is None or max_depth == 0:
-            return bare(text[-1])
-        return self._drafter.grow(text, chance, max_depth)
-
-    def _judge(self, draft: Draft, logits: torch.Tensor, chance: Chance, length: int) -> Verdict:
-        """Verify a tree after a text of `length` tokens. Raises UsageError if the logits are no
-        numbers."""
-        try:
-            return self._verify(draft.tree, self._probs(logits), draft.q, chance)
-        except probabilities.NoMassError as error:
-            # verification notices this without one more wait for the device
-            raise no_numbers("--target", f"after {length} tokens") from error
-
-    def _probs(self, logits: torch.Tensor) -> Rows:
-        # On a GPU, all rows at once take less time than the launch of one more kernel.
-        lazy = logits.device.type == "cpu"
-        return (
-            _LazyProbs(logits, self._T, self._P)
-            if lazy
-            else probabilities.to_probs(logits, self._T, self._P)
+        phases: dict[str, float],
+    ) -> StepRecord:
+        """Make the record of a step and learn from it for the next trees. room: how many drafted
+        tokens the text has room for."""
+        trees, tree, stop = self._trees, outcome.tree, outcome.stop
+        if trees is not None and trees.growmap is None:
+            outcome.teach(trees.acceptance, reach(tree, stop))
+            trees.planner.learn(step.size, tree.value[1:], tree.depths[1:], step.widths)
+        return StepRecord(
+            tree=tree,
+            end=outcome.end,
+            path=path_to(tree, outcome.end)[: min(len(emitted), room)],
+            emitted=tuple(emitted),
+            stop=stop,
+            p=outcome.p,
+            q=outcome.q,
+            expected=sum(
+                chance * min(depth, room) for chance, depth in zip(stop, tree.depths, strict=True)
+            ),
+            confidence=outcome.confidence,
+            passes=step.depth,
+            **phases,
         )
-
-
-def _record(draft: Draft, verdict: Verdict, emitted: list[int], clock: _Clock) -> StepRecord:
-    return StepRecord(
-        tree=draft.tree,
-        path=verdict.path[: len(emitted)],
-        emitted=tuple(emitted),
-        stop=verdict.stop,
-        expected=sum(map(operator.mul, verdict.stop, draft.tree.depths)),
-        confidence=draft.confidence,
-        passes=draft.passes,
-        **clock.lap(),
-    )
-
-
-class _LazyProbs:
-    """Target distributions by node, computed when a rule reads them: it never reads most leaves."""
-
-    def __init__(self, logits: torch.Tensor, T: float, P: float) -> None:
-        self._logits, self._T, self._P = logits, T, P
-        self.device = logits.device
-
-    def __getitem__(self, nodes: torch.Tensor) -> torch.Tensor:
-        return probabilities.to_probs(self._logits.index_select(0, nodes), self._T, self._P)
 
 
 def cut(tokens: list[int], room: int, eos: frozenset[int]) -> list[int]:
@@ -208,37 +298,3 @@ def cut(tokens: list[int], room: int, eos: frozenset[int]) -> list[int]:
         if token in eos:
             return tokens[: min(position + 1, room)]
     return tokens[:room]
-
-
-class _Clock:
-    """Wall time by phase. Drafting and verification end with a read from the device, so the host's
-    clock is right for them. On a GPU only the device knows when the target's pass ends between
-    them."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._on_gpu = device.type == "cuda"
-        self._phases: dict[str, float] = {}
-        self._events: list[torch.cuda.Event] = []
-        self._last = 0.0
-
-    def start(self) -> None:
-        self._last = time.perf_counter()
-        self._events = []
-
-    def mark(self, phase: str) -> None:
-        now = time.perf_counter()
-        self._phases[f"{phase}_seconds"] = now - self._last
-        self._last = now
-        if self._on_gpu and phase in ("draft", "target"):
-            self._events.append(torch.cuda.Event(enable_timing=True))
-            self._events[-1].record()
-
-    def lap(self) -> dict[str, float]:
-        phases, self._phases = self._phases, {}
-        if self._events:
-            both = phases["target_seconds"] + phases["verify_seconds"]
-            phases["target_seconds"] = min(
-                both, self._events[0].elapsed_time(self._events[1]) / 1e3
-            )
-            phases["verify_seconds"] = both - phases["target_seconds"]
-        return phases

@@ -18,21 +18,21 @@ from typing import Any
 
 import torch
 
-from dynasurge.decoding.assembly import make_shape
-from dynasurge.decoding.captured_loop import CapturedDecoder
-from dynasurge.decoding.decoders import Parts, make_decoder
+from dynasurge.decoding.assembly import Parts, make_decoder
 from dynasurge.decoding.engines import Engines, check_positions, make_engines
-from dynasurge.decoding.loop import StepRecord, Verify
+from dynasurge.decoding.loop import StepRecord
+from dynasurge.decoding.phases import Verify
+from dynasurge.decoding.tree_room import draft_rows, most_nodes
 from dynasurge.drafting.acceptance_estimates import Acceptance
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.proposals import Policy
-from dynasurge.drafting.tree_budget import Shape
 from dynasurge.errors import UsageError, at_least
 from dynasurge.models.compatibility import readable
 from dynasurge.models.pair import Pair
 from dynasurge.models.prompts import Prompt
 from dynasurge.probabilities import Random
 from dynasurge.settings import Settings
+from dynasurge.verification.rules import Rule
 
 ROOM = 256  # tokens by which the room for prompts grows
 
@@ -64,8 +64,8 @@ class Session:
         longest: int | None = None,
         costs: Costs | None = None,
         acceptance: Acceptance | None = None,
-        shape: Shape | None = None,
         policy: Policy | None = None,
+        rule: Rule | None = None,
         verify: Verify | None = None,
     ) -> None:
         """Prepare engines and a decoder.
@@ -76,14 +76,15 @@ class Session:
         longest: how many tokens a prompt may have. None takes `settings.prompt_len`. If that is
         None too, the session makes room for the first prompt, and more for a longer one.
 
-        costs, acceptance, shape, policy, verify: replace this machine's latency curves, the
-        estimate of acceptance, the tree's shape, the child policy and the rule, for comparisons or
-        to watch decoding.
+        costs, acceptance, policy, rule: replace this machine's latency curves, the estimate of
+        acceptance, the child policy and the rule. verify: a verification that looks at its tree on
+        the host, in place of a rule. On a GPU, a line says so if a step with these parts cannot be
+        captured.
         """
         self.pair, self.settings = pair, settings
         self._shared = engines
         self._parts = Parts(
-            costs=costs, acceptance=acceptance, shape=shape, policy=policy, verify=verify
+            costs=costs, acceptance=acceptance, policy=policy, rule=rule, verify=verify
         )
         fixed = longest if longest is not None else settings.prompt_len
         self._longest, self._grows = 0, fixed is None
@@ -94,18 +95,18 @@ class Session:
     def _make_room(self, longest: int) -> None:
         """Make engines and a decoder for prompts of up to `longest` tokens."""
         settings = replace(self.settings, prompt_len=longest)
-        shape = self._parts.shape or make_shape(settings)
-        settings.check_room(longest, shape.max_nodes if shape else 0)
+        nodes = most_nodes(settings)
+        settings.check_room(longest, nodes)
         self.engines = self._shared or make_engines(self.pair, [settings], longest)
-        self.engines.check_room(longest + settings.new_tokens, shape.max_nodes if shape else 0)
+        rows = draft_rows(settings, padded=False)
+        self.engines.check_room(longest + settings.new_tokens, nodes, rows)
         self._decoder = make_decoder(self.pair, settings, self.engines, longest, self._parts)
         self._longest = longest
 
     @property
     def capture_seconds(self) -> float:
         """The seconds that capturing the steps took; 0 without a GPU."""
-        decoder = self._decoder if self._longest else None
-        return decoder.capture_seconds if isinstance(decoder, CapturedDecoder) else 0.0
+        return self._decoder.capture_seconds if self._longest else 0.0
 
     def encode(self, prompt: Prompt) -> list[int]:
         """A prompt's token ids. A text is cut to the first `prompt_len` tokens, if that is set.

@@ -4,10 +4,8 @@ probabilities.
     trace = dynasurge.trace(pair, "The harbour council met on Tuesday", mode="dTree", B=16, T=0.6)
     trace.steps[3]              # in a notebook: the tree of step 3
 
-Every draw is that of `generate`. Two observers watch. One wraps the child policy and notes the
-draft's probability of each proposed token. The other wraps verification and notes the target's
-probability of the same tokens. Neither draws a random number, so the text is the one that the same
-settings and seed give without them.
+A trace is made of the records that `generate` makes on this machine: the same steps, the same
+trees, the same text.
 
 A drafted node's *fate* depends on the rule. Top-down verification tries siblings in drawing order
 and goes on below the first that it accepts. It never looks at nodes below a refused node, or at
@@ -17,25 +15,19 @@ it stops, whole subtrees at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
-from dynasurge.decoding.assembly import make_policy, make_verify
-from dynasurge.decoding.engines import Engines
-from dynasurge.decoding.loop import StepRecord
 from dynasurge.decoding.session import Session
-from dynasurge.drafting.proposals import Children, Wish
 from dynasurge.models.pair import Pair
 from dynasurge.models.prompts import Prompt
-from dynasurge.probabilities import Chance
 from dynasurge.settings import Settings
 from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.rules import Rows, Verdict, reach
+from dynasurge.verification.rules import path_to
 
 PICTURES: dict[
     type, Callable[[Any], str]
@@ -53,8 +45,8 @@ class StepView:
     up. path, emitted: as in StepRecord. beyond: accepted nodes after the end of the text. texts:
     the tokens as text. bonus: the bonus token's text, None if the end cut it off. written: what
     each emitted token adds to the running text; it is empty while a letter of several tokens is not
-    complete. p, q: the target's and the draft's probability of the node's token at its parent, None
-    if not computed (at T = 0, q is the draft's at T = 1). reach: the probability that verification
+    complete. p, q: the target's and the draft's probability of the node's token at its parent, 1
+    for the root (at T = 0, q is the draft's at T = 1). reach: the probability that verification
     accepts the node.
     """
 
@@ -68,8 +60,8 @@ class StepView:
     texts: tuple[str, ...]
     bonus: str | None
     written: tuple[str, ...]
-    p: tuple[float | None, ...]
-    q: tuple[float | None, ...]
+    p: tuple[float, ...]
+    q: tuple[float, ...]
     reach: tuple[float, ...]
 
     @property
@@ -130,9 +122,9 @@ def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:
     Raises UsageError for a wrong setting, and for a prompt without tokens.
     """
     names = {"draft": pair.draft_name, "target": pair.target_name}
-    session = WatchedSession(pair, Settings(**(names | settings)))
+    session = Session(pair, Settings(**(names | settings)))
     ids = session.encode(prompt)
-    steps = list(session.watch(ids))
+    steps = list(watch(session, ids))
     read, text = (
         str(pair.tokenizer.decode(part))
         for part in (ids, [t for step in steps for t in step.emitted])
@@ -140,88 +132,38 @@ def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:
     return Trace(prompt=read, settings=session.settings, text=text, steps=steps)
 
 
-class WatchedSession(Session):
-    """A Session that yields StepViews."""
-
-    def __init__(self, pair: Pair, settings: Settings, *, engines: Engines | None = None) -> None:
-        self._seen: dict[
-            int, dict[int, float]
-        ] = {}  # by the id of the children's distribution: q by token
-        self._policy, self._rule = make_policy(settings), make_verify(settings)
-        self._p: tuple[float | None, ...] = ()
-        self._q: tuple[float | None, ...] = ()
-        self._reach: tuple[float, ...] = ()
-        self._accepted: tuple[int, ...] = ()
-        self._partial: list[int] = []  # the tokens of an incomplete letter
-        super().__init__(pair, settings, engines=engines, policy=self._propose, verify=self._judge)
-
-    def watch(self, ids: list[int], *, index: int = 0) -> Iterator[StepView]:
-        """Decode after a prompt. Each step is decoded when the caller takes its view."""
-        self._partial = []
-        for number, record in enumerate(self.stream(ids, index=index)):
-            yield self._view(number, record)
-
-    def _propose(self, q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Children]:
-        families = self._policy(q, wishes, chance)
-        for row, children in zip(q, families, strict=True):
-            self._seen[id(children.base)] = dict(
-                zip(children.tokens, row[children.tokens].tolist(), strict=True)
-            )
-        return families
-
-    def _judge(
-        self, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], chance: Chance
-    ) -> Verdict:
-        verdict = self._rule(tree, p, q, chance)
-        self._p = _at_parents(tree, p)
-        mine = [self._seen.get(id(base), {}) for base in q]
-        self._q = (
-            None,
-            *(mine[u].get(t) for u, t in zip(tree.parents[1:], tree.tokens[1:], strict=True)),
-        )
-        self._reach, self._accepted = tuple(reach(tree, verdict.stop)), verdict.path
-        self._seen.clear()
-        return verdict
-
-    def _view(self, number: int, record: StepRecord) -> StepView:
-        tokenizer, tree = self.pair.tokenizer, record.tree
-        bonus = record.emitted[len(record.path) :]
-        return StepView(
+def watch(session: Session, ids: list[int], *, index: int = 0) -> Iterator[StepView]:
+    """Decode after a prompt. Each step is decoded when the caller takes its view."""
+    tokenizer, settings, partial = session.pair.tokenizer, session.settings, list[int]()
+    for number, record in enumerate(session.stream(ids, index=index)):
+        tree, bonus = record.tree, record.emitted[len(record.path) :]
+        yield StepView(
             number=number,
-            rule=self.settings.rule,
-            bottom_up=self.settings.T > 0 and self.settings.rule in ("traversal", "reserved"),
+            rule=settings.rule,
+            bottom_up=settings.T > 0 and settings.rule in ("traversal", "reserved"),
             tree=tree,
             path=record.path,
-            beyond=self._accepted[len(record.path) :],
+            beyond=path_to(tree, record.end)[len(record.path) :],
             emitted=record.emitted,
             texts=tuple(token_text(tokenizer, token) for token in tree.tokens),
             bonus=token_text(tokenizer, bonus[0]) if bonus else None,
-            written=tuple(self._write(token) for token in record.emitted),
-            p=self._p,
-            q=self._q,
-            reach=self._reach,
+            written=tuple(_written(tokenizer, partial, token) for token in record.emitted),
+            p=record.p,
+            q=record.q,
+            reach=tuple(record.reach),
         )
 
-    def _write(self, token: int) -> str:
-        """The text that a token adds to the running text."""
-        self._partial.append(token)
-        text = str(self.pair.tokenizer.decode(self._partial))
-        if "\ufffd" in text and len(self._partial) < LETTER:
-            return ""
-        text = text if len(self._partial) > 1 else token_text(self.pair.tokenizer, token)
-        self._partial = []
-        return text
 
-
-def _at_parents(tree: TokenTree, p: Rows) -> tuple[float | None, ...]:
-    """The target's probability of every drafted token, at its parent."""
-    if not tree.size:
-        return (None,)
-    inner = sorted(set(tree.parents[1:]))
-    row = {node: number for number, node in enumerate(inner)}
-    rows = p[torch.tensor(inner, device=p.device)]
-    picked = rows[[row[parent] for parent in tree.parents[1:]], list(tree.tokens[1:])]
-    return (None, *picked.tolist())
+def _written(tokenizer: PreTrainedTokenizerBase, partial: list[int], token: int) -> str:
+    """The text that a token adds to the running text. partial: the tokens of an incomplete letter
+    before it, which this updates."""
+    partial.append(token)
+    text = str(tokenizer.decode(partial))
+    if "\ufffd" in text and len(partial) < LETTER:
+        return ""
+    text = text if len(partial) > 1 else token_text(tokenizer, token)
+    partial.clear()
+    return text
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

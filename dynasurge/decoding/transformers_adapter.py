@@ -36,9 +36,9 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from dynasurge.decoding.assembly import make_shape
 from dynasurge.decoding.engines import Engines
 from dynasurge.decoding.session import Session
+from dynasurge.decoding.tree_room import most_nodes
 from dynasurge.errors import UsageError
 from dynasurge.models.attention_masks import layer_kinds
 from dynasurge.models.compatibility import CACHES, check_model, rope_switch
@@ -96,7 +96,7 @@ class TreeGenerate:
 
     def __init__(self, draft: str | PreTrainedModel, settings: Settings) -> None:
         self._draft, self._settings = draft, settings
-        make_shape(settings)  # so a bad growmap is refused now
+        most_nodes(settings)  # so a bad growmap is refused now
         self._pair: Pair | None = None
         self._engines: Engines | None = None
         self._room = 0  # tokens of text that the engines hold

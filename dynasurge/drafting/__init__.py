@@ -3,8 +3,8 @@
 Enters: the draft's distributions and how often its guesses were accepted so far. Leaves: a properly
 drawn tree, and what its children were drawn from.
 
-Read: growth (level by level), child_kinds, proposals (the children of a node), prompt_lookup
-(copies from the text), acceptance_estimates (what a slot is worth), tree_budget (how many slots
-stay), cost_model (what passes cost). A captured step on a GPU does the same in tensors of fixed
-shape: captured_tree, captured_proposals, captured_frontier, captured_budget.
+Read: growth (level by level), reading (what a pass reads), kept_nodes (the tree that stays),
+child_kinds, proposals (the children of nodes), prompt_lookup (copies from the text), slot_values and
+acceptance_estimates (what a slot is worth), tree_budget (how many slots stay), cost_model (what
+passes cost).
 """

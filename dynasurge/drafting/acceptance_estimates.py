@@ -38,7 +38,7 @@ from typing import Any
 
 import torch
 
-from dynasurge.drafting.child_kinds import CLASSES, DEPTHS, TABLED, Class, Kind
+from dynasurge.drafting.child_kinds import CLASSES, DEPTHS, Class, Kind
 from dynasurge.errors import UsageError
 from dynasurge.files import ASSETS
 
@@ -166,35 +166,26 @@ class Acceptance:
         self._accepted = {of: [STRENGTH] * (len(of.kind.bins) + 1) for of in CLASSES}
         self._predicted = {of: [STRENGTH] * (len(of.kind.bins) + 1) for of in CLASSES}
 
-    def estimate(self, of: Class, x: float, own: float) -> float:
-        """The probability that such a child is accepted, given that the path reaches its parent.
-        For sequential kinds it is also given that the elder siblings are refused. own: the draft's
-        own probability for the child."""
-        bin_ = bisect.bisect(of.kind.bins, x)
-        learned = self._accepted[of][bin_] / self._predicted[of][bin_]
-        return min(1.0, self._prior(of, x) * learned)
-
     def table(self) -> torch.Tensor:
-        """All estimates, float64 [depth classes, kinds, CELLS]. drafting/captured_frontier.py looks
-        them up."""
-        rows = [Class(kind, depth) for depth in range(len(DEPTHS)) for kind in TABLED]
-        most = max(len(self._accepted[of]) for of in rows)
+        """All estimates, float64 [depth classes, kinds, CELLS]. drafting/slot_values.py looks them
+        up."""
+        rows = [Class(kind, depth) for depth in range(len(DEPTHS)) for kind in Kind]
         if self._grid is None:
-            features = {kind: cells(kind) for kind in TABLED}
-            prior = [[self._prior(of, x) for x in features[of.kind]] for of in rows]
-            bins = [
-                [most * number + bisect.bisect(of.kind.bins, x) for x in features[of.kind]]
-                for number, of in enumerate(rows)
-            ]
+            features = {kind: cells(kind) for kind in Kind}
+            prior, bins, first = [], [], 0
+            for of in rows:
+                prior.append([self._prior(of, x) for x in features[of.kind]])
+                bins.append([first + bisect.bisect(of.kind.bins, x) for x in features[of.kind]])
+                first += len(of.kind.bins) + 1
             self._grid = torch.tensor(prior, dtype=torch.float64), torch.tensor(bins)
         prior_, bins_ = self._grid
-        learned = torch.ones(len(rows) * most, dtype=torch.float64)
-        for number, of in enumerate(rows):
-            for bin_, (accepted, predicted) in enumerate(
-                zip(self._accepted[of], self._predicted[of], strict=True), start=number * most
-            ):
-                learned[bin_] = accepted / predicted
-        return (prior_ * learned[bins_]).clamp_(max=1.0).view(len(DEPTHS), len(TABLED), CELLS)
+        learned = [
+            accepted / predicted
+            for of in rows
+            for accepted, predicted in zip(self._accepted[of], self._predicted[of], strict=True)
+        ]
+        ratios = torch.tensor(learned, dtype=torch.float64)
+        return (prior_ * ratios[bins_]).clamp_(max=1.0).view(len(DEPTHS), len(Kind), CELLS)
 
     def observe(self, of: Class, x: float, tried: float, accepted: float) -> None:
         """Learn that a child was verified with probability `tried` and accepted with probability
@@ -209,20 +200,9 @@ class Acceptance:
         return interpolate(self._curves[of], x) if of in self._curves else UNKNOWN
 
 
-class OwnProbability(Acceptance):
-    """The draft's own probability is the estimate, as in DySpec and OPT-Tree."""
-
-    def __init__(self) -> None:
-        super().__init__({}, learn=False)
-
-    def estimate(self, of: Class, x: float, own: float) -> float:
-        return own
-
-
 def make_acceptance(values: str, rule: str, T: float, priors: str | None = None) -> Acceptance:
     """The estimate that the settings name. values: `learned`, `fixed` (the prior without learning)
-    or `own` (the draft's probabilities). priors: a file, or None for the one that ships."""
-    if values == "own":
-        return OwnProbability()
+    or `own` (the draft's probabilities, which need no estimate). priors: a file, or None for the
+    one that ships."""
     name = "greedy" if T == 0 else "traversal" if rule == "traversal" else "topdown"
     return Acceptance(curves_at(load_priors(priors)[name], T), learn=values == "learned")

@@ -11,7 +11,6 @@ on.
 | point | chosen without a draw | the draft's probability of its token |
 | echo | copied from earlier text; the draft agrees | how many tokens before it match |
 | lookup | the same; the draft disagrees | the same |
-| blind | the same; the draft has not read the parent | the same |
 
 A new kind needs a member here, a curve in `assets/acceptance.json`, and a policy that proposes it.
 """
@@ -27,8 +26,8 @@ LEVELS = (2, 4)  # the first level of each class after the first
 
 
 class Kind(IntEnum):
-    """A kind's number. Captured steps keep these numbers in tensors: sampled kinds first, then
-    points, then copies."""
+    """A kind's number, which stands for it in tensors: sampled kinds first, then points, then
+    copies."""
 
     FIRST = 0
     SECOND = 1
@@ -38,7 +37,6 @@ class Kind(IntEnum):
     POINT = 5
     ECHO = 6
     LOOKUP = 7
-    BLIND = 8
 
     @classmethod
     def sampled(cls, rank: int) -> Kind:
@@ -74,8 +72,6 @@ BINS: dict[Kind, tuple[float, ...]] = {
     Kind.FIRST: (0.2, 0.6),
     Kind.SECOND: (0.2, 0.6),
 }
-# Kinds that captured steps propose.
-TABLED: tuple[Kind, ...] = tuple(Kind)[: Kind.BLIND]
 
 
 class Class(NamedTuple):

@@ -1,8 +1,8 @@
 """What a tree costs on a machine: the seconds of a target pass and of a draft pass, by width.
 
 Curves are straight between measured widths; after the last width they keep its slope.
-decoding/latency.py measures and stores them. drafting/tree_budget.py and
-drafting/captured_budget.py use them to decide whether one more node or level is worth its time.
+decoding/latency.py measures and stores them. drafting/tree_budget.py uses them to decide whether
+more nodes or another level are worth their time.
 """
 
 from __future__ import annotations

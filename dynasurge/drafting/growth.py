@@ -1,300 +1,390 @@
-"""Drafting: growing a token tree level by level, static or dynamic.
+"""Drafting: a token tree that grows level by level, in tensors.
 
-One draft pass scores a whole level. Then the children of its nodes are proposed. A *shape*
-(drafting/tree_budget.py) decides how many children each node may get, which slots stay, and whether
-another level is worth its pass. Slot values come from `Acceptance`
-(drafting/acceptance_estimates.py), which learns from this prompt's steps.
+One draft pass reads the most valuable nodes of a level. Then their children are proposed
+(drafting/proposals.py) and valued (drafting/slot_values.py). At the end the most valuable slots
+stay. A level is a few tensor operations:
 
-Why may a shape drop slots? A slot's value is chosen before its token is drawn, and is never above
-that of its parent or elder sibling. So keeping the B best slots of a wide frontier gives trees of
+    row     a node that the draft reads: 0 is the root, then the most valuable nodes of each level
+    slot    a proposed node: 0 is the root, then `children` slots a row, in drawing order
+    node    a slot that stays: the root and the n best slots, numbered in drawing order
+
+A row may have fewer children than slots. A missing one has value 0 and never stays. Slots, rows and
+nodes each have one more place, which means "none".
+
+**Exact or padded.** A step that is captured (decoding/executors.py) replays tensors of fixed shape:
+every level has `width` rows, whether or not so many nodes are worth reading. A step that runs
+directly has exactly the rows that can matter: it leaves out nodes that have no place in the tree,
+or whose children could have none. Both grow the same tree, with the same random numbers: a row has
+those of its rank in the level.
+
+**Why may slots be dropped?** A slot's value is chosen before its token is drawn, and is never above
+that of its parent or elder sibling. So keeping the n best slots of a wide frontier gives trees of
 the same distribution as growing the best slot one at a time, in fewer passes. Only values decide
 whether a slot stays, never its token: the tree is properly drawn (docs/verification.md).
 
-The draft keeps its cache across steps. The rows of accepted nodes are committed. The next step
-first reads the tokens that the draft has not read yet (the bonus token and the last level's).
+For the same reason only slot values decide which slots the draft reads next, never a value that
+knows the slot's own token. Otherwise a token could push another slot out of the frontier. That slot
+would then have no descendants, so its own slot would have fewer rivals, and its place would depend
+on its token (tests/drafting/test_growth.py shows the bias).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from dynasurge import probabilities
-from dynasurge.drafting.acceptance_estimates import Acceptance
-from dynasurge.drafting.child_kinds import Class, Kind
-from dynasurge.drafting.prompt_lookup import Lookup
-from dynasurge.drafting.proposals import Child, Policy, Wish, copied
-from dynasurge.drafting.tree_budget import NO_DISTRIBUTION, Shape, Slot
+from dynasurge.drafting.child_kinds import Kind, depth_class
+from dynasurge.drafting.prompt_lookup import CONTEXT, find_copies
+from dynasurge.drafting.proposals import Limits, Policy, set_apart
+from dynasurge.drafting.slot_values import limits, shaped, valued
+from dynasurge.models.cuda_graphs import fused
 from dynasurge.probabilities import Chance
-from dynasurge.trees.token_tree import TokenTree
 
-FAR = 1 << 60  # tokens: no limit
-
-
-class TreeEngine(Protocol):
-    """What decoding needs of an engine (see models/engine.py). The exactness tests put tables of
-    probabilities in its place."""
-
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def length(self) -> int: ...
-    def extend(self, tokens: Sequence[int]) -> torch.Tensor: ...
-    def forward(self, tokens: Sequence[int], parents: Sequence[int]) -> torch.Tensor: ...
-    def commit(self, nodes: Sequence[int]) -> None: ...
+FRONTIER = 32  # the most nodes of a level that the draft reads in one pass
+PARENT = 3.0  # a node with less than so many times the least value of a slot has no children
+SORTED = 1024  # a level with more slots than this is sorted
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draft:
-    """A drawn tree and the distributions of its sampled children: q[u] is float [V], empty if node
-    u has none.
+class TreeBounds:
+    """How large a tree can get: `depth` levels, at most `width` nodes of each read by the draft,
+    and `children` children a node.
 
-    slots: the slot of each node; passes: the number of draft passes.
+    widths: the rows of each level, for a static tree.
     """
 
-    tree: TokenTree
-    q: list[torch.Tensor]
-    slots: list[Slot] = field(default_factory=list)
-    passes: int = 0
+    depth: int
+    width: int
+    children: int
+    widths: tuple[int, ...] = ()
 
     @property
-    def confidence(self) -> float:
-        """The mean draft probability of the first proposed child over the nodes; NaN without such a
-        child."""
-        own = [
-            slot.x
-            for slot in self.slots
-            if slot.rank == 0 and slot.kind in (Kind.FIRST, Kind.POINT) and slot.depth
-        ]
-        return sum(own) / len(own) if own else math.nan
+    def level_widths(self) -> tuple[int, ...]:
+        """For each level, how many rows its children come from: the root, then the same number for
+        all levels, so that all draft passes have one shape."""
+        return self.widths or (1, *[self.width] * (self.depth - 1))
+
+    @property
+    def row_count(self) -> int:
+        return sum(self.level_widths)
+
+    @property
+    def slot_count(self) -> int:
+        return 1 + self.row_count * self.children
+
+    def rows(self, level: int) -> slice:
+        """The rows whose children make up a level (the first level is 1), if all are padded."""
+        widths = self.level_widths
+        return slice(sum(widths[: level - 1]), sum(widths[:level]))
 
 
-class Drafter:
-    """Grows one tree a step. Keeps the draft's cache and the estimate of acceptance up to date with
-    the text."""
+def growmap_bounds(children: Sequence[Sequence[int]], depths: Sequence[int]) -> TreeBounds:
+    """The bounds of a static tree, from its nodes' children and depths. Its rows are the nodes with
+    children."""
+    depth = max(depths)
+    branching = [
+        sum(bool(own) for own, d in zip(children, depths, strict=True) if d == level)
+        for level in range(depth)
+    ]
+    # Few widths make few shapes of draft pass; a chain needs little room.
+    widths = tuple(2 if count <= 2 else -(-count // FRONTIER) * FRONTIER for count in branching[1:])
+    return TreeBounds(
+        depth=depth,
+        width=max(widths, default=1),
+        children=max(map(len, children)),
+        widths=(1, *widths),
+    )
 
-    def __init__(
-        self,
-        engine: TreeEngine,
-        shape: Shape,
-        policy: Policy,
-        acceptance: Acceptance,
-        lookup: Lookup | None = None,
+
+@dataclass(kw_only=True)
+class GrowingTree:
+    """One tree while it grows. S slots and R rows; each tensor has one more place, for "none".
+
+    token, depth, kind, number (in a growmap, for static trees) int64, proposal, q, x, slot_value,
+    node_value float64, all [S + 1]. row_slot int64 [R + 1]: the slot of each row. chain int64 [R +
+    1, depth]: the rows from the root down to each row, filled up with R. context int64 [R + 1,
+    CONTEXT]: the last tokens up to and including each row's own. base float [R + 1, V]: what each
+    row's children were sampled from. starts: the first row of each level so far, and the end.
+    """
+
+    bounds: TreeBounds
+    token: torch.Tensor
+    depth: torch.Tensor
+    kind: torch.Tensor
+    proposal: torch.Tensor
+    q: torch.Tensor
+    x: torch.Tensor
+    number: torch.Tensor
+    slot_value: torch.Tensor
+    node_value: torch.Tensor
+    row_slot: torch.Tensor
+    chain: torch.Tensor
+    context: torch.Tensor
+    base: torch.Tensor
+    starts: list[int]
+    padded: bool
+
+    @classmethod
+    def empty(
+        cls,
+        bounds: TreeBounds,
+        vocab: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
         *,
-        T: float,
-        P: float,
-        readable: Callable[[int], int] = lambda prompt: FAR,
-    ) -> None:
-        """readable: maps the tokens of a prompt to the positions that the draft can read. After
-        these, nothing is drafted; only copies are proposed."""
-        self._readable, self._limit = readable, FAR
-        self._engine, self._shape, self._policy = engine, shape, policy
-        self._acceptance, self._lookup = acceptance, lookup
-        self._T, self._P = T, P
-
-    def start(self, text: Sequence[int]) -> None:
-        """Forget the last prompt, and read the new tokens of this one (all but the last) before the
-        first tree."""
-        self._acceptance.reset()
-        self._shape.reset()
-        if self._lookup is not None:
-            self._lookup.reset()
-        self._limit = self._readable(len(text) + 1)
-        if len(text) <= self._limit:
-            read_on(self._engine, text)
-
-    def grow(self, text: Sequence[int], chance: Chance, max_depth: int) -> Draft:
-        """Draft a tree that continues `text`, with at most `max_depth` levels (at least one)."""
-        if self._shape.rests():
-            return bare(text[-1])
-        pool = [_root(text[-1])]
-        level, kept, passes = [0], [0], 0
-        if self._lookup is not None:
-            self._lookup.read(text)
-        last = min(max_depth, self._shape.max_depth)
-        drafted = min(last, self._limit - len(text) + 1)  # to draft a level, read the one above it
-        if drafted > 0:
-            q = probabilities.to_proposal(
-                self._engine.extend(text[self._engine.length :])[None], self._T, self._P
-            )
-            passes = 1
-        for depth in range(1, drafted + 1):
-            self._propose(pool, level, q, chance)
-            kept = self._shape.keep(pool)
-            level = self._shape.expand(
-                pool, kept, [index for index in kept if pool[index].depth == depth]
-            )
-            if not level or depth == drafted:
-                break
-            q = self._score(pool, level)
-            passes += 1
-        kept = self._copy(pool, kept, last)
-        self._shape.grown(pool, kept, passes)
-        return _assemble(pool, kept, passes)
-
-    def learn(
-        self, draft: Draft, path: Sequence[int], reach: Sequence[float], *, keep: bool = True
-    ) -> None:
-        """Commit the cache rows of the accepted path and observe every child.
-
-        keep: False if the text does not continue with this path; then no row is committed.
-        reach[u]: the probability that the rule accepts node u.
-        """
-        rows = [draft.slots[node].row for node in path] if keep else []
-        self._engine.commit(
-            [row for row in rows if row is not None]
-        )  # a node that the draft has not read has no row
-        teach(self._acceptance, draft, reach)
-        self._shape.verified(len(path) + 1)
-
-    def _propose(
-        self, pool: list[Slot], level: Sequence[int], q: torch.Tensor, chance: Chance
-    ) -> None:
-        """Append every node's children to the pool, in drawing order, each with its values."""
-        wishes = [self._wish(pool, index) for index in level]
-        for index, children in zip(level, self._policy(q, wishes, chance), strict=True):
-            pool[index].q = children.base
-            self._append(pool, index, children.members)
-
-    def _append(self, pool: list[Slot], index: int, children: Sequence[Child]) -> None:
-        parent, estimate = pool[index], self._acceptance.estimate
-        level = parent.depth + 1
-        worth = [
-            (child, estimate(Class.at(child.kind, level), child.x, child.own)) for child in children
-        ]
-        sampled = [entry for entry in worth if not entry[0].point]
-        points = sorted(
-            (entry for entry in worth if entry[0].point), key=lambda entry: entry[1], reverse=True
+        padded: bool,
+    ) -> GrowingTree:
+        """Allocate the tensors of one tree. If it is not padded, only rows that are used take
+        memory."""
+        slots, rows = bounds.slot_count, bounds.row_count
+        whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
+        real: dict[str, Any] = {"dtype": torch.float64, "device": device}
+        starts = [0]
+        for width in bounds.level_widths:
+            starts.append(starts[-1] + width)
+        return cls(
+            bounds=bounds,
+            token=torch.zeros(slots + 1, **whole),
+            depth=torch.zeros(slots + 1, **whole),
+            kind=torch.full((slots + 1,), Kind.POINT, **whole),
+            proposal=torch.ones(slots + 1, **real),
+            q=torch.ones(slots + 1, **real),
+            x=torch.zeros(slots + 1, **real),
+            number=torch.zeros(slots + 1, **whole),
+            slot_value=torch.zeros(slots + 1, **real),
+            node_value=torch.zeros(slots + 1, **real),
+            row_slot=torch.full((rows + 1,), slots, **whole),
+            chain=torch.full((rows + 1, bounds.depth), rows, **whole),
+            context=torch.full((rows + 1, CONTEXT), -1, **whole),
+            base=(torch.zeros if padded else torch.empty)(
+                rows + 1, vocab, dtype=dtype, device=device
+            ),
+            starts=starts,
+            padded=padded,
         )
-        best_point = points[0][1] if points else 0.0
-        cap, refused = parent.slot_value, 1.0
-        for rank, (child, after) in enumerate([*sampled, *points]):
-            before = after  # differs only for kinds whose own token carries information
-            if child.kind.sequential:
-                of = Class.at(child.kind, level)
-                before = refused * estimate(of, child.x_before, child.own_before)
-                after *= refused
-                refused -= after
-            elif child.kind is Kind.TAIL:
-                if not self._shape.pays(parent.node_value * before):
-                    continue  # the draft's mass decides alone, not the token
-                before = max(
-                    before, best_point
-                )  # it is verified before the points, so it must stand before them
-            cap = min(cap, parent.node_value * before)  # never above parent or elder sibling
-            pool.append(
-                Slot(
-                    token=child.token,
-                    parent=index,
-                    depth=parent.depth + 1,
-                    rank=rank,
-                    proposal=child.proposal,
-                    kind=child.kind,
-                    x=child.x,
-                    slot_value=cap,
-                    node_value=parent.node_value * after,
-                )
-            )
 
-    def _wish(self, pool: Sequence[Slot], index: int) -> Wish:
-        """What the shape allows here, and what followed here earlier in the text."""
-        wish = self._shape.wish(pool, index)
-        found = self._lookup.find(_path(pool, index)) if self._lookup is not None else None
-        return wish if found is None else replace(wish, copy=found[0], match=float(found[1]))
+    def rows(self, level: int) -> slice:
+        """The rows whose children make up a level (the root's children: level 1)."""
+        return slice(self.starts[level - 1], self.starts[level])
 
-    def _copy(self, pool: list[Slot], kept: list[int], max_depth: int) -> list[int]:
-        """Extend leaves by the tokens that followed them earlier in the text. These levels need no
-        draft pass."""
-        if self._lookup is None:
-            return kept
-        level = [index for index in kept if not pool[index].q.numel()]
-        while level:
-            before = len(pool)
-            for index in level:
-                found = (
-                    self._lookup.find(_path(pool, index)) if pool[index].depth < max_depth else None
-                )
-                if found is not None:
-                    self._append(pool, index, [copied(found[0], float(found[1]), None)])
-            kept = self._shape.keep(pool)
-            level = [index for index in kept if index >= before]
-        return kept
+    def slots(self, level: int) -> slice:
+        """The slots of a level."""
+        rows, k = self.rows(level), self.bounds.children
+        return slice(1 + rows.start * k, 1 + rows.stop * k)
 
-    def _score(self, pool: list[Slot], level: Sequence[int]) -> torch.Tensor:
-        """Read a level with the draft. Returns its distributions [m, V]."""
-        rows_read = sum(slot.row is not None for slot in pool)
-        parents = []
-        for offset, index in enumerate(level):
-            slot = pool[index]
-            slot.row = rows_read + offset
-            row = pool[slot.parent].row
-            parents.append(-1 if row is None else row)  # the root is part of the text
-        logits = self._engine.forward([pool[index].token for index in level], parents)
-        return probabilities.to_proposal(logits, self._T, self._P)
+    @property
+    def levels(self) -> int:
+        """The levels so far; all of them if padded."""
+        return len(self.starts) - 1
 
+    @property
+    def used_rows(self) -> int:
+        """The rows so far; all of them if padded."""
+        return self.starts[-1]
 
-def teach(acceptance: Acceptance, draft: Draft, reach: Sequence[float]) -> None:
-    """Let the estimate observe every child of a verified tree."""
-    for children in draft.tree.children:
-        refused = 1.0
-        for child in children:
-            slot, tried = draft.slots[child], reach[draft.tree.parents[child]]
-            if slot.kind.sequential:  # their estimates hold given that elder siblings are refused
-                tried, refused = (
-                    tried * refused,
-                    refused - (reach[child] / tried if tried > 0 else 0.0),
-                )
-            of = Class.at(slot.kind, slot.depth)
-            acceptance.observe(of, slot.x, max(0.0, tried), reach[child])
+    @property
+    def used_slots(self) -> int:
+        """The slots so far, the root's included; all of them if padded."""
+        return 1 + self.starts[-1] * self.bounds.children
 
+    def start(self, context: torch.Tensor) -> None:
+        """Start a new tree after a text whose last tokens are `context` [CONTEXT] (-1 where there
+        is no token)."""
+        self.slot_value.zero_()
+        self.node_value.zero_()
+        self.slot_value[:1].fill_(1.0)
+        self.node_value[:1].fill_(1.0)
+        self.row_slot.fill_(len(self.token) - 1)
+        self.row_slot[:1].zero_()
+        self.chain[0, :1].zero_()
+        self.token[:1].copy_(context[-1:])
+        self.context[0].copy_(context)
+        if not self.padded:
+            self.starts = [0, 1]
 
-def read_on(engine: TreeEngine, text: Sequence[int]) -> None:
-    """Read the new tokens of a text; the engine has read its beginning."""
-    if len(text) > engine.length:
-        engine.extend(text[engine.length :])
+    def advance(
+        self,
+        level: int,
+        by: torch.Tensor,
+        budget: int,
+        cut: torch.Tensor | None = None,
+        *,
+        compiled: bool = False,
+    ) -> torch.Tensor | None:
+        """Choose which slots of a level the draft reads next: those with the largest `by` [S + 1],
+        the first ones among equals. budget: the most nodes that stay. cut: see `parents`. Returns
+        the ranks of the new rows in their level [w], which are all ranks if padded; None if no slot
+        of the level has a place in the tree (if padded, the host finds that out by `standing`)."""
+        slots, width = self.slots(level), self.bounds.level_widths[level]
+        if self.padded:
+            ranks = torch.arange(width, device=by.device)
+            order = ordered(by[slots], width)
+        else:
+            useful = self._useful(level, by, budget, cut)
+            order = by[slots].sort(descending=True, stable=True).indices[:width]
+            ranks = useful[order].nonzero()[:, 0]
+            if not len(ranks):
+                return None
+            order = order[ranks]
+            self.starts.append(self.starts[-1] + len(ranks))
+        rows = self.rows(level + 1)
+        numbers = torch.arange(rows.start, rows.stop, device=by.device)
+        start, depth = (
+            torch.full((1,), number, device=by.device) for number in (slots.start, level)
+        )
+        texts = (self.chain, self.context, self.token)
+        found = fused(next_rows, compiled)(
+            order, numbers, start, depth, *texts, self.bounds.children
+        )
+        for mine, theirs in zip((self.row_slot, self.chain, self.context), found, strict=True):
+            mine[rows].copy_(theirs)
+        return ranks
 
+    def _useful(
+        self, level: int, by: torch.Tensor, budget: int, cut: torch.Tensor | None
+    ) -> torch.Tensor:
+        """bool: which slots of a level have a place in the tree so far and could have a child with
+        one; the best slot, if it has a place, in any case."""
+        slots = self.slots(level)
+        values, start = self.slot_value[: self.used_slots], slots.start
+        best = values.sort(descending=True, stable=True)
+        kept = torch.zeros_like(values, dtype=torch.bool)
+        kept[best.indices[: budget + 1]] = True
+        kept = kept[start:] & (by[slots] > 0)
+        useful = kept & parents(self.node_value[slots], cut)
+        if len(values) > budget + 1:
+            useful = useful & (self.node_value[slots] > best.values[budget])
+        first = by[slots].argmax()
+        return (
+            useful if bool(useful.any()) else useful.index_fill(0, first.view(1), bool(kept[first]))
+        )
 
-def bare(token: int) -> Draft:
-    """A draft of the root alone."""
-    return Draft(tree=TokenTree.root(token), q=[NO_DISTRIBUTION])
-
-
-def _root(token: int) -> Slot:
-    return Slot(
-        token=token,
-        parent=-1,
-        depth=0,
-        rank=0,
-        proposal=1.0,
-        kind=Kind.POINT,
-        x=1.0,
-        slot_value=1.0,
-        node_value=1.0,
-    )
-
-
-def _path(pool: Sequence[Slot], index: int) -> list[int]:
-    """The drafted tokens that lead to a slot, its own included."""
-    path: list[int] = []
-    while index > 0:
-        path.append(pool[index].token)
-        index = pool[index].parent
-    return path[::-1]
+    def standing(self, level: int) -> torch.Tensor:
+        """The largest slot value of a level, chosen before its tokens were drawn, and how many
+        slots of earlier levels are at least as valuable; float64 [2]."""
+        slots = self.slots(level)
+        best = self.slot_value[slots].amax()
+        ahead = (self.slot_value[1 : slots.start] >= best).sum()
+        return torch.stack([best, ahead.double()])
 
 
-def _assemble(pool: Sequence[Slot], kept: Sequence[int], passes: int) -> Draft:
-    """Number the kept slots in drawing order."""
-    number = {index: node for node, index in enumerate(kept)} | {-1: -1}
-    slots = [pool[index] for index in kept]
-    tree = TokenTree(
-        tokens=tuple(s.token for s in slots),
-        parents=tuple(number[s.parent] for s in slots),
-        proposal=tuple(s.proposal for s in slots),
-        point=tuple(s.point for s in slots),
-        value=tuple(s.slot_value for s in slots),
-    )
-    return Draft(tree=tree, q=[s.q for s in slots], slots=slots, passes=passes)
+def parents(node_value: torch.Tensor, cut: torch.Tensor | None) -> torch.Tensor:
+    """bool: which nodes may have children: their children must be worth their slots. cut [1]: the
+    least value of a slot."""
+    return node_value > (0.0 if cut is None else cut * PARENT)
+
+
+def ordered(values: torch.Tensor, width: int) -> torch.Tensor:
+    """The places of the `width` largest values, the first ones among equals; places after the last
+    one if there are fewer values. int64 [width]."""
+    if len(values) <= SORTED:  # comparing all with all is one small kernel
+        places = torch.arange(len(values), device=values.device)
+        ahead = (values > values[:, None]) | (
+            (values == values[:, None]) & (places < places[:, None])
+        )
+        order = torch.zeros_like(places).scatter(0, ahead.sum(1), places)
+    else:
+        order = values.sort(descending=True, stable=True).indices
+    order = order[:width]
+    return torch.nn.functional.pad(order, (0, width - len(order)), value=1 << 40)
+
+
+def next_rows(
+    order: torch.Tensor,
+    numbers: torch.Tensor,
+    start: torch.Tensor,
+    level: torch.Tensor,
+    chain: torch.Tensor,
+    context: torch.Tensor,
+    token: torch.Tensor,
+    children: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The rows `numbers` [w] for the slots of a level at the places `order` [w], which begin with
+    slot `start` [1]. Returns the rows' slots [w], chains and contexts."""
+    chosen = (order + start).clamp(max=len(token) - 1)
+    above = (chosen - 1) // children
+    at = torch.arange(chain.shape[1], device=order.device) == level
+    chains = torch.where(at, numbers[:, None], chain[above])
+    return chosen, chains, torch.cat([context[above, 1:], token[chosen][:, None]], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposer:
+    """How the rows of a level get children.
+
+    table: float64 [depth classes, kinds, CELLS], the estimates of drafting/acceptance_estimates.py;
+    None takes the draft's own probabilities. growmap: int64 [size + 1, k], the numbers of each
+    node's children, -1 for none; with it the shape decides, not values. copies: whether the text
+    also proposes. cut: float64 [1], the value that a slot needs to be proposed. most: how many
+    children a node may have, without copies. compiled: whether torch.compile fuses the
+    small kernels.
+    """
+
+    policy: Policy
+    table: torch.Tensor | None = None
+    growmap: torch.Tensor | None = None
+    copies: bool = False
+    cut: torch.Tensor | None = None
+    most: int = 1 << 30
+    compiled: bool = False
+
+    def frontier(self, growing: GrowingTree) -> torch.Tensor:
+        """The values by which the draft's next rows are chosen, [S + 1]."""
+        return growing.slot_value if self.growmap is None else growing.node_value
+
+    def fill(
+        self,
+        growing: GrowingTree,
+        level: int,
+        q: torch.Tensor,
+        chance: Chance,
+        text: torch.Tensor,
+        known: torch.Tensor,
+    ) -> None:
+        """Propose the children that make up a level, and set their values. q [w, V]: the
+        distributions of the rows above. text, known: see `find_copies`."""
+        policy, rows, slots = self.policy, growing.rows(level), growing.slots(level)
+        above = growing.row_slot[rows]
+        slot_value, node_value = growing.slot_value[above], growing.node_value[above]
+        number = self.growmap[growing.number[above]] if self.growmap is not None else None
+        copies, k = None, growing.bounds.children
+        if self.copies:
+            found = self._run(find_copies, text, known, growing.context[rows])
+            rest, copies = set_apart(q, found, echoes=policy.points)
+            if growing.padded or bool(copies.good.any()):
+                q = rest
+            else:
+                copies = None
+        places, floor = limits(policy, self.cut, node_value, number, self.most)
+        assert places is not None
+        if number is None:
+            places = torch.where(parents(node_value, self.cut)[:, None], places, 0)
+        if not growing.padded:  # as many columns as children may exist
+            more = int(copies is not None)
+            k = min(k, max(1, int(places.max())) + more)
+        bounds = Limits(places, floor)
+        base, drawn = policy.draw(q, chance, k, bounds)
+        if number is not None:
+            assert self.growmap is not None
+            growing.number[slots].copy_(number.flatten())
+            branches = self.growmap[number[:, :k], 0] >= 0
+            children = self._run(shaped, policy, drawn, slot_value, number[:, :k], branches)
+        else:
+            table = self.table[depth_class(level)] if self.table is not None else None
+            cut = self.cut if policy.tails else None
+            known_values = (slot_value, node_value, table, cut, places)
+            children = self._run(valued, policy, drawn, copies, *known_values)
+        growing.depth[slots].fill_(level)
+        if k < growing.bounds.children:
+            growing.slot_value[slots].zero_()
+        for name, of_children in children._asdict().items():
+            mine = getattr(growing, name)[slots].view(len(above), -1)
+            mine[:, :k].copy_(of_children)
+        if base is not None:
+            growing.base[rows].copy_(base)
+
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return fused(function, self.compiled)(*arguments)

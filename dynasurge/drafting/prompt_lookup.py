@@ -10,35 +10,41 @@ the same idea for one chain.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+
+import torch
 
 LENGTHS = (8, 6, 5, 4, 3, 2)  # how many tokens must match; longer matches first
+CONTEXT = max(LENGTHS)  # the most tokens that a copy may have to match
+# The match for every pattern of equal tokens before a place; bit 0 is the nearest token.
+MATCHES = torch.tensor(
+    [
+        max((n for n in LENGTHS if pattern & ((1 << n) - 1) == (1 << n) - 1), default=0)
+        for pattern in range(1 << CONTEXT)
+    ]
+)
+BITS = torch.tensor([1 << n for n in reversed(range(CONTEXT))])
 
 
-class Lookup:
-    """An index of the text's n-grams; the latest occurrence wins."""
+@functools.cache
+def on_device(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tables of this file on a device."""
+    return BITS.to(device), MATCHES.to(device)
 
-    def __init__(self) -> None:
-        self.reset()
 
-    def reset(self) -> None:
-        """Forget the text."""
-        self._text: list[int] = []
-        self._next: dict[tuple[int, ...], int] = {}
+def find_copies(
+    text: torch.Tensor, length: torch.Tensor, context: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each context [w, CONTEXT]: the token that followed the longest match of its end earlier
+    in the text, the latest among equals, and the match's length, 0 for none; int64 [w] each.
 
-    def read(self, text: Sequence[int]) -> None:
-        """Index the whole text so far. Only tokens that were not read before are added."""
-        for position in range(len(self._text), len(text)):
-            for n in LENGTHS:
-                if position >= n:
-                    self._next[tuple(text[position - n : position])] = text[position]
-        self._text = list(text)
-
-    def find(self, path: Sequence[int]) -> tuple[int, int] | None:
-        """(token, n): the token that followed the longest match, of n tokens, with the end of the
-        text and `path`; None without a match."""
-        context = [*self._text[-LENGTHS[0] :], *path][-LENGTHS[0] :]
-        for n in LENGTHS:
-            if n <= len(context) and (token := self._next.get(tuple(context[-n:]))) is not None:
-                return token, n
-        return None
+    text: int64 [CONTEXT + T]; its first CONTEXT tokens are -1. length: [1], how many of the T
+    tokens are known. A -1 in a context matches nothing.
+    """
+    windows = text.unfold(0, CONTEXT, 1)[:-1]  # the tokens before each token
+    context = torch.where(context < 0, -2, context)
+    bits, matches = on_device(text.device)
+    pattern = ((windows == context[:, None]) * bits).sum(-1)
+    places = torch.arange(len(windows), device=text.device)
+    best = (matches[pattern] * (places < length) * len(windows) + places).amax(-1)
+    return text[CONTEXT + best % len(windows)], best // len(windows)

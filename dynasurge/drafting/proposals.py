@@ -1,282 +1,265 @@
-"""Child policies: how the children of one node are proposed.
+"""Child policies: what the nodes of one level propose.
 
-A policy reads the draft's distributions at the nodes of one level. It proposes children for each
-node, in drawing order. It does not value them (drafting/acceptance_estimates.py does).
+A policy reads the draft's distributions at w nodes and proposes at most k children for each, in
+drawing order. It does not value them (drafting/slot_values.py does).
 
 - `sampled`: k tokens without replacement from q (Sequoia, arXiv 2402.12374; DySpec, arXiv
   2410.11744);
 - `topk`: the k likeliest tokens, each a point mass (EAGLE-2, arXiv 2406.16858; OPT-Tree, arXiv
   2406.17276);
-- `hybrid`: one token sampled outside the top k - 1, verified first, then those k - 1 as point
+- `hybrid`: one token sampled outside the likeliest ones, verified first, then those as point
   masses. At a single node topdown verification then accepts as much as any lossless rule can
   (verification/single_node_bound.py).
 
-k may differ from node to node. It is chosen before anything is drawn at the node, from the draft's
-distribution and what is known of the node. A `Wish` holds it: at most `k` children, and no points
-below `floor`, which no budget would pay for.
+A node may also have a *copy*: a token that followed here earlier in the text
+(drafting/prompt_lookup.py). It becomes a point child after one child sampled from the rest, as in
+`hybrid`. With `sampled` this happens only if the draft is unlikely to propose the token. If the
+draft agrees with the copy, a sampled first child is accepted more often, and needs no node before
+it. (Measured at one node, T = 0.6, 195 copies: a sampled child 0.82 of the time, a copy after one
+from the rest 0.77. Two children of either kind differ less: 0.89 and 0.92.)
 
-A wish may also name a token that followed here earlier in the text (drafting/prompt_lookup.py).
-That token becomes a point child after one child sampled from the rest, as in `hybrid`. With
-`sampled` this happens only if the draft is unlikely to propose the token. If the draft agrees with
-the copy, a sampled first child is accepted more often, and needs no node before it. (Measured at
-one node, T = 0.6, 195 copies: a sampled child 0.82 of the time, a copy after one from the rest
-0.77. Two children of either kind differ less: 0.89 and 0.92.) Every policy reads the device once a
-level.
+A policy has two parts. `draw` alone reads whole distributions; `propose` is arithmetic on few
+numbers, which torch.compile can fuse. Neither waits for the device, so both can be captured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from dynasurge import triton_kernels
 from dynasurge.drafting.child_kinds import Kind
-from dynasurge.probabilities import Chance
+from dynasurge.probabilities import Chance, Uniforms
+
+pad = torch.nn.functional.pad
+AGREES = 0.1  # a copy with at least this draft probability is an `echo`, otherwise a `lookup`
+LONG = 8  # tokens that must match before a copy is proposed although the draft disagrees
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Wish:
-    """What one node may have: at most k children, and points only of tokens with draft probability
-    of at least `floor`. copy: a token to propose in addition, because it followed the last `match`
-    tokens earlier in the text."""
+class Limits(NamedTuple):
+    """What is known of w nodes before the draw. places [w, 1]: the most children of each, without
+    copies. floor [w, 1]: the least draft probability of a point. None: no limit."""
+
+    places: torch.Tensor | None = None
+    floor: torch.Tensor | None = None
+
+
+class Drawn(NamedTuple):
+    """What was taken from the distributions of w nodes; k is the most children of one.
+
+    tokens int64, masses float64 [w, k or 1]: sampled tokens (-1 for none) and their draft
+    probabilities; total, squares float64 [w]: the sum of what they were sampled from, and of its
+    squares. best int64, values float64: point tokens and their draft probabilities (0 for none).
+    """
 
     k: int
-    floor: float = 0.0
-    copy: int | None = None
-    match: float = 0.0
+    tokens: torch.Tensor | None = None
+    masses: torch.Tensor | None = None
+    total: torch.Tensor | None = None
+    squares: torch.Tensor | None = None
+    best: torch.Tensor | None = None
+    values: torch.Tensor | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Child:
-    """One proposed child. proposal: the probability of its draw (1 for a point). kind, x: see
-    drafting/child_kinds.py. own: the draft's own estimate of it. `*_before`: the same value as
-    known before the draw; equal for points."""
+class Proposed(NamedTuple):
+    """The children of w nodes in drawing order, [w, k] each: exists bool; token, kind int64 (see
+    drafting/child_kinds.py). float64: proposal, the probability of the draw (1 for points); q, the
+    draft's probability of the token; x, the kind's feature, and own, the draft's own estimate of
+    acceptance, each also as known before the draw."""
 
-    token: int
-    proposal: float
-    kind: Kind
-    x: float
-    x_before: float
-    own: float
-    own_before: float
-
-    @property
-    def point(self) -> bool:
-        """Whether the token was chosen without a draw."""
-        return self.kind.point
+    exists: torch.Tensor
+    token: torch.Tensor
+    kind: torch.Tensor
+    proposal: torch.Tensor
+    q: torch.Tensor
+    x: torch.Tensor
+    x_before: torch.Tensor
+    own: torch.Tensor
+    own_before: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Children:
-    """The proposed children of one node in drawing order, sampled ones first. base [V]: what those
-    were drawn from, each without its earlier siblings (proportional to a distribution)."""
+class Policy:
+    """draw: (q [w, V], chance, k, limits) -> what sampled children were drawn from [w, V] (None
+    without sampled children), and the draws. propose: the draws -> the children.
 
-    base: torch.Tensor
-    members: list[Child] = field(default_factory=list)
-
-    @property
-    def tokens(self) -> list[int]:
-        return [child.token for child in self.members]
-
-    @property
-    def proposal(self) -> list[float]:
-        return [child.proposal for child in self.members]
-
-    @property
-    def point(self) -> list[bool]:
-        return [child.point for child in self.members]
-
-
-AGREES = 0.1  # a copy with at least this draft probability is an `echo`, otherwise a `lookup`
-LONG = 8  # tokens that must match before a copy is proposed although the draft disagrees
-Policy = Callable[[torch.Tensor, Sequence[Wish], Chance], list[Children]]
-
-
-def sampled(q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Children]:
-    """Sample wishes[i].k tokens without replacement from row i of q [m, V]; only one if the row has
-    a copy. Floors do not apply."""
-    k = max(wish.k for wish in wishes)
-    base, packed = _sampled(q, _notes(q, wishes), chance, _any_copy(wishes), k)
-    out = []
-    for row, wish, (left, squares, copied_mass, *drawn) in zip(
-        base, wishes, packed.tolist(), strict=True
-    ):
-        children, half = Children(base=row), len(drawn) // 2
-        tokens, masses = drawn[:half], drawn[half:]
-        if wish.copy is not None and copied_mass >= 0:
-            if tokens[0] >= 0:
-                children.members.append(
-                    _foreseen(int(tokens[0]), min(1.0, masses[0] / left), Kind.TAIL, left)
-                )
-            _add_copy(children, wish, copied_mass)
-            out.append(children)
-            continue
-        for rank, (token, mass) in enumerate(zip(tokens[: wish.k], masses, strict=False)):
-            if token < 0:
-                break
-            drawn_with = min(1.0, mass / left) if left > 0 else 1.0
-            mean = (
-                min(max(squares / (left * left), 0.0), 1.0) if left > 0 else 1.0
-            )  # what is known before the draw
-            children.members.append(
-                Child(
-                    token=int(token),
-                    proposal=drawn_with,
-                    kind=Kind.sampled(rank),
-                    x=drawn_with,
-                    x_before=mean,
-                    own=drawn_with,
-                    own_before=mean
-                    if rank == 0
-                    else 1.0,  # DySpec's rule: a later slot is valued by what elder ones leave
-                )
-            )
-            left, squares = left - mass, squares - mass * mass
-        out.append(children)
-    return out
-
-
-def _sampled(
-    q: torch.Tensor, notes: torch.Tensor, chance: Chance, copies: bool, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    base, held = _set_apart(q, notes, copies, echoes=False)
-    tokens = chance.draw(base, k)
-    exact = base.double()  # little mass may be left after likely siblings
-    total, squares = exact.sum(-1, keepdim=True), exact.square().sum(-1, keepdim=True)
-    return base, _pack(total, squares, held, tokens, base.gather(1, tokens.clamp(min=0)))
-
-
-def topk(q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Children]:
-    """Take the wishes[i].k likeliest tokens of row i of q [m, V], as points. Nothing is random;
-    `chance` is not used."""
-    packed = _topk(q, _notes(q, wishes), _any_copy(wishes), max(wish.k for wish in wishes))
-    out = []
-    for row, wish, (copied_mass, *best) in zip(q, wishes, packed.tolist(), strict=True):
-        children, half = Children(base=row), len(best) // 2
-        _add_points(children, best[: min(half, wish.k)], best[half:], wish.floor)
-        _add_copy(children, wish, copied_mass)
-        out.append(children)
-    return out
-
-
-def _topk(q: torch.Tensor, notes: torch.Tensor, copies: bool, k: int) -> torch.Tensor:
-    base, held = _set_apart(q, notes, copies)
-    best = base.topk(min(k, q.shape[-1]), dim=-1)
-    return _pack(held, best.indices, best.values)
-
-
-def hybrid(q: torch.Tensor, wishes: Sequence[Wish], chance: Chance) -> list[Children]:
-    """Sample one token from the rest of row i of q [m, V], then take as points the top wishes[i].k
-    - 1 tokens that reach the floor."""
-    k = max(wish.k for wish in wishes)
-    base, packed = _hybrid(q, _notes(q, wishes), chance, _any_copy(wishes), k)
-    out = []
-    for row, wish, (copied_mass, head, mass, rest, *best) in zip(
-        base, wishes, packed.tolist(), strict=True
-    ):
-        children, half = Children(base=row), len(best) // 2
-        if head >= 0:
-            children.members.append(_foreseen(int(head), min(1.0, mass / rest), Kind.TAIL, rest))
-        _add_points(children, best[:half], best[half:])
-        _add_copy(children, wish, copied_mass)
-        out.append(children)
-    return out
-
-
-def _hybrid(
-    q: torch.Tensor, notes: torch.Tensor, chance: Chance, copies: bool, k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    base, held = _set_apart(q, notes, copies)
-    best = base.topk(min(k - 1, q.shape[-1]), dim=-1)
-    places, floors = notes[:, :1] - 1, notes[:, 1:2]
-    outside = (torch.arange(best.indices.shape[1], device=q.device) >= places) | (
-        best.values < floors
-    )
-    base = base.scatter(1, best.indices, best.values * outside)  # set the points of each row to 0
-    drawn = chance.draw(base, 1)
-    mass = base.gather(1, drawn.clamp(min=0))
-    return base, _pack(
-        held,
-        drawn,
-        mass,
-        base.sum(-1, keepdim=True),
-        best.indices,
-        best.values.masked_fill(outside, 0.0),
-    )
-
-
-POLICIES: dict[str, Policy] = {"sampled": sampled, "topk": topk, "hybrid": hybrid}
-
-
-def _add_points(
-    children: Children, tokens: Sequence[float], values: Sequence[float], floor: float = 0.0
-) -> None:
-    for token, value in zip(tokens, values, strict=False):
-        if value > 0 and value >= floor:
-            children.members.append(_foreseen(int(token), 1.0, Kind.POINT, value))
-
-
-def _add_copy(children: Children, wish: Wish, own: float) -> None:
-    """Add the wish's copy if it is worth proposing (`_set_apart` gives own = -1 if not)."""
-    if wish.copy is not None and own >= 0:
-        children.members.append(copied(wish.copy, wish.match, own))
-
-
-def _foreseen(token: int, proposal: float, kind: Kind, x: float) -> Child:
-    """A child whose value does not depend on its token."""
-    return Child(token=token, proposal=proposal, kind=kind, x=x, x_before=x, own=x, own_before=x)
-
-
-def copied(token: int, match: float, own: float | None) -> Child:
-    """A point child copied from the text. own: the draft's probability of it; None if the draft has
-    not read the parent."""
-    kind = Kind.BLIND if own is None else Kind.ECHO if own >= AGREES else Kind.LOOKUP
-    own = own or 0.0
-    return Child(
-        token=token, proposal=1.0, kind=kind, x=match, x_before=match, own=own, own_before=own
-    )
-
-
-def _notes(q: torch.Tensor, wishes: Sequence[Wish]) -> torch.Tensor:
-    """The wishes as float64 [m, 4] on q's device: k, floor, the copy's token and its match (0 for
-    no copy)."""
-    rows = [
-        (wish.k, wish.floor, *((0, 0.0) if wish.copy is None else (wish.copy, int(wish.match))))
-        for wish in wishes
-    ]
-    return torch.tensor(rows, dtype=torch.float64).to(q.device, non_blocking=True)
-
-
-def _any_copy(wishes: Sequence[Wish]) -> bool:
-    return any(wish.copy is not None for wish in wishes)
-
-
-def _set_apart(
-    q: torch.Tensor, notes: torch.Tensor, copies: bool, *, echoes: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """q [m, V] without the copies that are worth proposing, and the mass of each, [m, 1], -1 for
-    none. echoes: whether copies that the draft agrees with are worth proposing."""
-    none = q.new_full((len(q), 1), -1.0)
-    if not copies:
-        return q, none
-    token, match = notes[:, 2:3].long(), notes[:, 3:]
-    mass = q.gather(1, token)
-    good = worth_copying(mass, match, echoes=echoes)
-    return q.scatter(1, token, torch.where(good, 0.0, mass)), torch.where(good, mass, none)
-
-
-def worth_copying(held: torch.Tensor, match: torch.Tensor, *, echoes: bool) -> torch.Tensor:
-    """Which copies are worth proposing, by their draft probability `held` and the length of their
-    match (0: none).
-
-    If the draft finds a copy unlikely, only a long match is worth it: others are accepted 2-10% of
-    the time.
+    tails: whether each node has one sampled child, which comes before its points (`hybrid`).
+    points: whether it proposes points of its own, sorted by value after the proposal. capturable:
+    whether both functions never wait for the device and keep no state, so that a GPU may replay
+    them.
     """
-    return torch.where(held >= AGREES, (match > 0) & echoes, match >= LONG)
+
+    draw: Callable[[torch.Tensor, Chance, int, Limits], tuple[torch.Tensor | None, Drawn]]
+    propose: Callable[[Drawn], Proposed]
+    points: bool
+    tails: bool = False
+    capturable: bool = False
 
 
-def _pack(*columns: torch.Tensor) -> torch.Tensor:
-    """Put tensors [m, k_i] side by side, so that the host waits once for the device. float64 holds
-    token ids exactly."""
-    return torch.cat([column.double() for column in columns], dim=1)
+class Copies(NamedTuple):
+    """The copies of w nodes, [w] each: token, match float64 (see drafting/prompt_lookup.py), the
+    draft's probability of it, and whether it is worth proposing."""
+
+    token: torch.Tensor
+    match: torch.Tensor
+    held: torch.Tensor
+    good: torch.Tensor
+
+
+def set_apart(
+    q: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor], *, echoes: bool
+) -> tuple[torch.Tensor, Copies]:
+    """Take the copies that are worth proposing out of q [w, V]. found: tokens and match lengths
+    [w]. echoes: whether a copy that the draft agrees with is worth proposing."""
+    token = found[0].clamp(min=0)[:, None]
+    mass = q.gather(1, token)
+    held = mass.double()[:, 0]
+    good = torch.where(held >= AGREES, (found[1] > 0) & echoes, found[1] >= LONG)
+    rest = q.scatter(1, token, mass * ~good[:, None])
+    return rest, Copies(token[:, 0], found[1].double(), held, good)
+
+
+def with_copies(made: Proposed, copies: Copies, drawn: Drawn, *, points: bool) -> Proposed:
+    """Put each node's copy among its children: in the last place before points are sorted, or
+    after one sampled child, the only other one then."""
+    k = drawn.k
+    column = torch.arange(k, device=made.token.device)
+    good = copies.good[:, None]
+    at = good & (column == (k - 1 if points else 1))
+    kind = (Kind.ECHO + (Kind.LOOKUP - Kind.ECHO) * (copies.held < AGREES).long())[:, None]
+    match, held = copies.match[:, None], copies.held[:, None]
+    one = torch.ones_like(match)
+    copied = (at, copies.token[:, None], kind, one, held, match, match, held, held)
+    made = Proposed(
+        made.exists | at,
+        *(torch.where(at, a, b) for a, b in zip(copied[1:], made[1:], strict=True)),
+    )
+    if points:
+        return made
+    assert drawn.total is not None
+    head, rest = good & (column == 0), drawn.total[:, None]
+    return made._replace(
+        exists=made.exists & (~good | (column < 2)),
+        kind=torch.where(head, Kind.TAIL, made.kind),
+        x=torch.where(head, rest, made.x),
+        x_before=torch.where(head, rest, made.x_before),
+        own=torch.where(head, rest, made.own),
+        own_before=torch.where(head, rest, made.own_before),
+    )
+
+
+def draw(
+    q: torch.Tensor, chance: Chance, k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """k tokens without replacement from each row of q [w, V], -1 if no token is left; their masses
+    [w, k]; the row's sum and sum of squares [w]. Masses and sums are float64."""
+    if isinstance(chance, Uniforms) and triton_kernels.usable(q):
+        return triton_kernels.draw(q, chance.numbers[:, :k])
+    tokens = chance.draw(q, k)
+    masses = torch.where(tokens >= 0, q.gather(1, tokens.clamp(min=0)), 0.0).double()
+    exact = q.double()  # little mass may be left after likely siblings
+    return tokens, masses, exact.sum(-1), torch.linalg.vecdot(exact, exact)
+
+
+def _draw_sampled(
+    q: torch.Tensor, chance: Chance, k: int, limits: Limits
+) -> tuple[torch.Tensor, Drawn]:
+    return q, Drawn(k, *draw(q, chance, k))
+
+
+def _draw_topk(q: torch.Tensor, chance: Chance, k: int, limits: Limits) -> tuple[None, Drawn]:
+    top = q.topk(min(k, q.shape[1]), dim=1)
+    return None, Drawn(k, best=top.indices, values=top.values.double())
+
+
+def _draw_hybrid(
+    q: torch.Tensor, chance: Chance, k: int, limits: Limits
+) -> tuple[torch.Tensor, Drawn]:
+    top = q.topk(min(k - 1, q.shape[1]), dim=1)
+    values = top.values
+    if limits.places is not None:
+        place = torch.arange(values.shape[1], device=q.device)
+        values = values.masked_fill(place >= limits.places - 1, 0.0)
+    if limits.floor is not None:
+        values = values.masked_fill(values < limits.floor, 0.0)
+    base = q.scatter(1, top.indices, top.values - values)  # without the points
+    return base, Drawn(k, *draw(base, chance, 1), best=top.indices, values=values.double())
+
+
+def _propose_sampled(drawn: Drawn) -> Proposed:
+    assert drawn.tokens is not None
+    assert drawn.masses is not None
+    assert drawn.total is not None
+    assert drawn.squares is not None
+    left, squares = (
+        _before(drawn.total, drawn.masses),
+        _before(drawn.squares, drawn.masses.square()),
+    )
+    proposal = torch.where(left > 0, drawn.masses / left, 1.0).clamp(max=1.0)
+    # only what is known before the draw
+    mean = torch.where(left > 0, squares / (left * left), 1.0).clamp(0.0, 1.0)
+    rank = torch.arange(proposal.shape[1], device=proposal.device).expand_as(drawn.tokens)
+    return Proposed(
+        exists=drawn.tokens >= 0,
+        token=drawn.tokens.clamp(min=0),
+        kind=rank.clamp(max=Kind.LATER),
+        proposal=proposal,
+        q=drawn.masses,
+        x=proposal,
+        x_before=mean,
+        own=proposal,
+        # DySpec's rule: a later slot is valued by what elder ones leave
+        own_before=torch.where(rank == 0, mean, 1.0),
+    )
+
+
+def _before(total: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """What is left of a total [w] before each draw [w, k]. It does not depend on that draw, not
+    even by rounding."""
+    return total[:, None] - pad(drawn.cumsum(1)[:, :-1], (1, 0))
+
+
+def _propose_topk(drawn: Drawn) -> Proposed:
+    return _points(drawn, drawn.k)
+
+
+def _propose_hybrid(drawn: Drawn) -> Proposed:
+    assert drawn.tokens is not None
+    assert drawn.masses is not None
+    assert drawn.total is not None
+    rest, tokens = drawn.total[:, None], drawn.tokens
+    tail = Proposed(
+        exists=tokens >= 0,
+        token=tokens.clamp(min=0),
+        kind=torch.full_like(tokens, Kind.TAIL),
+        proposal=torch.where(rest > 0, drawn.masses / rest, 1.0).clamp(max=1.0),
+        q=drawn.masses,
+        x=rest,
+        x_before=rest,
+        own=rest,
+        own_before=rest,
+    )
+    points = _points(drawn, drawn.k - 1)
+    return Proposed(*(torch.cat(parts, 1) for parts in zip(tail, points, strict=True)))
+
+
+def _points(drawn: Drawn, k: int) -> Proposed:
+    """Point children by their probabilities; a probability of 0 means that there is no child."""
+    assert drawn.values is not None
+    assert drawn.best is not None
+    missing = k - drawn.values.shape[1]
+    values, tokens = pad(drawn.values, (0, missing)), pad(drawn.best, (0, missing))
+    kind, one = torch.full_like(tokens, Kind.POINT), torch.ones_like(values)
+    return Proposed(values > 0, tokens, kind, one, values, values, values, values, values)
+
+
+POLICIES: dict[str, Policy] = {
+    "sampled": Policy(draw=_draw_sampled, propose=_propose_sampled, points=False, capturable=True),
+    "topk": Policy(draw=_draw_topk, propose=_propose_topk, points=True, capturable=True),
+    "hybrid": Policy(
+        draw=_draw_hybrid, propose=_propose_hybrid, points=True, tails=True, capturable=True
+    ),
+}

@@ -1,299 +1,180 @@
-"""Shapes: how wide and how deep a tree grows, and when it stops.
+"""How large the next tree may be, and when drafting stops.
 
-- `StaticShape`: the growmap gives each node's number of children; everything drawn stays.
-- `BestFirst`: a dynamic tree. The `budget` most valuable of all slots proposed so far stay.
-- `Thrifty`: a dynamic tree. The budget is only a maximum. An accepted token is worth the time that
-  decoding takes for one token. So before every step it chooses, from the slot values of this
-  prompt's last trees, the size n of the average tree that uses its time best,
+The number of nodes is chosen before the step, from the last trees of this prompt. It is the size n
+with the most predicted tokens per second by the latency curve:
 
-      max over n of (sum of the n best slot values) - (tokens per second so far) * (seconds of a target pass over n nodes).
+    (1 + values of the n best nodes) / (seconds of a target pass over n nodes + of as many draft passes as lately).
 
-  It then keeps every slot whose value is above the cut, midway between the n-th and the next value.
-  So a confident draft gets a larger tree. It drafts a level only if the expected gain pays for the
-  draft pass. Seconds come from the latency curve (decoding/latency.py), not from a clock,
-  so the same seed gives the same text.
+A level is drafted only if the predicted gain pays for a draft pass (its seconds at the rate above).
+The predicted gain is the best slot value `lag` levels above, times what levels lately gained for
+each unit of such a value. The first level is drafted unless a step without a tree is faster. A
+second level without a level so far above it is decided by the best node value of the last trees. So
+easy text gets deep trees and hard text shallow ones, which an average depth would not do. Levels
+also end where no slot would have a place in the tree.
 
-A dynamic tree is properly drawn only if no slot's place depends on its own token, not even through
-what is drawn after it. BestFirst may let later levels push slots out, because every slot below a
-slot is worth less. Thrifty looks at the tokens of a whole level before it pays for a draft pass. So
-there every kept level is final.
+The lag is 1 where the host sees a level before it drafts the next. It is 2 where steps are
+captured: there the host looks at one level while the device works on the next.
+
+Only the best slot of a level decides, not the level's sum. A sum would break proper drawing: a slot
+with a good token could cause further levels, other nodes' descendants in them could take its place,
+and its place would depend on its own token. With the best slot, this cannot happen: if the
+descendants of a slot decide for a level, the slot is worth more than all that follows, because no
+slot is worth more than its parent (tests/drafting/test_growth.py tests both).
+
+Text is easy or hard for some sentences at a time, so memory is short. A rank that no recent tree
+filled is expected to be worth a little less than the rank before it. If not even the first node
+pays, steps without a draft pass follow, more and more of them, each time until the planner looks
+again. Nothing here reads a clock: the same curve and seed give the same text. Past steps may always
+be used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import accumulate, zip_longest
 
-import torch
-
-from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.cost_model import Costs
-from dynasurge.drafting.proposals import Wish
-from dynasurge.trees.growmap import Growmap
 
-NO_DISTRIBUTION = torch.empty(0)  # of a node that the draft has not read
-SLACK = 0.5  # slots are proposed down to this share of the last step's cut
-# First guesses, before a prompt teaches better: the r-th best slot of a tree is worth TYPICAL / r.
-TYPICAL = 0.6
-# For each unit of value in the nodes above it, a level gains this much, net of its nodes' price.
-GROWTH = 0.35
-STEPS = 2.0  # these guesses count as so many steps
+START_DEPTH = 6  # levels of a prompt's first tree,
+PRIOR = 2.0  # a first guess that counts as this many steps
+FIRST = 0.65  # value of the best node of a tree, before the prompt teaches better
+# First guess: a level is worth the best slot `lag` levels above it. It counts as so much slot value.
+HOPE = 0.5
+DOUBT = 0.5  # a rank without recent nodes gets the usual value; this guess counts as so many steps
+MEMORY = 0.7  # the weight of past steps shrinks by this factor each step
+SLACK = 0.5  # slots are proposed down to this share of the last step's least value
 LONGEST_REST = 16  # steps without a draft pass
-LATER_CHILD = 0.5  # about right for sampled children; the j-th likeliest token has at most 1 / j
 
 
-@dataclass(slots=True, kw_only=True)
-class Slot:
-    """One proposed node while the tree grows. `parent` is an index into the pool. `row` is its
-    number among the nodes that the draft read in this step (None: not read)."""
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """At most `nodes` nodes in `depth` levels. A level exists only if the best slot `lag` levels
+    above it is worth at least `least`. Both are 0 for a step that drafts nothing."""
 
-    token: int
-    parent: int
+    nodes: int
     depth: int
-    rank: int
-    proposal: float
-    kind: Kind
-    x: float
-    slot_value: float
-    node_value: float
-    row: int | None = None
-    q: torch.Tensor = field(default=NO_DISTRIBUTION, repr=False)
+    least: float = 0.0
 
-    @property
-    def point(self) -> bool:
-        """Whether the token was chosen without a draw."""
-        return self.kind.point
+    def goes_on(self, best: float, ahead: float) -> bool:
+        """Whether a level whose best slot is worth `best` gets a level `lag` levels below it.
+        ahead: how many slots of earlier levels are at least as valuable."""
+        return best > 0.0 and best >= self.least and ahead < self.nodes
 
 
-class Shape(Protocol):
-    """Decides how a tree grows.
+@dataclass(kw_only=True)
+class SizePlanner:
+    """Chooses a tree size among `sizes` (the widths that passes have room for, rising; 0 if a step
+    may draft nothing).
 
-    `max_nodes` and `max_depth` bound every tree. `max_read` bounds the nodes that the draft reads
-    for one tree, including those that later lose their place to better, deeper ones.
+    A tree has at most `budget` nodes and max_depth levels. Without costs (None) the planner takes
+    the largest size and stops where no slot would stay. `fixed` takes the largest size and the full
+    depth.
     """
 
-    max_nodes: int
+    sizes: Sequence[int]
+    budget: int
     max_depth: int
-    max_read: int
+    lag: int
+    costs: Costs | None = None
+    fixed: bool = False
+    cut: float = 0.0  # what a slot must be worth to be proposed
+    _ranks: list[tuple[float, float]] = field(default_factory=list)  # by rank: steps, values
+    _passes: tuple[float, float] = (0.0, 0.0)  # steps, draft passes
+    _seconds: tuple[float, float] = (0.0, 0.0)  # draft passes, their seconds
+    # sum of levels' best slot values, sum of slot values `lag` levels below
+    _below: tuple[float, float] = (0.0, 0.0)
+    _taught: bool = False
+    _rested: int = 0  # steps since the last draft pass
+    _pause: int = 1  # steps without a draft pass before the planner looks again
 
-    def reset(self) -> None:
-        """Start a new prompt."""
-
-    def rests(self) -> bool:
-        """Whether this step drafts nothing. The drafter calls it once, at the start of a step."""
-        return False
-
-    def wish(self, pool: Sequence[Slot], index: int) -> Wish:
-        """How many children this slot may get."""
-        ...
-
-    def pays(self, value: float) -> bool:
-        """Whether a slot of this value is worth proposing."""
-        ...
-
-    def keep(self, pool: Sequence[Slot]) -> list[int]:
-        """Which slots of the pool stay, in drawing order; the root (0) always stays."""
-        ...
-
-    def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
-        """Which slots of the newest level get children; an empty list ends the growth."""
-        ...
-
-    def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
-        """The tree is complete."""
-
-    def verified(self, emitted: int) -> None:
-        """The step emitted so many tokens, the bonus token included."""
-
-
-class StaticShape:
-    """The shape of a growmap. A node whose distribution runs out of tokens gets fewer children."""
-
-    def __init__(self, growmap: Growmap) -> None:
-        self._growmap = growmap
-        self.max_nodes = self.max_read = growmap.size - 1
-        self.max_depth = growmap.depth
-
-    def reset(self) -> None: ...
-
-    def rests(self) -> bool:
-        return False
-
-    def wish(self, pool: Sequence[Slot], index: int) -> Wish:
-        return Wish(k=len(self._growmap.children[self._number(pool, index)]))
-
-    def pays(self, value: float) -> bool:
-        return True
-
-    def keep(self, pool: Sequence[Slot]) -> list[int]:
-        return list(range(len(pool)))
-
-    def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
-        return [index for index in level if self.wish(pool, index).k > 0]
-
-    def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None: ...
-
-    def verified(self, emitted: int) -> None: ...
-
-    def _number(self, pool: Sequence[Slot], index: int) -> int:
-        """The growmap's number of a slot: the path of ranks that leads to it."""
-        slot = pool[index]
-        return (
-            self._growmap.children[self._number(pool, slot.parent)][slot.rank]
-            if slot.parent >= 0
-            else 0
-        )
-
-
-class BestFirst:
-    """The `budget` slots of highest value; ties go to the slot proposed first."""
-
-    def __init__(
-        self, *, budget: int, max_depth: int, max_children: int, later_child: float = LATER_CHILD
-    ) -> None:
-        """later_child: the j-th child of a node is rarely accepted more often than later_child / j.
-        The shape proposes no more children than this allows."""
-        self._later_child = later_child
-        self.max_nodes, self.max_depth = budget, min(max_depth, budget)
-        self.max_read = budget * (self.max_depth - 1)
-        self._max_children = min(max_children, budget)
+    def __post_init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        self._cut = 0.0  # the last step kept no slot below this value
+        """Start a new prompt: forget what the last one taught."""
+        price = self.costs.draft(1) if self.costs is not None else 0.0
+        self._ranks, self._below = [(0.0, 0.0)] * max(self.sizes), (0.0, 0.0)
+        self._passes, self._seconds = (PRIOR, PRIOR * START_DEPTH), (PRIOR, PRIOR * price)
+        self.cut, self._taught, self._rested, self._pause = 0.0, False, 0, 1
 
-    def rests(self) -> bool:
-        return False
+    def choose(self) -> Size:
+        """The size of the next step's tree."""
+        if self.fixed or self.costs is None:
+            depth = self.max_depth
+            if not self.fixed and not self._taught:
+                depth = min(START_DEPTH, depth)
+            return Size(nodes=self.sizes[-1], depth=depth, least=0.0 if self.fixed else self.cut)
+        worth = self._by_rank()
+        rates, price = self._rates(worth)
+        nodes, depth = max(self.sizes, key=rates.__getitem__), self.max_depth
+        if not nodes:
+            if self._rested < self._pause:
+                return Size(nodes=0, depth=0)
+            nodes = max(self.sizes[1:], key=rates.__getitem__)  # look again
+        if self.lag > 1 and worth[0] < price * rates[nodes]:
+            depth = self.lag - 1
+        best, below = self._below
+        least = price * rates[nodes] * (best + HOPE) / (below + HOPE)
+        return Size(nodes=nodes, depth=depth, least=least)
 
-    def wish(self, pool: Sequence[Slot], index: int) -> Wish:
-        value, cut = pool[index].node_value, SLACK * self._cut
-        if cut <= 0 or value <= 0:
-            return Wish(k=self._max_children if value > 0 else 0)
-        return Wish(
-            k=min(self._max_children, 1 + int(self._later_child * value / cut)), floor=cut / value
-        )
-
-    def pays(self, value: float) -> bool:
-        return value >= SLACK * self._cut
-
-    def keep(self, pool: Sequence[Slot]) -> list[int]:
-        return [0, *sorted(_by_value(pool, 1)[: self.max_nodes])]
-
-    def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
-        # New slots push the least valuable ones out of a full tree. A node that could not have such
-        # a child needs no draft pass.
-        price = min(pool[index].slot_value for index in kept) if len(kept) > self.max_nodes else 0.0
-        return [index for index in level if pool[index].node_value > price]
-
-    def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
-        lowest = min((pool[index].slot_value for index in kept[1:]), default=0.0)
-        # A tree that was not full needs more proposals next time.
-        self._cut = lowest if len(kept) > self.max_nodes else SLACK * min(self._cut, lowest)
-
-    def verified(self, emitted: int) -> None: ...
-
-
-class Thrifty(BestFirst):
-    """At most `budget` nodes, and only nodes that pay for their time. A kept level is final."""
-
-    def __init__(
-        self,
-        *,
-        budget: int,
-        max_depth: int,
-        max_children: int,
-        costs: Costs,
-        later_child: float = LATER_CHILD,
+    def learn(
+        self, size: Size, values: Sequence[float], depths: Sequence[int], widths: Sequence[int]
     ) -> None:
-        self._costs = costs
-        self._target = [costs.target(nodes) for nodes in range(budget + 1)]
-        self._final, self._seen = (
-            [0],
-            1,
-        )  # the slots that stay so far, and how much of the pool was considered
-        self._expanded = 1.0  # sum of the values of the nodes above the newest level
-        super().__init__(
-            budget=budget, max_depth=max_depth, max_children=max_children, later_child=later_child
-        )
+        """Learn from a grown tree: its slot values and depths (without the root), and the number of
+        tokens that each draft pass read."""
+        if not widths:
+            self._rested += 1
+            return
+        passes = len(widths)
+        full, least = len(values) == min(size.nodes, self.budget), min(values, default=0.0)
+        # a tree that was not full needs more proposals
+        self.cut = SLACK * (least if full else min(self.cut, least))
+        ranked = sorted(values, reverse=True) + [0.0] * (size.nodes - len(values))
+        best, sums = [0.0] * passes, [0.0] * passes  # by level
+        for value, depth in zip(values, depths, strict=True):
+            best[depth - 1], sums[depth - 1] = max(best[depth - 1], value), sums[depth - 1] + value
+        self._ranks = _remembered(self._ranks, [(1.0, value) for value in ranked])
+        [self._passes] = _remembered([self._passes], [(1.0, float(passes))])
+        below = (sum(best[: -self.lag]), sum(sums[self.lag :]))
+        [self._below] = _remembered([self._below], [below])
+        if self.costs is not None:
+            spent = sum(self.costs.draft(width) for width in widths)
+            [self._seconds] = _remembered([self._seconds], [(float(passes), spent)])
+            rates, price = self._rates(self._by_rank())
+            hopeless = not max(self.sizes, key=rates.__getitem__) and ranked[0] < price * rates[0]
+            self._pause = min(2 * self._pause, LONGEST_REST) if hopeless else 1
+        self._taught, self._rested = True, 0
 
-    def reset(self) -> None:
-        super().reset()
-        self._worth = [
-            STEPS * TYPICAL / rank for rank in range(1, self.max_nodes + 1)
-        ]  # sums over steps, by rank
-        guesses = [
-            (1.0 + sum(self._worth[:n]) / STEPS, self._costs.step(n, n.bit_length()))
-            for n in range(len(self._worth))
-        ]
-        tokens, seconds = max(guesses, key=lambda guess: guess[0] / guess[1])
-        self._steps, self._tokens, self._seconds = STEPS, STEPS * tokens, STEPS * seconds
-        self._above, self._gained = STEPS, STEPS * GROWTH
-        self._nodes = self._passes = self._rest = 0
-        self._grew, self._pause = False, 1
-        self._begin()
+    def _rates(self, worth: Sequence[float]) -> tuple[dict[int, float], float]:
+        """Predicted tokens per second by size, and the seconds of a draft pass. worth: the expected
+        value of each node, the best first."""
+        assert self.costs is not None
+        costs, tokens = self.costs, list(accumulate(worth, initial=1.0))
+        passes, seconds = self._seconds
+        steps, drafted = self._passes
+        price = seconds / passes
+        drafting = price * drafted / steps
+        rates = {
+            n: tokens[n] / (costs.target(n) + costs.step_seconds + (drafting if n else 0.0))
+            for n in self.sizes
+        }
+        return rates, price
 
-    @property
-    def rate(self) -> float:
-        """Tokens per second so far by the latency curve."""
-        return self._tokens / self._seconds
-
-    def rests(self) -> bool:
-        self._nodes = self._passes = 0
-        self._grew = False
-        self._rest -= 1
-        return self._rest >= 0
-
-    def keep(self, pool: Sequence[Slot]) -> list[int]:
-        new = [index for index in _by_value(pool, self._seen) if pool[index].slot_value > self._cut]
-        self._final += new[: self.max_nodes + 1 - len(self._final)]
-        self._seen = len(pool)
-        return sorted(self._final)
-
-    def expand(self, pool: Sequence[Slot], kept: Sequence[int], level: Sequence[int]) -> list[int]:
-        if self._expanded:
-            self._above += self._expanded
-            self._gained += sum(pool[index].slot_value - self._cut for index in level)
-        level = (
-            [index for index in level if pool[index].node_value > self._cut]
-            if len(kept) <= self.max_nodes
-            else []
-        )
-        self._expanded = sum(pool[index].node_value for index in level)
-        gain = self._expanded * self._gained / self._above
-        return level if level and gain > self.rate * self._costs.draft(len(level)) else []
-
-    def grown(self, pool: Sequence[Slot], kept: Sequence[int], passes: int) -> None:
-        self._nodes, self._passes, self._grew = len(kept) - 1, passes, True
-        for rank, index in enumerate(_by_value(pool, 1)[: self.max_nodes]):
-            self._worth[rank] += pool[index].slot_value
-
-    def verified(self, emitted: int) -> None:
-        self._tokens += emitted
-        self._seconds += self._costs.step(self._nodes, self._passes)
-        if self._grew:
-            self._steps += 1.0
-            self._begin()
-            pays = self._cut < 1.0
-            self._rest, self._pause = (
-                (0, 1) if pays else (self._pause, min(2 * self._pause, LONGEST_REST))
-            )
-
-    def _begin(self) -> None:
-        """Choose, before a step, the value that its slots must exceed."""
-        self._final, self._seen, self._expanded = [0], 1, 1.0
-        net, best, size = 0.0, 0.0, 0
-        for n, worth in enumerate(self._worth, start=1):
-            net += worth / self._steps - self.rate * (self._target[n] - self._target[n - 1])
-            best, size = max((best, size), (net, n))
-        beyond = self._worth[size] if size < self.max_nodes else 0.0
-        self._cut = (self._worth[size - 1] + beyond) / 2 / self._steps if size else 1.0
+    def _by_rank(self) -> list[float]:
+        """The expected value of each node, the best first. A rank with few steps leans to a
+        harmonic series: there values fall as 1 / rank."""
+        out: list[float] = []
+        for rank, (steps, total) in enumerate(self._ranks):
+            usual = out[-1] * rank / (rank + 1) if out else FIRST
+            seen = (total + DOUBT * usual) / (steps + DOUBT)
+            out.append(min(seen, out[-1]) if out else seen)
+        return out
 
 
-def _by_value(pool: Sequence[Slot], start: int) -> list[int]:
-    """Slots from number `start` on with a value above 0, best first."""
-    # sort() is stable: equal values keep drawing order: a parent or earlier sibling goes first
-    return sorted(
-        (index for index in range(start, len(pool)) if pool[index].slot_value > 0),
-        key=lambda i: -pool[i].slot_value,
-    )
+def _remembered(
+    sums: Sequence[tuple[float, float]], seen: Iterable[tuple[float, float]]
+) -> list[tuple[float, float]]:
+    """Add new pairs to fading sums of pairs, place by place."""
+    pairs = zip_longest(sums, seen, fillvalue=(0.0, 0.0))
+    return [(MEMORY * a + new_a, MEMORY * b + new_b) for (a, b), (new_a, new_b) in pairs]

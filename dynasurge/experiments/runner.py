@@ -22,10 +22,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from dynasurge.decoding.assembly import make_shape
 from dynasurge.decoding.engines import Engines, check_positions, make_engines
 from dynasurge.decoding.latency import load_costs, read_costs, widths_of
 from dynasurge.decoding.session import Generation, Session, follow
+from dynasurge.decoding.tree_room import most_nodes
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import Prompt
@@ -108,8 +108,7 @@ class Evaluation:
         )
         longest = max(len(task.ids) for task in self._tasks)
         for settings in plan:
-            shape = make_shape(settings)
-            settings.check_room(settings.prompt_len or longest, shape.max_nodes if shape else 0)
+            settings.check_room(settings.prompt_len or longest, most_nodes(settings))
             for size in {len(task.ids) for task in self._tasks}:
                 check_positions(pair, size, settings.new_tokens)
         self.engines = engines = make_engines(pair, plan, longest)

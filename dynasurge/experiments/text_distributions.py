@@ -16,15 +16,16 @@ from collections.abc import Sequence
 import torch
 
 from dynasurge import probabilities
-from dynasurge.drafting.proposals import POLICIES, Wish
+from dynasurge.drafting.child_kinds import Kind
+from dynasurge.drafting.proposals import POLICIES, Limits
 from dynasurge.models.engine import Engine
 from dynasurge.models.pair import Pair
 from dynasurge.probabilities import Chance
 from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.rules import Rows, Rule, StopLaw, share_out
+from dynasurge.verification.rules import RULES, Rule, StopLaw, first_weights
 
 
-def mean_accepted(rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> float:
+def mean_accepted(rule: Rule, tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor]) -> float:
     """The mean number of drafted tokens that a rule accepts of this tree. Arguments: see
     verification/rules.py."""
     return mean_depth(rule(tree, p, q), tree)
@@ -45,29 +46,15 @@ def rank_acceptance(
     that child j is the accepted one, exact for the drawn children. proposal: the probability with
     which its token was drawn (1 for points). Both are 0 where there is no child.
     """
-    drawn = POLICIES[policy](q, [Wish(k=k)] * len(q), chance)
-    accepted, proposal = p.new_zeros(len(p), k), p.new_zeros(len(p), k)
-    groups: dict[tuple[int, int], list[int]] = {}
-    for row, children in enumerate(drawn):
-        if children.tokens:
-            groups.setdefault((len(children.tokens), sum(children.point)), []).append(row)
-    for (count, points), rows in groups.items():
-        tokens = torch.tensor([drawn[row].tokens for row in rows], device=p.device)
-        weights, _, _ = share_out(
-            p.new_ones(len(rows), 1),
-            p[rows],
-            torch.stack([drawn[row].base for row in rows]),
-            tokens,
-            torch.ones_like(tokens, dtype=torch.bool),
-            count - points,
-        )
-        passed = (1.0 - weights).cumprod(-1)
-        accepted[rows, :count] = weights
-        accepted[rows, 1:count] *= passed[:, :-1]
-        proposal[rows, :count] = torch.tensor(
-            [drawn[row].proposal for row in rows], dtype=p.dtype, device=p.device
-        )
-    return accepted, proposal
+    own = POLICIES[policy]
+    base, drawn = own.draw(q, chance, k, Limits())
+    made = own.propose(drawn)
+    base = base if base is not None else torch.zeros_like(q)
+    point = made.kind >= Kind.POINT
+    weights = first_weights(RULES["topdown"], p, base, made.token, point, made.exists)
+    before = torch.nn.functional.pad((1.0 - weights).cumprod(-1)[:, :-1], (1, 0), value=1.0)
+    proposal = torch.where(made.exists, made.proposal, 0.0)
+    return (weights * before).to(p.dtype), proposal.to(p.dtype)
 
 
 @torch.inference_mode()

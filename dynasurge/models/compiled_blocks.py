@@ -1,4 +1,4 @@
-"""Compiles a model for static passes: torch.compile fuses the many small kernels between the matrix
+"""Compiles a model for captured passes: torch.compile fuses the many small kernels between the matrix
 products.
 
 Large models are compiled block by block. The blocks are alike, so one compilation can serve them

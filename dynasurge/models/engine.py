@@ -1,8 +1,9 @@
-"""One model with one preallocated cache. The engine takes only token ids and node numbers.
+"""One model with one preallocated cache. The engine takes only token ids, positions and cache rows.
 
-Decoding needs three calls. `extend(tokens)` reads text. `forward(tokens, parents)` scores nodes of
-a token tree in one pass: a node sees the committed text, its ancestors and itself, at the position
-of its depth. `commit(nodes)` makes one path part of the text and drops the other nodes.
+`extend(tokens)` reads text. `score` scores nodes of a token tree in one pass: each at a position, in
+a cache row, with the rows that it must not see. `move` copies rows, as the commit of a path does.
+All inputs of the last two are tensors, so a pass can be captured in a CUDA graph. `forward` and
+`commit` do the same for a tree given as a list of parents.
 
 The model is an unmodified transformers causal LM. The tree reaches it as additive masks
 (models/attention_masks.py) and explicit position ids. The first pass over a text uses the model's
@@ -13,11 +14,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -30,8 +30,9 @@ from dynasurge.models.compiled_blocks import CompiledBlocks
 from dynasurge.models.failures import no_numbers
 from dynasurge.models.kv_cache import TreeCache, states_of
 from dynasurge.models.model_changes import join_matrices
+from dynasurge.trees.token_tree import ancestor_mask, depths_of
 
-# For static passes, whose mask covers the whole cache; the fastest first.
+# For captured passes, whose mask covers the whole cache; the fastest first.
 STATIC_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 ALIGNED = 64  # cache rows come in multiples of this: attention kernels are slow on odd lengths
 
@@ -39,8 +40,8 @@ ALIGNED = 64  # cache rows come in multiples of this: attention kernels are slow
 class Engine:
     """`model` with room for `max_length` tokens of text and tree together.
 
-    static_length: how many cache rows static passes use (None: all); fewer are faster. compiled:
-    whether torch.compile fuses the small kernels of static passes. vocab: the width of the returned
+    static_length: how many cache rows captured passes see (None: all); fewer are faster. compiled:
+    whether torch.compile fuses the small kernels of captured passes. vocab: the width of the returned
     logits, for a draft whose embedding table has another size than its target's. Extra columns are
     cut and missing ones are -inf; the draft never proposes such tokens. An id without an embedding
     is read as id 0. shared: bool [vocab], the tokens that a draft may propose (None: all); the
@@ -74,21 +75,15 @@ class Engine:
         self._masks = Masks(config, model.dtype)
         self._keeps = "logits_to_keep" in inspect.signature(type(model).forward).parameters
         with torch.inference_mode():
-            self._cache = TreeCache(self._sample(), self.max_length, self.static_length)
-        self._prepared = False  # for static passes
+            self._cache = TreeCache(self._sample(), self.max_length)
+        self._prepared = False  # for captured passes
         self._compiled: CompiledBlocks | None = None
-        self._parents: list[int] = []
-        self._depths: list[int] = []
-        self._sees = np.zeros(
-            (0, 0), dtype=bool
-        )  # [nodes or more, same]: the ancestors of each node, itself included
 
     @torch.inference_mode()
     def reset(self) -> None:
         """Forget the text and begin another."""
         self._texts += 1
         self._cache.clear()
-        self._clear()
 
     @property
     def texts(self) -> int:
@@ -121,7 +116,6 @@ class Engine:
         """Append tokens (at least one) to the text. Returns the logits [V] after the last one.
         Raises UsageError if the first logits of a text are no numbers."""
         assert tokens, "nothing to read"
-        assert not self._parents, "text is extended between trees"
         if self.length == 0:
             return self._begin(list(tokens))
         logits = self.forward(tokens, range(-1, len(tokens) - 1), keep=1)
@@ -131,9 +125,10 @@ class Engine:
     @torch.inference_mode()
     def _begin(self, tokens: list[int]) -> torch.Tensor:
         """Read the first tokens of a text, with the model's own masks."""
-        numbers = torch.tensor([self._known_ids(tokens), [*range(len(tokens))]], device=self.device)
-        logits = self._fitted(self._run(numbers[:1], numbers[1:], None, keep=1))[-1]
-        self._cache.append(len(tokens))
+        ids = torch.tensor([self._known_ids(tokens)], device=self.device)
+        rows = torch.arange(len(tokens), device=self.device)
+        with self._cache.writing_to(rows, len(tokens)):
+            logits = self._fitted(self._run(ids, rows[None], None, keep=1))[-1]
         self._cache.commit(range(len(tokens)))
         if (
             not logits.amax().isfinite()
@@ -149,56 +144,61 @@ class Engine:
     def forward(
         self, tokens: Sequence[int], parents: Sequence[int], *, keep: int = 0
     ) -> torch.Tensor:
-        """Score new nodes after the text and the present nodes.
+        """Score nodes after the text.
 
-        tokens: n ids. parents: n node numbers, counted from the first node since the last commit;
-        -1 for a node that follows the text directly. Returns logits [n, V]; with keep > 0, only
-        those of the last `keep` nodes.
+        tokens: n ids. parents: n node numbers, from 0; -1 for a node that follows the text
+        directly. Returns logits [n, V]; with keep > 0, only those of the last `keep` nodes.
         """
-        first = len(self._parents)
-        self._append(parents)
-        logits = self._score(
-            self._known_ids(tokens),
-            [self.length + depth for depth in self._depths[first:]],
-            torch.from_numpy(self._sees[first : len(self._parents), : len(self._parents)]),
-            keep,
-        )
-        self._cache.append(len(tokens))
-        return self._fitted(logits)
+        length, end = self.length, self.length + len(tokens)
+        assert end <= self.max_length, f"cache of {self.max_length} rows asked to hold {end}"
+        positions = [length + depth for depth in depths_of(parents)]
+        ids = torch.tensor([self._known_ids(tokens), positions], device=self.device)
+        hidden = F.pad(~ancestor_mask(parents), (length, 0)).to(self.device)
+        with self._cache.writing_to(torch.arange(length, end, device=self.device), end):
+            return self._fitted(self._run(ids[:1], ids[1:], hidden, keep))
 
     @torch.inference_mode()
-    def score_at(
+    def score(
         self,
         tokens: torch.Tensor,
         positions: torch.Tensor,
         rows: torch.Tensor,
         hidden: torch.Tensor,
+        *,
+        captured: bool = False,
     ) -> torch.Tensor:
-        """A static pass. All its inputs are on the device, so it can be captured in a CUDA graph.
+        """Score nodes. All inputs are on the device.
 
         tokens, positions, rows: int64 [n]; keys and values are written to `rows`. hidden: bool [n,
-        static_length], True for rows that a node may not see. Call `prepare` first. Returns logits
-        [n, V].
+        shown], True for rows that a node may not see; no node sees rows from `shown` on. captured:
+        whether the pass is to be captured; then `shown` is static_length, and `prepare` was called.
+        Returns logits [n, V].
         """
         known = torch.where((tokens >= 0) & (tokens < self._known), tokens, 0)
         where = positions.clamp(max=self._last)
-        blocks = self._compiled.installed(len(tokens)) if self._compiled else nullcontext()
-        attention = sdpa_kernel(STATIC_ATTENTION, set_priority=True)
-        with self._cache.writing_to(rows), blocks, attention:
+        blocks: AbstractContextManager[Any] = nullcontext()
+        attention: AbstractContextManager[Any] = nullcontext()
+        if captured:
+            attention = sdpa_kernel(STATIC_ATTENTION, set_priority=True)
+            if self._compiled is not None:
+                blocks = self._compiled.installed(len(tokens))
+        with self._cache.writing_to(rows, hidden.shape[1]), blocks, attention:
             return self._fitted(self._run(known[None], where[None], hidden, 0))
 
     @torch.inference_mode()
     def prepare(self) -> None:
-        """Prepare for static passes, once, before any is captured: move matrices to their final
-        place (models/model_changes.py), and compile if `compiled`. This writes to the last static
-        row."""
+        """Prepare for captured passes, once, before the first: move matrices to their final place
+        (models/model_changes.py), and compile if `compiled`. This writes to the last static row."""
         if self._prepared:
             return
         one = torch.zeros(1, dtype=torch.int64, device=self.device)
         row = one + self.static_length - 1
         hidden = torch.arange(self.static_length, device=self.device)[None] < row[:, None]
         run = partial(self._run, one[None], one[None], hidden, 0)
-        with self._cache.writing_to(row), sdpa_kernel(STATIC_ATTENTION, set_priority=True):
+        with (
+            self._cache.writing_to(row, self.static_length),
+            sdpa_kernel(STATIC_ATTENTION, set_priority=True),
+        ):
             groups = join_matrices(self.model, run)
         if self.compiled:
             self._compiled = CompiledBlocks(self.model, self._cache, groups)
@@ -222,39 +222,9 @@ class Engine:
 
     @torch.inference_mode()
     def commit(self, nodes: Sequence[int]) -> None:
-        """Make the path `nodes` (numbers as in `forward`, parents first) part of the text; drop all
-        other nodes."""
-        assert all(self._parents[n] == p for n, p in zip(nodes, (-1, *nodes), strict=False)), (
-            "nodes are not a path"
-        )
+        """Make the path `nodes` (numbers as in `forward`, parents first) part of the text; the
+        other nodes are forgotten."""
         self._cache.commit(list(nodes))
-        self._clear()
-
-    def _append(self, parents: Sequence[int]) -> None:
-        """Note new nodes and their ancestors."""
-        end = len(self._parents) + len(parents)
-        if end > len(self._sees):
-            grown = np.zeros((2 * end, 2 * end), dtype=bool)
-            grown[: len(self._sees), : len(self._sees)] = self._sees
-            self._sees = grown
-        for node, parent in enumerate(parents, start=len(self._parents)):
-            self._sees[node] = self._sees[parent] if parent >= 0 else False
-            self._sees[node, node] = True
-            self._depths.append(self._depths[parent] + 1 if parent >= 0 else 0)
-        self._parents.extend(parents)
-
-    def _clear(self) -> None:
-        self._parents.clear()
-        self._depths.clear()
-
-    def _score(
-        self, tokens: list[int], positions: list[int], ancestors: torch.Tensor, keep: int
-    ) -> torch.Tensor:
-        """Run one pass. ancestors: bool [n, nodes], which nodes of the tree each new node sees,
-        itself included."""
-        numbers = torch.tensor([tokens, positions], device=self.device)
-        hidden = F.pad(~ancestors, (self.length, 0))
-        return self._run(numbers[:1], numbers[1:], hidden.to(self.device), keep)
 
     def _run(
         self, ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor | None, keep: int

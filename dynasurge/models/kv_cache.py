@@ -1,9 +1,8 @@
 """A preallocated key/value cache. It holds one committed text and, after it, the nodes of a token
 tree.
 
-Rows [0, length) hold the committed text. Nodes of the tree being scored follow; a parent comes
-before its children. `commit` keeps the rows of one path, moves them to the front, and drops the
-rest:
+Rows [0, length) hold the committed text. Nodes of the tree being scored follow. A commit moves the
+rows of one path to the front; what is behind them is overwritten later:
 
     rows:   0 ... length-1 | root  a  b  a1  b1      commit(root, b, b1)      0 ... length-1  root  b  b1 |
 
@@ -11,9 +10,9 @@ One tensor holds the keys and values of all layers that have the same number of 
 device. So a commit is one gather and one copy for each such tensor, in a model of any depth.
 (Values may be narrower than keys, and a model may be spread over devices.)
 
-A pass can write in two ways. It can append: then rows and what attention sees are plain slices.
-Inside a captured CUDA graph it writes to rows that a tensor names, and attention sees every row;
-the mask hides those not in use. Then no shape changes from pass to pass.
+A pass writes to rows that a tensor names, and attention sees the first `shown` rows; the mask hides
+those not in use. Inside a captured CUDA graph `shown` is always the same, so no shape changes from
+pass to pass.
 
 Only this file and models/engine.py touch the internals of transformers' caches.
 """
@@ -51,27 +50,19 @@ class TreeCacheLayer(CacheLayerMixin):
         attention may see."""
         assert self.keys is not None
         assert self.values is not None
-        rows = self._cache.rows
-        if rows is not None:
-            self.keys.index_copy_(2, rows, key_states)
-            self.values.index_copy_(2, rows, value_states)
-            return self.keys[:, :, : self._cache.shown], self.values[:, :, : self._cache.shown]
-        start = self._cache.filled
-        end = start + key_states.shape[-2]
-        assert end <= self._cache.max_length, (
-            f"cache of {self._cache.max_length} rows asked to hold {end}"
-        )
-        self.keys[:, :, start:end] = key_states
-        self.values[:, :, start:end] = value_states
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        rows, shown = self._cache.pass_rows
+        rows = rows.to(self.keys.device)
+        self.keys.index_copy_(2, rows, key_states)
+        self.values.index_copy_(2, rows, value_states)
+        return self.keys[:, :, :shown], self.values[:, :, :shown]
 
     def get_seq_length(self) -> int:
-        """How many rows are in use."""
-        return self._cache.filled
+        """How many rows hold committed text."""
+        return self._cache.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(length, offset) of the keys that a pass over `query_length` new tokens attends to."""
-        return self._cache.filled + query_length, 0
+        return self._cache.length + query_length, 0
 
     def get_max_length(self) -> int:
         """How many rows are allocated."""
@@ -81,24 +72,16 @@ class TreeCacheLayer(CacheLayerMixin):
 
 
 class TreeCache(Cache):
-    """A cache with one layer for each of `sample` and `max_length` rows. `length` rows are
-    committed, `filled` are in use.
-
-    rows: int64 [n] on the device, where the pass being captured or replayed writes; None while
-    passes append.
-    """
+    """A cache with one layer for each of `sample` and `max_length` rows, of which `length` hold
+    committed text."""
 
     def __init__(
-        self,
-        sample: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        max_length: int,
-        shown: int | None = None,
+        self, sample: Sequence[tuple[torch.Tensor, torch.Tensor]], max_length: int
     ) -> None:
         """sample: keys and values [1, heads, n, size] of some tokens, by layer; the cache takes
-        their shapes, dtypes and devices. shown: how many rows static passes see (None: all)."""
-        self.max_length, self.shown = max_length, shown or max_length
-        self.length = self.filled = 0
-        self._rows: torch.Tensor | None = None
+        their shapes, dtypes and devices."""
+        self.max_length, self.length = max_length, 0
+        self._pass: tuple[torch.Tensor, int] | None = None
         states = [state for layer in sample for state in layer]
         shapes = [(s.device, s.dtype, s.shape[1], s.shape[3]) for s in states]
         with shrinking(
@@ -126,47 +109,39 @@ class TreeCache(Cache):
 
     def clear(self) -> None:
         """Forget everything and write zeros: a NaN left in a row would pass through any mask."""
-        self.length = self.filled = 0
+        self.length = 0
         for stack in self._stacks:
             stack.zero_()
 
-    def append(self, count: int) -> None:
-        """Count the rows that a pass has written."""
-        self.filled += count
-
     def commit(self, nodes: Sequence[int]) -> None:
-        """Keep `nodes` of the appended nodes (0 is the first), a path in order, and drop the
-        others."""
-        end = self.length + len(nodes)
+        """Make the rows of `nodes` (0: the first after the text), a path in order, part of the
+        text."""
         if list(nodes) != list(range(len(nodes))):
-            for stack in self._stacks:
-                rows = torch.tensor([self.length + node for node in nodes]).to(
-                    stack.device, non_blocking=True
-                )
-                stack[:, :, self.length : end] = stack.index_select(2, rows)
-        self.length = self.filled = end
+            rows = torch.tensor([[self.length + node for node in nodes], [*range(len(nodes))]])
+            self.move(rows[0], rows[1] + self.length)
+        self.length += len(nodes)
 
     def cut(self, length: int) -> None:
-        """Drop all but the first `length` rows, if there are more."""
-        self.length = self.filled = min(self.length, length)
+        """Drop all but the first `length` rows of text, if there are more."""
+        self.length = min(self.length, length)
 
     @property
-    def rows(self) -> torch.Tensor | None:
-        """See above."""
-        return self._rows
+    def pass_rows(self) -> tuple[torch.Tensor, int]:
+        """The rows that the present pass writes, int64 [n], and how many rows it sees."""
+        assert self._pass is not None, "a pass writes to rows that its engine names"
+        return self._pass
 
     @contextmanager
-    def writing_to(self, rows: torch.Tensor) -> Iterator[None]:
-        """Inside, a pass writes its n tokens to these rows instead of appending them."""
-        self._rows = rows
+    def writing_to(self, rows: torch.Tensor, shown: int) -> Iterator[None]:
+        """Inside, a pass writes its n tokens to these rows, and sees the first `shown` rows."""
+        self._pass = rows, shown
         try:
             yield
         finally:
-            self._rows = None
+            self._pass = None
 
     def move(self, rows: torch.Tensor, to: torch.Tensor) -> None:
-        """Copy rows [m] to rows [m]. Both tensors are on the device; the host does not know the
-        length of the text then."""
+        """Copy rows [m] to rows [m]. If both are on the device, nothing waits for it."""
         for stack in self._stacks:
             stack.index_copy_(2, to.to(stack.device), stack.index_select(2, rows.to(stack.device)))
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from dynasurge.decoding.engines import Engines, make_engines
-from dynasurge.decoding.trace import StepView, WatchedSession
+from dynasurge.decoding.session import Session
+from dynasurge.decoding.trace import StepView, watch
 from dynasurge.errors import UsageError
 from dynasurge.models.pair import Pair
 from dynasurge.settings import Settings
@@ -79,12 +80,12 @@ class Background:
         error = ""
         try:
             if not run.cancelled:
-                session = WatchedSession(self._pair, settings, engines=self._engines)
+                session = Session(self._pair, settings, engines=self._engines)
                 ids = session.encode(prompt)
                 run.prompt = str(self._pair.tokenizer.decode(ids))
                 if len(self._pair.tokenizer(prompt).input_ids) > len(ids):
                     run.note = f"prompt cut to its first {len(ids)} tokens"
-                for step in session.watch(ids):
+                for step in watch(session, ids):
                     if run.cancelled:
                         break
                     with self.changed:

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dynasurge.decoding.assembly import make_shape
 from dynasurge.decoding.trace import StepView
+from dynasurge.decoding.tree_room import most_nodes
 from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.models.pair import Pair, load_pair
@@ -36,7 +36,7 @@ from dynasurge.plots.tree_svg import (
     strip_svg,
     text_html,
 )
-from dynasurge.settings import AUTO_NODES, ETVS, MODES, POLICIES, Settings
+from dynasurge.settings import AUTO_DEPTH, AUTO_NODES, ETVS, MODES, POLICIES, Settings
 
 try:
     import anywidget
@@ -129,12 +129,10 @@ class Side:
             growmap if static else self.settings.growmap if dynamic and self.bounded else None
         )
         settings = dataclasses.replace(self.settings, **values)
-        shape = make_shape(settings)
-        if shape is not None and shape.max_nodes > AUTO_NODES:
+        nodes = most_nodes(settings)
+        if nodes > AUTO_NODES:
             flag, value = ("--growmap", growmap) if static else ("--B", settings.B)
-            raise UsageError(
-                flag, value, f"has {shape.max_nodes} nodes", f"use at most {AUTO_NODES}"
-            )
+            raise UsageError(flag, value, f"has {nodes} nodes", f"use at most {AUTO_NODES}")
         return settings
 
     @property
@@ -216,7 +214,8 @@ class Explorer:
         models = pair or load_pair(
             first.draft, first.target, dtype=first.dtype, device=first.device
         )
-        roomiest = Settings(**room, mode="dTree", B=AUTO_NODES)
+        deepest = max(first.depth_bound, second.depth_bound, AUTO_DEPTH)
+        roomiest = Settings(**room, mode="dTree", B=AUTO_NODES, max_depth=deepest)
         self._background = Background(models, roomiest, self._show)
         wide, demo = {"width": "100%"}, load_prompts()
         bundled = [(f"{p.kind}: {p.text[:70]}…".replace("\n", " "), p.text) for p in demo]

@@ -237,14 +237,8 @@ def _vain(step: StepView) -> list[str]:
     return out
 
 
-def _number(value: float | None) -> str:
-    return (
-        "not asked"
-        if value is None
-        else f"{value:.3f}"
-        if value >= 0.001 or value == 0
-        else f"{value:.1e}"
-    )
+def _number(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 or value == 0 else f"{value:.1e}"
 
 
 def palette_rules() -> str:

@@ -4,7 +4,7 @@ Input: a drawn tree, the target's distributions at its nodes, and what its child
 Output: the probability that the accepted path stops at each node, and the distribution of the bonus
 token after it.
 
-Read: rules (topdown, traversal, reserved), properly_drawn (why the order of drawing matters),
-single_node_bound (what no rule can exceed), prototype (the original rule, lossy). captured_rules
-has the rules in tensors of fixed shape for a GPU.
+Read: rules (topdown, traversal, reserved), families (what they work on), properly_drawn (why the
+order of drawing matters), single_node_bound (what no rule can exceed), prototype (the original
+rule, lossy).
 """

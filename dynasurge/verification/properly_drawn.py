@@ -92,7 +92,7 @@ def _verified(
     )
     rows = torch.tensor([p] * (n + 1), dtype=torch.float64)  # only the first token matters here
     stop = RULES[rule](tree, rows, [torch.tensor(q, dtype=torch.float64)] + [rows.new_empty(0)] * n)
-    law = stop.stop[0] * stop.bonus(torch.tensor([0]))[0].double()
+    law = stop.stop[0] * stop.bonus[0] / stop.bonus[0].sum()
     for node, token in enumerate(children, start=1):
         law[token] += stop.stop[node]
     return law

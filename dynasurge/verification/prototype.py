@@ -1,5 +1,5 @@
-"""The rules of the original prototype, kept to reproduce its figure: verification, and the dynamic
-tree's shape.
+"""The rules of the original prototype, kept to reproduce its figure: verification, and the tree's
+shape.
 
 Its verification is NOT lossless. Every child that passes its own test min(1, p/q) is kept, breadth
 first, and the longest kept path is emitted. Two mistakes change the distribution of the text.
@@ -17,23 +17,20 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dynasurge import probabilities
-from dynasurge.drafting.proposals import Wish
-from dynasurge.drafting.tree_budget import Slot, StaticShape
 from dynasurge.probabilities import Chance
 from dynasurge.trees.growmap import Growmap
 from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.rules import Rows, Verdict, path_to
+from dynasurge.verification.rules import Verdict, path_to
 
 
-def bfs(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], chance: Chance) -> Verdict:
-    """Keep every passing child, take the longest path. Lossy: see above. Arguments and result: see
-    `rules.verify`."""
-    rows = p[torch.arange(tree.size + 1, device=p.device)]
-    queue, longest, bonus = deque([0]), 0, rows[0]
+def bfs(tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor], chance: Chance) -> Verdict:
+    """Keep every passing child, take the longest path. Lossy: see above. p [n, V], q: see
+    `rules.Rule`."""
+    queue, longest, bonus = deque([0]), 0, p[0]
     while queue:
         node = queue.popleft()
         longest = node if tree.depths[node] > tree.depths[longest] else longest
-        target, kept = rows[node], False
+        target, kept = p[node], False
         for child, proposal in proposals(
             tree, q[node] if q[node].numel() else torch.zeros_like(target), node
         ):
@@ -75,28 +72,8 @@ def proposals(tree: TokenTree, base: torch.Tensor, node: int) -> Iterator[tuple[
 
 
 def prototype_growmap(budget: int) -> Growmap:
-    """The prototype's tree as a growmap. Its shape is fixed unless a distribution has too few
-    tokens; then `PrototypeShape` gives a node's share to the next node."""
-    return Growmap(parents=(-1, *(node // _children(budget) for node in range(budget))))
-
-
-def _children(budget: int) -> int:
-    return 2 if budget <= 16 else 3 if budget <= 32 else 4
-
-
-class PrototypeShape(StaticShape):
-    """The prototype's dynamic tree: every node gets 2 to 4 children, by budget, left to right until
-    the budget is spent."""
-
-    def __init__(self, budget: int) -> None:
-        self.max_nodes, self.max_read = budget, budget
-        self._children = _children(budget)
-        self.max_depth = budget.bit_length()
-
-    def wish(self, pool: Sequence[Slot], index: int) -> Wish:
-        """Give children while there is budget. The children of the level's earlier nodes count as
-        spent."""
-        depth = pool[index].depth
-        drawn = sum(slot.depth <= depth for slot in pool) - 1
-        elders = sum(slot.depth == depth for slot in pool[:index])
-        return Wish(k=max(0, min(self._children, self.max_nodes - drawn - elders * self._children)))
+    """The prototype's dynamic tree, as a growmap: every node gets 2 to 4 children, by budget, left
+    to right until the budget is spent. (Where a distribution had too few tokens, the prototype gave
+    a node's share to the next node.)"""
+    children = 2 if budget <= 16 else 3 if budget <= 32 else 4
+    return Growmap(parents=(-1, *(node // children for node in range(budget))))

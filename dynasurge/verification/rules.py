@@ -1,20 +1,14 @@
 """Verification: which path of the drafted tree the target accepts, and the bonus token after it.
 
-A rule is a pure function `(tree, p, q) -> StopLaw` of
-
-- `tree`: a properly drawn `TokenTree`,
-- `p`: `p[u]` is the target's next-token distribution after node u, float [V],
-- `q`: `q[u]` is the draft distribution that node u's sampled children were drawn from, float [V]
-  (not read at other nodes).
-
-A `StopLaw` gives the probability that the accepted path ends at each node, and the distribution of
-the bonus token there. So a rule's arithmetic has no random draws. Tests enumerate it exactly, and
-analysis computes expected lengths from it. `verify` adds the only two draws, the node and the bonus
-token.
+A `Rule` turns a properly drawn tree, the target's distributions p at its nodes and the
+distributions q that its sampled children were drawn from into a *stop law*: the probability that
+the accepted path ends at each node, and the distribution of the bonus token there. So a rule's
+arithmetic has no random draws. Tests enumerate it exactly, and analysis computes expected lengths
+from it. Decoding adds the only two draws, the node and the bonus token.
 
 Every rule here is *lossless*: for any draft, the emitted tokens (accepted path, then bonus) have
-the target's own distribution (proofs: docs/verification.md). To add a rule, write how it treats a
-node's children, and enter it in `RULES`; tests/verification/test_exactness.py does the rest.
+the target's own distribution (proofs: docs/verification.md). To add a rule, write how it treats the
+children of a level, and enter it in `RULES`; tests/verification/test_exactness.py does the rest.
 
 All rules share one idea. A node holds `R`, the sub-measure that it still has to emit, of mass `a`;
 at first R = a * p. A child x with proposal q takes min(R, q) of it, so its subtree is entered with
@@ -29,42 +23,38 @@ Walk the tree bottom up: a starts at the weight with which the node was entered,
 decided only after everything below it was refused. A lucky path deeper down makes up for an unlucky
 token near the root, so chains are accepted at least as far.
 
-The code handles the nodes of one level together (`families`), without a Python loop over nodes or a
-wait for the device where it can. One read brings the host both node and bonus token.
+**reserved** (derived for this project). Bottom up, too, but a child takes what topdown would give
+it, and more only from what topdown leaves unused. So every node is accepted at least as often as
+under topdown. It needs sampled children, whose numbers were chosen before the draw.
+
+The nodes of a level are handled together (*families*: nodes with children, in rows of k columns).
+Levels follow one another, because a node's weight depends on its parent's. A child costs one sum
+over the vocabulary. On a GPU triton_kernels.py does a level of topdown or traversal in one launch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import NamedTuple
 
 import torch
 
-from dynasurge import probabilities
-from dynasurge.probabilities import LEAST, Chance
+from dynasurge import triton_kernels
+from dynasurge.models.cuda_graphs import fused
+from dynasurge.probabilities import LEAST
 from dynasurge.trees.token_tree import TokenTree
-
-# Distributions handled at once on a CPU, so that they stay in its cache. A GPU takes a whole level.
-CPU_ROWS = 8
-
-
-class Rows(Protocol):
-    """Distributions by node: a tensor [n, V], or rows computed at a look-up, int64 [m] nodes -> [m,
-    V]."""
-
-    @property
-    def device(self) -> torch.device: ...
-    def __getitem__(self, nodes: torch.Tensor, /) -> torch.Tensor: ...
+from dynasurge.triton_kernels import Shares
+from dynasurge.verification.families import Families, families_of, relations_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class StopLaw:
-    """stop: float64 [n], the probability that the accepted path ends at each node. bonus: int64 [m]
-    nodes -> [m, V], the distribution of the bonus token if the path ends there."""
+    """stop: float64 [n], the probability that the accepted path ends at each node. bonus: [n, V],
+    the distribution of the bonus token if the path ends there, up to a factor."""
 
     stop: torch.Tensor
-    bonus: Callable[[torch.Tensor], torch.Tensor]
+    bonus: torch.Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,265 +67,313 @@ class Verdict:
     stop: tuple[float, ...]
 
 
-Rule = Callable[[TokenTree, Rows, Sequence[torch.Tensor]], StopLaw]
-
-
-def verify(
-    rule: Rule, tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], chance: Chance
-) -> Verdict:
-    """Draw the node where the accepted path ends, then the bonus token. Raises NoMassError if p has
-    no mass (NaN logits)."""
-    return draw_verdict(rule(tree, p, q), tree, chance)
-
-
-def draw_verdict(law: StopLaw, tree: TokenTree, chance: Chance) -> Verdict:
-    """Draw the node and the bonus token of a `StopLaw`. Raises NoMassError if one has no mass."""
-    node = chance.draw(law.stop[None], 1)[0]
-    bonus = chance.draw(law.bonus(node.clamp(min=0)), 1)[0]
-    end, token, *stop = torch.cat(
-        [node, bonus, law.stop]
-    ).tolist()  # the host waits for the device only here
-    if end < 0 or token < 0:
-        raise probabilities.NoMassError
-    return Verdict(path=path_to(tree, int(end)), bonus=int(token), stop=tuple(stop))
+Share = Callable[[Shares, slice, int, bool], None]
+"""How a rule treats the children of some families: (shares, their rows, their columns, bottom up).
+It reads the weights with which the nodes were entered from `shares.accept`, and writes those of the
+children there; bottom up also what is left of the nodes' own. It replaces p of the nodes by what
+their children left of R, up to a factor, and writes the same for the children's tokens to
+`shares.kept`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
-    """m nodes of one level that branch, and their children in k columns. The first `sampled`
-    columns are for sampled children.
+class Rule:
+    """A verification rule. share: see `Share`. bottom_up: whether nodes are decided after all that
+    is below them; otherwise the weights are those of going on. apart: whether `share` gets p and q
+    with the children's tokens set to 0 (their own p and q are in `shares`). fixed: whether all
+    children must be sampled, and their numbers chosen before the draw. capturable: whether `share`
+    never waits for the device and keeps no state, so that a GPU may replay it."""
 
-    nodes: int64 [m]. children, tokens: int64 [m, k] in drawing order. If a node has no child for a
-    column, `exists` [m, k] is False, the child is n (no node) and the token repeats the first
-    child's. base: float [m, V], what the sampled children were drawn from ([m, 0] if there are
-    none).
-    """
+    share: Share
+    bottom_up: bool
+    apart: bool = True
+    fixed: bool = False
+    capturable: bool = False
 
-    nodes: torch.Tensor
-    children: torch.Tensor
-    tokens: torch.Tensor
-    exists: torch.Tensor
-    sampled: int
-    base: torch.Tensor
-
-    @property
-    def proposals(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-        """The last four arguments of a `Handle`."""
-        return self.base, self.tokens, self.exists, self.sampled
-
-
-Handle = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int],
-    tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-]
-"""How a rule treats the children of m nodes: (a [m, 1], p [m, V], a `Family`'s base, tokens, exists and sampled) -> their
-weights [m, k], a after all of them [m, 1], what they left of R, up to a factor [m, V]. It may overwrite p and base."""
-Leftovers = list[tuple[torch.Tensor, torch.Tensor]]  # (nodes [m], what their children left [m, V])
+    def __call__(self, tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor]) -> StopLaw:
+        """The stop law of a tree. p: float [n, V], by node. q[u]: float [V], what node u's sampled
+        children were drawn from; not read at other nodes. Changes neither."""
+        rule = self
+        if self.fixed and any(tree.point[1:]):
+            rule = RULES["traversal"]  # lossless with points, too
+        families, base = families_of(tree, p, q)
+        left = torch.nn.functional.pad(p, (0, 0, 0, 1))
+        stop = stop_law(rule, families, left, base, *relations_of(tree, p.device)).stop
+        return StopLaw(stop=stop, bonus=left[:-1])
 
 
-def share_out(
-    a: torch.Tensor,
+class Stops(NamedTuple):
+    """stop: float64 [n]. drawn: float [R, k], p of each child's token at its parent, 0 if there is
+    no child."""
+
+    stop: torch.Tensor
+    drawn: torch.Tensor
+
+
+def stop_law(
+    rule: Rule,
+    families: Families,
     p: torch.Tensor,
-    base: torch.Tensor,
-    tokens: torch.Tensor,
+    q: torch.Tensor,
+    parent: torch.Tensor,
     exists: torch.Tensor,
-    sampled: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Let each child take min(R, q) of what is left: topdown and traversal. A `Handle`; it
-    overwrites p and base.
+    seen: torch.Tensor,
+    *,
+    compiled: bool = False,
+) -> Stops:
+    """Apply a rule. p: float [rows + 1, V], q: float [R + 1, V]; the last rows are spare. parent,
+    exists [n], seen [n, n]: see `Nodes` in drafting/kept_nodes.py.
 
-    At a token that is not drawn yet, R changes in three ways only: a multiple of `base` is
-    subtracted, it is cut at 0, and it is scaled. So always R = scale * relu(p - t * base), with one
-    scale and one t a node. Only the drawn tokens are kept apart.
+    Overwrites q, and leaves in p the distribution of the bonus token at each node, up to a factor.
+    compiled: whether torch.compile fuses the small kernels.
     """
-    tiny, weights, apart = torch.finfo(p.dtype).tiny, [], []
-    scale, t, left = a, torch.zeros_like(a), p
-    for rank in range(sampled):
-        token, total = tokens[:, rank : rank + 1], base.sum(-1, keepdim=True)
-        total = torch.where(total > 0, total, 1.0)
-        base, t = (
-            base.div_(total),
-            t * total,
-        )  # now base is q: little mass may be left after likely siblings
-        weights.append((scale * left.gather(1, token) / base.gather(1, token)).clamp_(max=1.0))
-        t = t + exists[:, rank : rank + 1] / scale.clamp(min=LEAST)
-        room = (
-            p if rank == sampled - 1 else torch.empty_like(p)
-        )  # p is not needed after the last child
-        left = torch.addcmul(p, base, t, value=-1.0, out=room).relu_()
-        apart.append(left.gather(1, token))
-        for rows in (p, base, left):
-            rows.scatter_(1, token, 0.0)
-        mass = scale * (left.sum(-1, keepdim=True) + sum(apart))
-        refused = (1.0 - a + mass).clamp_(min=tiny)
-        a, scale = (mass / refused).clamp_(max=1.0), scale / refused  # go on given the refusal
-        scale = torch.where(
-            scale < 1.0 / LEAST, scale, 0.0
-        )  # the refusal is so rare that any finite value is right
-    points = tokens[:, sampled:]
-    if points.shape[1]:  # q = 1 at the token, so a run of points has a closed form
-        taken = scale * left.gather(1, points) * exists[:, sampled:]
-        weights.append((taken / (1.0 - taken.cumsum(-1) + taken).clamp_(min=tiny)).clamp_(max=1.0))
-        mass = taken.sum(-1, keepdim=True)
-        a = ((a - mass) / (1.0 - mass).clamp_(min=tiny)).clamp_(0.0, 1.0)
-        left.scatter_(1, points, 0.0)
-    if apart:
-        left.scatter_add_(1, tokens[:, :sampled], torch.cat(apart, dim=1))
-    return torch.cat(weights, dim=1), a, left
+    shares, taken = _prepared(rule, families, p, q, len(exists), compiled=compiled)
+    for rows, columns in families.levels:
+        rule.share(shares, rows, columns, rule.bottom_up)
+    # where nothing is left (p = q), the target's own distribution stands
+    rows_left = p.sum(-1)[: len(shares.node)] if shares.place is None else p.sum(-1)[shares.place]
+    left = (rows_left + shares.kept.sum(-1))[:, None] > 0
+    put = torch.where(left, shares.kept.to(p.dtype), taken.drawn)
+    p.index_put_((taken.of_p, families.token), put)
+    stops = fused(_bottom_up if rule.bottom_up else _top_down, compiled)
+    return Stops(stops(shares.accept, parent, exists, seen), taken.drawn)
 
 
-def reserve(
-    a: torch.Tensor,
+def _prepared(
+    rule: Rule,
+    families: Families,
     p: torch.Tensor,
-    base: torch.Tensor,
-    tokens: torch.Tensor,
-    exists: torch.Tensor,
-    sampled: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Let each child take what topdown would give it, and more only from what topdown leaves
-    unused: reserved. A `Handle`; all nodes have the same number of sampled children."""
-    if tokens.shape[1] > sampled:
-        return share_out(
-            a, p, base, tokens, exists, sampled
-        )  # with points: lossless too, but it may accept a node less often than topdown
-    weights, target = [], p
-    borrowed = torch.zeros_like(p)  # mass taken so far from what topdown leaves to later children
-    for rank in range(sampled - 1):
-        token = tokens[:, rank : rank + 1]
-        q = base / base.sum(-1, keepdim=True)
-        common, excess = torch.minimum(target, q), (target - q).relu_()
-        rejected = excess.sum(-1, keepdim=True)  # 1 - sum of common, with less rounding
-        # Leave of each token what later children may still need, for every draw of theirs.
-        later = min(sampled - 1 - rank, q.shape[-1])
-        need = (1.0 / (1.0 - q.topk(later).values.cumsum(-1)).clamp_(min=LEAST)).sum(
-            -1, keepdim=True
-        )
-        extra = torch.minimum((1.0 - a) * q, a * (excess - borrowed - rejected * need * q).relu_())
-        proposed, taken = q.gather(1, token), (a * common + extra).gather(1, token)
-        weights.append((taken / proposed).clamp_(max=1.0))
-        refused, over = proposed - taken, (q - target).gather(1, token).relu_()
-        goes_on = (rejected > 0) & (refused > 0)  # otherwise the child is never refused
-        borrowed = (a * borrowed + extra) / (a * rejected).clamp_(min=LEAST)
-        a = torch.where(goes_on, (a * over / refused.clamp(min=LEAST)).clamp_(max=1.0), 0.0)
-        target, base = excess / rejected.clamp(min=LEAST), base.scatter(1, token, 0.0)
-    token = tokens[:, -1:]
-    q, free = base / base.sum(-1, keepdim=True), a * (target - borrowed)
-    taken = torch.minimum(q, free.relu())
-    weights.append((taken.gather(1, token) / q.gather(1, token)).clamp_(max=1.0))
-    left = (free - q).relu_()
-    a = left.sum(-1, keepdim=True) / (1.0 - taken.sum(-1, keepdim=True)).clamp_(min=LEAST)
-    return torch.cat(weights, dim=1), a.clamp_(max=1.0), left
+    q: torch.Tensor,
+    none: int,
+    *,
+    compiled: bool = False,
+) -> tuple[Shares, _Taken]:
+    """What a rule's `share` gets. none: how many nodes there are."""
+    place = families.place
+    if place is None:
+        place = torch.arange(len(families.node), device=p.device)
+    taken = fused(_taken, compiled)(p, q, families.node, *families[1:4], place, none)
+    if rule.apart:
+        zero = p.new_zeros(())
+        p.index_put_((taken.of_p, families.token), zero)
+        q.index_put_((taken.of_q, families.token), zero)
+    shares = Shares(
+        p=p,
+        q=q,
+        node=families.node,
+        place=families.place,
+        child=families.child,
+        token=families.token,
+        point=families.point,
+        drawn=taken.drawn,
+        from_q=taken.from_q,
+        accept=taken.accept,
+        kept=torch.zeros_like(taken.drawn, dtype=torch.float64),
+    )
+    return shares, taken
 
 
-def topdown(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
-    """Top-down verification: accept a child with probability min(1, p/q), otherwise go on with the
-    residual."""
-    reach = _per_node(tree, p)
-    stay = torch.ones_like(reach)
-    leftovers = []
-    for family in families(tree, q, p.device):
-        rows = p[family.nodes]
-        weights, _, left = share_out(rows.new_ones(len(rows), 1), rows, *family.proposals)
-        leftovers.append((family.nodes, left))
-        accept = torch.where(family.exists, weights, 0.0).double()
-        passed = (1.0 - accept).cumprod(-1)
-        reach[family.children] = reach[family.nodes, None] * accept * _shifted(passed)
-        stay[family.nodes] = passed[:, -1]
-    return StopLaw(stop=(reach * stay)[:-1], bonus=_bonus(tree, p, leftovers))
+class _Taken(NamedTuple):
+    """drawn, from_q [R, k]: p and q of the children's tokens, 0 if there is no child. of_p, of_q
+    int64 [R, k]: the rows of p and q in which each token is. accept: float64 [n + 1]."""
+
+    drawn: torch.Tensor
+    from_q: torch.Tensor
+    of_p: torch.Tensor
+    of_q: torch.Tensor
+    accept: torch.Tensor
 
 
-def traversal(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
-    """Traversal verification: bottom up, a node is decided after everything below it was
-    refused."""
-    return _bottom_up(tree, p, q, share_out, mixed=True)
-
-
-def reserved(tree: TokenTree, p: Rows, q: Sequence[torch.Tensor]) -> StopLaw:
-    """Bottom-up verification that accepts every node at least as often as topdown. It takes sampled
-    children, whose numbers were chosen before the draw."""
-    return _bottom_up(tree, p, q, reserve, mixed=False)
-
-
-RULES: dict[str, Rule] = {"topdown": topdown, "traversal": traversal, "reserved": reserved}
+def _taken(
+    p: torch.Tensor,
+    q: torch.Tensor,
+    node: torch.Tensor,
+    child: torch.Tensor,
+    token: torch.Tensor,
+    point: torch.Tensor,
+    place: torch.Tensor,
+    none: int,
+) -> _Taken:
+    exists = child < none
+    drawn = torch.where(exists, p[place[:, None], token], 0.0)
+    every = torch.arange(len(node), device=p.device)[:, None]
+    from_q = torch.where(exists & ~point, q[every, token], 0.0)
+    of_p = torch.where(exists, place[:, None], len(p) - 1)
+    of_q = torch.where(exists, every, len(q) - 1)
+    places = torch.arange(none + 1, device=p.device)
+    return _Taken(drawn, from_q, of_p, of_q, (places == 0).double())
 
 
 def _bottom_up(
-    tree: TokenTree, p: Rows, q: Sequence[torch.Tensor], handle: Handle, *, mixed: bool
-) -> StopLaw:
-    """Decide the nodes in post-order. Each node gets its turn after everything below it was
-    refused, and accepts with what is left of its a."""
-    accept = _per_node(tree, p)  # first the a with which a node is entered, then the a that is left
-    leftovers = []
-    for family in families(tree, q, p.device, mixed=mixed):
-        rows = p[family.nodes]
-        weights, a, left = handle(
-            accept[family.nodes, None].to(rows.dtype), rows, *family.proposals
-        )
-        leftovers.append((family.nodes, left))
-        accept[family.children] = torch.where(family.exists, weights, 0.0).double()
-        accept[family.nodes] = a[:, 0].double()
-    accept[:1].fill_(1.0)  # the root always accepts (assigning a number would wait for the device)
-    order = _to(accept.device, _post_order(tree))
-    turns = accept[order]
-    stop = torch.zeros_like(accept)
-    stop[order] = turns * _shifted((1.0 - turns).cumprod(-1))
-    return StopLaw(stop=stop[:-1], bonus=_bonus(tree, p, leftovers))
+    accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
+    """The probability [n] that the path ends at each node. A node gets its turn after these were
+    refused: all nodes below it, and all elder siblings of it and of its ancestors, with all nodes
+    below those."""
+    places, sees = torch.arange(len(exists), device=accept.device), seen.float()
+    accept = torch.where(places == 0, 1.0, accept[:-1])  # the root always accepts
+    elder = (parent[:, None] == parent) & (places < places[:, None]) & (parent >= 0)[:, None]
+    before = ((sees @ elder.float() @ sees.T) > 0) | (seen.T & (places != places[:, None]))
+    turn = torch.where(before & exists, 1.0 - accept, 1.0).prod(-1)
+    return torch.where(exists, accept * turn, 0.0)
 
 
-def families(
-    tree: TokenTree, q: Sequence[torch.Tensor], device: torch.device, *, mixed: bool = True
-) -> Iterator[Family]:
-    """The nodes of a tree that branch, each after its parent. A node without sampled children needs
-    no q.
+def _top_down(
+    accept: torch.Tensor, parent: torch.Tensor, exists: torch.Tensor, seen: torch.Tensor
+) -> torch.Tensor:
+    """The probability [n] that the path ends at each node. A child is tried if its parent was
+    accepted and its elder siblings were refused."""
+    places = torch.arange(len(exists), device=accept.device)
+    accept = torch.where(places == 0, 1.0, accept[:-1])
+    siblings = (parent[:, None] == parent) & (parent >= 0)[:, None] & exists
+    elder, child = siblings & (places < places[:, None]), parent == places[:, None]
+    refused = torch.where(elder, 1.0 - accept, 1.0).prod(-1)
+    enters = torch.where(seen, accept * refused, 1.0).prod(-1)
+    stays = torch.where(child & exists, 1.0 - accept, 1.0).prod(-1)
+    return torch.where(exists, enters * stays, 0.0)
 
-    mixed: nodes of one family may have different numbers of sampled children (but all have some, or
-    none has).
+
+def share(shares: Shares, rows: slice, columns: int, bottom_up: bool) -> None:
+    """Let each child take min(R, q) of what is left: topdown and traversal. See `Share`.
+
+    With p and q the node's distributions without the tokens drawn there, the rest of R is always
+
+        scale * relu(p - t * q)
+
+    with one `scale` and one `t` a node: a child subtracts a multiple of q, cuts at 0 and scales.
+    Only the few drawn tokens are kept apart, as numbers.
     """
-    groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for node, branches in enumerate(tree.children):
-        if branches:
-            count = sum(not tree.point[child] for child in branches)
-            groups.setdefault((tree.depths[node], min(count, 1) if mixed else count), []).append(
-                (count, node)
-            )
-    for _, group in sorted(groups.items()):
-        size = CPU_ROWS if device.type == "cpu" else len(group)
-        # sort by the number of sampled children, so that few columns stay empty
-        group.sort()
-        for start in range(0, len(group), size):
-            yield _family(tree, q, group[start : start + size], device, mixed)
+    if triton_kernels.usable(shares.p):
+        triton_kernels.share(shares, rows, bottom_up=bottom_up)
+    else:
+        share_level(shares, rows, columns, bottom_up)
 
 
-def _family(
-    tree: TokenTree,
-    q: Sequence[torch.Tensor],
-    members: Sequence[tuple[int, int]],
-    device: torch.device,
-    mixed: bool,
-) -> Family:
-    """Pack members, pairs (number of sampled children, node), into one `Family`."""
-    none, sampled = tree.size + 1, max(count for count, _ in members)
-    points = max(len(tree.children[node]) - count for count, node in members)
-    packed = []
-    for count, node in members:
-        own = tree.children[node]
-        row = [*own[:count], *[none] * (sampled - count), *own[count:]]
-        row += [none] * (sampled + points - len(row))
-        packed.append(
-            [node, *row, *[tree.tokens[child if child < none else own[0]] for child in row]]
-        )
-    numbers = _to(device, packed)
-    children = numbers[:, 1 : 1 + sampled + points]
-    return Family(
-        nodes=numbers[:, 0],
-        children=children,
-        tokens=numbers[:, 1 + sampled + points :],
-        exists=children < none,
-        sampled=sampled,
-        base=torch.stack([q[node] for _, node in members])
-        if sampled
-        else torch.empty(len(members), 0, device=device),
-    )
+def share_level(shares: Shares, rows: slice, columns: int, bottom_up: bool) -> None:
+    """`share` in torch operations, for any float type."""
+    node, child = shares.node[rows], shares.child[rows, :columns]
+    exists, point = child < len(shares.accept) - 1, shares.point[rows, :columns]
+    sampled = (exists & ~point).any(-1, keepdim=True)
+    p, q = shares.p_of(rows), shares.q[rows].masked_fill(~sampled, 0.0)  # q may be no numbers
+    drawn, from_q = (part[rows, :columns].double() for part in (shares.drawn, shares.from_q))
+    a = shares.accept[node][:, None] if bottom_up else torch.ones_like(drawn[:, :1])
+    tiny, free = torch.finfo(p.dtype).tiny, q.sum(-1, keepdim=True).double()
+    scale, t, left = a, torch.zeros_like(a), torch.empty_like(p)
+    weights, kept, waits = torch.zeros_like(drawn), torch.zeros_like(drawn), exists.clone()
+    for rank in range(columns):
+        here = slice(rank, rank + 1)
+        tried = exists[:, here] & ~point[:, here]
+        total = free + torch.where(waits & ~point, from_q, 0.0).sum(-1, keepdim=True)
+        ahead = (drawn[:, here] - t * from_q[:, here]).relu()
+        proposed = (from_q[:, here] / total.clamp(min=tiny)).clamp(min=tiny)
+        weights[:, here] = torch.where(tried, (scale * ahead / proposed).clamp(max=1.0), 0.0)
+        more = t + 1.0 / (total.clamp(min=tiny) * scale.clamp(min=LEAST))
+        t = torch.where(tried, more.clamp(max=triton_kernels.MOST), t)
+        kept[:, here] = torch.where(tried, (drawn[:, here] - t * from_q[:, here]).relu(), 0.0)
+        waits[:, here] &= ~tried
+        torch.addcmul(p, t.to(p.dtype), q, value=-1.0, out=left)
+        rest = left.relu_().sum(-1, keepdim=True).double()
+        rest = rest + torch.where(waits, (drawn - t * from_q).relu(), 0.0).sum(-1, keepdim=True)
+        mass = scale * (rest + kept.sum(-1, keepdim=True))
+        refused = (1.0 - a + mass).clamp(min=tiny)
+        a = torch.where(tried, (mass / refused).clamp(max=1.0), a)  # go on given the refusal
+        more = scale / refused  # 0 if the refusal is so rare that any finite value is right
+        scale = torch.where(tried, torch.where(more < 1.0 / LEAST, more, 0.0), scale)
+    # q = 1 at a point's token, so a run of points has a closed form
+    taken = torch.where(exists & point, scale * (drawn - t * from_q).relu(), 0.0)
+    chance = (taken / (1.0 - taken.cumsum(-1) + taken).clamp(min=tiny)).clamp(max=1.0)
+    weights = torch.where(exists & point, chance, weights)
+    mass = taken.sum(-1, keepdim=True)
+    a = ((a - mass) / (1.0 - mass).clamp(min=tiny)).clamp(0.0, 1.0)
+    shares.leave(rows, left)
+    _write(shares, rows, weights, kept, a if bottom_up else None)
+
+
+def reserve(shares: Shares, rows: slice, columns: int, bottom_up: bool) -> None:
+    """Let each child take what topdown would give it, and more only from what topdown leaves
+    unused: reserved. See `Share`; all children are sampled, p and q have their tokens."""
+    node = shares.node[rows]
+    child, token = shares.child[rows, :columns], shares.token[rows, :columns]
+    exists = child < len(shares.accept) - 1
+    count = exists.sum(-1, keepdim=True)
+    p, base, a = shares.p_of(rows), shares.q[rows], shares.accept[node][:, None].to(shares.p.dtype)
+    target, borrowed = p, torch.zeros_like(p)  # mass taken so far from what topdown leaves later
+    left, weights, rest = p, torch.zeros_like(shares.drawn[rows, :columns]), a
+    later = min(columns, p.shape[-1])
+    for rank in range(columns):
+        tried, last = exists[:, rank : rank + 1], count == rank + 1
+        own = token[:, rank : rank + 1]
+        q = base / base.sum(-1, keepdim=True).clamp(min=LEAST)
+        common, excess = torch.minimum(target, q), (target - q).relu()
+        rejected = excess.sum(-1, keepdim=True)  # 1 - sum of common, with less rounding
+        # Leave of each token what later children may still need, for every draw of theirs.
+        shares_of = 1.0 / (1.0 - q.topk(later).values.cumsum(-1)).clamp(min=LEAST)
+        ranks = torch.arange(later, device=p.device)
+        need = torch.where(ranks < count - 1 - rank, shares_of, 0.0).sum(-1, keepdim=True)
+        extra = torch.minimum((1.0 - a) * q, a * (excess - borrowed - rejected * need * q).relu())
+        free = a * (target - borrowed)  # the last child may have all that is left
+        takes = torch.where(last, torch.minimum(q, free.relu()), a * common + extra)
+        proposed, taken = q.gather(1, own), takes.gather(1, own)
+        weight = (taken / proposed.clamp(min=LEAST)).clamp(max=1.0)
+        weights[:, rank : rank + 1] = torch.where(tried, weight, 0.0)
+        unused = (free - q).relu()
+        end = unused.sum(-1, keepdim=True) / (1.0 - takes.sum(-1, keepdim=True)).clamp(min=LEAST)
+        left, rest = torch.where(last, unused, left), torch.where(last, end.clamp(max=1.0), rest)
+        refused, over = proposed - taken, (q - target).gather(1, own).relu()
+        goes_on = (rejected > 0) & (refused > 0)  # otherwise the child is never refused
+        borrowed = (a * borrowed + extra) / (a * rejected).clamp(min=LEAST)
+        a = torch.where(goes_on, (a * over / refused.clamp(min=LEAST)).clamp(max=1.0), 0.0)
+        target, base = excess / rejected.clamp(min=LEAST), base.scatter(1, own, 0.0)
+    left = torch.where(left.sum(-1, keepdim=True) > 0, left, p)
+    shares.leave(rows, left)
+    kept = torch.where(exists, left.gather(1, token), 0.0).double()
+    _write(shares, rows, weights.double(), kept, rest.double())
+
+
+def _write(
+    shares: Shares,
+    rows: slice,
+    weights: torch.Tensor,
+    kept: torch.Tensor,
+    rest: torch.Tensor | None,
+) -> None:
+    """Write the results of some families. rest [m, 1]: what is left of the nodes' own weights."""
+    columns = weights.shape[1]
+    shares.accept.scatter_(0, shares.child[rows, :columns].flatten(), weights.flatten())
+    if rest is not None:
+        shares.accept.scatter_(0, shares.node[rows], rest[:, 0])
+    shares.kept[rows, :columns] = kept
+
+
+RULES: dict[str, Rule] = {
+    "topdown": Rule(share=share, bottom_up=False, capturable=True),
+    "traversal": Rule(share=share, bottom_up=True, capturable=True),
+    "reserved": Rule(share=reserve, bottom_up=True, apart=False, fixed=True, capturable=True),
+}
+
+
+def first_weights(
+    rule: Rule,
+    p: torch.Tensor,
+    base: torch.Tensor,
+    token: torch.Tensor,
+    point: torch.Tensor,
+    exists: torch.Tensor,
+) -> torch.Tensor:
+    """The weight with which each child of m roots is entered, float64 [m, k].
+
+    p, base: float [m, V], the target's distributions, and what the sampled children were drawn
+    from. token, point, exists: [m, k], the children in drawing order, sampled ones first.
+    """
+    m, k = token.shape
+    every = torch.arange(m, device=p.device)
+    child = torch.where(exists, m + torch.arange(m * k, device=p.device).view(m, k), m + m * k)
+    families = Families(every, child, token, point, every, [(slice(0, m), k)])
+    pad = torch.nn.functional.pad
+    p, base = pad(p, (0, 0, 0, 1)), pad(base, (0, 0, 0, 1))
+    shares, _ = _prepared(rule, families, p, base, m + m * k)
+    shares.accept[:m].fill_(1.0)
+    rule.share(shares, *families.levels[0], rule.bottom_up)
+    return torch.where(exists, shares.accept[child], 0.0)
 
 
 def reach(tree: TokenTree, stop: Sequence[float]) -> list[float]:
@@ -349,48 +387,3 @@ def reach(tree: TokenTree, stop: Sequence[float]) -> list[float]:
 def path_to(tree: TokenTree, node: int) -> tuple[int, ...]:
     """The nodes from the root's child down to `node`; () for the root."""
     return () if node == 0 else (*path_to(tree, tree.parents[node]), node)
-
-
-def _bonus(
-    tree: TokenTree, p: Rows, leftovers: Leftovers
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The bonus token's distribution: at a node that branches, what its children left; at a leaf,
-    or if nothing is left (p = q), the target's."""
-
-    def law(nodes: torch.Tensor) -> torch.Tensor:
-        rows = p[nodes]
-        if leftovers:
-            branching, left = (torch.cat(parts) for parts in zip(*leftovers, strict=True))
-            place = torch.full((tree.size + 1,), -1, device=p.device)
-            place[branching] = torch.arange(len(branching), device=p.device)
-            left = left[place[nodes]]  # a leaf takes any row, which is not used
-            mass = left.sum(-1, keepdim=True) * (place[nodes, None] >= 0)
-            rows = torch.where(mass > 0, left / mass, rows)
-        return rows
-
-    return law
-
-
-def _per_node(tree: TokenTree, p: Rows) -> torch.Tensor:
-    """Ones, float64 [n + 1]: a number for each node, and one place for children that do not
-    exist."""
-    return torch.ones(tree.size + 2, dtype=torch.float64, device=p.device)
-
-
-def _shifted(products: torch.Tensor) -> torch.Tensor:
-    """Running products along the last dimension -> the products before each entry."""
-    return torch.cat([torch.ones_like(products[..., :1]), products[..., :-1]], dim=-1)
-
-
-def _to(device: torch.device, numbers: Sequence[Any]) -> torch.Tensor:
-    """Send whole numbers to the device without waiting for it."""
-    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
-
-
-def _post_order(tree: TokenTree) -> list[int]:
-    """All nodes, children before their parent, elder siblings first."""
-    order, todo = [], [0]
-    while todo:  # reversed, this visits a parent before its children, younger siblings first
-        order.append(node := todo.pop())
-        todo.extend(tree.children[node])
-    return order[::-1]

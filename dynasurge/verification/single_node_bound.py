@@ -61,10 +61,10 @@ import math
 import torch
 import torch.nn.functional as F
 
-from dynasurge.drafting.proposals import POLICIES, Wish
+from dynasurge.drafting.child_kinds import Kind
+from dynasurge.drafting.proposals import POLICIES, Limits
 from dynasurge.probabilities import Chance
-from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.rules import Rule
+from dynasurge.verification.rules import Rule, first_weights
 
 TAIL = 1e-14  # the part of the integral that may be cut off at large times
 STEP = (
@@ -187,16 +187,10 @@ def node_acceptance(
     p, q: [V]. For each set the acceptance is computed exactly, so the only error is that of the
     mean over sets: below 0.5 / sqrt(draws).
     """
-    accepted = 0.0
-    for _ in range(draws):
-        children = POLICIES[policy](q[None], [Wish(k=k)], chance)[0]
-        tree = TokenTree(
-            tokens=(0, *children.tokens),
-            parents=(-1, *(0 for _ in children.tokens)),
-            proposal=(1.0, *children.proposal),
-            point=(True, *children.point),
-        )
-        rows = tree.size + 1
-        stop = rule(tree, p.expand(rows, -1), [children.base] * rows).stop
-        accepted += 1.0 - float(stop[0])
-    return accepted / draws
+    own = POLICIES[policy]
+    base, drawn = own.draw(q.expand(draws, -1), chance, k, Limits())
+    made, rows = own.propose(drawn), p.expand(draws, -1)
+    base = base if base is not None else torch.zeros_like(rows)
+    point = made.kind >= Kind.POINT
+    weights = first_weights(rule, rows, base, made.token, point, made.exists)
+    return float(1.0 - (1.0 - weights).prod(-1).mean())

@@ -18,9 +18,15 @@ from conftest import ARCHITECTURES, DEVICES, tiny_model, tiny_tokenizer
 
 from dynasurge import Pair, Settings, UsageError, build_growmap, generate, load_pair, save_growmap
 from dynasurge.decoding.engines import make_engines
+from dynasurge.decoding.executors import Direct
+from dynasurge.decoding.loop import Decoder
+from dynasurge.decoding.phases import Phases
 from dynasurge.decoding.session import Session, follow
 from dynasurge.drafting.cost_model import Costs
+from dynasurge.drafting.proposals import POLICIES
 from dynasurge.trees.growmap import Growmap
+from dynasurge.verification.prototype import bfs
+from dynasurge.verification.rules import RULES, Verdict
 
 PROMPT = [5, 17, 8, 40, 33, 9, 21, 60, 61]
 SMALL = {"M": 128, "new_tokens": 40, "prompt_len": 16, "B": 6, "dtype": "float32"}
@@ -43,9 +49,9 @@ def growmap(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture(autouse=True, params=["by node", pytest.param("captured", marks=pytest.mark.slow)])
+@pytest.fixture(autouse=True, params=["direct", pytest.param("captured", marks=pytest.mark.slow)])
 def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to make a step. On a CPU nothing is captured, but the same functions are called."""
+    """Both ways to run a step. On a CPU nothing is captured, but the same functions are called."""
     monkeypatch.setattr(
         "dynasurge.decoding.engines.can_capture", lambda pair: request.param == "captured"
     )
@@ -117,7 +123,8 @@ def test_half_precision_models_decode(
     pair = load_pair(*tiny_folders["llama"], dtype=dtype, device=device)
     assert pair.target.dtype == pair.draft.dtype == getattr(torch, dtype)
     for mode in modes(growmap):
-        result = generate(pair, PROMPT, T=0.9, seed=3, **(SMALL | mode | {"dtype": dtype}))
+        how = SMALL | mode | {"dtype": dtype, "fill": mode["mode"] == "dTree"}
+        result = generate(pair, PROMPT, T=0.9, seed=3, **how)
         assert len(result.output_ids) == 40 or result.output_ids[-1] in pair.eos
         assert mode["mode"] == "auto" or sum(step.accepted for step in result.steps) > 0
 
@@ -138,14 +145,14 @@ def test_a_growmap_bounds_the_depth_of_a_dynamic_tree(pairs: dict[str, Pair], gr
 def test_a_draft_that_never_pays_is_left_alone_and_read_on_later(
     pairs: dict[str, Pair], steps: str
 ) -> None:
-    wide = 99.0 if steps == "by node" else 1.0
+    wide = 99.0 if steps == "direct" else 1.0
     dear = Costs(widths=(1, 8), target_seconds=(1.0, wide), draft_seconds=(9.0, 9.0))
     settings = Settings(mode="dTree", T=0, M=128, new_tokens=40, prompt_len=16, dtype="float32")
     session = Session(pairs["llama"], settings, costs=dear)
     result = session.generate(PROMPT)
     passes = [step.passes for step in result.steps]
     if steps == "captured":  # always reads what was emitted, and so can propose a level
-        assert passes[20:] == [1] * len(passes[20:])
+        assert set(passes[20:-1]) == {1}
     else:
         assert passes.count(0) > 20
         assert any(passes[20:]), "it is looked at again"
@@ -221,11 +228,15 @@ def test_sessions_that_share_engines_grow_the_trees_they_grow_alone(
     text = generate(pair, PROMPT, T=0.9, mode="auto", **SMALL).output_ids
     plan = [Settings(T=0.9, **(SMALL | mode)) for mode in modes(growmap)]
     engines = make_engines(pair, plan)
+    costs = Costs(widths=(1, 64), target_seconds=(1.0, 1.1), draft_seconds=(0.05, 0.05))
     together = follow(
-        [Session(pair, settings, engines=engines) for settings in plan], PROMPT, text, every=2
+        [Session(pair, settings, engines=engines, costs=costs) for settings in plan],
+        PROMPT,
+        text,
+        every=2,
     )
     for settings, records in zip(plan, together, strict=True):
-        [alone] = follow([Session(pair, settings)], PROMPT, text, every=2)
+        [alone] = follow([Session(pair, settings, costs=costs)], PROMPT, text, every=2)
         assert [step.tree.tokens for step in records] == [step.tree.tokens for step in alone]
 
 
@@ -370,7 +381,7 @@ def test_a_text_that_nobody_finished_does_not_disturb_the_next(
 def test_compiled_steps_say_the_same(
     mode: int, pairs: dict[str, Pair], growmap: str, steps: str
 ) -> None:
-    if steps == "by node":
+    if steps == "direct":
         pytest.skip("only captured steps are compiled")
     shape = SMALL | modes(growmap)[mode] | {"max_depth": 3, "fill": mode == 4}  # costs would differ
     plain = generate(pairs["llama"], PROMPT, T=0, mode="auto", **SMALL).output_ids
@@ -407,21 +418,23 @@ def test_the_draft_reads_each_token_once(
 ) -> None:
     """The draft keeps its cache: per step it reads what was emitted and its own tree, never the
     whole text again."""
-    if steps == "captured":
-        pytest.skip("reads the last two tokens in every step")
-    session = Session(pairs["llama"], Settings(T=0.9, mode="dTree", **SMALL))
+    session = Session(pairs["llama"], Settings(T=0.9, fill=True, **SMALL))
+    if session.engines.captures and pairs["llama"].target.device.type == "cuda":
+        pytest.skip("a replayed graph calls no method")
     drafter = session.engines.draft
     assert drafter is not None
     reads: list[int] = []
-    original = drafter.extend
-    monkeypatch.setattr(
-        drafter, "extend", lambda tokens: (reads.append(len(tokens)), original(tokens))[1]
-    )
-    result = session.generate(PROMPT)
-    assert reads[0] == len(PROMPT) - 1
+    original = drafter.score
+
+    def counted(tokens: Any, positions: Any, rows: Any, *others: Any, **how: Any) -> Any:
+        if torch.equal(positions, rows):  # text: nodes beside each other share a position
+            reads.append(len(tokens))
+        return original(tokens, positions, rows, *others, **how)
+
+    monkeypatch.setattr(drafter, "score", counted)
+    session.generate(PROMPT)
     assert len(reads) > 5
-    for read, step in zip(reads[2:], result.steps, strict=False):
-        assert 1 <= read <= len(step.emitted)
+    assert max(reads) <= 2
 
 
 def test_room_is_checked_before_anything_runs(pairs: dict[str, Pair]) -> None:
@@ -447,8 +460,7 @@ def test_seeds_and_prompts_have_streams_of_their_own(pairs: dict[str, Pair]) -> 
 def test_a_draft_that_reads_less_than_the_text_drafts_while_it_can(
     positions: int, growmap: str
 ) -> None:
-    """Behind its last position there are copies of the text only, and the text is what it is
-    without a draft."""
+    """After its last position nothing is drafted, and the text is what it is without a draft."""
     target = tiny_model("gpt2")
     draft = tiny_model("gpt2", layers=1)
     draft.config.n_positions = positions
@@ -470,32 +482,78 @@ def test_a_draft_that_reads_less_than_the_text_drafts_while_it_can(
         assert result.output_ids == plain.output_ids, mode
         place = len(PROMPT)
         for step in result.steps:
-            behind = [
-                node
-                for node in range(1, step.tree.size + 1)
-                if step.tree.depths[node] + place > positions + 1
-            ]
-            assert not behind or mode.get("mode") == "dTree", "a static tree has no copies"
+            assert step.tree.depth + place <= max(place, positions + 1)
             assert step.passes == 0 or place <= positions
             place += len(step.emitted)
     assert place > positions
 
 
-def test_steps_of_copies_alone_are_paid_anew_each_time() -> None:
-    """Where the draft can read no more, a tree that grows by cost still gets copies."""
-    target, draft = tiny_model("llama"), tiny_model("llama", layers=1)
-    with torch.no_grad():
-        target.lm_head.weight.zero_()
-        target.lm_head.weight[7] = target.model.norm.weight  # always the same token
-    draft.config.max_position_embeddings = 8
-    pair = Pair(
-        draft=draft, target=target, tokenizer=tiny_tokenizer(), draft_name="d", target_name="t"
-    )
-    costs = Costs(widths=(1, 64), target_seconds=(1.0, 1.01), draft_seconds=(0.01, 0.01))
-    settings = Settings(T=0, new_tokens=100, prompt_len=32)
-    steps = Session(pair, settings, costs=costs).generate([7] * 20).steps
-    assert sum(step.passes for step in steps) == 0
-    assert len(steps) < 60 or sum(step.accepted for step in steps) > 20
+@pytest.mark.slow
+def test_captured_and_direct_steps_grow_the_same_trees(
+    pairs: dict[str, Pair], growmap: str, steps: str
+) -> None:
+    """The same settings and seed, the host as far behind: the same trees, values and text. Passes of
+    other widths round otherwise, so values may differ in their last digits."""
+    if steps == "direct" or pairs["llama"].target.device.type == "cuda":
+        pytest.skip("both ways are compared at once, where kernels round alike for all widths")
+    flat = Costs(widths=(1, 8), target_seconds=(1.0, 1.0), draft_seconds=(0.05, 0.05))
+    for mode in modes(growmap)[1:]:
+        for policy in ("sampled", "hybrid"):
+            settings = Settings(T=0.9, policy=policy, **(SMALL | mode))
+            session = Session(pairs["llama"], settings, costs=flat)
+            captured = session.generate(PROMPT)
+            before = session._decoder._phases
+            trees = before.trees
+            phases = Phases(before.target, before.draft, trees, before._judge, padded=False)
+            session._decoder = Decoder(Direct(phases, lag=2))
+            direct = session.generate(PROMPT)
+            assert captured.output_ids == direct.output_ids
+            for mine, theirs in zip(captured.steps, direct.steps, strict=True):
+                assert mine.tree.tokens == theirs.tree.tokens
+                assert mine.tree.parents == theirs.tree.parents
+                # a table's cell may differ where the draft's probabilities round otherwise
+                assert mine.tree.value == pytest.approx(theirs.tree.value, abs=5e-3)
+                assert mine.stop == pytest.approx(theirs.stop, abs=1e-4)
+                assert (mine.path, mine.emitted) == (theirs.path, theirs.emitted)
+                assert mine.p == pytest.approx(theirs.p, abs=1e-4)
+                assert mine.q == pytest.approx(theirs.q, abs=1e-4)
+            assert sum(step.tree.size for step in direct.steps) > 0
+
+
+def test_parts_of_ones_own_take_the_place_of_the_settings(pairs: dict[str, Pair]) -> None:
+    """A policy and a rule of tensors, and a verification on the host that says what it saw."""
+    seen = []
+
+    def watched(*arguments: Any) -> Verdict:
+        seen.append(arguments[0])
+        return bfs(*arguments)
+
+    pair, settings = pairs["llama"], Settings(T=0.9, **SMALL)
+    plain = Session(pair, settings).generate(PROMPT)
+    own = Session(pair, settings, rule=RULES["topdown"], policy=POLICIES["sampled"])
+    assert own.generate(PROMPT).output_ids == plain.output_ids
+    mine = dataclasses.replace(POLICIES["sampled"], capturable=False)  # it may keep a state
+    for part, how in {"verify": {"verify": watched}, "policy": {"policy": mine}}.items():
+        with contextlib.ExitStack() as stack:
+            if own.engines.captures:
+                stack.enter_context(pytest.warns(UserWarning, match=f"{part}: this part cannot be"))
+            session = Session(pair, settings, **how)  # type: ignore[arg-type]
+        result = session.generate(PROMPT)
+        assert part == "policy" or [s.tree.tokens for s in result.steps] == [
+            tree.tokens for tree in seen
+        ]
+
+
+def test_a_rule_that_needs_fixed_sampled_children_gets_no_others(
+    pairs: dict[str, Pair], growmap: str
+) -> None:
+    pair, static = pairs["llama"], {"mode": "sTree", "growmap": growmap}
+    with pytest.raises(UsageError, match="needs sampled children, whose numbers are fixed"):
+        Session(pair, Settings(T=0.9, **SMALL), rule=RULES["reserved"])
+    reserved = Settings(T=0.9, use_bfs=True, etv="reserved", **(SMALL | static))
+    with pytest.raises(UsageError, match="reserved needs sampled children"):
+        Session(pair, reserved, policy=POLICIES["hybrid"])
+    assert Session(pair, reserved).generate(PROMPT).output_ids
 
 
 def test_a_short_prompt_of_a_roomy_session_stays_on_its_side_of_longropes_switch() -> None:
@@ -516,6 +574,7 @@ def test_a_short_prompt_of_a_roomy_session_stays_on_its_side_of_longropes_switch
 def test_engines_of_another_plan_are_refused(pairs: dict[str, Pair], growmap: str) -> None:
     plain = make_engines(pairs["llama"], [Settings(mode="auto", **SMALL)])
     small = make_engines(pairs["llama"], [Settings(**(SMALL | {"new_tokens": 4, "M": None}))])
+    large = Settings(**(SMALL | {"new_tokens": 150, "M": 256}))
     for engines in (plain, small):
         with pytest.raises(UsageError, match="engines of another plan: have room for"):
-            Session(pairs["llama"], Settings(**SMALL), engines=engines)
+            Session(pairs["llama"], large, engines=engines)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from architectures import SAME, build
 from conftest import ARCHITECTURES, tiny_model
+from scipy.stats import chisquare
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
@@ -164,8 +165,10 @@ def test_samples_have_the_configs_law_and_follow_torchs_seed(
     )
     law = to_probs(target(PROMPT).logits[0, -1].detach(), 0.7, 0.8)
     assert set(first) <= set(law.nonzero().flatten().tolist()), "top-p"
-    distance = sum(abs(first[token] / count - float(p)) for token, p in enumerate(law)) / 2
-    assert distance < 0.08
+    expected = {token: count * float(p) for token, p in enumerate(law) if p > 0}
+    scale = count / sum(expected.values())
+    observed = [first[token] for token in expected]
+    assert chisquare(observed, [scale * e for e in expected.values()]).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy
 from conftest import tiny_model, tiny_tokenizer
 
 from dynasurge import Pair, load_pair
-from dynasurge.drafting.proposals import POLICIES, Wish
+from dynasurge.drafting.child_kinds import Kind
+from dynasurge.drafting.proposals import POLICIES
 from dynasurge.experiments.text_distributions import (
     mean_accepted,
     rank_acceptance,
@@ -37,15 +39,14 @@ def test_rank_acceptance_is_what_topdown_does_at_each_node(policy: str, top_p: b
         q = q.masked_fill(torch.arange(6) >= torch.arange(1, 13)[:, None] % 6 + 1, 0.0)
         q = q / q.sum(-1, keepdim=True)
     accepted, proposal = rank_acceptance(p, q, policy, 4, Random.seeded(1))
-    drawn = POLICIES[policy](q, [Wish(k=4)] * 12, Random.seeded(1))
-    for row, children in enumerate(drawn):
-        tree = star(children.tokens, children.point)
-        law = RULES["topdown"](tree, p[row].expand(tree.size + 1, -1), [children.base])
-        assert accepted[row, : tree.size].tolist() == pytest.approx(
-            law.stop[1:].tolist(), abs=1e-12
-        )
-        assert accepted[row, tree.size :].tolist() == [0.0] * (4 - tree.size)
-        assert proposal[row, : tree.size].tolist() == pytest.approx(children.proposal)
+    base, made = toy.propose(policy, q, 4, Random.seeded(1))
+    for row in range(12):
+        there = made.exists[row]
+        tree = star(toy.tokens_of(made, row), (made.kind[row] >= Kind.POINT)[there].tolist())
+        law = RULES["topdown"](tree, p[row].expand(tree.size + 1, -1), [base[row]])
+        assert accepted[row][there].tolist() == pytest.approx(law.stop[1:].tolist(), abs=1e-12)
+        assert accepted[row][~there].tolist() == [0.0] * (4 - tree.size)
+        assert proposal[row][there].tolist() == pytest.approx(made.proposal[row][there].tolist())
 
 
 def test_mean_accepted_is_the_mean_depth() -> None:

@@ -8,11 +8,12 @@ import math
 
 import pytest
 import torch
+import toy
 from scipy.stats import chisquare
 
 from dynasurge import probabilities
 from dynasurge.drafting.child_kinds import Kind
-from dynasurge.drafting.proposals import Wish, hybrid, sampled, topk
+from dynasurge.drafting.proposals import Limits
 from dynasurge.probabilities import Random
 
 
@@ -141,45 +142,52 @@ def test_both_devices_draw_alike(vocab: int) -> None:
 
 def test_sampled_children_report_the_law_they_were_drawn_from() -> None:
     q = torch.tensor([[0.5, 0.25, 0.1875, 0.0625]])
-    (children,) = sampled(q, [Wish(k=4)], chance())
+    _, made = toy.propose("sampled", q, 4, chance())
     left = q[0].clone()
-    for kind, child in zip(Kind, children.members, strict=False):
+    for rank, token in enumerate(toy.tokens_of(made, 0)):
         law = left / left.sum()
-        assert child.kind == kind
-        assert child.proposal == child.own == child.x == pytest.approx(float(law[child.token]))
-        assert child.x_before == pytest.approx(float(law @ law)), (
-            "the mean over the draw: blind to its own token"
-        )
-        left[child.token] = 0.0
-    assert children.point == [False] * 4
+        assert made.kind[0, rank] == rank
+        own = float(law[token])
+        for name in ("proposal", "own", "x"):
+            assert float(getattr(made, name)[0, rank]) == pytest.approx(own), name
+        assert float(made.q[0, rank]) == float(q[0, token])
+        mean = float(law @ law)
+        assert float(made.x_before[0, rank]) == pytest.approx(mean), "blind to its own token"
+        left[token] = 0.0
+    assert left.sum() == 0
 
 
 def test_topk_children_are_the_likeliest_tokens() -> None:
-    q = torch.tensor([[0.2, 0.5, 0.3]] * 2)
-    children, few = topk(q, [Wish(k=2), Wish(k=2, floor=0.4)], chance())
-    assert children.tokens == [1, 2]
-    assert children.proposal == [1.0, 1.0]
-    assert [child.x for child in children.members] == [0.5, pytest.approx(0.3)]
-    assert children.point == [True] * 2
-    assert few.tokens == [1]
+    _, made = toy.propose("topk", torch.tensor([[0.2, 0.5, 0.3]]), 2, chance())
+    assert toy.tokens_of(made, 0) == [1, 2]
+    assert made.proposal.tolist() == [[1.0, 1.0]]
+    assert made.x[0].tolist() == pytest.approx([0.5, 0.3])
+    assert made.kind.tolist() == [[Kind.POINT] * 2]
 
 
 def test_hybrid_children_are_one_sampled_from_the_rest_then_the_top() -> None:
     q = torch.tensor([[0.1, 0.4, 0.2, 0.3], [0.0, 0.5, 0.5, 0.0], [0.1, 0.4, 0.2, 0.3]])
-    seen = set()
+    limits, seen = Limits(floor=torch.tensor([[0.0], [0.0], [0.35]])), set()
     for seed in range(20):
-        first, second, third = hybrid(
-            q, [Wish(k=3), Wish(k=3), Wish(k=3, floor=0.35)], chance(seed)
-        )
-        seen.add(first.tokens[0])
-        assert first.tokens[1:] == [1, 3]
-        assert first.point == [False, True, True]
-        assert first.proposal[0] == pytest.approx(float(q[0, first.tokens[0]]) / 0.3)
-        assert first.members[0].x == pytest.approx(0.3), "the mass outside the points"
-        torch.testing.assert_close(first.base, torch.tensor([0.1, 0.0, 0.2, 0.0]))
-        assert second.tokens == [1, 2], "nothing is left to sample"
-        assert third.tokens[1:] == [1], "what does not reach the floor is left to the sampled child"
-        torch.testing.assert_close(third.base, torch.tensor([0.1, 0.0, 0.2, 0.3]))
+        base, made = toy.propose("hybrid", q, 3, chance(seed), limits)
+        first, second, third = (toy.tokens_of(made, row) for row in range(3))
+        seen.add(first[0])
+        assert first[1:] == [1, 3]
+        assert made.kind[0].tolist() == [Kind.TAIL, Kind.POINT, Kind.POINT]
+        assert float(made.proposal[0, 0]) == pytest.approx(float(q[0, first[0]]) / 0.3)
+        assert float(made.x[0, 0]) == pytest.approx(0.3), "the mass outside the points"
+        torch.testing.assert_close(base[0], torch.tensor([0.1, 0.0, 0.2, 0.0]))
+        assert second == [1, 2], "nothing is left to sample"
+        assert third[1:] == [1], "what does not reach the floor is left to the sampled child"
+        torch.testing.assert_close(base[2], torch.tensor([0.1, 0.0, 0.2, 0.3]))
     assert seen == {0, 2}
-    (alone,) = hybrid(q[:1], [Wish(k=1)], chance())
-    assert alone.point == [False]
+    _, alone = toy.propose("hybrid", q[:1], 1, chance())
+    assert alone.kind.tolist() == [[Kind.TAIL]]
+
+
+def test_a_node_has_no_more_points_than_places() -> None:
+    q = torch.tensor([[0.1, 0.4, 0.2, 0.3]] * 2)
+    base, made = toy.propose("hybrid", q, 4, chance(), Limits(torch.tensor([[2], [4]])))
+    assert [toy.tokens_of(made, row)[1:] for row in range(2)] == [[1], [1, 3, 2]]
+    assert base[0, 1] == 0
+    assert base[0, 3] > 0

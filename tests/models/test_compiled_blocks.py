@@ -42,7 +42,7 @@ def test_what_multiplies_the_same_rows_does_it_once(
         torch.arange(64, device=device) > rows[:, None],
         torch.tensor([11, 12, 13, 14], device=device),
     )
-    found, codes = run_and_get_code(lambda: engine.score_at(tokens, rows, rows, hidden))
+    found, codes = run_and_get_code(lambda: engine.score(tokens, rows, rows, hidden, captured=True))
     torch.testing.assert_close(found, expected, atol=1e-5 if device == "cpu" else 1e-4, rtol=0)
     if device == "cpu":
         blocks = (
@@ -52,7 +52,7 @@ def test_what_multiplies_the_same_rows_does_it_once(
         )
         assert blocks == (2 * PRODUCTS + 1 if whole else PRODUCTS)
     torch.testing.assert_close(
-        engine.score_at(tokens, rows, rows, hidden), expected, atol=1e-4, rtol=0
+        engine.score(tokens, rows, rows, hidden, captured=True), expected, atol=1e-4, rtol=0
     )
     for name, weight in model.named_parameters():
         assert torch.equal(weight, before[name])
@@ -102,7 +102,7 @@ def test_a_compiled_engine_leaves_matrices_where_captured_passes_know_them() -> 
     for engine in engines:
         engine.prepare()
         engine.extend([5, 17, 8, 40])
-        engine.score_at(tokens, rows, rows, hidden)
+        engine.score(tokens, rows, rows, hidden, captured=True)
         places.append([weight.data_ptr() for weight in model.parameters()])
     assert places[0] == places[1]
     plain, compiled = engines
@@ -115,9 +115,9 @@ def test_a_compiled_engine_leaves_matrices_where_captured_passes_know_them() -> 
     for engine in engines:
         engine.prepare()
         engine.extend([5, 17, 8, 40])
-    expected = plain.score_at(tokens, rows, rows, hidden)
+    expected = plain.score(tokens, rows, rows, hidden, captured=True)
     torch.testing.assert_close(
-        compiled.score_at(tokens, rows, rows, hidden), expected, atol=1e-5, rtol=0
+        compiled.score(tokens, rows, rows, hidden, captured=True), expected, atol=1e-5, rtol=0
     )
     torch._dynamo.reset()
 

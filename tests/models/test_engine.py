@@ -46,8 +46,8 @@ def test_a_tree_pass_equals_one_pass_per_path(
     model.set_attn_implementation(attention)
     engine = Engine(model, 64)
     assert_same(engine.extend(TEXT), plain_logits(model, TEXT))
-    logits = torch.cat([engine.forward(TOKENS, PARENTS), engine.forward(MORE_TOKENS, MORE_PARENTS)])
     tokens, parents = TOKENS + MORE_TOKENS, PARENTS + MORE_PARENTS
+    logits = engine.forward(tokens, parents)
     for node in range(len(tokens)):
         path = [tokens[n] for n in path_to(node, parents)]
         assert_same(logits[node], plain_logits(model, TEXT + path))
@@ -79,16 +79,17 @@ def test_a_static_pass_is_a_tree_pass(architecture: str, device: str, compiled: 
     positions = len(TEXT) + torch.tensor(depth, device=device)
     tokens, seen = torch.tensor(TOKENS, device=device), hidden.to(device)
     captured = Graphs(torch.device(device)).capture(
-        lambda: engine.score_at(tokens, positions, rows, seen)
+        lambda: engine.score(tokens, positions, rows, seen, captured=True)
     )
     for _ in range(2):
         captured.replay()
         assert_same(captured.result, expected)
     engine.move(rows[[0, 1, 4]], rows[:3])  # what committing that path does
     end = rows[3:4]
-    after = engine.score_at(
-        torch.tensor([30], device=device), end, end, torch.arange(64, device=device)[None] > end
-    )
+    unseen = torch.arange(64, device=device)[None] > end
+    token = torch.tensor([30], device=device)
+    after = engine.score(token, end, end, unseen, captured=True)
+    assert_same(after, engine.score(token, end, end, unseen[:, : int(end) + 1]))
     assert_same(after[0], plain_logits(model, [*TEXT, 11, 12, 15, 30]))
     assert [module.layer_idx for module in model.modules() if hasattr(module, "layer_idx")] == [
         0,
@@ -113,14 +114,6 @@ def test_committing_a_path_then_continuing_equals_a_fresh_prefill(
     engine.commit([])  # a step that keeps nothing leaves the text as it was
     text += [30, 31]
     assert_same(engine.extend([50]), plain_logits(model, [*text, 50]))
-
-
-def test_only_a_path_can_be_committed() -> None:
-    engine = Engine(tiny_model("llama"), 64)
-    engine.extend(TEXT)
-    engine.forward(TOKENS, PARENTS)
-    with pytest.raises(AssertionError, match="not a path"):
-        engine.commit([0, 3])
 
 
 def test_a_full_cache_says_so() -> None:

@@ -45,11 +45,11 @@ def test_a_broken_model_is_named(
 def breaking(layers: int, length: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Models of so many layers give NaN in the second prompt's text, once they have read so much of
     it. Returns where they will have."""
-    real, broken = Engine.forward, []
+    real, broken = Engine.score, []
 
-    def forward(self: Engine, tokens: Any, parents: Any, **options: Any) -> torch.Tensor:
-        before = self.length
-        logits = real(self, tokens, parents, **options)
+    def score(self: Engine, tokens: Any, positions: Any, *others: Any, **how: Any) -> torch.Tensor:
+        before = int(positions[0])
+        logits = real(self, tokens, positions, *others, **how)
         if self.model.config.num_hidden_layers != layers:
             return logits
         if self.texts < 3 or before < length:  # the first text is a warm-up
@@ -57,7 +57,7 @@ def breaking(layers: int, length: int, monkeypatch: pytest.MonkeyPatch) -> list[
         broken.append(before)
         return logits * torch.nan
 
-    monkeypatch.setattr(Engine, "forward", forward)
+    monkeypatch.setattr(Engine, "score", score)
     return broken
 
 
@@ -123,12 +123,12 @@ def test_memory_runs_out_scoring_a_tree(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    real = Engine.forward
+    real = Engine.score
 
-    def forward(self: Engine, tokens: Any, parents: Any, **options: Any) -> torch.Tensor:
-        return out_of_memory() if len(tokens) == 5 else real(self, tokens, parents, **options)
+    def score(self: Engine, tokens: Any, *others: Any, **how: Any) -> torch.Tensor:
+        return out_of_memory() if len(tokens) == 5 else real(self, tokens, *others, **how)
 
-    monkeypatch.setattr(Engine, "forward", forward)
+    monkeypatch.setattr(Engine, "score", score)
     assert main([*pair, *ONE, "--fill", "--no-lookup", "--dataset", prompts]) == 2
     assert_one_line(
         "ran out of memory drafting or scoring a tree; shrink the tree: use a smaller --B", capsys
@@ -192,11 +192,11 @@ def test_layers_on_two_devices_have_their_cache_there() -> None:
     are."""
     states = [torch.ones(1, 2, 3, 4), *[torch.ones(1, 2, 3, 4, device="meta")] * 2]
     cache = TreeCache([(state, state) for state in states], 8)
-    for layer, state in zip(cache.layers, states, strict=True):
-        keys, values = layer.update(state, 2 * state)
-        assert keys.device == values.device == state.device
-        assert keys.shape == (1, 2, 3, 4)
-    cache.append(3)
+    with cache.writing_to(torch.arange(3), 3):
+        for layer, state in zip(cache.layers, states, strict=True):
+            keys, values = layer.update(state, 2 * state)
+            assert keys.device == values.device == state.device
+            assert keys.shape == (1, 2, 3, 4)
     states[0][:] = torch.arange(3.0)[:, None]
     cache.layers[0].keys[:, :, :3] = states[0]
     cache.commit([0, 2])

@@ -107,7 +107,7 @@ def test_compiling_a_pass_leaves_a_model_that_can_be_restored() -> None:
     before, engine = state(model), Engine(model, 16, compiled=True)
     engine.prepare()
     row = torch.tensor([3])
-    engine.score_at(row, row, row, torch.arange(16)[None] > row)
+    engine.score(row, row, row, torch.arange(16)[None] > row, captured=True)
     restore(model)
     after = state(model)
     assert after[:2] + after[3:] == before[:2] + before[3:]

@@ -15,7 +15,7 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 from readers import numbers
 
-from dynasurge import Pair, UsageError, trace
+from dynasurge import Pair, UsageError, generate, trace
 from dynasurge.models.engine import Engine
 from dynasurge.plots.explorer import Explorer, TreeView
 from dynasurge.plots.tree_svg import palette_rules
@@ -125,6 +125,20 @@ def test_it_shows_what_the_same_settings_generate(explorer: Explorer, models: Pa
     assert text(view)["prompt"] == PROMPT
 
 
+def test_a_captured_session_shows_the_trees_that_it_grew(
+    models: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU; on a CPU nothing is captured, but the same functions are called."""
+    monkeypatch.setattr("dynasurge.decoding.engines.can_capture", lambda pair: True)
+    expected = generate(models, PROMPT, prompt_len=16, new_tokens=24, fill=True, B=4, T=0.8)
+    explorer = Explorer(models, **COMMON)
+    decoded(explorer)
+    assert [step.tree for step in explorer.steps[0]] == [step.tree for step in expected.steps]
+    assert [step.p for step in explorer.steps[0]] == [step.p for step in expected.steps]
+    assert shown(explorer) == 0
+    explorer.close()
+
+
 @pytest.mark.parametrize("way", [send, click])
 def test_keys_and_buttons_step_and_stay_within_the_text(explorer: Explorer, way: Any) -> None:
     last = len(explorer.steps[0]) - 1
@@ -220,15 +234,15 @@ def test_mistakes_are_said_on_the_page_and_can_be_mended(explorer: Explorer) -> 
 def test_the_page_never_waits_for_decoding(models: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """With steps of a fifth of a second, controls answer at once and a change drops the run that it
     makes stale."""
-    forward, passes = Engine.forward, []
+    score, passes = Engine.score, []
 
     def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.model is models.target:
             passes.append(self.length)
             time.sleep(0.2)
-        return forward(self, *args, **kwargs)
+        return score(self, *args, **kwargs)
 
-    monkeypatch.setattr(Engine, "forward", slow)
+    monkeypatch.setattr(Engine, "score", slow)
     start = time.perf_counter()
     explorer = Explorer(models, **COMMON)
     control(explorer, "B").value = 2

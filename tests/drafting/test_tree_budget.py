@@ -1,14 +1,15 @@
-"""The size that a captured step settles on before it is made, and when it stops."""
+"""The size that is chosen before a step, and when its growth stops."""
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from dynasurge.drafting.captured_budget import LAG, Size, SizePlanner
 from dynasurge.drafting.cost_model import Costs
-from dynasurge.drafting.tree_budget import SLACK
+from dynasurge.drafting.tree_budget import LONGEST_REST, SLACK, Size, SizePlanner
 
-SIZES, DEPTH = (16, 32, 64), 12
+SIZES, DEPTH, LAG = (16, 32, 64), 12, 2
 
 
 def costs(*, node: float = 0.0, level: float = 0.05) -> Costs:
@@ -19,7 +20,7 @@ def costs(*, node: float = 0.0, level: float = 0.05) -> Costs:
 
 
 def make_pace(price: Costs | None = None) -> SizePlanner:
-    return SizePlanner(sizes=SIZES, budget=64, max_depth=DEPTH, costs=price)
+    return SizePlanner(sizes=SIZES, budget=64, max_depth=DEPTH, lag=LAG, costs=price)
 
 
 def tree(
@@ -37,7 +38,7 @@ def tree(
 def drafted(size: Size, first: float, fall: float) -> int:
     """How many levels a step with such a chain gets."""
     depth = min(LAG, size.depth)
-    while depth < size.depth and size.goes_on(first * fall ** (depth - LAG)):
+    while depth < size.depth and size.goes_on(first * fall ** (depth - LAG), 0):
         depth += 1
     return depth
 
@@ -46,7 +47,7 @@ def step(planner: SizePlanner, first: float, fall: float, elder: float = 0.1) ->
     """One step of such a text: nodes and levels."""
     size = planner.choose()
     depth = drafted(size, first, fall)
-    planner.learn(size, *tree(size.nodes, depth, first, fall, elder), depth)
+    planner.learn(size, *tree(size.nodes, depth, first, fall, elder), [1] * depth)
     return size.nodes, depth
 
 
@@ -114,12 +115,52 @@ def test_nodes_are_not_kept_that_do_not_pay() -> None:
 def test_without_costs_trees_are_filled_as_deep_as_anything_would_stay() -> None:
     planner = make_pace()
     assert planner.choose() == Size(nodes=64, depth=6)
-    planner.learn(Size(nodes=64, depth=6), [0.5] * 60 + [0.2] * 4, [1] * 64, 6)
+    planner.learn(Size(nodes=64, depth=6), [0.5] * 60 + [0.2] * 4, [1] * 64, [1] * 6)
     assert planner.choose() == Size(nodes=64, depth=DEPTH, least=SLACK * 0.2)
     planner.learn(
-        Size(nodes=64, depth=6), [0.5, 0.4, 0.3], [1, 2, 3], 6
+        Size(nodes=64, depth=6), [0.5, 0.4, 0.3], [1, 2, 3], [1] * 6
     )  # not filled: more must be offered
     assert planner.choose().least < SLACK * 0.2
-    assert SizePlanner(sizes=SIZES, budget=64, max_depth=DEPTH, fixed=True).choose() == Size(
-        nodes=64, depth=DEPTH
-    )
+    assert SizePlanner(
+        sizes=SIZES, budget=64, max_depth=DEPTH, lag=LAG, fixed=True
+    ).choose() == Size(nodes=64, depth=DEPTH)
+
+
+def test_a_level_ends_the_growth_where_nothing_has_a_place() -> None:
+    size = Size(nodes=4, depth=8, least=0.1)
+    assert size.goes_on(0.2, 3)
+    assert not size.goes_on(0.2, 4), "four better slots are there already"
+    assert not size.goes_on(0.05, 0), "it does not pay"
+    assert not Size(nodes=4, depth=8).goes_on(0.0, 0), "there is no slot"
+
+
+def test_where_nothing_pays_the_draft_rests_longer_and_longer() -> None:
+    price = Costs(widths=(1, 9), target_seconds=(1.0, 1.8), draft_seconds=(0.3, 0.3))
+    planner = SizePlanner(sizes=(0, 1, 2, 8), budget=8, max_depth=4, lag=1, costs=price)
+    drafted = []
+    for _ in range(80):
+        size = planner.choose()
+        drafted.append(size.nodes > 0)
+        planner.learn(size, [0.01] * (size.nodes > 0), [1] * (size.nodes > 0), [1] * size.depth)
+    looks = [step for step, looked in enumerate(drafted) if looked]
+    pauses = [b - a - 1 for a, b in itertools.pairwise(looks)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LONGEST_REST
+    for _ in range(3 * LONGEST_REST):  # the text becomes easy
+        size = planner.choose()
+        easy = [0.99] * size.nodes
+        planner.learn(size, easy, [1] * len(easy), [1] * (size.nodes > 0))
+    assert planner.choose().nodes > 0
+
+
+def test_draft_passes_cost_what_they_lately_did() -> None:
+    """A wide pass may cost more: its price is that of the widths that this prompt's passes had."""
+    wide = Costs(widths=(1, 9), target_seconds=(1.0, 1.0), draft_seconds=(0.01, 0.8))
+    least = {}
+    for width in (1, 9):
+        planner = SizePlanner(sizes=(0, 8), budget=8, max_depth=4, lag=1, costs=wide)
+        for _ in range(10):
+            size = planner.choose()
+            planner.learn(size, [0.9] * 4, [1, 2, 3, 4], [width] * 4)
+        least[width] = planner.choose().least
+    assert least[9] > 10 * least[1]

@@ -1,0 +1,352 @@
+"""The phases of a step, as functions of tensors on the device.
+
+    level 1    read the last tokens with the draft, propose the first level
+    level l    choose the nodes that are worth reading, read them, propose level l
+    score      keep the n best nodes, score them all in one pass of the target
+    verify     apply the rule, draw path and bonus token, move the path's cache rows to the front, append to the text
+
+Text, length and caches live on the device. A phase that is *padded* has tensors of fixed shape and
+never waits for the device, so it can be captured. Otherwise rows, nodes and the cache rows that
+attention sees are exactly those needed. The rest is the same code: the same tree grows either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from dynasurge import probabilities
+from dynasurge.decoding.report import Inputs, Judged, Slots, Trees, closing
+from dynasurge.drafting.child_kinds import Kind
+from dynasurge.drafting.growth import GrowingTree, Proposer
+from dynasurge.drafting.kept_nodes import Nodes, assemble
+from dynasurge.drafting.prompt_lookup import CONTEXT
+from dynasurge.drafting.reading import read_level, read_nodes
+from dynasurge.models.cuda_graphs import fused
+from dynasurge.models.failures import shrinking
+from dynasurge.probabilities import Chance, Source, StepChance
+from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.families import Families
+from dynasurge.verification.rules import Rule, Verdict, stop_law
+
+
+class TreeEngine(Protocol):
+    """What decoding needs of an engine (see models/engine.py). The exactness tests put tables of
+    probabilities in its place."""
+
+    compiled: bool
+    static_length: int
+    vocab: int
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def length(self) -> int: ...
+    def reset(self) -> None: ...
+    def prepare(self) -> None: ...
+    def extend(self, tokens: Sequence[int], /) -> torch.Tensor: ...
+    def score(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+        hidden: torch.Tensor,
+        *,
+        captured: bool,
+    ) -> torch.Tensor: ...
+    def move(self, rows: torch.Tensor, to: torch.Tensor) -> None: ...
+
+
+Verify = Callable[[TokenTree, torch.Tensor, Sequence[torch.Tensor], Chance], Verdict]
+"""A verification that looks at its tree on the host: (tree, p [n, V], q by node, chance) -> verdict."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """How trees are verified: by a rule, or on the host by `verify`, which cannot be captured. T, P:
+    temperature and top-p of both models."""
+
+    rule: Rule
+    T: float
+    P: float
+    verify: Verify | None = None
+
+
+class Scored(NamedTuple):
+    """The tree that stays (None: a root alone), and the target's logits [n + 1, V]."""
+
+    nodes: Nodes | None
+    logits: torch.Tensor
+
+
+class Phases:
+    """The phases of the steps of one decoder."""
+
+    def __init__(
+        self,
+        target: TreeEngine,
+        draft: TreeEngine | None,
+        trees: Trees | None,
+        judge: Judge,
+        *,
+        padded: bool,
+        captured: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """captured: whether phases will be captured; then they must be padded. dtype: of
+        probabilities; tests that enumerate take float64."""
+        self.target, self.draft, self.trees, self.padded = target, draft, trees, padded
+        self._judge, self.device, self._captured = judge, target.device, captured
+        self.compiled = target.compiled and captured
+        self.depth = trees.bounds.depth if trees is not None else 0
+        length = CONTEXT + target.static_length + self.depth + 2
+        self._text = torch.full((length,), -1, device=self.device)
+        # the number of committed tokens, and the root's position
+        self.length = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._read = 0  # how many tokens the draft has read; not known if captured
+        widest = max(trees.planner.sizes) if trees is not None else 0
+        room = (widest + 2, target.vocab)
+        new = (
+            torch.zeros if padded else torch.empty
+        )  # the latter takes memory only where it is used
+        self._p = new(room, dtype=dtype, device=self.device)
+        self.inputs = Inputs(trees, self.device)
+        self._chance: StepChance = self.inputs.chance
+        if trees is not None:
+            bounds = trees.bounds
+            self._growing = GrowingTree.empty(
+                bounds, target.vocab, self.device, dtype, padded=padded
+            )
+            table = None if trees.own or trees.growmap is not None else self.inputs.table
+            self._proposer = Proposer(
+                policy=trees.policy,
+                table=table,
+                growmap=trees.growmap,
+                copies=trees.copies,
+                cut=self.inputs.cut,
+                most=trees.most,
+                compiled=self.compiled,
+            )
+
+    def read_on(self, text: Sequence[int]) -> None:
+        """Read the new tokens of a text, whose beginning was read before, except its last token,
+        which becomes the root."""
+        with shrinking("prompt"):
+            readers = [self.target]
+            if self.draft is not None and self.trees is not None:
+                readers += [self.draft] * (len(text) - 1 <= self.trees.readable(len(text)))
+            for engine in readers:
+                if len(text) - 1 > engine.length:
+                    engine.extend(text[engine.length : -1])
+        self._text[CONTEXT : CONTEXT + len(text)] = torch.tensor(text).to(self.device)
+        self.length.fill_(len(text) - 1)
+        self._read = len(text) - 1
+
+    def take(self, source: Source) -> torch.Tensor:
+        """Take the chance of the next step. Returns its numbers, float64 on the host."""
+        numbers, self._chance = self.inputs.fill(source, self.trees)
+        self._source = source
+        return numbers
+
+    def bare(self, budget: int = 0) -> torch.Tensor:
+        """Start a tree without levels. Returns the root's standing (see `GrowingTree`)."""
+        steps = torch.arange(CONTEXT, device=self.device)
+        self._growing.start(self._text[self.length + 1 + steps])
+        self.widths: list[int] = []  # how many tokens each draft pass of this tree has read
+        return torch.zeros(2, dtype=torch.float64, device=self.device)
+
+    def level(self, level: int, budget: int) -> torch.Tensor | None:
+        """Draft one more level. budget: the most nodes that stay (not used if padded). Returns its
+        standing; None if no node of the level above is worth reading."""
+        return self._first() if level == 1 else self._next(level, budget)
+
+    def _first(self) -> torch.Tensor:
+        """Read the last tokens with the draft: the last two, of which it may not have read the
+        first, or all that it has not read."""
+        assert self.draft is not None
+        self.bare()
+        columns = self._columns(self.draft, 1)
+        if self._captured:
+            steps = torch.arange(2, device=self.device)
+            positions = (self.length - 1 + steps).clamp(min=0)
+        else:
+            positions = torch.arange(min(self._read, columns - 1), columns, device=self.device)
+        hidden = torch.arange(columns, device=self.device) > positions[:, None]
+        tokens = self._text[CONTEXT + positions]
+        logits = self.draft.score(tokens, positions, positions, hidden, captured=self._captured)
+        self.widths = [len(positions)]
+        return self._fill(1, logits[-1:], torch.zeros(1, dtype=torch.int64, device=self.device))
+
+    def _next(self, level: int, budget: int) -> torch.Tensor | None:
+        """Read the most valuable nodes of the level above with the draft."""
+        assert self.draft is not None
+        growing, by = self._growing, self._proposer.frontier(self._growing)
+        cut = None if self._proposer.growmap is not None else self._proposer.cut
+        ranks = growing.advance(level - 1, by, budget, cut, compiled=self.compiled)
+        if ranks is None:
+            return None
+        rows = growing.rows(level)
+        columns = self._columns(self.draft, rows.stop)
+        numbers = torch.arange(rows.start, rows.stop, device=self.device)
+        depth = torch.full((1,), level - 1, device=self.device)
+        own = (growing.token, growing.row_slot[rows], growing.chain[rows], numbers)
+        reading = fused(read_level, self.compiled)
+        read = reading(*own, self.length, depth, growing.bounds.row_count, columns)
+        logits = self.draft.score(*read, captured=self._captured)
+        self.widths.append(len(numbers))
+        return self._fill(level, logits, ranks)
+
+    def _fill(self, level: int, logits: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
+        own = fused(probabilities.to_proposal, self.compiled)
+        q = own(logits, self._judge.T, self._judge.P)
+        rows = self._growing.bounds.rows(level)
+        chance = self._chance.rows(rows if self.padded else rows.start + ranks)
+        known = self.length + 1
+        self._proposer.fill(self._growing, level, q, chance, self._text, known)
+        return self._growing.standing(level)
+
+    def score(self, n: int) -> Scored:
+        """Score the root and the n best nodes in one pass of the target."""
+        if self.trees is None:
+            columns = self._columns(self.target, 1)
+            tokens = self._text[CONTEXT + self.length]
+            hidden = (torch.arange(columns, device=self.device) > self.length)[None]
+            read = (tokens, self.length, self.length, hidden)
+            return Scored(None, self.target.score(*read, captured=self._captured))
+        growing = self._growing
+        nodes = assemble(growing, n, self.trees.budget, compiled=self.compiled)
+        columns = self._columns(self.target, len(nodes.slot))
+        own = (growing.token, nodes.slot, nodes.depth, nodes.path)
+        reading = fused(read_nodes, self.compiled)(*own, self.length, columns)
+        return Scored(nodes, self.target.score(*reading, captured=self._captured))
+
+    def _columns(self, engine: TreeEngine, rows: int) -> int:
+        """How many cache rows a pass sees that writes up to `rows` rows after the text."""
+        return engine.static_length if self._captured else int(self.length) + rows
+
+    def verify(self, scored: Scored) -> torch.Tensor:
+        """Apply the rule, move the accepted path to the front of the caches, append path and bonus
+        token to the text. Returns the report for the host (see decoding/report.py)."""
+        length, nodes = self.length, scored.nodes
+        if nodes is None:
+            self._p[:1].copy_(self._probs(scored.logits))
+            bonus = self._chance.bonus.draw(self._p[:1], 1)[0]
+            # -1 means no numbers; the next step may read it before the host sees it
+            self._text.index_copy_(0, CONTEXT + 1 + length, bonus.clamp(min=0))
+            length += 1
+            return torch.cat([bonus.clamp(max=0), torch.zeros_like(bonus), bonus]).double()
+        growing = self._growing
+        judged = self._judged(nodes, scored.logits)
+        slots = Slots(*(getattr(growing, name) for name in Slots._fields))
+        done = fused(closing, self.compiled)(
+            judged, nodes, slots, growing.chain, length, growing.bounds.children
+        )
+        assert self.draft is not None
+        self._text.index_copy_(0, CONTEXT + 1 + done.to, done.emitted.clamp(min=0))  # -1: see above
+        levels = len(done.to) if self._captured else int(done.length - length)
+        self.target.move(done.of_target[:levels], done.to[:levels])
+        self.draft.move(done.of_draft[:levels], done.to[:levels])
+        if not self._captured and self.widths:
+            self._read = int(length) + max(1, levels - 1)
+        length.copy_(done.length)
+        return done.report
+
+    def _probs(self, logits: torch.Tensor) -> torch.Tensor:
+        return probabilities.to_probs(logits, self._judge.T, self._judge.P)
+
+    def _judged(self, nodes: Nodes, logits: torch.Tensor) -> Judged:
+        if self._judge.verify is not None:
+            return self._judged_on_host(nodes, logits, self._judge.verify)
+        families, q, inner = self._families(nodes)
+        p = self._p[: 1 + (nodes.none if inner is None else len(inner))]
+        p[:-1].copy_(self._probs(logits if inner is None else logits[inner]))
+        relations = (nodes.parent, nodes.exists, nodes.seen)
+        found = stop_law(self._judge.rule, families, p, q, *relations, compiled=self.compiled)
+        self._left = (p, inner, logits)
+        end = self._chance.end.pick(found.stop)
+        bonus = self._chance.bonus.draw(self.left_at(end.clamp(min=0)), 1)[:, 0]
+        return Judged(found.stop, end, bonus, _by_node(families.child, found.drawn, nodes.none))
+
+    def left_at(self, node: torch.Tensor) -> torch.Tensor:
+        """The distribution [1, V] of the token after a node [1] of the verified tree, up to a
+        factor: what its children left, or the target's own."""
+        p, inner, logits = self._left
+        if inner is None:
+            return p[node]
+        place = (inner == node).nonzero()[:, 0]  # a leaf's distribution is computed only now
+        return p[place] if len(place) else self._probs(logits[node])
+
+    def _families(self, nodes: Nodes) -> tuple[Families, torch.Tensor, torch.Tensor | None]:
+        """The rows of the growing tree, as families; what their children were sampled from; and,
+        unless padded, the nodes of the families: the others are leaves, and p is not needed
+        there."""
+        growing, none = self._growing, nodes.none
+        rows, k = growing.used_rows, growing.bounds.children
+        own = (nodes.number, growing.row_slot, growing.token, growing.kind)
+        node, child, token, point = fused(_families, self.compiled)(*own, none, rows, k)
+        levels = range(1, growing.levels + 1)
+        if self.padded:
+            spans = [(growing.rows(level), k) for level in levels]
+            return Families(node, child, token, point, node, spans), growing.base, None
+        columns = torch.arange(1, k + 1, device=self.device)
+        counts = ((child < none) * columns).amax(1).tolist()  # the last column with a child
+        inner, spans = [row for row, count in enumerate(counts) if count], []
+        for level in levels:
+            at, start = growing.rows(level), spans[-1][0].stop if spans else 0
+            of_level = [count for count in counts[at] if count]
+            if of_level:
+                spans.append((slice(start, start + len(of_level)), max(of_level)))
+        used = torch.tensor([*inner, rows], device=self.device)
+        node, child, token, point = (part[used[:-1]] for part in (node, child, token, point))
+        base = growing.base[used]
+        return Families(node, child, token, point, None, spans), base, node
+
+    def _judged_on_host(self, nodes: Nodes, logits: torch.Tensor, verify: Verify) -> Judged:
+        growing, slot = self._growing, nodes.slot
+        count = int(nodes.exists.sum())
+        slot = slot[:count]
+        tree = TokenTree(
+            tokens=tuple(growing.token[slot].tolist()),
+            parents=tuple(nodes.parent[:count].tolist()),
+            proposal=tuple(growing.proposal[slot].tolist()),
+            point=tuple((growing.kind[slot] >= Kind.POINT).tolist()),
+        )
+        families, q, _ = self._families(nodes)
+        p = self._probs(logits)[:count]
+        base = dict(zip(families.node.tolist(), q, strict=False))
+        none = torch.empty(0)
+        verdict = verify(tree, p, [base.get(u, none) for u in range(count)], self._source)
+        end, bonus = (
+            torch.tensor([number], device=self.device)
+            for number in ((0, *verdict.path)[-1], verdict.bonus)
+        )
+        stop = torch.tensor(verdict.stop, dtype=torch.float64, device=self.device)
+        own = torch.ones(count, dtype=torch.float64)
+        for child in range(1, count):
+            own[child] = p[tree.parents[child], tree.tokens[child]]
+        return Judged(stop, end, bonus, own.to(self.device))
+
+
+def _families(
+    number: torch.Tensor,
+    row_slot: torch.Tensor,
+    token: torch.Tensor,
+    kind: torch.Tensor,
+    none: int,
+    rows: int,
+    k: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Nodes [R], children, tokens and points [R, k] of a growing tree's rows, see `Families`."""
+    slots = slice(1, 1 + rows * k)
+    node = number[row_slot[:rows]]
+    child = torch.where(node[:, None] < none, number[slots].view(rows, k), none)
+    return node, child, token[slots].view(rows, k), kind[slots].view(rows, k) >= Kind.POINT
+
+
+def _by_node(child: torch.Tensor, drawn: torch.Tensor, none: int) -> torch.Tensor:
+    """The entries of `drawn` [R, k] by child, 1 for the root; float64 [n]."""
+    out = torch.ones(none + 1, dtype=torch.float64, device=drawn.device)
+    return out.scatter(0, child.flatten(), drawn.double().flatten())[:-1]

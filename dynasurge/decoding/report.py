@@ -1,0 +1,249 @@
+"""What host and device send each other in a step: one copy there, one copy back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dynasurge.drafting.acceptance_estimates import CELLS, Acceptance
+from dynasurge.drafting.child_kinds import DEPTHS, Class, Kind
+from dynasurge.drafting.growth import TreeBounds
+from dynasurge.drafting.kept_nodes import Nodes
+from dynasurge.drafting.proposals import Policy
+from dynasurge.drafting.tree_budget import SizePlanner
+from dynasurge.probabilities import Source, StepChance, StepUniforms
+from dynasurge.trees.token_tree import TokenTree
+
+# What a step sends back, float64, in this order: for the step, for each level (the tokens emitted),
+# and for each node.
+STEP = ("end", "depth", "bonus")
+NODE = ("exists", "token", "parent", "proposal", "kind", "q", "x", "slot_value", "stop", "p")
+
+
+def report_size(levels: int, nodes: int) -> int:
+    """How many numbers a step sends back for a tree of so many levels and nodes (without the root).
+    0 levels: there is no tree."""
+    return len(STEP) + (levels + 1 + len(NODE) * (nodes + 1) if levels else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trees:
+    """The trees that a decoder grows: how large they are, how rows get children, by which
+    estimates.
+
+    budget: the most nodes, even if a pass has room for more. growmap: int64 [size + 1, k] for
+    static trees, see `Proposer`. own: whether the draft's own probabilities are the estimates.
+    most: see `Proposer`. readable: maps the tokens of a prompt to the positions that the draft can
+    read; after these, nothing is drafted.
+    """
+
+    bounds: TreeBounds
+    budget: int
+    policy: Policy
+    planner: SizePlanner
+    acceptance: Acceptance
+    growmap: torch.Tensor | None = None
+    copies: bool = False
+    own: bool = False
+    most: int = 1 << 30
+    readable: Callable[[int], int] = lambda prompt: 1 << 60
+
+
+class Inputs:
+    """What the host sends to a step in one copy: the estimates, the value that a slot needs, and
+    uniform random numbers."""
+
+    def __init__(self, trees: Trees | None, device: torch.device) -> None:
+        rows, k = (trees.bounds.row_count, trees.bounds.children) if trees is not None else (0, 0)
+        shapes = (
+            ((len(DEPTHS), len(Kind), CELLS), (1,), (rows, k, 2), (2, 2))
+            if trees is not None
+            else ((0,), (0,), (0,), (2, 2))
+        )
+        sizes = [math.prod(shape) for shape in shapes]
+        self._told = sizes[0] + sizes[1]
+        self._device = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
+        self.table, self.cut, tree, last = (
+            part.view(shape) for part, shape in zip(self._device.split(sizes), shapes, strict=True)
+        )
+        self.chance = StepUniforms(tree, last)
+        # the device copies one while the host fills the other
+        self._host = [pinned(sum(sizes), device) for _ in range(2)]
+
+    def fill(self, source: Source, trees: Trees | None) -> tuple[torch.Tensor, StepChance]:
+        """Fill in what the next step gets. Returns float64 [size] on the host, and its chance."""
+        self._host.reverse()
+        numbers = self._host[0]
+        chance = source.step(numbers[self._told :], self.chance)
+        if trees is not None and trees.growmap is None:
+            numbers[self._told - 1] = trees.planner.cut
+            if not trees.own:
+                numbers[: self._told - 1].copy_(trees.acceptance.table().flatten())
+        return numbers, chance
+
+    def send(self, numbers: torch.Tensor) -> None:
+        """Send the numbers to the device, without a wait."""
+        self._device.copy_(numbers, non_blocking=True)
+
+
+class Judged(NamedTuple):
+    """stop: float64 [n], the probability that the path ends at each node. end, bonus: int64 [1],
+    the node where the path ends and the token after it, -1 if there is none. p: float64 [n], the
+    target's probability of each node's token."""
+
+    stop: torch.Tensor
+    end: torch.Tensor
+    bonus: torch.Tensor
+    p: torch.Tensor
+
+
+class Closing(NamedTuple):
+    """The end of a step. report: all that the host reads (STEP and NODE). For each level of the
+    tree and one more: emitted, the token; to, the cache row that the path's row moves to;
+    of_target, of_draft, the row where it is now (if there is none, row `to`). length: the tokens of
+    the text after the step."""
+
+    report: torch.Tensor
+    emitted: torch.Tensor
+    to: torch.Tensor
+    of_target: torch.Tensor
+    of_draft: torch.Tensor
+    length: torch.Tensor
+
+
+class Slots(NamedTuple):
+    """What the host reads of each slot of a growing tree; see `GrowingTree`."""
+
+    token: torch.Tensor
+    proposal: torch.Tensor
+    kind: torch.Tensor
+    q: torch.Tensor
+    x: torch.Tensor
+    slot_value: torch.Tensor
+
+
+def closing(
+    judged: Judged,
+    nodes: Nodes,
+    slots: Slots,
+    chain: torch.Tensor,
+    length: torch.Tensor,
+    children: int,
+) -> Closing:
+    """Close a step. chain: see `GrowingTree`. length [1]: the tokens of the text before the step.
+    children: slots a row."""
+    pad = torch.nn.functional.pad
+    levels = torch.arange(nodes.path.shape[1], device=length.device)
+    last = judged.end.clamp(min=0)
+    depth, path = nodes.depth[last], nodes.path[last][0]
+    drawn = slots.token[pad(nodes.slot, (0, 1), value=len(slots.token) - 1)][path[1:]]
+    emitted = torch.where(levels < depth, pad(drawn, (0, 1)), judged.bonus)
+    rows = chain[((nodes.slot[last] - 1) // children).clamp(min=0)][0]
+    of_target = torch.where(levels <= depth, path, levels)
+    of_draft = torch.where(levels < depth, pad(rows, (0, 1)), levels)
+    kept = Slots(*(part[nodes.slot] for part in slots))
+    step = {"end": judged.end, "depth": depth, "bonus": judged.bonus}
+    node = kept._asdict() | {"exists": nodes.exists, "parent": nodes.parent}
+    node |= {"stop": judged.stop, "p": judged.p}
+    told = [*(step[name] for name in STEP), emitted, *(node[name] for name in NODE)]
+    return Closing(
+        report=torch.cat([part.double() for part in told]),
+        emitted=emitted,
+        to=length + levels,
+        of_target=length + of_target,
+        of_draft=length + of_draft,
+        length=length + depth + 1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a step sent back. end: the node where the path ends; bonus: the token after it (-1: the
+    logits are no numbers). Tuples by node: kinds, x (see drafting/child_kinds.py), p and q, the
+    target's and the draft's probability of the token, stop, the probability that the path ends
+    there."""
+
+    tree: TokenTree
+    end: int
+    bonus: int
+    emitted: tuple[int, ...]
+    kinds: tuple[Kind, ...]
+    x: tuple[float, ...]
+    p: tuple[float, ...]
+    q: tuple[float, ...]
+    stop: tuple[float, ...]
+
+    @property
+    def confidence(self) -> float:
+        """The mean draft probability of the first proposed child over the nodes; NaN without such a
+        child."""
+        first = [family[0] for family in self.tree.children if family]
+        own = [self.x[child] for child in first if self.kinds[child] in (Kind.FIRST, Kind.POINT)]
+        return sum(own) / len(own) if own else math.nan
+
+    def teach(self, acceptance: Acceptance, reach: list[float]) -> None:
+        """Let the estimate observe every child. reach: the probability that each node is
+        accepted."""
+        for parent, family in enumerate(self.tree.children):
+            refused = 1.0
+            for child in family:
+                kind, tried = self.kinds[child], reach[parent]
+                if kind.sequential:  # their estimates hold given that elder siblings are refused
+                    tried, refused = (
+                        tried * refused,
+                        refused - (reach[child] / tried if tried > 0 else 0.0),
+                    )
+                of = Class.at(kind, self.tree.depths[child])
+                acceptance.observe(of, self.x[child], max(0.0, tried), reach[child])
+
+
+def read_report(report: np.ndarray, levels: int, root: int, *, values: bool) -> Outcome:
+    """A step's report, as `closing` made it, or three numbers if no tree was drafted. root: the
+    root's token. values: whether slots have values."""
+    end, depth, bonus = (int(number) for number in report[: len(STEP)])
+    if not levels:
+        one = (1.0,)
+        return Outcome(
+            tree=TokenTree.root(root),
+            end=end,
+            bonus=bonus,
+            emitted=(bonus,),
+            kinds=(Kind.POINT,),
+            x=one,
+            p=one,
+            q=one,
+            stop=one,
+        )
+    emitted, rest = np.split(report[len(STEP) :], [levels + 1])
+    nodes = dict(zip(NODE, rest.reshape(len(NODE), -1), strict=True))
+    count = int(nodes["exists"].sum())
+    of = {name: tuple(numbers[:count].tolist()) for name, numbers in nodes.items()}
+    kinds = tuple(Kind(int(kind)) for kind in of["kind"])
+    return Outcome(
+        tree=TokenTree(
+            tokens=tuple(map(int, of["token"])),
+            parents=tuple(map(int, of["parent"])),
+            proposal=of["proposal"],
+            point=tuple(kind.point for kind in kinds),
+            value=of["slot_value"] if values else (),
+        ),
+        end=end,
+        bonus=bonus,
+        emitted=(*(int(token) for token in emitted[:depth]), bonus),
+        kinds=kinds,
+        x=of["x"],
+        p=of["p"],
+        q=of["q"],
+        stop=of["stop"],
+    )
+
+
+def pinned(size: int, device: torch.device) -> torch.Tensor:
+    """float64 [size] on the host, in pinned memory: a GPU copies from it while the host works
+    on."""
+    return torch.zeros(size, dtype=torch.float64, pin_memory=device.type == "cuda")
