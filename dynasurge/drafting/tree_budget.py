@@ -7,7 +7,7 @@ with the most predicted tokens per second by the latency curve:
 
 A level is drafted only if the predicted gain pays for a draft pass (its seconds at the rate above).
 The predicted gain is the best slot value `lag` levels above, times what levels lately gained for
-each unit of such a value. The first level is drafted unless a step without a tree is faster. A
+each unit of such a value, net of the nodes whose places they took. The first level is drafted unless a step without a tree is faster. A
 second level without a level so far above it is decided by the best node value of the last trees. So
 easy text gets deep trees and hard text shallow ones, which an average depth would not do. Levels
 also end where no slot would have a place in the tree.
@@ -82,7 +82,7 @@ class SizePlanner:
     _ranks: list[tuple[float, float]] = field(default_factory=list)  # by rank: steps, values
     _passes: tuple[float, float] = (0.0, 0.0)  # steps, draft passes
     _seconds: tuple[float, float] = (0.0, 0.0)  # draft passes, their seconds
-    # sum of levels' best slot values, sum of slot values `lag` levels below
+    # sum of levels' best slot values, sum of what the slots `lag` levels below gained
     _below: tuple[float, float] = (0.0, 0.0)
     _taught: bool = False
     _rested: int = 0  # steps since the last draft pass
@@ -132,8 +132,10 @@ class SizePlanner:
         self.cut = SLACK * (least if full else min(self.cut, least))
         ranked = sorted(values, reverse=True) + [0.0] * (size.nodes - len(values))
         best, sums = [0.0] * passes, [0.0] * passes  # by level
+        displaced = least if full else 0.0  # what a node of a full tree takes the place of
         for value, depth in zip(values, depths, strict=True):
-            best[depth - 1], sums[depth - 1] = max(best[depth - 1], value), sums[depth - 1] + value
+            best[depth - 1] = max(best[depth - 1], value)
+            sums[depth - 1] += value - displaced
         self._ranks = _remembered(self._ranks, [(1.0, value) for value in ranked])
         [self._passes] = _remembered([self._passes], [(1.0, float(passes))])
         below = (sum(best[: -self.lag]), sum(sums[self.lag :]))
