@@ -28,7 +28,7 @@ from dynasurge.drafting import proposals
 from dynasurge.drafting.acceptance_estimates import Acceptance, make_acceptance
 from dynasurge.drafting.child_kinds import CLASSES, Class, Kind
 from dynasurge.drafting.growth import TreeBounds
-from dynasurge.drafting.proposals import POLICIES, Limits, Proposed, set_apart, with_copies
+from dynasurge.drafting.proposals import POLICIES, Limits, Proposed, weighed, with_copies, without
 from dynasurge.drafting.tree_budget import Size, SizePlanner
 from dynasurge.trees.growmap import Growmap
 from dynasurge.trees.token_tree import TokenTree
@@ -225,7 +225,8 @@ def propose(
     own, copies = POLICIES[policy], None
     if found is not None:
         tokens, matches = (torch.tensor(numbers) for numbers in found)
-        q, copies = set_apart(q, (tokens, matches), echoes=own.points)
+        copies = weighed(q, (tokens, matches), echoes=own.points)
+        q = without(q, copies)
     base, drawn = own.draw(q, chance, k, limits or Limits())
     made = own.propose(drawn)
     if copies is not None:

@@ -205,7 +205,8 @@ class Phases:
         rows = self._growing.bounds.rows(level)
         chance = self._chance.rows(rows if self.padded else rows.start + ranks)
         known = self.length + 1
-        self._proposer.fill(self._growing, level, q, chance, self._text, known)
+        text = self._text if self._captured else self._text[: CONTEXT + int(known)]
+        self._proposer.fill(self._growing, level, q, chance, text, known)
         return self._growing.standing(level)
 
     def score(self, n: int) -> Scored:

@@ -38,7 +38,7 @@ import torch
 
 from dynasurge.drafting.child_kinds import Kind, depth_class
 from dynasurge.drafting.prompt_lookup import CONTEXT, find_copies
-from dynasurge.drafting.proposals import Limits, Policy, set_apart
+from dynasurge.drafting.proposals import Limits, Policy, weighed, without
 from dynasurge.drafting.slot_values import limits, shaped, valued
 from dynasurge.models.cuda_graphs import fused
 from dynasurge.probabilities import Chance
@@ -353,9 +353,9 @@ class Proposer:
         copies, k = None, growing.bounds.children
         if self.copies:
             found = self._run(find_copies, text, known, growing.context[rows])
-            rest, copies = set_apart(q, found, echoes=policy.points)
+            copies = weighed(q, found, echoes=policy.points)
             if growing.padded or bool(copies.good.any()):
-                q = rest
+                q = without(q, copies)
             else:
                 copies = None
         places, floor = limits(policy, self.cut, node_value, number, self.most)

@@ -109,17 +109,19 @@ class Copies(NamedTuple):
     good: torch.Tensor
 
 
-def set_apart(
-    q: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor], *, echoes: bool
-) -> tuple[torch.Tensor, Copies]:
-    """Take the copies that are worth proposing out of q [w, V]. found: tokens and match lengths
+def weighed(q: torch.Tensor, found: tuple[torch.Tensor, torch.Tensor], *, echoes: bool) -> Copies:
+    """The copies of nodes with the draft distributions q [w, V]. found: tokens and match lengths
     [w]. echoes: whether a copy that the draft agrees with is worth proposing."""
-    token = found[0].clamp(min=0)[:, None]
-    mass = q.gather(1, token)
-    held = mass.double()[:, 0]
+    token = found[0].clamp(min=0)
+    held = q.gather(1, token[:, None]).double()[:, 0]
     good = torch.where(held >= AGREES, (found[1] > 0) & echoes, found[1] >= LONG)
-    rest = q.scatter(1, token, mass * ~good[:, None])
-    return rest, Copies(token[:, 0], found[1].double(), held, good)
+    return Copies(token, found[1].double(), held, good)
+
+
+def without(q: torch.Tensor, copies: Copies) -> torch.Tensor:
+    """q [w, V] without the copies that are worth proposing."""
+    left = torch.where(copies.good, 0.0, copies.held).to(q.dtype)
+    return q.scatter(1, copies.token[:, None], left[:, None])
 
 
 def with_copies(made: Proposed, copies: Copies, drawn: Drawn, *, points: bool) -> Proposed:
