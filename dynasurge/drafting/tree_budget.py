@@ -7,10 +7,10 @@ with the most predicted tokens per second by the latency curve:
 
 A level is drafted only if the predicted gain pays for a draft pass (its seconds at the rate above).
 The predicted gain is the best slot value `lag` levels above, times what levels lately gained for
-each unit of such a value, net of the nodes whose places they took. The first level is drafted unless a step without a tree is faster. A
-second level without a level so far above it is decided by the best node value of the last trees. So
-easy text gets deep trees and hard text shallow ones, which an average depth would not do. Levels
-also end where no slot would have a place in the tree.
+each unit of such a value, net of the nodes whose places they took. The first level is drafted
+unless a step without a tree is faster. A second level without a level so far above it is decided by
+the best node value of the last trees. So easy text gets deep trees and hard text shallow ones,
+which an average depth would not do. Levels also end where no slot would have a place in the tree.
 
 The lag is 1 where the host sees a level before it drafts the next. It is 2 where steps are
 captured: there the host looks at one level while the device works on the next.
