@@ -151,7 +151,7 @@ class Phases:
         self._source = source
         return numbers
 
-    def bare(self, budget: int = 0) -> torch.Tensor:
+    def bare(self) -> torch.Tensor:
         """Start a tree without levels. Returns the root's standing (see `GrowingTree`)."""
         steps = torch.arange(CONTEXT, device=self.device)
         self._growing.start(self._text[self.length + 1 + steps])
@@ -325,10 +325,9 @@ class Phases:
             for number in ((0, *verdict.path)[-1], verdict.bonus)
         )
         stop = torch.tensor(verdict.stop, dtype=torch.float64, device=self.device)
-        own = torch.ones(count, dtype=torch.float64)
-        for child in range(1, count):
-            own[child] = p[tree.parents[child], tree.tokens[child]]
-        return Judged(stop, end, bonus, own.to(self.device))
+        own = p[nodes.parent[:count].clamp(min=0), growing.token[slot]].double()
+        own[:1] = 1.0  # the root
+        return Judged(stop, end, bonus, own)
 
 
 def _families(
