@@ -263,18 +263,22 @@ def dynamic(
     *,
     values: str = "learned",
     width: int = 32,
+    run: int = 0,
+    levels: int | None = None,
     least: float = 0.0,
+    worth: float = 0.0,
     acceptance: Acceptance | None = None,
     lag: int = 1,
     **other: Any,
 ) -> Trees:
-    """Trees of n nodes, whose levels end where the best slot `lag` levels above is worth less than
-    `least`."""
+    """Trees of up to n nodes, each worth more than `worth`, whose levels end where the best slot
+    `lag` levels above is worth less than `least`. run: the most nodes of a run. levels: how many
+    the draft makes, if not all."""
     return Trees(
-        bounds=TreeBounds(depth=depth, width=width, children=children),
+        bounds=TreeBounds(depth=depth, width=width, children=children, run=run),
         budget=n,
         policy=POLICIES[policy],
-        planner=Fixed(Size(nodes=n, depth=depth, least=least), lag),
+        planner=Fixed(Size(nodes=n, depth=levels or depth, least=least, worth=worth), lag),
         acceptance=acceptance or make_acceptance(values, "topdown", 1.0),
         own=values == "own",
         **{"most": children} | other,

@@ -143,8 +143,9 @@ class Replayed:
         """See `Executor`."""
         self._verify[n].replay()
         self._back.reverse()  # the other buffer holds the step before, which may be unread
-        result = self._back[0][: report_size(self.phases.depth, n)]
-        result.copy_(self._verify[n].result, non_blocking=True)
+        report = self._verify[n].result
+        result = self._back[0][: len(report)]
+        result.copy_(report, non_blocking=True)
         return result
 
     def widths(self, levels: int) -> list[int]:

@@ -132,7 +132,9 @@ class Decoder:
             read, ready, following = len(prompt) + new_tokens - left, None, None
             if ahead:
                 ready = self._prepare(source)
-                if left > flying.depth + 1:  # a next step follows, even if all are accepted
+                if (
+                    left > flying.depth + self._phases.run + 1
+                ):  # a next step follows, even if all are accepted
                     following = self._begin(ready, read + 1, left - 1, away)
             outcome = self._read(flying, root)
             phases = self._laps(flying.away)
@@ -175,7 +177,7 @@ class Decoder:
         """Make a step after the first `length` tokens of the text, only to time it. Returns the
         seconds of its phases, named as in StepRecord. All levels of `size` are drafted."""
         self._phases.length.fill_(length - 1)
-        numbers = self._phases.take(source)
+        numbers = self._phases.take(source, size)
         self._watch.restart()
         step = self._begin((size, numbers), length, size.depth + 1)
         while step.depth < size.depth:
@@ -188,7 +190,7 @@ class Decoder:
         """Choose the next tree's size, and fill in the numbers that its step gets."""
         trees = self._trees
         size = trees.planner.choose() if trees is not None else Size(nodes=0, depth=0)
-        return size, self._phases.take(source)
+        return size, self._phases.take(source, size)
 
     def _begin(
         self, prepared: tuple[Size, torch.Tensor], read: int, left: int, away: float = 0.0
@@ -200,7 +202,7 @@ class Decoder:
         depth = max(0, min(size.depth, left - 1, self._limit - read + 1))
         step = StepUnderWay(size=replace(size, depth=depth), read=read, away=away)
         self._watch.mark()
-        self._phases.inputs.send(numbers)
+        self._phases.inputs.send(numbers, min(left - 1, self._phases.depth))
         with shrinking("tree"):
             if self._trees is not None and not depth:
                 self._run.grow(0, 0)
@@ -212,9 +214,11 @@ class Decoder:
         """Draft one more level. Returns False if there is nothing to draft."""
         assert self._trees is not None
         budget = min(step.size.nodes, self._trees.budget)
-        grown = self._run.grow(step.depth + 1, budget)
-        step.depth += grown
-        return grown
+        if self._run.grow(step.depth + 1, budget):
+            step.depth += 1
+            return True
+        step.size = replace(step.size, depth=step.depth)
+        return False
 
     def _finish(self, step: StepUnderWay) -> StepUnderWay:
         """Draft as many levels as pay for their passes, then launch the rest."""
@@ -274,7 +278,7 @@ class Decoder:
         trees, tree, stop = self._trees, outcome.tree, outcome.stop
         if trees is not None and trees.growmap is None:
             outcome.teach(trees.acceptance, reach(tree, stop))
-            trees.planner.learn(step.size, tree.value[1:], tree.depths[1:], step.widths)
+            trees.planner.learn(step.size, tree.value[1:], outcome.levels[1:], step.widths)
         return StepRecord(
             tree=tree,
             end=outcome.end,

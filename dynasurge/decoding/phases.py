@@ -25,11 +25,13 @@ from dynasurge.drafting.growth import GrowingTree, Proposer
 from dynasurge.drafting.kept_nodes import Nodes, assemble
 from dynasurge.drafting.prompt_lookup import CONTEXT
 from dynasurge.drafting.reading import read_level, read_nodes
+from dynasurge.drafting.runs import add_runs
+from dynasurge.drafting.tree_budget import Size
 from dynasurge.models.cuda_graphs import fused
 from dynasurge.models.failures import shrinking
 from dynasurge.probabilities import Chance, Source, StepChance
 from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.families import Families
+from dynasurge.verification.families import Families, Level
 from dynasurge.verification.rules import Rule, Verdict, stop_law
 
 
@@ -102,6 +104,7 @@ class Phases:
         self._judge, self.device, self._captured = judge, target.device, captured
         self.compiled = target.compiled and captured
         self.depth = trees.bounds.depth if trees is not None else 0
+        self.run = trees.bounds.run if trees is not None else 0
         length = CONTEXT + target.static_length + self.depth + 2
         self._text = torch.full((length,), -1, device=self.device)
         # the number of committed tokens, and the root's position
@@ -145,9 +148,10 @@ class Phases:
         self.length.fill_(len(text) - 1)
         self._read = len(text) - 1
 
-    def take(self, source: Source) -> torch.Tensor:
-        """Take the chance of the next step. Returns its numbers, float64 on the host."""
-        numbers, self._chance = self.inputs.fill(source, self.trees)
+    def take(self, source: Source, size: Size) -> torch.Tensor:
+        """Take the chance of the next step, whose tree has this size. Returns its numbers, float64
+        on the host."""
+        numbers, self._chance = self.inputs.fill(source, self.trees, size)
         self._source = source
         return numbers
 
@@ -164,14 +168,15 @@ class Phases:
         return self._first() if level == 1 else self._next(level, budget)
 
     def _first(self) -> torch.Tensor:
-        """Read the last tokens with the draft: the last two, of which it may not have read the
-        first, or all that it has not read."""
+        """Read the last tokens with the draft: all that it has not read, or, if captured, as many as
+        these can be: the root, the last node of a path, and a run."""
         assert self.draft is not None
         self.bare()
         columns = self._columns(self.draft, 1)
         if self._captured:
-            steps = torch.arange(2, device=self.device)
-            positions = (self.length - 1 + steps).clamp(min=0)
+            run = self._growing.bounds.run
+            steps = torch.arange(run + 2, device=self.device)
+            positions = (self.length - 1 - run + steps).clamp(min=0)
         else:
             positions = torch.arange(min(self._read, columns - 1), columns, device=self.device)
         hidden = torch.arange(columns, device=self.device) > positions[:, None]
@@ -194,7 +199,7 @@ class Phases:
         depth = torch.full((1,), level - 1, device=self.device)
         own = (growing.token, growing.row_slot[rows], growing.chain[rows], numbers)
         reading = fused(read_level, self.compiled)
-        read = reading(*own, self.length, depth, growing.bounds.row_count, columns)
+        read = reading(*own, self.length, depth, growing.none, columns)
         logits = self.draft.score(*read, captured=self._captured)
         self.widths.append(len(numbers))
         return self._fill(level, logits, ranks)
@@ -204,10 +209,13 @@ class Phases:
         q = own(logits, self._judge.T, self._judge.P)
         rows = self._growing.bounds.rows(level)
         chance = self._chance.rows(rows if self.padded else rows.start + ranks)
-        known = self.length + 1
-        text = self._text if self._captured else self._text[: CONTEXT + int(known)]
-        self._proposer.fill(self._growing, level, q, chance, text, known)
+        self._proposer.fill(self._growing, level, q, chance, *self._known())
         return self._growing.standing(level)
+
+    def _known(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The text, for `find_copies`, and how many of its tokens are known [1]."""
+        known = self.length + 1
+        return self._text if self._captured else self._text[: CONTEXT + int(known)], known
 
     def score(self, n: int) -> Scored:
         """Score the root and the n best nodes in one pass of the target."""
@@ -217,8 +225,12 @@ class Phases:
             hidden = (torch.arange(columns, device=self.device) > self.length)[None]
             read = (tokens, self.length, self.length, hidden)
             return Scored(None, self.target.score(*read, captured=self._captured))
-        growing = self._growing
-        nodes = assemble(growing, n, self.trees.budget, compiled=self.compiled)
+        growing, budget, inputs = self._growing, self.trees.budget, self.inputs
+        if growing.bounds.run and n:
+            given = (inputs.table, *self._known(), inputs.room)
+            most = min(n, budget)
+            add_runs(growing, most, inputs.worth, *given, compiled=self.compiled)
+        nodes = assemble(growing, n, budget, inputs.worth, compiled=self.compiled)
         columns = self._columns(self.target, len(nodes.slot))
         own = (growing.token, nodes.slot, nodes.depth, nodes.path)
         reading = fused(read_nodes, self.compiled)(*own, self.length, columns)
@@ -243,7 +255,7 @@ class Phases:
         judged = self._judged(nodes, scored.logits)
         slots = Slots(*(getattr(growing, name) for name in Slots._fields))
         done = fused(closing, self.compiled)(
-            judged, nodes, slots, growing.chain, length, growing.bounds.children
+            judged, nodes, slots, growing.chain, length, growing.bounds.children, growing.read
         )
         assert self.draft is not None
         self._text.index_copy_(0, CONTEXT + 1 + done.to, done.emitted.clamp(min=0))  # -1: see above
@@ -251,7 +263,7 @@ class Phases:
         self.target.move(done.of_target[:levels], done.to[:levels])
         self.draft.move(done.of_draft[:levels], done.to[:levels])
         if not self._captured and self.widths:
-            self._read = int(length) + max(1, levels - 1)
+            self._read = int(done.read)
         length.copy_(done.length)
         return done.report
 
@@ -286,24 +298,28 @@ class Phases:
         there."""
         growing, none = self._growing, nodes.none
         rows, k = growing.used_rows, growing.bounds.children
-        own = (nodes.number, growing.row_slot, growing.token, growing.kind)
-        node, child, token, point = fused(_families, self.compiled)(*own, none, rows, k)
+        tensors = (nodes.number, growing.row_slot, growing.token, growing.kind)
+        node, child, token, point = fused(_families, self.compiled)(*tensors, none, rows, k)
         levels = range(1, growing.levels + 1)
         if self.padded:
-            spans = [(growing.rows(level), k) for level in levels]
-            return Families(node, child, token, point, node, spans), growing.base, None
+            drawn = growing.bounds.depth  # levels; then come runs
+            own = [Level(growing.rows(level), k, k * (level <= drawn)) for level in levels]
+            return Families(node, child, token, point, node, own), growing.base, None
         columns = torch.arange(1, k + 1, device=self.device)
-        counts = ((child < none) * columns).amax(1).tolist()  # the last column with a child
-        inner, spans = [row for row, count in enumerate(counts) if count], []
+        there = child < none
+        last = torch.stack([there, there & ~point], dim=1) * columns
+        counts = last.amax(2).tolist()  # the last column with a child, and with a sampled one
+        inner, own = [row for row, (count, _) in enumerate(counts) if count], []
         for level in levels:
-            at, start = growing.rows(level), spans[-1][0].stop if spans else 0
-            of_level = [count for count in counts[at] if count]
+            at, start = growing.rows(level), own[-1].rows.stop if own else 0
+            of_level = [count for count in counts[at] if count[0]]
             if of_level:
-                spans.append((slice(start, start + len(of_level)), max(of_level)))
+                most = map(max, zip(*of_level, strict=True))
+                own.append(Level(slice(start, start + len(of_level)), *most))
         used = torch.tensor([*inner, rows], device=self.device)
         node, child, token, point = (part[used[:-1]] for part in (node, child, token, point))
         base = growing.base[used]
-        return Families(node, child, token, point, None, spans), base, node
+        return Families(node, child, token, point, None, own), base, node
 
     def _judged_on_host(self, nodes: Nodes, logits: torch.Tensor, verify: Verify) -> Judged:
         growing, slot = self._growing, nodes.slot

@@ -15,7 +15,7 @@ from dynasurge.drafting.child_kinds import DEPTHS, Class, Kind
 from dynasurge.drafting.growth import TreeBounds
 from dynasurge.drafting.kept_nodes import Nodes
 from dynasurge.drafting.proposals import Policy
-from dynasurge.drafting.tree_budget import SizePlanner
+from dynasurge.drafting.tree_budget import Size, SizePlanner
 from dynasurge.probabilities import Source, StepChance, StepUniforms
 from dynasurge.trees.token_tree import TokenTree
 
@@ -55,39 +55,43 @@ class Trees:
 
 
 class Inputs:
-    """What the host sends to a step in one copy: the estimates, the value that a slot needs, and
-    uniform random numbers."""
+    """What the host sends to a step in one copy: the estimates; the values that a slot needs to be
+    proposed (`cut`) and to stay (`worth`); the most levels (`room`); uniform random numbers."""
 
     def __init__(self, trees: Trees | None, device: torch.device) -> None:
         rows, k = (trees.bounds.row_count, trees.bounds.children) if trees is not None else (0, 0)
         shapes = (
-            ((len(DEPTHS), len(Kind), CELLS), (1,), (rows, k, 2), (2, 2))
+            ((len(DEPTHS), len(Kind), CELLS), (1,), (1,), (1,), (rows, k, 2), (2, 2))
             if trees is not None
-            else ((0,), (0,), (0,), (2, 2))
+            else ((0,), (0,), (0,), (0,), (0,), (2, 2))
         )
         sizes = [math.prod(shape) for shape in shapes]
-        self._told = sizes[0] + sizes[1]
+        self._told = sum(sizes[:4])
         self._device = torch.zeros(sum(sizes), dtype=torch.float64, device=device)
-        self.table, self.cut, tree, last = (
+        self.table, self.cut, self.worth, self.room, tree, last = (
             part.view(shape) for part, shape in zip(self._device.split(sizes), shapes, strict=True)
         )
         self.chance = StepUniforms(tree, last)
         # the device copies one while the host fills the other
         self._host = [pinned(sum(sizes), device) for _ in range(2)]
 
-    def fill(self, source: Source, trees: Trees | None) -> tuple[torch.Tensor, StepChance]:
+    def fill(
+        self, source: Source, trees: Trees | None, size: Size
+    ) -> tuple[torch.Tensor, StepChance]:
         """Fill in what the next step gets. Returns float64 [size] on the host, and its chance."""
         self._host.reverse()
         numbers = self._host[0]
         chance = source.step(numbers[self._told :], self.chance)
         if trees is not None and trees.growmap is None:
-            numbers[self._told - 1] = trees.planner.cut
+            numbers[self._told - 3], numbers[self._told - 2] = trees.planner.cut, size.worth
             if not trees.own:
-                numbers[: self._told - 1].copy_(trees.acceptance.table().flatten())
+                numbers[: self._told - 3].copy_(trees.acceptance.table().flatten())
         return numbers, chance
 
-    def send(self, numbers: torch.Tensor) -> None:
-        """Send the numbers to the device, without a wait."""
+    def send(self, numbers: torch.Tensor, room: int) -> None:
+        """Send the numbers to the device, without a wait. room: the most levels of the tree."""
+        if len(self.room):
+            numbers[self._told - 1] = room
         self._device.copy_(numbers, non_blocking=True)
 
 
@@ -106,7 +110,7 @@ class Closing(NamedTuple):
     """The end of a step. report: all that the host reads (STEP and NODE). For each level of the
     tree and one more: emitted, the token; to, the cache row that the path's row moves to;
     of_target, of_draft, the row where it is now (if there is none, row `to`). length: the tokens of
-    the text after the step."""
+    the text after the step. read: how many of them the draft has certainly read."""
 
     report: torch.Tensor
     emitted: torch.Tensor
@@ -114,6 +118,7 @@ class Closing(NamedTuple):
     of_target: torch.Tensor
     of_draft: torch.Tensor
     length: torch.Tensor
+    read: torch.Tensor
 
 
 class Slots(NamedTuple):
@@ -134,9 +139,10 @@ def closing(
     chain: torch.Tensor,
     length: torch.Tensor,
     children: int,
+    read: int,
 ) -> Closing:
     """Close a step. chain: see `GrowingTree`. length [1]: the tokens of the text before the step.
-    children: slots a row."""
+    children: slots a row. read: how many rows the draft has read."""
     pad = torch.nn.functional.pad
     levels = torch.arange(nodes.path.shape[1], device=length.device)
     last = judged.end.clamp(min=0)
@@ -145,7 +151,9 @@ def closing(
     emitted = torch.where(levels < depth, pad(drawn, (0, 1)), judged.bonus)
     rows = chain[((nodes.slot[last] - 1) // children).clamp(min=0)][0]
     of_target = torch.where(levels <= depth, path, levels)
-    of_draft = torch.where(levels < depth, pad(rows, (0, 1)), levels)
+    rows = pad(rows, (0, 1))
+    known = (levels < depth) & (rows < read)
+    of_draft = torch.where(known, rows, levels)
     kept = Slots(*(part[nodes.slot] for part in slots))
     step = {"end": judged.end, "depth": depth, "bonus": judged.bonus}
     node = kept._asdict() | {"exists": nodes.exists, "parent": nodes.parent}
@@ -158,6 +166,7 @@ def closing(
         of_target=length + of_target,
         of_draft=length + of_draft,
         length=length + depth + 1,
+        read=length + known.sum().clamp(min=1),
     )
 
 
@@ -185,6 +194,12 @@ class Outcome:
         first = [family[0] for family in self.tree.children if family]
         own = [self.x[child] for child in first if self.kinds[child] in (Kind.FIRST, Kind.POINT)]
         return sum(own) / len(own) if own else math.nan
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The level of each node, 0 for the root and for nodes of runs, which took no draft pass."""
+        runs = zip(self.kinds, self.tree.depths, strict=True)
+        return tuple(0 if kind is Kind.BLIND else depth for kind, depth in runs)
 
     def teach(self, acceptance: Acceptance, reach: list[float]) -> None:
         """Let the estimate observe every child. reach: the probability that each node is

@@ -37,10 +37,12 @@ def bounds_of(settings: Settings) -> TreeBounds | None:
     if settings.mode == "sTree":
         assert growmap is not None
         return growmap_bounds(growmap.children, growmap.depths)
-    depth = growmap.depth if growmap is not None else settings.depth_bound
+    depth = min(growmap.depth if growmap is not None else settings.depth_bound, most)
     # room for a copy and the child sampled before it
     children = max(2, min(settings.max_children, most))
-    return TreeBounds(depth=min(depth, most), width=FRONTIER, children=children)
+    # a run starts below a node, and its values need estimates
+    run = depth - 1 if settings.lookup and settings.values != "own" else 0
+    return TreeBounds(depth=depth, width=FRONTIER, children=children, run=run)
 
 
 def room_for(nodes: int) -> list[int]:

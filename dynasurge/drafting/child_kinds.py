@@ -11,6 +11,7 @@ on.
 | point | chosen without a draw | the draft's probability of its token |
 | echo | copied from earlier text; the draft agrees | how many tokens before it match |
 | lookup | the same; the draft disagrees | the same |
+| blind | the same; the draft has not read the parent | the same |
 
 A new kind needs a member here, a curve in `assets/acceptance.json`, and a policy that proposes it.
 """
@@ -37,6 +38,7 @@ class Kind(IntEnum):
     POINT = 5
     ECHO = 6
     LOOKUP = 7
+    BLIND = 8
 
     @classmethod
     def sampled(cls, rank: int) -> Kind:

@@ -9,7 +9,8 @@ stay. A level is a few tensor operations:
     node    a slot that stays: the root and the n best slots, numbered in drawing order
 
 A row may have fewer children than slots. A missing one has value 0 and never stays. Slots, rows and
-nodes each have one more place, which means "none".
+nodes each have one more place, which means "none". After the last level, runs of copies may follow
+(drafting/runs.py). Each of their nodes has a row for its parent, which the draft does not read.
 
 **Exact or padded.** A step that is captured (decoding/executors.py) replays tensors of fixed shape:
 every level has `width` rows, whether or not so many nodes are worth reading. A step that runs
@@ -43,6 +44,7 @@ from dynasurge.drafting.slot_values import limits, shaped, valued
 from dynasurge.models.cuda_graphs import fused
 from dynasurge.probabilities import Chance
 
+RUNS = 2  # runs of copies in a tree
 FRONTIER = 32  # the most nodes of a level that the draft reads in one pass
 PARENT = 3.0  # a node with less than so many times the least value of a slot has no children
 SORTED = 1024  # a level with more slots than this is sorted
@@ -53,13 +55,14 @@ class TreeBounds:
     """How large a tree can get: `depth` levels, at most `width` nodes of each read by the draft,
     and `children` children a node.
 
-    widths: the rows of each level, for a static tree.
+    widths: the rows of each level, for a static tree. run: the most nodes of a run, 0 for none.
     """
 
     depth: int
     width: int
     children: int
     widths: tuple[int, ...] = ()
+    run: int = 0
 
     @property
     def level_widths(self) -> tuple[int, ...]:
@@ -69,11 +72,8 @@ class TreeBounds:
 
     @property
     def row_count(self) -> int:
+        """The rows that the draft reads."""
         return sum(self.level_widths)
-
-    @property
-    def slot_count(self) -> int:
-        return 1 + self.row_count * self.children
 
     def rows(self, level: int) -> slice:
         """The rows whose children make up a level (the first level is 1), if all are padded."""
@@ -108,6 +108,7 @@ class GrowingTree:
     1, depth]: the rows from the root down to each row, filled up with R. context int64 [R + 1,
     CONTEXT]: the last tokens up to and including each row's own. base float [R + 1, V]: what each
     row's children were sampled from. starts: the first row of each level so far, and the end.
+    read: how many rows the draft reads.
     """
 
     bounds: TreeBounds
@@ -125,6 +126,7 @@ class GrowingTree:
     context: torch.Tensor
     base: torch.Tensor
     starts: list[int]
+    read: int
     padded: bool
 
     @classmethod
@@ -139,11 +141,12 @@ class GrowingTree:
     ) -> GrowingTree:
         """Allocate the tensors of one tree. If it is not padded, only rows that are used take
         memory."""
-        slots, rows = bounds.slot_count, bounds.row_count
+        rows = bounds.row_count + bounds.run * RUNS
+        slots = 1 + rows * bounds.children
         whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
         real: dict[str, Any] = {"dtype": torch.float64, "device": device}
         starts = [0]
-        for width in bounds.level_widths:
+        for width in (*bounds.level_widths, *[RUNS] * bounds.run):
             starts.append(starts[-1] + width)
         return cls(
             bounds=bounds,
@@ -163,6 +166,7 @@ class GrowingTree:
                 rows + 1, vocab, dtype=dtype, device=device
             ),
             starts=starts,
+            read=bounds.row_count,
             padded=padded,
         )
 
@@ -186,6 +190,11 @@ class GrowingTree:
         return self.starts[-1]
 
     @property
+    def none(self) -> int:
+        """The number that stands for no row."""
+        return len(self.row_slot) - 1
+
+    @property
     def used_slots(self) -> int:
         """The slots so far, the root's included; all of them if padded."""
         return 1 + self.starts[-1] * self.bounds.children
@@ -203,7 +212,7 @@ class GrowingTree:
         self.token[:1].copy_(context[-1:])
         self.context[0].copy_(context)
         if not self.padded:
-            self.starts = [0, 1]
+            self.starts, self.read = [0, 1], 1
 
     def advance(
         self,
@@ -230,6 +239,7 @@ class GrowingTree:
                 return None
             order = order[ranks]
             self.starts.append(self.starts[-1] + len(ranks))
+            self.read = self.starts[-1]
         rows = self.rows(level + 1)
         numbers = torch.arange(rows.start, rows.stop, device=by.device)
         start, depth = (

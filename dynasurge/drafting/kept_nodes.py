@@ -30,21 +30,29 @@ class Nodes(NamedTuple):
 
 
 def assemble(
-    growing: GrowingTree, n: int, budget: int | None = None, *, compiled: bool = False
+    growing: GrowingTree,
+    n: int,
+    budget: int | None = None,
+    worth: torch.Tensor | None = None,
+    *,
+    compiled: bool = False,
 ) -> Nodes:
-    """Keep the root and the n most valuable slots (at most `budget`, if given), the first ones
-    among equals, numbered in drawing order. A tree that is not padded has no more nodes than exist.
-    compiled: whether torch.compile fuses the small kernels."""
+    """Keep the root and the n most valuable slots (at most `budget`, if given) that are worth more
+    than `worth` [1], the first ones among equals, numbered in drawing order. A tree that is not
+    padded has no more nodes than exist. compiled: whether torch.compile fuses the small
+    kernels."""
     most = n if budget is None else min(n, budget)
     values = growing.slot_value[: growing.used_slots]
+    worth = values.new_zeros(1) if worth is None else worth
     if not growing.padded:
-        n = most = min(most, int((values > 0).sum()) - 1)
-    tensors = (values, growing.depth, growing.row_slot, growing.chain)
+        n = most = min(most, max(1, int((values > worth).sum())) - 1)
+    tensors = (values, worth, growing.depth, growing.row_slot, growing.chain)
     return fused(best_nodes, compiled)(*tensors, n, most, growing.bounds.children)
 
 
 def best_nodes(
     slot_value: torch.Tensor,
+    worth: torch.Tensor,
     slot_depth: torch.Tensor,
     row_slot: torch.Tensor,
     row_chain: torch.Tensor,
@@ -54,8 +62,8 @@ def best_nodes(
 ) -> Nodes:
     """The n best nodes of a growing tree's tensors. At most `most` of them exist."""
     slots, rows, levels = len(slot_depth) - 1, len(row_slot) - 1, row_chain.shape[1]
-    order = slot_value.sort(descending=True, stable=True).indices[: most + 1]
-    order = torch.where(slot_value[order] > 0, order, slots)
+    order, kept = best_slots(slot_value, worth, most)
+    order = torch.where(kept, order, slots)
     if len(order) < n + 1:
         order = torch.nn.functional.pad(order, (0, n + 1 - len(order)), value=slots)
     slot = order.sort().values
@@ -75,3 +83,12 @@ def best_nodes(
         :, :-1
     ]
     return Nodes(slot, parent, depth, exists, number, path, seen)
+
+
+def best_slots(
+    slot_value: torch.Tensor, worth: torch.Tensor, most: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The root and the `most` best slots, the best first, and which of them stay: those that are
+    worth more than `worth` [1], and the root."""
+    order = slot_value.sort(descending=True, stable=True).indices[: most + 1]
+    return order, (slot_value[order] > worth) | (order == 0)

@@ -21,6 +21,11 @@ and its place would depend on its own token. With the best slot, this cannot hap
 descendants of a slot decide for a level, the slot is worth more than all that follows, because no
 slot is worth more than its parent (tests/drafting/test_growth.py tests both).
 
+A captured pass over n nodes costs the same whether or not all of them exist, so the n best slots
+stay. With a lag of 1 a pass is just as wide as its tree. There n is the size of an average tree: a
+slot stays if it is worth more than what lies midway between the n-th and the next node of the
+average tree. So a confident draft gets a larger tree.
+
 Text is easy or hard for some sentences at a time, so memory is short. A rank that no recent tree
 filled is expected to be worth a little less than the rank before it. If not even the first node
 pays, steps without a draft pass follow, more and more of them, each time until the planner looks
@@ -49,12 +54,14 @@ LONGEST_REST = 16  # steps without a draft pass
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """At most `nodes` nodes in `depth` levels. A level exists only if the best slot `lag` levels
-    above it is worth at least `least`. Both are 0 for a step that drafts nothing."""
+    """At most `nodes` nodes in `depth` levels, each worth more than `worth`. A level exists only if
+    the best slot `lag` levels above it is worth at least `least`. All are 0 for a step that drafts
+    nothing."""
 
     nodes: int
     depth: int
     least: float = 0.0
+    worth: float = 0.0
 
     def goes_on(self, best: float, ahead: float) -> bool:
         """Whether a level whose best slot is worth `best` gets a level `lag` levels below it.
@@ -79,6 +86,7 @@ class SizePlanner:
     costs: Costs | None = None
     fixed: bool = False
     cut: float = 0.0  # what a slot must be worth to be proposed
+    _worth: float = 0.0  # of the last tree's size
     _ranks: list[tuple[float, float]] = field(default_factory=list)  # by rank: steps, values
     _passes: tuple[float, float] = (0.0, 0.0)  # steps, draft passes
     _seconds: tuple[float, float] = (0.0, 0.0)  # draft passes, their seconds
@@ -96,7 +104,7 @@ class SizePlanner:
         price = self.costs.draft(1) if self.costs is not None else 0.0
         self._ranks, self._below = [(0.0, 0.0)] * max(self.sizes), (0.0, 0.0)
         self._passes, self._seconds = (PRIOR, PRIOR * START_DEPTH), (PRIOR, PRIOR * price)
-        self.cut, self._taught, self._rested, self._pause = 0.0, False, 0, 1
+        self.cut, self._worth, self._taught, self._rested, self._pause = 0.0, 0.0, False, 0, 1
 
     def choose(self) -> Size:
         """The size of the next step's tree."""
@@ -116,13 +124,17 @@ class SizePlanner:
             depth = self.lag - 1
         best, below = self._below
         least = price * rates[nodes] * (best + HOPE) / (below + HOPE)
-        return Size(nodes=nodes, depth=depth, least=least)
+        if self.lag > 1:
+            return Size(nodes=nodes, depth=depth, least=least)
+        self._worth = sum([*worth, 0.0][nodes - 1 : nodes + 1]) / 2
+        self.cut = max(self.cut, SLACK * self._worth)
+        return Size(nodes=self.sizes[-1], depth=depth, least=least, worth=self._worth)
 
     def learn(
-        self, size: Size, values: Sequence[float], depths: Sequence[int], widths: Sequence[int]
+        self, size: Size, values: Sequence[float], levels: Sequence[int], widths: Sequence[int]
     ) -> None:
-        """Learn from a grown tree: its slot values and depths (without the root), and the number of
-        tokens that each draft pass read."""
+        """Learn from a grown tree: its slot values and levels (without the root; 0: no level of the
+        draft), and the number of tokens that each draft pass read."""
         if not widths:
             self._rested += 1
             return
@@ -131,14 +143,14 @@ class SizePlanner:
         # a tree that was not full needs more proposals
         self.cut = SLACK * (least if full else min(self.cut, least))
         ranked = sorted(values, reverse=True) + [0.0] * (size.nodes - len(values))
-        best, sums = [0.0] * passes, [0.0] * passes  # by level
-        displaced = least if full else 0.0  # what a node of a full tree takes the place of
-        for value, depth in zip(values, depths, strict=True):
-            best[depth - 1] = max(best[depth - 1], value)
-            sums[depth - 1] += value - displaced
+        best, sums = [0.0] * (passes + 1), [0.0] * (passes + 1)  # by level
+        displaced = max(self._worth, least if full else 0.0)  # what a node takes the place of
+        for value, level in zip(values, levels, strict=True):
+            best[level] = max(best[level], value)
+            sums[level] += value - displaced
         self._ranks = _remembered(self._ranks, [(1.0, value) for value in ranked])
         [self._passes] = _remembered([self._passes], [(1.0, float(passes))])
-        below = (sum(best[: -self.lag]), sum(sums[self.lag :]))
+        below = (sum(best[1 : -self.lag]), sum(sums[1 + self.lag :]))
         [self._below] = _remembered([self._below], [below])
         if self.costs is not None:
             spent = sum(self.costs.draft(width) for width in widths)

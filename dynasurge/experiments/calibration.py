@@ -15,6 +15,7 @@ round of `calibrate`, each round from the last one's file (one H100, 2026-11-26;
 each temperature and rule, 2 minutes a round). Those of T = 0 are older: one round on two CPU cores
 a day before, with two depth classes and without regression. New ones accept 0.5% less, 3% less
 without copies: where a copy takes the place of the likeliest child, the other points look worse.
+The curves of `blind` copies were counted once on the target's own text without a tree.
 """
 
 from __future__ import annotations

@@ -10,12 +10,21 @@ import torch
 from dynasurge.trees.token_tree import TokenTree
 
 
+class Level(NamedTuple):
+    """Families of one level: their rows; how many columns have children, and how many of these,
+    from the first on, may have sampled ones."""
+
+    rows: slice
+    columns: int
+    sampled: int
+
+
 class Families(NamedTuple):
     """R nodes with children, level by level, each with its children in k columns; number n: no
     node.
 
     node int64 [R]. child, token int64 and point bool [R, k]. place int64 [R]: the row of p of each
-    node; None: family r has row r. levels: for each level its rows, and how many columns have children.
+    node; None: family r has row r. levels: the levels, from the root down.
     """
 
     node: torch.Tensor
@@ -23,7 +32,7 @@ class Families(NamedTuple):
     token: torch.Tensor
     point: torch.Tensor
     place: torch.Tensor | None
-    levels: Sequence[tuple[slice, int]]
+    levels: Sequence[Level]
 
 
 def families_of(
@@ -35,8 +44,9 @@ def families_of(
     child = [[*tree.children[u], *[n] * (k - len(tree.children[u]))] for u in inner]
     levels, start = [], 0
     for depth in range(tree.depth):
-        own = [len(tree.children[u]) for u in inner if tree.depths[u] == depth]
-        levels.append((slice(start, start + len(own)), max(own)))
+        own = [tree.children[u] for u in inner if tree.depths[u] == depth]
+        count, sampled = max(map(len, own)), max(_sampled(tree, family) for family in own)
+        levels.append(Level(slice(start, start + len(own)), count, sampled))
         start += len(own)
     numbers = torch.tensor(child, dtype=torch.int64).view(len(inner), k).to(p.device)
     tokens, point = torch.tensor([*tree.tokens, 0]), torch.tensor([*tree.point, True])
@@ -47,6 +57,11 @@ def families_of(
             base[row] = q[u]
     own_tokens, own_point = (part.to(p.device)[numbers] for part in (tokens, point))
     return Families(node, numbers, own_tokens, own_point, node, levels), base
+
+
+def _sampled(tree: TokenTree, family: Sequence[int]) -> int:
+    """How many children of a family there are up to the last sampled one."""
+    return max((at for at, child in enumerate(family, 1) if not tree.point[child]), default=0)
 
 
 def relations_of(

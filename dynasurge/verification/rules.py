@@ -45,7 +45,7 @@ from dynasurge.models.cuda_graphs import fused
 from dynasurge.probabilities import LEAST
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.triton_kernels import Shares
-from dynasurge.verification.families import Families, families_of, relations_of
+from dynasurge.verification.families import Families, Level, families_of, relations_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,8 @@ class Verdict:
     stop: tuple[float, ...]
 
 
-Share = Callable[[Shares, slice, int, bool], None]
-"""How a rule treats the children of some families: (shares, their rows, their columns, bottom up).
+Share = Callable[[Shares, Level, bool], None]
+"""How a rule treats the children of the families of a level: (shares, level, bottom up).
 It reads the weights with which the nodes were entered from `shares.accept`, and writes those of the
 children there; bottom up also what is left of the nodes' own. It replaces p of the nodes by what
 their children left of R, up to a factor, and writes the same for the children's tokens to
@@ -127,8 +127,8 @@ def stop_law(
     compiled: whether torch.compile fuses the small kernels.
     """
     shares, taken = _prepared(rule, families, p, q, len(exists), compiled=compiled)
-    for rows, columns in families.levels:
-        rule.share(shares, rows, columns, rule.bottom_up)
+    for level in families.levels:
+        rule.share(shares, level, rule.bottom_up)
     # where nothing is left (p = q), the target's own distribution stands
     rows_left = p.sum(-1)[: len(shares.node)] if shares.place is None else p.sum(-1)[shares.place]
     left = (rows_left + shares.kept.sum(-1))[:, None] > 0
@@ -232,7 +232,7 @@ def _top_down(
     return torch.where(exists, enters * stays, 0.0)
 
 
-def share(shares: Shares, rows: slice, columns: int, bottom_up: bool) -> None:
+def share(shares: Shares, level: Level, bottom_up: bool) -> None:
     """Let each child take min(R, q) of what is left: topdown and traversal. See `Share`.
 
     With p and q the node's distributions without the tokens drawn there, the rest of R is always
@@ -243,23 +243,25 @@ def share(shares: Shares, rows: slice, columns: int, bottom_up: bool) -> None:
     Only the few drawn tokens are kept apart, as numbers.
     """
     if triton_kernels.usable(shares.p):
-        triton_kernels.share(shares, rows, bottom_up=bottom_up)
+        triton_kernels.share(shares, level.rows, bottom_up=bottom_up)
     else:
-        share_level(shares, rows, columns, bottom_up)
+        share_level(shares, level, bottom_up)
 
 
-def share_level(shares: Shares, rows: slice, columns: int, bottom_up: bool) -> None:
+def share_level(shares: Shares, level: Level, bottom_up: bool) -> None:
     """`share` in torch operations, for any float type."""
+    rows, columns, count = level
     node, child = shares.node[rows], shares.child[rows, :columns]
     exists, point = child < len(shares.accept) - 1, shares.point[rows, :columns]
-    sampled = (exists & ~point).any(-1, keepdim=True)
-    p, q = shares.p_of(rows), shares.q[rows].masked_fill(~sampled, 0.0)  # q may be no numbers
     drawn, from_q = (part[rows, :columns].double() for part in (shares.drawn, shares.from_q))
     a = shares.accept[node][:, None] if bottom_up else torch.ones_like(drawn[:, :1])
-    tiny, free = torch.finfo(p.dtype).tiny, q.sum(-1, keepdim=True).double()
-    scale, t, left = a, torch.zeros_like(a), torch.empty_like(p)
+    tiny, scale, t = torch.finfo(shares.p.dtype).tiny, a, torch.zeros_like(a)
     weights, kept, waits = torch.zeros_like(drawn), torch.zeros_like(drawn), exists.clone()
-    for rank in range(columns):
+    if count:
+        sampled = (exists & ~point).any(-1, keepdim=True)
+        p, q = shares.p_of(rows), shares.q[rows].masked_fill(~sampled, 0.0)  # q may be no numbers
+        free, left = q.sum(-1, keepdim=True).double(), torch.empty_like(p)
+    for rank in range(count):
         here = slice(rank, rank + 1)
         tried = exists[:, here] & ~point[:, here]
         total = free + torch.where(waits & ~point, from_q, 0.0).sum(-1, keepdim=True)
@@ -284,13 +286,15 @@ def share_level(shares: Shares, rows: slice, columns: int, bottom_up: bool) -> N
     weights = torch.where(exists & point, chance, weights)
     mass = taken.sum(-1, keepdim=True)
     a = ((a - mass) / (1.0 - mass).clamp(min=tiny)).clamp(0.0, 1.0)
-    shares.leave(rows, left)
+    if count:
+        shares.leave(rows, left)
     _write(shares, rows, weights, kept, a if bottom_up else None)
 
 
-def reserve(shares: Shares, rows: slice, columns: int, bottom_up: bool) -> None:
+def reserve(shares: Shares, level: Level, bottom_up: bool) -> None:
     """Let each child take what topdown would give it, and more only from what topdown leaves
     unused: reserved. See `Share`; all children are sampled, p and q have their tokens."""
+    rows, columns, _ = level
     node = shares.node[rows]
     child, token = shares.child[rows, :columns], shares.token[rows, :columns]
     exists = child < len(shares.accept) - 1
@@ -367,12 +371,12 @@ def first_weights(
     m, k = token.shape
     every = torch.arange(m, device=p.device)
     child = torch.where(exists, m + torch.arange(m * k, device=p.device).view(m, k), m + m * k)
-    families = Families(every, child, token, point, every, [(slice(0, m), k)])
+    families = Families(every, child, token, point, every, [Level(slice(0, m), k, k)])
     pad = torch.nn.functional.pad
     p, base = pad(p, (0, 0, 0, 1)), pad(base, (0, 0, 0, 1))
     shares, _ = _prepared(rule, families, p, base, m + m * k)
     shares.accept[:m].fill_(1.0)
-    rule.share(shares, *families.levels[0], rule.bottom_up)
+    rule.share(shares, families.levels[0], rule.bottom_up)
     return torch.where(exists, shares.accept[child], 0.0)
 
 

@@ -17,11 +17,11 @@ from dynasurge.drafting.acceptance_estimates import make_acceptance
 from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.growth import GrowingTree, Proposer, TreeBounds
 from dynasurge.drafting.kept_nodes import assemble
-from dynasurge.drafting.prompt_lookup import CONTEXT, LENGTHS, find_copies
+from dynasurge.drafting.prompt_lookup import CONTEXT, LENGTHS, find_copies, find_runs
 from dynasurge.drafting.proposals import POLICIES, Drawn, draw
 from dynasurge.probabilities import Random, Uniforms
 from dynasurge.trees.growmap import build_growmap
-from dynasurge.verification.families import Families
+from dynasurge.verification.families import Families, Level
 from dynasurge.verification.rules import RULES, stop_law
 
 
@@ -39,6 +39,18 @@ def test_the_longest_match_and_its_latest_occurrence_win() -> None:
     matches = [match for _, match in copies(text, [[], [7, 5, 3], [4]])]
     assert matches == [0, 0, 0], "one token is no match"
     assert copies([1, 2], [[1, 2]])[0][1] == 0, "nothing follows"
+
+
+def test_a_run_is_what_followed_the_match() -> None:
+    text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3]
+    padded, known = torch.tensor([-1] * CONTEXT + text + [-1] * 4), torch.tensor([len(text)])
+    contexts = torch.tensor([([-1] * CONTEXT + text + path)[-CONTEXT:] for path in ([], [4], [9])])
+    tokens, matches = find_runs(padded, known, contexts, 11)
+    assert tokens[0, :9].tolist() == [4, 5, 6, 7, 8, 9, 1, 2, 3]
+    assert matches[0].tolist() == [3, 4, 5, 6, 7, 8, 8, 8, 8, 0, 0], "the text ends there"
+    assert tokens[1, :3].tolist() == [5, 6, 7]
+    assert matches[1, :3].tolist() == [4, 5, 6]
+    assert not matches[2].any()
 
 
 def test_copies_are_what_a_search_finds() -> None:
@@ -138,7 +150,7 @@ def test_kernels_do_what_torch_code_does(
     node = nodes.number[growing.row_slot[:-1]]
     child = torch.where(node[:, None] < 13, nodes.number[1:-1].view(-1, k), 13)
     points = growing.kind[1:-1].view(-1, k) >= Kind.POINT
-    spans = [(growing.rows(level), k) for level in range(1, 4)]
+    spans = [Level(growing.rows(level), k, k) for level in range(1, 4)]
     families = Families(node, child, growing.token[1:-1].view(-1, k), points, node, spans)
     relations = (nodes.parent, nodes.exists, nodes.seen)
     left, base = [p.clone(), p.clone()], growing.base
@@ -186,7 +198,7 @@ class NoValues:
 @pytest.mark.parametrize("rule", RULES)
 def test_a_captured_step_never_looks_at_values(rule: str, policy: str, static: bool) -> None:
     """What waits for the device cannot be captured: on the meta device it raises."""
-    trees = toy.dynamic(12, 3, 4, policy, width=8, copies=True)
+    trees = toy.dynamic(12, 3, 4, policy, width=8, copies=True, run=4)
     if static:
         trees = toy.static(build_growmap("4x2"), policy)
         growmap = trees.growmap

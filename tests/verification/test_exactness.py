@@ -123,6 +123,21 @@ def test_steps_with_copies_are_lossless(
 
 @PADDED
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("n", "worth"), [(4, 0.0), (5, 0.06)])
+def test_steps_with_runs_are_lossless(n: int, worth: float, policy: str, padded: bool) -> None:
+    """Runs that take the places of other nodes, and runs that not all leaves get."""
+    text = (0, 2, 1, 0, 2, 1)
+    target, draft = toy.random_table(13), toy.random_table(16)
+    how = {"width": 1, "copies": True, "run": 2, "levels": 2}
+    trees = dynamic(n, 4, 2, policy, worth=worth, **how)
+    steps = Steps(draft, target, trees, "traversal", padded=padded, text=text)
+    assert steps.distance(target, 5) < 1e-12
+    deep = any(tree.depth > 2 for _, (tree, _) in steps.grown())
+    assert deep or policy == "topk"  # whose nodes are worth more here
+
+
+@PADDED
+@pytest.mark.parametrize("policy", POLICIES)
 def test_children_that_must_be_worth_their_slots_are_lossless(policy: str, padded: bool) -> None:
     target, draft, sizes = toy.random_table(3), toy.random_table(4), {}
     children, depth = (2, 2) if policy == "sampled" else (3, 3)
@@ -239,14 +254,17 @@ def test_dynamic_growth_is_lossless(budget: int, depth: int, children: int, poli
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("kind", ["static", "dynamic"])
+@pytest.mark.parametrize("kind", ["static", "dynamic", "runs"])
 def test_padded_rows_grow_the_trees_of_exact_ones(kind: str, policy: str) -> None:
     draft = toy.random_table(4)
-    trees = static(SHAPES["2x2"], policy) if kind == "static" else dynamic(4, 2, 2, policy, width=2)
+    runs = {"copies": True, "run": 1, "worth": 0.05, "levels": 2}
+    dynamic_ = dynamic(4, 3, 2, policy, width=2, **(runs if kind == "runs" else {}))
+    trees = static(SHAPES["2x2"], policy) if kind == "static" else dynamic_
     laws: list[dict[Any, float]] = []
     for padded in (False, True):
         law: dict[Any, float] = defaultdict(float)
-        for weight, (tree, _) in grown(draft, trees, padded=padded):
+        text = (0, 2, 1, 0, 2, 1)
+        for weight, (tree, _) in grown(draft, trees, padded=padded, text=text):
             law[tree.tokens, tree.parents] += weight
         laws.append(law)
     assert toy.total_variation(*laws) < 1e-12

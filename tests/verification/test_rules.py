@@ -11,7 +11,7 @@ from dynasurge.drafting.proposals import POLICIES
 from dynasurge.probabilities import Random, to_probs
 from dynasurge.trees.growmap import build_growmap
 from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.families import Families, families_of, relations_of
+from dynasurge.verification.families import Families, Level, families_of, relations_of
 from dynasurge.verification.rules import RULES, reach, stop_law
 
 EQUAL, LEFT, RIGHT = [0.5, 0.3, 0.2], [0.6, 0.4, 0.0], [0.0, 0.0, 1.0]
@@ -126,7 +126,9 @@ def test_no_child_gets_a_weight_that_is_no_number(rule: str) -> None:
         # four roots side by side, of which each has its own children
         nodes, spare = torch.arange(4), torch.nn.functional.pad
         child = torch.where(drawn >= 0, 4 + torch.arange(4 * k).view(4, k), 4 + 4 * k)
-        families = Families(nodes, child, drawn.clamp(min=0), drawn < -1, nodes, [(slice(0, 4), k)])
+        families = Families(
+            nodes, child, drawn.clamp(min=0), drawn < -1, nodes, [Level(slice(0, 4), k, k)]
+        )
         n = 4 + 4 * k
         parent = torch.cat([torch.full((4,), -1), nodes.repeat_interleave(k)])
         left, base = (spare(rows, (0, 0, 0, 1)) for rows in (p, q))

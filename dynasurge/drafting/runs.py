@@ -1,0 +1,123 @@
+"""Runs of copies: the text proposes chains below nodes that the draft has not read.
+
+When drafting ends, the best leaves look for their last tokens in the text, as in
+drafting/prompt_lookup.py. Those with a match get a chain of the tokens that followed it: point
+children, one below the other, each valued by its match's length. Then all slots compete for a place
+once more. A run costs a few look-ups, and no draft pass.
+
+Which leaves get runs depends on the values of their slots, and on tokens. A match of a leaf can
+take the run of a leaf with a smaller slot value. All that could stand below the latter is worth
+less than the former's slot. So no slot's place depends on its own token.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from dynasurge.drafting.child_kinds import LEVELS, Kind
+from dynasurge.drafting.growth import RUNS, GrowingTree
+from dynasurge.drafting.kept_nodes import best_slots
+from dynasurge.drafting.prompt_lookup import find_runs
+from dynasurge.models.cuda_graphs import fused
+
+LEAVES = 16  # the best leaves, which look for a match
+
+
+class Runs(NamedTuple):
+    """RUNS runs of `run` nodes. slot int64 [RUNS]: the leaf of each, S for none. token, match
+    int64, value float64 [RUNS, run]; a value of 0 stands for no node."""
+
+    slot: torch.Tensor
+    token: torch.Tensor
+    match: torch.Tensor
+    value: torch.Tensor
+
+
+def add_runs(
+    growing: GrowingTree,
+    n: int,
+    worth: torch.Tensor,
+    table: torch.Tensor,
+    text: torch.Tensor,
+    known: torch.Tensor,
+    room: torch.Tensor,
+    *,
+    compiled: bool = False,
+) -> None:
+    """Add runs to a tree that keeps its n best slots. worth: see `assemble`. table: see `Proposer`.
+    text, known: see `find_runs`. room [1]: the deepest level that may be. compiled: whether
+    torch.compile fuses the small kernels."""
+    k, run = growing.bounds.children, growing.bounds.run
+    tree = (growing.slot_value[: growing.used_slots], growing.node_value, growing.depth)
+    rows = (growing.row_slot, growing.context, growing.token)
+    given = (worth, table[:, Kind.BLIND], text, known, room)
+    runs = fused(find, compiled)(*tree, *rows, *given, n, k, run)
+    width = RUNS
+    if not growing.padded:
+        runs = Runs(*(part[runs.value[:, 0] > worth] for part in runs))
+        width = len(runs.slot)
+        if not width:
+            return
+        growing.starts += [growing.read + width * level for level in range(1, run + 1)]
+    level = torch.arange(run, device=text.device)
+    # level by level
+    row = growing.read + level * width + torch.arange(len(runs.slot), device=text.device)[:, None]
+    slot = 1 + row * k
+    growing.row_slot[row] = torch.cat([runs.slot[:, None], slot[:, :-1]], dim=1)
+    depth = growing.depth[runs.slot][:, None]
+    chains = growing.chain[((runs.slot - 1) // k).clamp(max=growing.none)]
+    at = torch.arange(chains.shape[1], device=text.device) - depth  # [RUNS, depth]
+    own = row.gather(1, at.clamp(min=0, max=run - 1))
+    mine = (at[:, None] >= 0) & (at[:, None] <= level[:, None])  # the rows of the run itself
+    growing.chain[row] = torch.where(mine, own[:, None], chains[:, None])
+    for mine, value in (
+        (growing.token, runs.token),
+        (growing.depth, depth + 1 + level),
+        (growing.kind, torch.full_like(slot, Kind.BLIND)),
+        (growing.proposal, torch.ones_like(runs.value)),
+        (growing.q, torch.zeros_like(runs.value)),
+        (growing.x, runs.match.double()),
+        (growing.slot_value, runs.value),
+        (growing.node_value, runs.value),
+    ):
+        mine[slot] = value
+
+
+def find(
+    slot_value: torch.Tensor,
+    node_value: torch.Tensor,
+    depth: torch.Tensor,
+    row_slot: torch.Tensor,
+    context: torch.Tensor,
+    token: torch.Tensor,
+    worth: torch.Tensor,
+    table: torch.Tensor,
+    text: torch.Tensor,
+    known: torch.Tensor,
+    room: torch.Tensor,
+    n: int,
+    children: int,
+    run: int,
+) -> Runs:
+    """Find the runs of a growing tree's tensors, see `add_runs`. table: [depth classes, CELLS]."""
+    none = len(token) - 1
+    order, kept = best_slots(slot_value, worth, n)
+    above = ((order - 1) // children).clamp(min=0)
+    parents = torch.zeros(none + 1, dtype=torch.bool, device=order.device)
+    parents = parents.scatter(0, torch.where(kept & (order > 0), row_slot[above], none), True)
+    leaf = kept & (order > 0) & ~parents[order]  # the root gets its copies with the first level
+    # the best leaves, in the order of their values
+    first = (~leaf).to(torch.int8).sort(stable=True).indices[:LEAVES]
+    slot, leaf, above = order[first], leaf[first], above[first]
+    contexts = torch.cat([context[above, 1:], token[slot][:, None]], dim=1)
+    tokens, match = find_runs(text, known, contexts, run)
+    level = depth[slot][:, None] + 1 + torch.arange(run, device=slot.device)
+    classes = torch.stack([level >= first for first in LEVELS]).sum(0)
+    exists = (match > 0) & leaf[:, None] & (level <= room)
+    chance = torch.where(exists, table[classes, match], 0.0)
+    value = torch.minimum(node_value[slot][:, None] * chance.cumprod(1), slot_value[slot][:, None])
+    best = (~exists[:, 0]).to(torch.int8).sort(stable=True).indices[:RUNS]
+    found = exists[best, 0]
+    return Runs(torch.where(found, slot[best], none), tokens[best], match[best], value[best])
