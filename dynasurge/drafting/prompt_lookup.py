@@ -13,26 +13,10 @@ followed far beyond the drafted levels. Prompt lookup decoding is the same idea 
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
-LENGTHS = (8, 6, 5, 4, 3, 2)  # how many tokens must match; longer matches first
-CONTEXT = max(LENGTHS)  # the most tokens that a copy may have to match
-# The match for every pattern of equal tokens before a place; bit 0 is the nearest token.
-MATCHES = torch.tensor(
-    [
-        max((n for n in LENGTHS if pattern & ((1 << n) - 1) == (1 << n) - 1), default=0)
-        for pattern in range(1 << CONTEXT)
-    ]
-)
-BITS = torch.tensor([1 << n for n in reversed(range(CONTEXT))])
-
-
-@functools.cache
-def on_device(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tables of this file on a device."""
-    return BITS.to(device), MATCHES.to(device)
+CONTEXT = 8  # the most tokens that are compared; the longest match counts
+LEAST = 2  # tokens that must match
 
 
 def find_copies(
@@ -57,10 +41,10 @@ def find_runs(
     """
     windows = text.unfold(0, CONTEXT, 1)[:-1]  # the tokens before each token
     context = torch.where(context < 0, -2, context)
-    bits, matches = on_device(text.device)
-    pattern = ((windows == context[:, None]) * bits).sum(-1)
+    equal = (windows == context[:, None]).flip(-1).long().cumprod(-1).sum(-1)
     places = torch.arange(len(windows), device=text.device)
-    best = (matches[pattern] * (places < length) * len(windows) + places).amax(-1)
+    match = torch.where((equal >= LEAST) & (places < length), equal, 0)
+    best = (match * len(windows) + places).amax(-1)
     ahead = torch.arange(run, device=text.device)
     place, match = best[:, None] % len(windows) + ahead, best[:, None] // len(windows)
     match = torch.where((match > 0) & (place < length), (match + ahead).clamp(max=CONTEXT), 0)

@@ -17,7 +17,7 @@ from dynasurge.drafting.acceptance_estimates import make_acceptance
 from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.growth import GrowingTree, Proposer, TreeBounds
 from dynasurge.drafting.kept_nodes import assemble
-from dynasurge.drafting.prompt_lookup import CONTEXT, LENGTHS, find_copies, find_runs
+from dynasurge.drafting.prompt_lookup import CONTEXT, LEAST, find_copies, find_runs
 from dynasurge.drafting.proposals import POLICIES, Drawn, draw
 from dynasurge.probabilities import Random, Uniforms
 from dynasurge.trees.growmap import build_growmap
@@ -62,7 +62,7 @@ def test_copies_are_what_a_search_finds() -> None:
         context = [*text, *path][-CONTEXT:]
         found = [
             (n, place)
-            for n in LENGTHS
+            for n in range(LEAST, CONTEXT + 1)
             for place in range(n, len(text))
             if text[place - n : place] == context[-n:]
         ]
