@@ -46,7 +46,8 @@ class StepView:
     the tokens as text. bonus: the bonus token's text, None if the end cut it off. written: what
     each emitted token adds to the running text; it is empty while a letter of several tokens is not
     complete. p, q: the target's and the draft's probability of the node's token at its parent, 1
-    for the root (at T = 0, q is the draft's at T = 1). reach: the probability that verification
+    for the root (at T = 0, q is the draft's at T = 1; NaN where the
+    draft has not read the parent). reach: the probability that verification
     accepts the node.
     """
 

@@ -41,7 +41,8 @@ def find_runs(
     """
     windows = text.unfold(0, CONTEXT, 1)[:-1]  # the tokens before each token
     context = torch.where(context < 0, -2, context)
-    equal = (windows == context[:, None]).flip(-1).long().cumprod(-1).sum(-1)
+    back = torch.arange(CONTEXT - 1, -1, -1, device=text.device)  # 0 is the last token
+    equal = torch.where(windows == context[:, None], CONTEXT, back).amin(-1)
     places = torch.arange(len(windows), device=text.device)
     match = torch.where((equal >= LEAST) & (places < length), equal, 0)
     best = (match * len(windows) + places).amax(-1)

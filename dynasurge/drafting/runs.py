@@ -77,7 +77,7 @@ def add_runs(
         (growing.depth, depth + 1 + level),
         (growing.kind, torch.full_like(slot, Kind.BLIND)),
         (growing.proposal, torch.ones_like(runs.value)),
-        (growing.q, torch.zeros_like(runs.value)),
+        (growing.q, torch.full_like(runs.value, torch.nan)),
         (growing.x, runs.match.double()),
         (growing.slot_value, runs.value),
         (growing.node_value, runs.value),

@@ -154,8 +154,9 @@ def describe(step: StepView, node: int) -> str:
             if tree.point[node]
             else f"drawn with probability {tree.proposal[node]:.3g}"
         )
-        p, q = (_number(numbers[node]) for numbers in (step.p, step.q))
-        lines += [f"p {p} (target)", f"q {q} (draft), {how}"]
+        q = step.q[node]
+        drafted = "copied, not read by the draft" if q != q else f"q {_number(q)} (draft), {how}"
+        lines += [f"p {_number(step.p[node])} (target)", drafted]
         if tree.value:
             lines.append(f"slot value {_number(tree.value[node])}")
         lines.append(f"{FATES[step.fates[node]]}; its chance was {_number(step.reach[node])}")
