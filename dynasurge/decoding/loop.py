@@ -44,9 +44,9 @@ class StepRecord:
     to it, () if none. emitted: the tokens appended to the text, path then bonus; the end of the
     generation cuts both. Tuples by node: stop, the probability that the accepted path ends there; p
     and q, the target's and the draft's probability of the node's token, 1 for the root (at T = 0, q
-    is the draft's at T = 1; NaN for a copy below a node that the draft has not read). expected: the mean number of accepted tokens by `stop`. confidence:
-    the draft's, see `Outcome`. passes: the number of draft passes. *_seconds: wall time by phase
-    (`other`: the loop, caches, bookkeeping).
+    is the draft's at T = 1; NaN for a copy below a node that the draft has not read). expected: the
+    mean number of accepted tokens by `stop`. confidence: the draft's, see `Outcome`. passes: the
+    number of draft passes. *_seconds: wall time by phase (`other`: the loop, caches, bookkeeping).
     """
 
     tree: TokenTree

@@ -253,7 +253,8 @@ def read_report(report: np.ndarray, levels: int, root: int, *, values: bool) -> 
         kinds=kinds,
         x=of["x"],
         p=of["p"],
-        q=of["q"],
+        # one object: tuples that hold it compare equal
+        q=tuple(math.nan if math.isnan(number) else number for number in of["q"]),
         stop=of["stop"],
     )
 

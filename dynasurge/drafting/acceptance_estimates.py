@@ -32,7 +32,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -157,43 +157,42 @@ class Acceptance:
             above = self._curves.get(Class(kind, depth - 1))
             if above is not None:
                 self._curves.setdefault(Class(kind, depth), above)
+        # the first of each class's bins
+        starts = accumulate((len(of.kind.bins) + 1 for of in CLASSES), initial=0)
+        *firsts, self._bins = starts
+        self._first = dict(zip(CLASSES, firsts, strict=True))
         # the prior and the bin of each cell of `table`
         self._grid: tuple[torch.Tensor, torch.Tensor] | None = None
         self.reset()
 
     def reset(self) -> None:
         """Forget what the last prompt taught."""
-        self._accepted = {of: [STRENGTH] * (len(of.kind.bins) + 1) for of in CLASSES}
-        self._predicted = {of: [STRENGTH] * (len(of.kind.bins) + 1) for of in CLASSES}
+        self._accepted, self._predicted = ([STRENGTH] * self._bins for _ in range(2))
 
     def table(self) -> torch.Tensor:
         """All estimates, float64 [depth classes, kinds, CELLS]. drafting/slot_values.py looks them
         up."""
-        rows = [Class(kind, depth) for depth in range(len(DEPTHS)) for kind in Kind]
         if self._grid is None:
-            features = {kind: cells(kind) for kind in Kind}
-            prior, bins, first = [], [], 0
-            for of in rows:
-                prior.append([self._prior(of, x) for x in features[of.kind]])
-                bins.append([first + bisect.bisect(of.kind.bins, x) for x in features[of.kind]])
-                first += len(of.kind.bins) + 1
+            rows = [Class(kind, depth) for depth in range(len(DEPTHS)) for kind in Kind]
+            cells_of = {kind: cells(kind) for kind in Kind}
+            prior = [[self._prior(of, x) for x in cells_of[of.kind]] for of in rows]
+            bins = [[self._bin(of, x) for x in cells_of[of.kind]] for of in rows]
             self._grid = torch.tensor(prior, dtype=torch.float64), torch.tensor(bins)
         prior_, bins_ = self._grid
-        learned = [
-            accepted / predicted
-            for of in rows
-            for accepted, predicted in zip(self._accepted[of], self._predicted[of], strict=True)
-        ]
-        ratios = torch.tensor(learned, dtype=torch.float64)
+        learned = torch.tensor([self._accepted, self._predicted], dtype=torch.float64)
+        ratios = learned[0] / learned[1]
         return (prior_ * ratios[bins_]).clamp_(max=1.0).view(len(DEPTHS), len(Kind), CELLS)
 
     def observe(self, of: Class, x: float, tried: float, accepted: float) -> None:
         """Learn that a child was verified with probability `tried` and accepted with probability
         `accepted`."""
         if self._learn:
-            bin_ = bisect.bisect(of.kind.bins, x)
-            self._accepted[of][bin_] += accepted
-            self._predicted[of][bin_] += tried * self._prior(of, x)
+            bin_ = self._bin(of, x)
+            self._accepted[bin_] += accepted
+            self._predicted[bin_] += tried * self._prior(of, x)
+
+    def _bin(self, of: Class, x: float) -> int:
+        return self._first[of] + bisect.bisect(of.kind.bins, x)
 
     def _prior(self, of: Class, x: float) -> float:
         """The curve's height; UNKNOWN for a kind that the calibration run did not contain."""

@@ -35,7 +35,7 @@ be used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, zip_longest
 
@@ -105,6 +105,8 @@ class SizePlanner:
         self._ranks, self._below = [(0.0, 0.0)] * max(self.sizes), (0.0, 0.0)
         self._passes, self._seconds = (PRIOR, PRIOR * START_DEPTH), (PRIOR, PRIOR * price)
         self.cut, self._worth, self._taught, self._rested, self._pause = 0.0, 0.0, False, 0, 1
+        if self.costs is not None:
+            self._predicted = self._predict(self.costs)
 
     def choose(self) -> Size:
         """The size of the next step's tree."""
@@ -113,13 +115,12 @@ class SizePlanner:
             if not self.fixed and not self._taught:
                 depth = min(START_DEPTH, depth)
             return Size(nodes=self.sizes[-1], depth=depth, least=0.0 if self.fixed else self.cut)
-        worth = self._by_rank()
-        rates, price = self._rates(worth)
-        nodes, depth = max(self.sizes, key=rates.__getitem__), self.max_depth
+        worth, rates, price = self._predicted
+        nodes, depth = _best(rates), self.max_depth
         if not nodes:
             if self._rested < self._pause:
                 return Size(nodes=0, depth=0)
-            nodes = max(self.sizes[1:], key=rates.__getitem__)  # look again
+            nodes = _best({n: rate for n, rate in rates.items() if n})  # look again
         if self.lag > 1 and worth[0] < price * rates[nodes]:
             depth = self.lag - 1
         best, below = self._below
@@ -155,16 +156,16 @@ class SizePlanner:
         if self.costs is not None:
             spent = sum(self.costs.draft(width) for width in widths)
             [self._seconds] = _remembered([self._seconds], [(float(passes), spent)])
-            rates, price = self._rates(self._by_rank())
-            hopeless = not max(self.sizes, key=rates.__getitem__) and ranked[0] < price * rates[0]
+            self._predicted = _, rates, price = self._predict(self.costs)
+            hopeless = not _best(rates) and ranked[0] < price * rates[0]
             self._pause = min(2 * self._pause, LONGEST_REST) if hopeless else 1
         self._taught, self._rested = True, 0
 
-    def _rates(self, worth: Sequence[float]) -> tuple[dict[int, float], float]:
-        """Predicted tokens per second by size, and the seconds of a draft pass. worth: the expected
-        value of each node, the best first."""
-        assert self.costs is not None
-        costs, tokens = self.costs, list(accumulate(worth, initial=1.0))
+    def _predict(self, costs: Costs) -> tuple[list[float], dict[int, float], float]:
+        """The expected value of each node, the best first; tokens per second by size; the seconds
+        of a draft pass."""
+        worth = self._by_rank()
+        tokens = list(accumulate(worth, initial=1.0))
         passes, seconds = self._seconds
         steps, drafted = self._passes
         price = seconds / passes
@@ -173,7 +174,7 @@ class SizePlanner:
             n: tokens[n] / (costs.target(n) + costs.step_seconds + (drafting if n else 0.0))
             for n in self.sizes
         }
-        return rates, price
+        return worth, rates, price
 
     def _by_rank(self) -> list[float]:
         """The expected value of each node, the best first. A rank with few steps leans to a
@@ -184,6 +185,10 @@ class SizePlanner:
             seen = (total + DOUBT * usual) / (steps + DOUBT)
             out.append(min(seen, out[-1]) if out else seen)
         return out
+
+
+def _best(rates: Mapping[int, float]) -> int:
+    return max(rates, key=rates.__getitem__)
 
 
 def _remembered(

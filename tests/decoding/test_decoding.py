@@ -521,6 +521,8 @@ def test_captured_and_direct_steps_have_the_same_runs(pairs: dict[str, Pair], st
     assert trees is not None
     trees.planner.choose = lambda: Size(nodes=16, depth=2)  # type: ignore[method-assign]
     records = same_trees(session, 3 * PROMPT)
+    again = session.generate(3 * PROMPT).steps
+    assert [step.q for step in again] == [step.q for step in session.generate(3 * PROMPT).steps]
     assert any(step.tree.depth > step.passes for step in records)
 
 
