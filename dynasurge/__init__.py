@@ -92,3 +92,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'dynasurge' has no attribute '{name}'")
     return getattr(importlib.import_module(f"dynasurge.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__  # for completion: names are imported when they are used
