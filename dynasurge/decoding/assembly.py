@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from transformers import LogitsProcessorList
 
 from dynasurge.decoding.engines import Engines, reads_all
 from dynasurge.decoding.executors import Direct, Executor, Replayed
@@ -47,13 +48,15 @@ class Parts:
     policy: Policy | None = None
     rule: Rule | None = None
     verify: Verify | None = None
+    processors: LogitsProcessorList | None = None
 
     @property
     def uncapturable(self) -> str:
         """The name of a part that cannot be captured; empty if there is none."""
         parts = {"policy": self.policy, "rule": self.rule}
         names = [name for name, part in parts.items() if part is not None and not part.capturable]
-        return "verify" if self.verify is not None else "".join(names[:1])
+        own = {"verify": self.verify, "logits_processor": self.processors}
+        return "".join([*(name for name, part in own.items() if part is not None), *names][:1])
 
 
 def make_decoder(
@@ -71,7 +74,11 @@ def make_decoder(
     if engines.captures and parts.uncapturable:
         said = "this part cannot be captured; the step runs uncaptured, which is slower"
         warnings.warn(f"{parts.uncapturable}: {said}", stacklevel=4)
-    elif _captures(pair, settings, engines, longest) and judge.verify is None:
+    elif (
+        _captures(pair, settings, engines, longest)
+        and judge.verify is None
+        and judge.processors is None
+    ):
         try:
             return Decoder(_executor(pair, settings, engines, parts, judge, captured=True))
         except RuntimeError as error:
@@ -114,6 +121,7 @@ def _make_judge(settings: Settings, parts: Parts) -> Judge:
         T=settings.T,
         P=settings.P,
         verify=None if parts.rule is not None else parts.verify or verify,
+        processors=parts.processors,
     )
 
 

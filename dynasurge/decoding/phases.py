@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
+from transformers import LogitsProcessorList
 
 from dynasurge import probabilities
 from dynasurge.decoding.report import Inputs, Judged, Slots, Trees, closing
@@ -29,6 +30,7 @@ from dynasurge.drafting.runs import add_runs
 from dynasurge.drafting.tree_budget import Size
 from dynasurge.models.cuda_graphs import fused
 from dynasurge.models.failures import shrinking
+from dynasurge.models.processors import processed
 from dynasurge.probabilities import Chance, Source, StepChance
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.families import Families, Level
@@ -68,13 +70,15 @@ Verify = Callable[[TokenTree, torch.Tensor, Sequence[torch.Tensor], Chance], Ver
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """How trees are verified: by a rule, or on the host by `verify`, which cannot be captured. T, P:
-    temperature and top-p of both models."""
+    """How trees are verified: by a rule, or on the host by `verify`. T, P: temperature and top-p of
+    both models. processors: what the target's logits go through instead; T says only whether it
+    decodes greedily (0). Neither `verify` nor processors can be captured."""
 
     rule: Rule
     T: float
     P: float
     verify: Verify | None = None
+    processors: LogitsProcessorList | None = None
 
 
 class Scored(NamedTuple):
@@ -244,8 +248,11 @@ class Phases:
         """Apply the rule, move the accepted path to the front of the caches, append path and bonus
         token to the text. Returns the report for the host (see decoding/report.py)."""
         length, nodes = self.length, scored.nodes
+        if self._judge.processors is not None:  # the text up to the root
+            self._before = self._text[CONTEXT : CONTEXT + int(length) + 1]
         if nodes is None:
-            self._p[:1].copy_(self._probs(scored.logits))
+            root = torch.zeros_like(length)
+            self._p[:1].copy_(self._probs(None, root, scored.logits))
             bonus = self._chance.bonus.draw(self._p[:1], 1)[0]
             # -1 means no numbers; the next step may read it before the host sees it
             self._text.index_copy_(0, CONTEXT + 1 + length, bonus.clamp(min=0))
@@ -267,18 +274,32 @@ class Phases:
         length.copy_(done.length)
         return done.report
 
-    def _probs(self, logits: torch.Tensor) -> torch.Tensor:
-        return probabilities.to_probs(logits, self._judge.T, self._judge.P)
+    def _probs(
+        self, nodes: Nodes | None, which: torch.Tensor, logits: torch.Tensor
+    ) -> torch.Tensor:
+        """The target's distributions [m, V] at the nodes `which` [m], from their logits."""
+        judge = self._judge
+        if judge.processors is None:
+            return probabilities.to_probs(logits, judge.T, judge.P)
+        depth = torch.zeros_like(which)
+        paths = torch.zeros(len(which), 0, dtype=torch.int64, device=self.device)
+        if nodes is not None:
+            depth, path = nodes.depth[which], nodes.path[which, 1:]
+            slots = torch.nn.functional.pad(nodes.slot, (0, 1), value=len(self._growing.token) - 1)
+            paths = self._growing.token[slots][path]
+        scores = processed(judge.processors, self._before, paths, depth, logits)
+        return probabilities.to_probs(scores, 1.0 if judge.T else 0.0)
 
     def _judged(self, nodes: Nodes, logits: torch.Tensor) -> Judged:
         if self._judge.verify is not None:
             return self._judged_on_host(nodes, logits, self._judge.verify)
         families, q, inner = self._families(nodes)
         p = self._p[: 1 + (nodes.none if inner is None else len(inner))]
-        p[:-1].copy_(self._probs(logits if inner is None else logits[inner]))
+        which = torch.arange(nodes.none, device=self.device) if inner is None else inner
+        p[:-1].copy_(self._probs(nodes, which, logits if inner is None else logits[inner]))
         relations = (nodes.parent, nodes.exists, nodes.seen)
         found = stop_law(self._judge.rule, families, p, q, *relations, compiled=self.compiled)
-        self._left = (p, inner, logits)
+        self._left = (p, inner, nodes, logits)
         end = self._chance.end.pick(found.stop)
         bonus = self._chance.bonus.draw(self.left_at(end.clamp(min=0)), 1)[:, 0]
         return Judged(found.stop, end, bonus, _by_node(families.child, found.drawn, nodes.none))
@@ -286,11 +307,11 @@ class Phases:
     def left_at(self, node: torch.Tensor) -> torch.Tensor:
         """The distribution [1, V] of the token after a node [1] of the verified tree, up to a
         factor: what its children left, or the target's own."""
-        p, inner, logits = self._left
+        p, inner, nodes, logits = self._left
         if inner is None:
             return p[node]
         place = (inner == node).nonzero()[:, 0]  # a leaf's distribution is computed only now
-        return p[place] if len(place) else self._probs(logits[node])
+        return p[place] if len(place) else self._probs(nodes, node, logits[node])
 
     def _families(self, nodes: Nodes) -> tuple[Families, torch.Tensor, torch.Tensor | None]:
         """The rows of the growing tree, as families; what their children were sampled from; and,
@@ -332,7 +353,7 @@ class Phases:
             point=tuple((growing.kind[slot] >= Kind.POINT).tolist()),
         )
         families, q, _ = self._families(nodes)
-        p = self._probs(logits)[:count]
+        p = self._probs(nodes, torch.arange(count, device=self.device), logits[:count])
         base = dict(zip(families.node.tolist(), q, strict=False))
         none = torch.empty(0)
         verdict = verify(tree, p, [base.get(u, none) for u in range(count)], self._source)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers import LogitsProcessorList
 
 from dynasurge.decoding.assembly import Parts, make_decoder
 from dynasurge.decoding.engines import Engines, check_positions, make_engines
@@ -29,6 +30,7 @@ from dynasurge.drafting.proposals import Policy
 from dynasurge.errors import UsageError, at_least
 from dynasurge.models.compatibility import readable
 from dynasurge.models.pair import Pair
+from dynasurge.models.processors import check_processors
 from dynasurge.models.prompts import Prompt
 from dynasurge.probabilities import Random
 from dynasurge.settings import Settings
@@ -67,6 +69,7 @@ class Session:
         policy: Policy | None = None,
         rule: Rule | None = None,
         verify: Verify | None = None,
+        logits_processor: LogitsProcessorList | None = None,
     ) -> None:
         """Prepare engines and a decoder.
 
@@ -78,13 +81,23 @@ class Session:
 
         costs, acceptance, policy, rule: replace this machine's latency curves, the estimate of
         acceptance, the child policy and the rule. verify: a verification that looks at its tree on
-        the host, in place of a rule. On a GPU, a line says so if a step with these parts cannot be
+        the host, in place of a rule. logits_processor: what the target's logits go through, as in
+        transformers' `generate`, in place of T and P, which are then the draft's; T = 0 still
+        means that the likeliest token is taken. Raises UsageError for a processor that is no
+        function of ids and logits (models/processors.py). On a GPU, a line says so if a step with these parts cannot be
         captured.
         """
         self.pair, self.settings = pair, settings
         self._shared = engines
+        if logits_processor is not None:
+            check_processors(logits_processor)
         self._parts = Parts(
-            costs=costs, acceptance=acceptance, policy=policy, rule=rule, verify=verify
+            costs=costs,
+            acceptance=acceptance,
+            policy=policy,
+            rule=rule,
+            verify=verify,
+            processors=logits_processor,
         )
         fixed = longest if longest is not None else settings.prompt_len
         self._longest, self._grows = 0, fixed is None

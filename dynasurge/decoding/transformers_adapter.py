@@ -4,14 +4,13 @@
 
 `generate` prepares everything as it always does: prompt, generation config, stopping criteria,
 streamer. Our loop then decodes with a draft's trees instead of token by token. It returns what
-`generate` returns, with the same distribution: at the config's temperature and top-p, or greedily
-if `do_sample` is off. Its random numbers come from torch's own generator, so `torch.manual_seed`
-names the text.
+`generate` returns, with the same distribution, or the same text if `do_sample` is off. Its random
+numbers come from torch's own generator, so `torch.manual_seed` names the text.
 
 A tree step emits several tokens at once. The loop passes them to the stopping criteria and the
-streamer one at a time and drops what follows a stop, so they see no difference. Anything
-else that would change the target's distribution (top-k, which `generate` may set by default;
-penalties; any other logits processor) is refused, not ignored.
+streamer one at a time and drops what follows a stop, so they see no difference. Logits processors
+(top-k, which `generate` may set by default; penalties; a user's own) change the target's
+distribution at each node as they would if the node's path were text (models/processors.py).
 """
 
 from __future__ import annotations
@@ -30,7 +29,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
-    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 from transformers.generation.configuration_utils import GenerationMode
@@ -157,7 +155,7 @@ class TreeGenerate:
                 "fix the prompt",
             )
         _refuse_config(generation_config, assistant)
-        T, P = _law(generation_config, logits_processor)
+        law = _law(generation_config, logits_processor)
         if self._owner == threading.get_ident():
             raise UsageError(
                 "custom_generate",
@@ -169,7 +167,7 @@ class TreeGenerate:
             self._owner = threading.get_ident()
             try:
                 return self._decode(
-                    model, input_ids, stopping_criteria, generation_config, streamer, T, P
+                    model, input_ids, stopping_criteria, generation_config, streamer, law
                 )
             finally:
                 self._owner = None
@@ -181,10 +179,9 @@ class TreeGenerate:
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         streamer: Any,
-        T: float,
-        P: float,
+        law: tuple[float, float, LogitsProcessorList | None],
     ) -> torch.Tensor | GenerateDecoderOnlyOutput:
-        session = self._session(model, input_ids.shape[1], generation_config.max_length, T, P)
+        session = self._session(model, input_ids.shape[1], generation_config.max_length, *law)
         text = input_ids
         for token in (
             token
@@ -206,7 +203,13 @@ class TreeGenerate:
         )
 
     def _session(
-        self, model: PreTrainedModel, prompt: int, length: int, T: float, P: float
+        self,
+        model: PreTrainedModel,
+        prompt: int,
+        length: int,
+        T: float,
+        P: float,
+        processors: LogitsProcessorList | None,
     ) -> Session:
         """A session for one call. The draft and the caches are kept for the next call."""
         pair = self._pair
@@ -224,7 +227,9 @@ class TreeGenerate:
         own: dict[str, Any] = {"T": T, "P": P, "seed": seed, "new_tokens": length - prompt}
         settings = dataclasses.replace(self._settings, **own)
         engines = self._engines if self._room >= length else None
-        session = Session(pair, settings, engines=engines, longest=prompt)
+        session = Session(
+            pair, settings, engines=engines, longest=prompt, logits_processor=processors
+        )
         if engines is None:
             self._pair, self._engines, self._room = pair, session.engines, length
         return session
@@ -366,26 +371,17 @@ def _refuse_config(config: GenerationConfig, assistant: object) -> None:
         )
 
 
-def _law(config: GenerationConfig, processors: LogitsProcessorList) -> tuple[float, float]:
-    """Temperature (0: greedy) and top-p of the config. Raises UsageError if anything else changes
-    the target's distribution."""
-    T, P = (1.0, 1.0) if config.do_sample else (0.0, 1.0)
+def _law(
+    config: GenerationConfig, processors: LogitsProcessorList
+) -> tuple[float, float, LogitsProcessorList | None]:
+    """Temperature (0: greedy) and top-p, which the draft gets, too; and the processors, None if
+    these two say all."""
+    T, P, rest = (1.0 if config.do_sample else 0.0), 1.0, False
     for processor in processors:
-        if isinstance(processor, TopKLogitsWarper):
-            reason = "trees sample at a temperature and a top-p only"
-            raise UsageError(
-                "top_k", processor.top_k, reason, "use top_k=0 (50 is generate's own default)"
-            )
-        if isinstance(processor, TemperatureLogitsWarper):
+        if type(processor) is TemperatureLogitsWarper and P == 1.0:
             T *= processor.temperature
-        elif isinstance(processor, TopPLogitsWarper):
+        elif type(processor) is TopPLogitsWarper and P == 1.0 and processor.min_tokens_to_keep == 1:
             P = processor.top_p
         else:
-            name = type(processor).__name__
-            raise UsageError(
-                "logits processor",
-                name,
-                "would change what the target says",
-                "leave out what asks for it",
-            )
-    return T, P
+            rest = True
+    return T, P, processors if rest else None
