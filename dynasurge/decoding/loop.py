@@ -132,9 +132,8 @@ class Decoder:
             read, ready, following = len(prompt) + new_tokens - left, None, None
             if ahead:
                 ready = self._prepare(source)
-                if (
-                    left > flying.depth + self._phases.run + 1
-                ):  # a next step follows, even if all are accepted
+                # a next step follows, even if all of this one are accepted
+                if left > flying.depth + self._phases.run + 1:
                     following = self._begin(ready, read + 1, left - 1, away)
             outcome = self._read(flying, root)
             phases = self._laps(flying.away)

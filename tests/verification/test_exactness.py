@@ -258,8 +258,11 @@ def test_dynamic_growth_is_lossless(budget: int, depth: int, children: int, poli
 def test_padded_rows_grow_the_trees_of_exact_ones(kind: str, policy: str) -> None:
     draft = toy.random_table(4)
     runs = {"copies": True, "run": 1, "worth": 0.05, "levels": 2}
-    dynamic_ = dynamic(4, 3, 2, policy, width=2, **(runs if kind == "runs" else {}))
-    trees = static(SHAPES["2x2"], policy) if kind == "static" else dynamic_
+    trees = {
+        "static": static(SHAPES["2x2"], policy),
+        "dynamic": dynamic(4, 2, 2, policy, width=2),
+        "runs": dynamic(4, 3, 2, policy, width=2, **runs),
+    }[kind]
     laws: list[dict[Any, float]] = []
     for padded in (False, True):
         law: dict[Any, float] = defaultdict(float)
