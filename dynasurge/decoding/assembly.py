@@ -53,10 +53,14 @@ class Parts:
     @property
     def uncapturable(self) -> str:
         """The name of a part that cannot be captured; empty if there is none."""
-        parts = {"policy": self.policy, "rule": self.rule}
-        names = [name for name, part in parts.items() if part is not None and not part.capturable]
-        own = {"verify": self.verify, "logits_processor": self.processors}
-        return "".join([*(name for name, part in own.items() if part is not None), *names][:1])
+        parts = {
+            "verify": self.verify,
+            "logits_processor": self.processors,
+            "policy": self.policy,
+            "rule": self.rule,
+        }
+        own = (name for name, part in parts.items() if part is not None)
+        return next((name for name in own if not getattr(parts[name], "capturable", False)), "")
 
 
 def make_decoder(
@@ -74,11 +78,7 @@ def make_decoder(
     if engines.captures and parts.uncapturable:
         said = "this part cannot be captured; the step runs uncaptured, which is slower"
         warnings.warn(f"{parts.uncapturable}: {said}", stacklevel=4)
-    elif (
-        _captures(pair, settings, engines, longest)
-        and judge.verify is None
-        and judge.processors is None
-    ):
+    elif _captures(pair, settings, engines, longest) and judge.verify is None:
         try:
             return Decoder(_executor(pair, settings, engines, parts, judge, captured=True))
         except RuntimeError as error:

@@ -23,7 +23,7 @@ from dynasurge import probabilities
 from dynasurge.decoding.report import Inputs, Judged, Slots, Trees, closing
 from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.growth import GrowingTree, Proposer
-from dynasurge.drafting.kept_nodes import Nodes, assemble
+from dynasurge.drafting.kept_nodes import Nodes, assemble, tokens_at
 from dynasurge.drafting.prompt_lookup import CONTEXT
 from dynasurge.drafting.reading import read_level, read_nodes
 from dynasurge.drafting.runs import add_runs
@@ -284,9 +284,8 @@ class Phases:
         depth = torch.zeros_like(which)
         paths = torch.zeros(len(which), 0, dtype=torch.int64, device=self.device)
         if nodes is not None:
-            depth, path = nodes.depth[which], nodes.path[which, 1:]
-            slots = torch.nn.functional.pad(nodes.slot, (0, 1), value=len(self._growing.token) - 1)
-            paths = self._growing.token[slots][path]
+            depth = nodes.depth[which]
+            paths = tokens_at(nodes.path[which, 1:], nodes.slot, self._growing.token)
         scores = processed(judge.processors, self._before, paths, depth, logits)
         return probabilities.to_probs(scores, 1.0 if judge.T else 0.0)
 

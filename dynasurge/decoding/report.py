@@ -13,7 +13,7 @@ import torch
 from dynasurge.drafting.acceptance_estimates import CELLS, Acceptance
 from dynasurge.drafting.child_kinds import DEPTHS, Class, Kind
 from dynasurge.drafting.growth import TreeBounds
-from dynasurge.drafting.kept_nodes import Nodes
+from dynasurge.drafting.kept_nodes import Nodes, tokens_at
 from dynasurge.drafting.proposals import Policy
 from dynasurge.drafting.tree_budget import Size, SizePlanner
 from dynasurge.probabilities import Source, StepChance, StepUniforms
@@ -147,11 +147,10 @@ def closing(
     levels = torch.arange(nodes.path.shape[1], device=length.device)
     last = judged.end.clamp(min=0)
     depth, path = nodes.depth[last], nodes.path[last][0]
-    drawn = slots.token[pad(nodes.slot, (0, 1), value=len(slots.token) - 1)][path[1:]]
+    drawn = tokens_at(path[1:], nodes.slot, slots.token)
     emitted = torch.where(levels < depth, pad(drawn, (0, 1)), judged.bonus)
-    rows = chain[((nodes.slot[last] - 1) // children).clamp(min=0)][0]
+    rows = pad(chain[((nodes.slot[last] - 1) // children).clamp(min=0)][0], (0, 1))
     of_target = torch.where(levels <= depth, path, levels)
-    rows = pad(rows, (0, 1))
     known = (levels < depth) & (rows < read)
     of_draft = torch.where(known, rows, levels)
     kept = Slots(*(part[nodes.slot] for part in slots))

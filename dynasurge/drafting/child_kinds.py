@@ -18,10 +18,13 @@ A new kind needs a member here, a curve in `assets/acceptance.json`, and a polic
 
 from __future__ import annotations
 
-import bisect
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+if TYPE_CHECKING:
+    import torch
+
+Level = TypeVar("Level", int, "torch.Tensor")
 DEPTHS = ("", "+", "++")  # suffix of a kind's name for each depth class
 LEVELS = (2, 4)  # the first level of each class after the first
 
@@ -107,6 +110,7 @@ class Class(NamedTuple):
 CLASSES = tuple(Class(kind, depth) for kind in Kind for depth in range(len(DEPTHS)))
 
 
-def depth_class(level: int) -> int:
-    """The index in DEPTHS of a level's class (the root's children: level 1)."""
-    return bisect.bisect(LEVELS, level)
+def depth_class(level: Level) -> Level:
+    """The index in DEPTHS of a level's class, or of each level's (the root's children: level 1)."""
+    second, third = LEVELS
+    return (level >= second) * 1 + (level >= third) * 1

@@ -29,6 +29,12 @@ class Nodes(NamedTuple):
         return len(self.slot)
 
 
+def tokens_at(places: torch.Tensor, slot: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+    """The tokens of nodes, by their numbers; any token for none. slot: see `Nodes`. token: of a
+    growing tree."""
+    return token[torch.nn.functional.pad(slot, (0, 1), value=len(token) - 1)][places]
+
+
 def assemble(
     growing: GrowingTree,
     n: int,

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from dynasurge.drafting.child_kinds import LEVELS, Kind
+from dynasurge.drafting.child_kinds import Kind, depth_class
 from dynasurge.drafting.growth import RUNS, GrowingTree
 from dynasurge.drafting.kept_nodes import best_slots
 from dynasurge.drafting.prompt_lookup import find_runs
@@ -67,7 +67,7 @@ def add_runs(
     slot = 1 + row * k
     growing.row_slot[row] = torch.cat([runs.slot[:, None], slot[:, :-1]], dim=1)
     depth = growing.depth[runs.slot][:, None]
-    chains = growing.chain[((runs.slot - 1) // k).clamp(max=growing.none)]
+    chains = growing.chain[(runs.slot - 1) // k]
     at = torch.arange(chains.shape[1], device=text.device) - depth  # [RUNS, depth]
     own = row.gather(1, at.clamp(min=0, max=run - 1))
     mine = (at[:, None] >= 0) & (at[:, None] <= level[:, None])  # the rows of the run itself
@@ -109,14 +109,13 @@ def find(
     parents = parents.scatter(0, torch.where(kept & (order > 0), row_slot[above], none), True)
     leaf = kept & (order > 0) & ~parents[order]  # the root gets its copies with the first level
     # the best leaves, in the order of their values
-    first = (~leaf).to(torch.int8).sort(stable=True).indices[:LEAVES]
-    slot, leaf, above = order[first], leaf[first], above[first]
+    ahead = (~leaf).to(torch.int8).sort(stable=True).indices[:LEAVES]
+    slot, leaf, above = order[ahead], leaf[ahead], above[ahead]
     contexts = torch.cat([context[above, 1:], token[slot][:, None]], dim=1)
     tokens, match = find_runs(text, known, contexts, run)
     level = depth[slot][:, None] + 1 + torch.arange(run, device=slot.device)
-    classes = torch.stack([level >= first for first in LEVELS]).sum(0)
     exists = (match > 0) & leaf[:, None] & (level <= room)
-    chance = torch.where(exists, table[classes, match], 0.0)
+    chance = torch.where(exists, table[depth_class(level), match], 0.0)
     value = torch.minimum(node_value[slot][:, None] * chance.cumprod(1), slot_value[slot][:, None])
     best = (~exists[:, 0]).to(torch.int8).sort(stable=True).indices[:RUNS]
     found = exists[best, 0]
