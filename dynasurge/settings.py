@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dynasurge.errors import UsageError, at_least, flag_of
+from dynasurge.generation_config import LAW, LAW_FIELDS, complete, law_text, read_config
 
 Mode = Literal["auto", "sTree", "dTree"]
 Etv = Literal["traversal", "reserved", "bfs"]
@@ -42,15 +44,24 @@ AUTO_NODES, AUTO_DEPTH = 128, 16
 STUDY_PROMPT, STUDY_ROWS = 128, 384  # prompt_len and M of the study, and of the command
 
 
-WHOLE = ("M", "max_depth", "max_children", "seed", "prompt_len", "new_tokens")
+WHOLE = ("M", "max_depth", "max_children", "seed", "prompt_len", "new_tokens", "top_k")
 FIELDS: dict[
     str, tuple[tuple[type, ...], tuple[str, ...]]
 ] = {  # what a value is: its types, and the fields
     "a whole number": ((int,), WHOLE),
-    "a number": ((int, float), ("T", "P")),
+    "a number": ((int, float), ("T", "P", "min_p", "repetition_penalty")),
     "a text": ((str,), ("draft", "target", "growmap", "priors", "widen", "method")),
 }
-OPTIONAL = ("M", "prompt_len", "max_depth", "growmap", "priors", "widen", "method")  # may be None
+OPTIONAL = (
+    "M",
+    "prompt_len",
+    "max_depth",
+    "growmap",
+    "priors",
+    "widen",
+    "method",
+    *LAW,
+)  # may be None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +70,22 @@ class Settings:
 
     prompt_len: prompts given as text are cut to so many tokens; None reads them whole. M: cache
     rows; None takes as many as prompt, new tokens and tree need. None is the default of both here,
-    but not of the command. method: a name for tables (experiments/baselines.py); None:
-    `label` makes one. widen: see models/widened.py.
+    but not of the command. T, P, top_k, min_p, repetition_penalty: the target's law; what is None
+    is as its generation config says (see `under`). generation_config: a config that replaces the
+    target's own: a file, a mapping or JSON text; it is kept as text. chat: whether prompts are
+    messages for the target's chat template. method: a name for tables (experiments/baselines.py);
+    None: `label` makes one. widen: see models/widened.py.
     """
 
     draft: str = DEMO
     target: str = DEMO
-    T: float = 0.6
-    P: float = 1.0
+    T: float | None = None
+    P: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    generation_config: str | None = None
+    chat: bool = False
     M: int | None = None
     mode: Mode = "dTree"
     growmap: str | None = None
@@ -102,22 +121,7 @@ class Settings:
         _one_of("--etv", self.etv, ETVS)
         if self.widen is not None:
             _one_of("--widen", self.widen, WIDE_SHAPES)
-        _finite("--T", self.T, self.T >= 0, "a temperature is 0 (greedy) or more", "try --T 0.6")
-        _finite(
-            "--T",
-            self.T,
-            self.T == 0 or self.T > 1e-30,
-            "is too small to divide by",
-            "use --T 0 for greedy text",
-        )
-        object.__setattr__(self, "T", self.T + 0.0)  # -0 becomes 0, so that both have one hash
-        _finite(
-            "--P",
-            self.P,
-            0 < self.P <= 1,
-            "top-p lies in (0, 1]",
-            "use --P 1.0 to keep every token",
-        )
+        self._check_law()
         for name, example in (
             ("M", 384),
             ("max_children", 8),
@@ -166,7 +170,7 @@ class Settings:
             )
         if self.etv != "traversal" and not self.use_bfs:
             raise UsageError("--etv", self.etv, "ETV is off", "add --use_bfs")
-        if self.etv == "reserved" and self.T > 0:
+        if self.etv == "reserved" and self.T:
             if self.mode == "dTree":
                 reason = "needs child counts that are fixed before drawing; a dynamic tree has none"
                 raise UsageError("--etv", self.etv, reason, "use --mode sTree, or --etv traversal")
@@ -174,6 +178,46 @@ class Settings:
                 raise UsageError(
                     "--etv", self.etv, "needs sampled children", "use --policy sampled"
                 )
+
+    def _check_law(self) -> None:
+        if self.T is not None:
+            least = "a temperature is 0 (greedy) or more"
+            _finite("--T", self.T, self.T >= 0, least, "try --T 0.6")
+            _finite(
+                "--T",
+                self.T,
+                self.T == 0 or self.T > 1e-30,
+                "is too small to divide by",
+                "use --T 0 for greedy text",
+            )
+            object.__setattr__(self, "T", self.T + 0.0)  # -0 becomes 0, so that both have one hash
+        if self.P is not None:
+            remedy = "use --P 1.0 to keep every token"
+            _finite("--P", self.P, 0 < self.P <= 1, "top-p lies in (0, 1]", remedy)
+        if self.top_k is not None:
+            at_least("top_k", self.top_k, 0, 0)
+        if self.min_p is not None:
+            remedy = "use --min-p 0 for none"
+            _finite("--min-p", self.min_p, 0 <= self.min_p <= 1, "min-p lies in [0, 1]", remedy)
+        if (factor := self.repetition_penalty) is not None:
+            remedy = "use --repetition-penalty 1 for none"
+            _finite("--repetition-penalty", factor, factor > 0, "is a positive factor", remedy)
+        object.__setattr__(self, "generation_config", read_config(self.generation_config))
+
+    def under(self, own: Mapping[str, Any]) -> Settings:
+        """These settings with a whole law. own: the target's generation config, without entries
+        that are None (`Pair.generation_config`).
+
+        It says what these settings leave open; T and P together leave nothing open. Raises
+        UsageError for what trees cannot do (generation_config.py).
+        """
+        law = {name: getattr(self, name) for name in LAW}
+        return dataclasses.replace(self, **complete(law, self.generation_config, own))
+
+    @property
+    def law(self) -> str:
+        """The target's law in words, if it is whole."""
+        return law_text({name: getattr(self, name) for name in LAW_FIELDS})
 
     @property
     def label(self) -> str:

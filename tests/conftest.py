@@ -42,7 +42,9 @@ def argv(line: str) -> list[str]:
 
 
 # a small run; flags behind these win
-FAST = argv("--M 64 --prompt-len 12 --new-tokens 10 --B 4 --device cpu --dtype float32")
+FAST = argv(
+    "--T 0.6 --P 1.0 --M 64 --prompt-len 12 --new-tokens 10 --B 4 --device cpu --dtype float32"
+)
 
 
 def tiny_model(
@@ -79,8 +81,10 @@ def tiny_model(
 
 
 def tiny_tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
-    """Words `w0 w1 ...` separated by spaces; unknown words are <unk>."""
+    """Words `w0 w1 ...` separated by spaces; unknown words are <unk>. One is `abcdef`, which
+    transformers' StopStringCriteria looks for."""
     words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, vocab)}
+    words["abcdef"] = words.pop(f"w{vocab - 1}")
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -155,7 +159,7 @@ def assert_one_line(message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1, captured.err
     assert re.search(r"; \S", captured.err), "a remedy"
-    assert re.fullmatch("(memory: .*\n)?", captured.out)
+    assert re.fullmatch("(law: .*\n)?(memory: .*\n)?", captured.out)
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from dynasurge import Settings, TokenTree
 from dynasurge.decoding.trace import StepView
 from dynasurge.experiments.schema import PHASES, Row
+from dynasurge.generation_config import LAW_FIELDS
 
 
 def view(
@@ -49,7 +51,10 @@ def random_parents(seed: int) -> list[int]:
     return [-1, *(rng.randrange(max(0, u - 12), u) for u in range(1, 80))]
 
 
-AUTO, TREE, ETV = Settings(mode="auto"), Settings(B=4), Settings(B=4, use_bfs=True)
+LAW: dict[str, Any] = Settings(T=0.6, P=1.0).under({}).to_dict()
+LAW = {name: LAW[name] for name in LAW_FIELDS}  # a whole one
+AUTO, TREE = Settings(mode="auto", **LAW), Settings(B=4, **LAW)
+ETV = Settings(B=4, use_bfs=True, **LAW)
 
 
 ABOUT: dict[str, str | None] = {"device": "1 CPU threads", "dtype": "float32", "commit": None}

@@ -90,6 +90,6 @@ def _compared(
     from dynasurge.plots.figures import compare_figure, save_figure
 
     summaries = evaluation.summaries()
-    prompts = f"prompts: {Path(args.dataset).stem}, n = {summaries[0].prompts}, T = {args.T:g}"
+    prompts = f"prompts: {Path(args.dataset).stem}, n = {summaries[0].prompts}, {evaluation.law}"
     caption = f"{summary.made_with(about)}, {prompts}"
     return written + save_figure(compare_figure(summaries, caption), Path(args.output), "compare")

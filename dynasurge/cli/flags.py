@@ -117,19 +117,38 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
         action="store_true",
         help="on a GPU: torch.compile fuses small kernels before steps are captured, which takes two to four minutes",
     )
+    own = "(default: as the target's generation config says)"
     add(
         "--T",
         type=float,
         default=DEFAULTS["T"],
         metavar="X",
-        help=f"temperature; 0 is greedy {default}",
+        help=f"temperature; 0 is greedy; --T and --P together are the whole law {own}",
     )
     add(
         "--P",
         type=float,
         default=DEFAULTS["P"],
         metavar="X",
-        help=f"top-p, in (0, 1]; 1 keeps every token {default}",
+        help=f"top-p, in (0, 1]; 1 keeps every token {own}",
+    )
+    add(
+        "--top-k", default=None, help=f"the N likeliest tokens; 0 keeps every token {own}", **number
+    )
+    least = f"tokens of at least X times the likeliest one's probability; 0 keeps every token {own}"
+    add("--min-p", type=float, default=None, metavar="X", help=least)
+    penalty = f"divide the scores of tokens that the text has; 1 for none {own}"
+    add("--repetition-penalty", type=float, default=None, metavar="X", help=penalty)
+    add(
+        "--generation-config",
+        default=None,
+        metavar="FILE",
+        help="a generation_config.json in place of the target's own (docs/generation.md)",
+    )
+    add(
+        "--chat",
+        action="store_true",
+        help="prompts are chats: apply the target's chat template to a row's messages, or to its text as the user's turn",
     )
     add(
         "--dataset",

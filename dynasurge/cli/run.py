@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dynasurge.cli.flags import DEFAULTS, pair_options
 from dynasurge.errors import UsageError
-from dynasurge.experiments.grid import AXES, grid
+from dynasurge.experiments.grid import AXES, distinct, grid
 from dynasurge.settings import MODES, Settings
 
 if TYPE_CHECKING:
@@ -67,6 +67,16 @@ def evaluate(
     from dynasurge.experiments.records import RecordFile
     from dynasurge.experiments.row_maker import run_name
 
+    own, source = {}, ""
+    if any(settings.T is None or settings.P is None for settings in plan):
+        from dynasurge.models.loading import load_generation_config
+
+        if not args.generation_config:
+            own = load_generation_config(args.target, trust_remote_code=args.trust_remote_code)
+        config = args.generation_config or "the target's generation config"
+        source = f" (what no flag says: {config})"
+    plan = [settings.under(own) for settings in plan]
+    plan = distinct(plan) if len(plan) > 1 else plan
     for settings in plan:
         settings.check_room(args.prompt_len, most_nodes(settings))
         load_priors(settings.priors)
@@ -92,7 +102,7 @@ def evaluate(
         runs = {run_name(settings, name, every) for settings in plan for name in datasets}
         RecordFile(output, runs).close()
     processes.wait()
-    data = {dataset: load_prompts(dataset, args.start, args.end) for dataset in datasets}
+    data = {name: load_prompts(name, args.start, args.end, chat=args.chat) for name in datasets}
 
     from tqdm import tqdm
 
@@ -114,6 +124,7 @@ def evaluate(
     with Evaluation(pair, plan, data, output, every=every, **how) as evaluation:
         silent = None if processes.main else True
         if processes.main:
+            print(f"law: {evaluation.law}{source}")
             print(summary.memory(evaluation.engines, evaluation.capture_seconds))
         with tqdm(total=len(evaluation), unit="run", disable=silent, dynamic_ncols=True) as bar:
             for done in evaluation.run():

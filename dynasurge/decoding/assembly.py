@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from transformers import LogitsProcessorList
 
 from dynasurge.decoding.engines import Engines, reads_all
 from dynasurge.decoding.executors import Direct, Executor, Replayed
@@ -29,6 +28,7 @@ from dynasurge.drafting.tree_budget import SizePlanner
 from dynasurge.errors import UsageError
 from dynasurge.models.compatibility import readable
 from dynasurge.models.failures import shrinking
+from dynasurge.models.law import Law
 from dynasurge.models.pair import Pair
 from dynasurge.settings import Settings
 from dynasurge.trees.growmap import Growmap, load_growmap
@@ -48,14 +48,13 @@ class Parts:
     policy: Policy | None = None
     rule: Rule | None = None
     verify: Verify | None = None
-    processors: LogitsProcessorList | None = None
+    law: Law | None = None
 
     @property
     def uncapturable(self) -> str:
         """The name of a part that cannot be captured; empty if there is none."""
         parts = {
             "verify": self.verify,
-            "logits_processor": self.processors,
             "policy": self.policy,
             "rule": self.rule,
         }
@@ -80,6 +79,9 @@ def make_decoder(
         warnings.warn(f"{parts.uncapturable}: {said}", stacklevel=4)
     elif _captures(pair, settings, engines, longest) and judge.verify is None:
         try:
+            if not judge.captures:
+                said = "the law looks at the text; verification runs uncaptured, which is slower"
+                warnings.warn(f"{settings.law}: {said}", stacklevel=4)
             return Decoder(_executor(pair, settings, engines, parts, judge, captured=True))
         except RuntimeError as error:
             # a capture raises this if the model reads values on the host
@@ -115,13 +117,16 @@ def _make_judge(settings: Settings, parts: Parts) -> Judge:
     if settings.rule == "reserved" and parts.policy is not None and parts.policy.points:
         reason, remedy = "proposes points; reserved needs sampled children", "use another rule"
         raise UsageError("policy", "of this kind", reason, remedy)
-    name = "topdown" if settings.T == 0 or verify else settings.rule  # at T = 0 the rules are one
+    assert settings.T is not None
+    assert settings.P is not None
+    law = parts.law or Law(settings.T, settings.P)
+    name = "topdown" if law.T == 0 or verify else settings.rule  # at T = 0 the rules are one
     return Judge(
         rule=parts.rule or RULES[name],
-        T=settings.T,
-        P=settings.P,
+        T=law.T,
+        P=law.P,
         verify=None if parts.rule is not None else parts.verify or verify,
-        processors=parts.processors,
+        processors=law.processors,
     )
 
 
@@ -162,6 +167,7 @@ def make_trees(
     most, bounds = most_nodes(settings), bounds_of(settings)
     if bounds is None:
         return None
+    assert settings.T is not None
     policy = parts.policy or POLICIES[settings.policy if settings.T > 0 else "topk"]
     acceptance = parts.acceptance or make_acceptance(
         settings.values, settings.rule, settings.T, settings.priors

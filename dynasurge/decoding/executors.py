@@ -93,7 +93,8 @@ class Replayed:
     """Replays the phases, which must be padded."""
 
     def __init__(self, phases: Phases) -> None:
-        """Captures all phases. Raises RuntimeError if one cannot be captured."""
+        """Captures all phases, verification only if it can be. Raises RuntimeError if another
+        cannot be captured."""
         self.phases, self.lag = phases, 2
         trees, device = phases.trees, phases.device
         self._sizes = trees.planner.sizes if trees is not None else (0,)
@@ -112,8 +113,9 @@ class Replayed:
         # the largest first, so that the others reuse its memory
         for n in sorted(self._sizes, reverse=True):
             self._score[n] = graphs.capture(lambda n=n: phases.score(n))  # type: ignore[misc]
-            verify = lambda n=n: phases.verify(self._score[n].result)  # noqa: E731
-            self._verify[n] = graphs.capture(verify, phases.length.zero_)
+            if phases.captures_verify:
+                verify = lambda n=n: phases.verify(self._score[n].result)  # noqa: E731
+                self._verify[n] = graphs.capture(verify, phases.length.zero_)
         self.capture_seconds = graphs.seconds
         size = report_size(phases.depth, max(self._sizes))
         self._back = [pinned(size, device) for _ in range(2)]
@@ -141,9 +143,13 @@ class Replayed:
 
     def verify(self, n: int) -> torch.Tensor:
         """See `Executor`."""
-        self._verify[n].replay()
+        if n in self._verify:
+            self._verify[n].replay()
+            report = self._verify[n].result
+        else:
+            with torch.inference_mode():
+                report = self.phases.verify(self._score[n].result)
         self._back.reverse()  # the other buffer holds the step before, which may be unread
-        report = self._verify[n].result
         result = self._back[0][: len(report)]
         result.copy_(report, non_blocking=True)
         return result

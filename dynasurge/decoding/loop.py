@@ -29,6 +29,7 @@ from dynasurge.decoding.report import STEP, Outcome, read_report
 from dynasurge.drafting.tree_budget import Size
 from dynasurge.models.cuda_graphs import Stopwatch
 from dynasurge.models.failures import no_numbers, shrinking
+from dynasurge.models.law import Law
 from dynasurge.probabilities import NoMassError, Source
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import path_to, reach
@@ -103,10 +104,14 @@ class Decoder:
         """The seconds that capturing the steps took; 0 if nothing is captured."""
         return self._run.capture_seconds
 
-    def prefill(self, prompt: Sequence[int]) -> None:
+    def prefill(self, prompt: Sequence[int], law: Law | None = None) -> None:
         """Read a prompt of at least one token, except its last token, which is the first root, and
-        forget what the last prompt taught. The engines are empty or have read its beginning."""
+        forget what the last prompt taught. The engines are empty or have read its beginning. law:
+        the target's from now on; None leaves it as it is. If steps are captured, it may differ from
+        the last one only in processors that look at the text."""
         trees = self._trees
+        if law is not None:
+            self._phases.take_law(law)
         self._limit = trees.readable(len(prompt)) if trees is not None else 0
         self._phases.read_on(prompt)
         if trees is not None:
@@ -120,12 +125,14 @@ class Decoder:
         source: Source,
         eos: frozenset[int] = frozenset(),
     ) -> Iterator[StepRecord]:
-        """After `prefill(prompt)`, generate up to `new_tokens` tokens; stop after a token of `eos`.
+        """After `prefill(prompt)`, generate up to `new_tokens` tokens; stop after a token of `eos`, or
+        where the law says.
 
         Yields one record a target pass; their `emitted` tokens, joined, are the output. Raises
         UsageError if the target's logits are no numbers, or if memory runs out.
         """
         left, root, away, ahead = new_tokens, prompt[-1], 0.0, self._run.lag > 1
+        text, stops = list(prompt), self._phases.stops
         self._watch.restart()
         flying = self._finish(self._begin(self._prepare(source), len(prompt), left))
         while True:
@@ -139,8 +146,13 @@ class Decoder:
             phases = self._laps(flying.away)
             room = left - 1  # for drafted tokens: the last token always counts as the bonus
             emitted = cut([*outcome.emitted], left, eos)
+            last = len(emitted) == left or emitted[-1] in eos
+            for count, token in enumerate(emitted if stops is not None else (), start=1):
+                text.append(token)
+                if stops is not None and stops(text):
+                    emitted, last = emitted[:count], True
+                    break
             left -= len(emitted)
-            last = left == 0 or emitted[-1] in eos
             if ahead and not last:
                 assert ready is not None
                 begun = following or self._begin(ready, read + len(emitted), left, away)

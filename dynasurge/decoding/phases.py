@@ -13,7 +13,7 @@ attention sees are exactly those needed. The rest is the same code: the same tre
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -30,7 +30,8 @@ from dynasurge.drafting.runs import add_runs
 from dynasurge.drafting.tree_budget import Size
 from dynasurge.models.cuda_graphs import fused
 from dynasurge.models.failures import shrinking
-from dynasurge.models.processors import processed
+from dynasurge.models.law import Law, Stops
+from dynasurge.models.processors import drafted, is_textless, processed, textless
 from dynasurge.probabilities import Chance, Source, StepChance
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.families import Families, Level
@@ -70,15 +71,19 @@ Verify = Callable[[TokenTree, torch.Tensor, Sequence[torch.Tensor], Chance], Ver
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """How trees are verified: by a rule, or on the host by `verify`. T, P: temperature and top-p of
-    both models. processors: what the target's logits go through instead; T says only whether it
-    decodes greedily (0). Neither `verify` nor processors can be captured."""
+    """How trees are verified: by a rule, or on the host by `verify`. T, P, processors: the target's
+    law (models/law.py). `verify`, and processors that look at the text, cannot be captured."""
 
     rule: Rule
     T: float
     P: float
     verify: Verify | None = None
     processors: LogitsProcessorList | None = None
+
+    @property
+    def captures(self) -> bool:
+        """Whether verification can be captured."""
+        return self.verify is None and is_textless(self.processors)
 
 
 class Scored(NamedTuple):
@@ -114,6 +119,7 @@ class Phases:
         # the number of committed tokens, and the root's position
         self.length = torch.zeros(1, dtype=torch.int64, device=self.device)
         self._read = 0  # how many tokens the draft has read; not known if captured
+        self.stops: Stops | None = None  # where the text ends besides end tokens
         widest = max(trees.planner.sizes) if trees is not None else 0
         room = (widest + 2, target.vocab)
         new = (
@@ -137,6 +143,16 @@ class Phases:
                 most=trees.most,
                 compiled=self.compiled,
             )
+
+    @property
+    def captures_verify(self) -> bool:
+        """Whether verification can be captured, as all else can."""
+        return self._judge.captures
+
+    def take_law(self, law: Law) -> None:
+        """Draw from this law from now on."""
+        self._judge = replace(self._judge, T=law.T, P=law.P, processors=law.processors)
+        self.stops = law.stops
 
     def read_on(self, text: Sequence[int]) -> None:
         """Read the new tokens of a text, whose beginning was read before, except its last token,
@@ -209,8 +225,10 @@ class Phases:
         return self._fill(level, logits, ranks)
 
     def _fill(self, level: int, logits: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
-        own = fused(probabilities.to_proposal, self.compiled)
-        q = own(logits, self._judge.T, self._judge.P)
+        T, P, processors = self._judge.T, self._judge.P, self._judge.processors
+        if processors is not None and T > 0:
+            logits, T, P = drafted(processors, logits), 1.0, 1.0
+        q = fused(probabilities.to_proposal, self.compiled)(logits, T, P)
         rows = self._growing.bounds.rows(level)
         chance = self._chance.rows(rows if self.padded else rows.start + ranks)
         self._proposer.fill(self._growing, level, q, chance, *self._known())
@@ -248,7 +266,7 @@ class Phases:
         """Apply the rule, move the accepted path to the front of the caches, append path and bonus
         token to the text. Returns the report for the host (see decoding/report.py)."""
         length, nodes = self.length, scored.nodes
-        if self._judge.processors is not None:  # the text up to the root
+        if not self._judge.captures:  # the text up to the root
             self._before = self._text[CONTEXT : CONTEXT + int(length) + 1]
         if nodes is None:
             root = torch.zeros_like(length)
@@ -281,6 +299,9 @@ class Phases:
         judge = self._judge
         if judge.processors is None:
             return probabilities.to_probs(logits, judge.T, judge.P)
+        if judge.captures:
+            scores = textless(judge.processors, logits)
+            return probabilities.to_probs(scores, 1.0 if judge.T else 0.0)
         depth = torch.zeros_like(which)
         paths = torch.zeros(len(which), 0, dtype=torch.int64, device=self.device)
         if nodes is not None:

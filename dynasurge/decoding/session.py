@@ -29,8 +29,8 @@ from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.proposals import Policy
 from dynasurge.errors import UsageError, at_least
 from dynasurge.models.compatibility import readable
+from dynasurge.models.law import Asked, Law
 from dynasurge.models.pair import Pair
-from dynasurge.models.processors import check_processors
 from dynasurge.models.prompts import Prompt
 from dynasurge.probabilities import Random
 from dynasurge.settings import Settings
@@ -70,8 +70,10 @@ class Session:
         rule: Rule | None = None,
         verify: Verify | None = None,
         logits_processor: LogitsProcessorList | None = None,
+        law: Law | None = None,
     ) -> None:
-        """Prepare engines and a decoder.
+        """Prepare engines and a decoder. What the settings leave open of the target's law, its
+        generation config says.
 
         engines: made for a plan that has these settings (see `make_engines`), to share them with
         other sessions. Two sessions that share engines take turns prompt by prompt.
@@ -81,23 +83,22 @@ class Session:
 
         costs, acceptance, policy, rule: replace this machine's latency curves, the estimate of
         acceptance, the child policy and the rule. verify: a verification that looks at its tree on
-        the host, in place of a rule. logits_processor: what the target's logits go through, as in
-        transformers' `generate`, in place of T and P, which are then the draft's; T = 0 still
-        means that the likeliest token is taken. Raises UsageError for a processor that is no
-        function of ids and logits (models/processors.py). On a GPU, a line says so if a step with these parts cannot be
-        captured.
+        the host, in place of a rule. logits_processor: a user's own; they change the target's law
+        as in transformers' `generate`. law: replaces the law of the settings. Raises UsageError for
+        a law that `generate` or a tree cannot have. On a GPU, a line says so if a step with these
+        parts cannot be captured.
         """
-        self.pair, self.settings = pair, settings
+        self.pair, self.settings = pair, settings.under(pair.generation_config)
+        self._asked = Asked(pair, self.settings, logits_processor) if law is None else None
+        self.eos = self._asked.eos if self._asked is not None else pair.eos
         self._shared = engines
-        if logits_processor is not None:
-            check_processors(logits_processor)
         self._parts = Parts(
             costs=costs,
             acceptance=acceptance,
             policy=policy,
             rule=rule,
             verify=verify,
-            processors=logits_processor,
+            law=self._asked.first if self._asked is not None else law,
         )
         fixed = longest if longest is not None else settings.prompt_len
         self._longest, self._grows = 0, fixed is None
@@ -122,8 +123,7 @@ class Session:
         return self._decoder.capture_seconds if self._longest else 0.0
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """A prompt's token ids. A text is cut to the first `prompt_len` tokens, if that is set.
-        Raises UsageError for a prompt without tokens."""
+        """A prompt's token ids, see `encode`."""
         return encode(self.pair, self.settings, prompt)
 
     def generate(
@@ -135,7 +135,7 @@ class Session:
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> Generation:
         """Generate after `prompt`: a text, token ids (a list, tensor or array; they are not cut),
-        or what a tokenizer returns.
+        what a tokenizer returns, or, if the settings say `chat`, messages.
 
         index: the prompt's number in its dataset. (seed, index) names the random stream, so a
         prompt's text does not depend on the prompts before it. The session calls on_step with each
@@ -146,7 +146,7 @@ class Session:
         start = time.perf_counter()
         self._prefill(ids)
         prefilled = time.perf_counter()
-        for step in self._steps(ids, index, count, self.pair.eos):
+        for step in self._steps(ids, index, count, self.eos):
             steps.append(step)
             if on_step is not None:
                 on_step(step)
@@ -172,19 +172,23 @@ class Session:
         """The records of `generate`, each decoded when the caller takes it: to watch, or to stop
         anywhere.
 
-        eos: the tokens that end the text; None takes the pair's own. If this session, or one that
+        eos: the tokens that end the text; None takes those of the settings or the pair. If this session, or one that
         shares its engines, starts another text, this text ends: its next step raises UsageError.
         """
         ids = self.encode(prompt)
         count = self._fit(ids, new_tokens)
         self._prefill(ids)
-        yield from self._steps(ids, index, count, self.pair.eos if eos is None else eos)
+        yield from self._steps(ids, index, count, self.eos if eos is None else eos)
 
     def _prefill(self, ids: list[int]) -> None:
         self.engines.reset()
-        self._decoder.prefill(ids)
+        self._decoder.prefill(ids, self._law(ids))
         if self.pair.target.device.type == "cuda":
             torch.cuda.synchronize(self.pair.target.device)
+
+    def _law(self, ids: list[int]) -> Law | None:
+        """The law after this prompt; None if it is that of every prompt."""
+        return None if self._asked is None or self._asked.fixed else self._asked.after(ids)
 
     def _fit(self, ids: list[int], new_tokens: int | None) -> int:
         """Make room for a prompt and `new_tokens` new tokens (None: the settings'). Returns the
@@ -243,7 +247,7 @@ def follow(
     for engines in {session.engines for session in sessions}:
         engines.reset()
     for session in sessions:
-        session._decoder.prefill(prompt)
+        session._decoder.prefill(prompt, session._law(prompt))
         chance = _stream(session.settings.seed, index)
         limit = readable(session.pair.target.config, len(prompt))
         walks.append(session._decoder.follow([*prompt, *text], places, chance, limit))
@@ -256,10 +260,9 @@ def follow(
 
 
 def encode(pair: Pair, settings: Settings, prompt: Prompt) -> list[int]:
-    """A prompt's token ids. A text is cut to the first `prompt_len` tokens, if that is set. Raises
+    """A prompt's token ids. A text or a chat is cut to `prompt_len` tokens, if that is set. Raises
     UsageError for a prompt without tokens."""
-    ids = pair.encode(prompt)
-    return ids[: settings.prompt_len] if isinstance(prompt, str) else ids
+    return pair.encode(prompt, chat=settings.chat, limit=settings.prompt_len)
 
 
 def _stream(seed: int, index: int) -> Random:

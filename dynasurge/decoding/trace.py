@@ -141,7 +141,7 @@ def watch(session: Session, ids: list[int], *, index: int = 0) -> Iterator[StepV
         yield StepView(
             number=number,
             rule=settings.rule,
-            bottom_up=settings.T > 0 and settings.rule in ("traversal", "reserved"),
+            bottom_up=settings.T != 0 and settings.rule in ("traversal", "reserved"),
             tree=tree,
             path=record.path,
             beyond=path_to(tree, record.end)[len(record.path) :],

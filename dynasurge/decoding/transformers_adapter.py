@@ -21,6 +21,7 @@ import threading
 from typing import Any, cast
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoTokenizer,
     GenerationConfig,
@@ -28,26 +29,31 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
 )
-from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dynasurge.decoding.engines import Engines
 from dynasurge.decoding.session import Session
 from dynasurge.decoding.tree_room import most_nodes
 from dynasurge.errors import UsageError
+from dynasurge.generation_config import check_config
 from dynasurge.models.attention_masks import layer_kinds
 from dynasurge.models.compatibility import CACHES, check_model, rope_switch
+from dynasurge.models.law import Law, law_of
 from dynasurge.models.loading import load_model
 from dynasurge.models.pair import Pair, check_pair
+from dynasurge.models.processors import check_processors, processed
 from dynasurge.models.self_test import self_test
 from dynasurge.settings import DEMO, Settings
 
 GENERATES_OWN = {  # fields of Settings that `generate` decides, and where the user sets each
     "T": "temperature=",
     "P": "top_p=",
+    "top_k": "top_k=",
+    "min_p": "min_p=",
+    "repetition_penalty": "repetition_penalty=",
+    "generation_config": "generation_config=",
+    "chat": "tokenizer.apply_chat_template",
     "new_tokens": "max_new_tokens=",
     "prompt_len": "the prompt itself",
     "seed": "torch.manual_seed",
@@ -57,12 +63,7 @@ GENERATES_OWN = {  # fields of Settings that `generate` decides, and where the u
     "device": "model.to",
     "device_map": "from_pretrained",
 }
-OUTPUTS = (
-    "output_scores",
-    "output_logits",
-    "output_attentions",
-    "output_hidden_states",
-)  # outputs that trees do not have
+OUTPUTS = ("output_attentions", "output_hidden_states")  # that trees do not have
 HARMLESS = {
     *CACHES,
     "position_ids",
@@ -137,14 +138,17 @@ class TreeGenerate:
         generation_config: GenerationConfig,
         **model_kwargs: Any,
     ) -> torch.Tensor | GenerateDecoderOnlyOutput:
-        """Decode one prompt. input_ids: int64 [1, n]. Returns int64 [1, n + new], inside a
-        GenerateDecoderOnlyOutput if the config says so.
+        """Decode one prompt, `num_return_sequences` times. input_ids: int64 [1, n], repeated so
+        often. Returns int64 [1, n + new], padded if texts differ in length, inside a
+        GenerateDecoderOnlyOutput if the config says so. Its logits and scores are of one more pass
+        over the finished texts.
 
         Calls from several threads take turns. Raises UsageError for arguments that trees do not
         support.
         """
         streamer, assistant = _callers("streamer", "assistant_model")
         check_model("--target", str(model.name_or_path) or type(model).__name__, model)
+        _refuse_config(generation_config, assistant, streamer)
         _refuse_inputs(input_ids, model_kwargs, generation_config)
         known = model.config.get_text_config().vocab_size
         if not 0 <= int(input_ids.min()) <= int(input_ids.max()) < known:
@@ -154,8 +158,7 @@ class TreeGenerate:
                 f"the model knows ids 0 to {known - 1}",
                 "fix the prompt",
             )
-        _refuse_config(generation_config, assistant)
-        law = _law(generation_config, logits_processor)
+        check_processors(logits_processor)
         if self._owner == threading.get_ident():
             raise UsageError(
                 "custom_generate",
@@ -167,7 +170,12 @@ class TreeGenerate:
             self._owner = threading.get_ident()
             try:
                 return self._decode(
-                    model, input_ids, stopping_criteria, generation_config, streamer, law
+                    model,
+                    input_ids,
+                    stopping_criteria,
+                    generation_config,
+                    streamer,
+                    logits_processor,
                 )
             finally:
                 self._owner = None
@@ -177,39 +185,50 @@ class TreeGenerate:
         model: PreTrainedModel,
         input_ids: torch.Tensor,
         stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
+        config: GenerationConfig,
         streamer: Any,
-        law: tuple[float, float, LogitsProcessorList | None],
+        processors: LogitsProcessorList,
     ) -> torch.Tensor | GenerateDecoderOnlyOutput:
-        session = self._session(model, input_ids.shape[1], generation_config.max_length, *law)
-        text = input_ids
-        for token in (
-            token
-            for step in session.stream(input_ids[0].tolist(), eos=frozenset())
-            for token in step.emitted
-        ):
-            new = torch.tensor([token], device=input_ids.device)
-            text = torch.cat([text, new[None]], dim=1)
-            if streamer is not None:
-                streamer.put(new.cpu())
-            if bool(stopping_criteria(text, None).all()):
-                break
+        prompt, count = input_ids.shape[1], len(input_ids)
+        law = law_of(bool(config.do_sample), processors)
+        session = self._session(model, prompt, config.max_length, law)
+        rows = []
+        for number in range(count):
+            text = input_ids[number : number + 1]
+            for token in (
+                token
+                for step in session.stream(text[0].tolist(), index=number, eos=frozenset())
+                for token in step.emitted
+            ):
+                new = torch.tensor([token], device=input_ids.device)
+                text = torch.cat([text, new[None]], dim=1)
+                if streamer is not None:
+                    streamer.put(new.cpu())
+                if bool(stopping_criteria(text, None).all()):
+                    break
+            rows.append(text[0])
         if streamer is not None:
             streamer.end()
-        return (
-            GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, text))
-            if generation_config.return_dict_in_generate
-            else text
-        )
+        texts = pad_sequence(rows, batch_first=True, padding_value=_pad(config))
+        if not config.return_dict_in_generate:
+            return texts
+        output: Any = GenerateDecoderOnlyOutput(sequences=cast(torch.LongTensor, texts))
+        if config.output_logits or config.output_scores:
+            logits = _logits(model, texts, prompt)
+            if config.output_logits:
+                output.logits = logits
+            if config.output_scores:
+                output.scores = tuple(
+                    _scores(processors, texts[:, : prompt + n], own) for n, own in enumerate(logits)
+                )
+        return cast(GenerateDecoderOnlyOutput, output)
 
     def _session(
         self,
         model: PreTrainedModel,
         prompt: int,
         length: int,
-        T: float,
-        P: float,
-        processors: LogitsProcessorList | None,
+        law: Law,
     ) -> Session:
         """A session for one call. The draft and the caches are kept for the next call."""
         pair = self._pair
@@ -223,13 +242,11 @@ class TreeGenerate:
         )
         if pair is None or pair.target is not model or self._fits != fits:
             pair, self._room, self._fits = self._fit(model), 0, fits
-        seed = int(torch.randint(2**63 - 1, ())) if T > 0 else 0
-        own: dict[str, Any] = {"T": T, "P": P, "seed": seed, "new_tokens": length - prompt}
+        seed = int(torch.randint(2**63 - 1, ())) if law.T > 0 else 0
+        own: dict[str, Any] = {"T": law.T, "P": law.P, "seed": seed, "new_tokens": length - prompt}
         settings = dataclasses.replace(self._settings, **own)
         engines = self._engines if self._room >= length else None
-        session = Session(
-            pair, settings, engines=engines, longest=prompt, logits_processor=processors
-        )
+        session = Session(pair, settings, engines=engines, longest=prompt, law=law)
         if engines is None:
             self._pair, self._engines, self._room = pair, session.engines, length
         return session
@@ -300,28 +317,46 @@ def _asked_for_stop_strings() -> Any:
     return next(filter(None, found), None)
 
 
+def _pad(config: GenerationConfig) -> int:
+    """The token that fills texts which end early, as `generate` chooses it."""
+    known = [config.pad_token_id, config.eos_token_id, 0]
+    pad = next(ids for ids in known if ids is not None)
+    return int(pad[0] if isinstance(pad, list) else pad)
+
+
+def _logits(model: PreTrainedModel, texts: torch.Tensor, prompt: int) -> tuple[torch.Tensor, ...]:
+    """The target's logits [n, V] before each token after the prompt, float32. texts: [n, length]."""
+    keep: dict[str, Any] = {}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        keep["logits_to_keep"] = texts.shape[1] - prompt
+    with torch.no_grad():
+        logits = model(texts[:, :-1].to(model.device), use_cache=False, **keep).logits
+    return tuple(logits[:, prompt - texts.shape[1] :].float().unbind(1))
+
+
+def _scores(
+    processors: LogitsProcessorList, texts: torch.Tensor, logits: torch.Tensor
+) -> torch.Tensor:
+    """The logits [n, V] after texts [n, length], processed."""
+    none = torch.zeros(1, 0, dtype=torch.int64, device=logits.device)
+    depth = torch.zeros(1, dtype=torch.int64, device=logits.device)
+    rows = [
+        processed(processors, text.to(logits.device), none, depth, own)
+        for text, own in zip(texts, logits.split(1), strict=True)
+    ]
+    return torch.cat(rows)
+
+
 def _refuse_inputs(
     input_ids: torch.Tensor, model_kwargs: dict[str, Any], config: GenerationConfig
 ) -> None:
     """Raise UsageError unless the input is one prompt of token ids, read from its start, without
     padding."""
     one = "generate for one prompt at a time"
-    if (config.num_beams or 1) > 1:
-        raise UsageError(
-            "num_beams", config.num_beams, "trees are verified along one text", "use num_beams=1"
-        )
-    if (config.num_return_sequences or 1) > 1:
-        count = config.num_return_sequences
-        raise UsageError(
-            "num_return_sequences",
-            count,
-            "a tree continues one text",
-            "call generate once for each",
-        )
-    if input_ids.shape[0] != 1:
-        raise UsageError(
-            "input_ids", f"of batch size {input_ids.shape[0]}", "a tree continues one text", one
-        )
+    count = config.num_return_sequences or 1
+    if input_ids.shape[0] != count or not (input_ids == input_ids[0]).all():
+        size = input_ids.shape[0] // count
+        raise UsageError("input_ids", f"of batch size {size}", "a tree continues one text", one)
     if input_ids.shape[1] == 0:
         raise UsageError(
             "input_ids", "of no token", "a tree needs a root", "give at least one token"
@@ -353,35 +388,16 @@ def _refuse_inputs(
             raise UsageError(named, "given", "trees continue text only", "leave it out")
 
 
-def _refuse_config(config: GenerationConfig, assistant: object) -> None:
+def _refuse_config(config: GenerationConfig, assistant: object, streamer: object) -> None:
     """Raise UsageError for outputs and ways of decoding that trees do not support."""
     for name in OUTPUTS:
         if getattr(config, name, None):
             raise UsageError(name, True, "trees do not keep it", f"use {name}=False")
-    if assistant is not None or config.prompt_lookup_num_tokens:
-        name = "assistant_model" if assistant is not None else "prompt_lookup_num_tokens"
-        raise UsageError(name, "given", "the tree's draft does its work", "leave it out")
-    mode = config.get_generation_mode()
-    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+    if assistant is not None:
         raise UsageError(
-            "generation mode",
-            mode.value,
-            "trees decode greedily or sample",
-            "leave out what asks for it",
+            "assistant_model", "given", "the tree's draft does its work", "leave it out"
         )
-
-
-def _law(
-    config: GenerationConfig, processors: LogitsProcessorList
-) -> tuple[float, float, LogitsProcessorList | None]:
-    """Temperature (0: greedy) and top-p, which the draft gets, too; and the processors, None if
-    these two say all."""
-    T, P, rest = (1.0 if config.do_sample else 0.0), 1.0, False
-    for processor in processors:
-        if type(processor) is TemperatureLogitsWarper and P == 1.0:
-            T *= processor.temperature
-        elif type(processor) is TopPLogitsWarper and P == 1.0 and processor.min_tokens_to_keep == 1:
-            P = processor.top_p
-        else:
-            rest = True
-    return T, P, processors if rest else None
+    check_config(config.to_dict())
+    if streamer is not None and (config.num_return_sequences or 1) > 1:
+        reason = "a stream is one text"
+        raise UsageError("streamer", "given", reason, "use num_return_sequences=1")

@@ -23,6 +23,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,8 @@ from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.grid import check_methods
 from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
 from dynasurge.files import cache_folder
+from dynasurge.generation_config import LAW_FIELDS
+from dynasurge.models.law import Asked
 from dynasurge.models.pair import Pair
 from dynasurge.probabilities import Random
 from dynasurge.settings import Settings
@@ -52,7 +55,8 @@ DYNAMIC: dict[str, dict[str, Any]] = {
 
 SHARED = (
     *("draft", "target", "dtype", "device", "device_map", "compile", "widen", "trust_remote_code"),
-    *("T", "P", "M", "seed", "prompt_len", "new_tokens"),
+    *LAW_FIELDS,
+    *("chat", "M", "seed", "prompt_len", "new_tokens"),
 )  # what a method takes from a plan
 
 
@@ -130,7 +134,7 @@ def _digest(pair: Pair, base: Settings) -> str:
     """Names all that acceptance by rank depends on."""
     configs = [model.config.to_json_string() for model in (pair.draft, pair.target)]
     names = [pair.draft_name, pair.target_name]
-    sizes = [base.T, base.P, base.prompt_len, _tokens(base)]
+    sizes = [base.law, base.prompt_len, _tokens(base)]
     return hashlib.sha256(str([configs, names, sizes]).encode()).hexdigest()[:12]
 
 
@@ -142,15 +146,14 @@ def _tokens(base: Settings) -> int:
 def acceptance_by_rank(pair: Pair, base: Settings, ranks: int = RANKS) -> list[float]:
     """How often the child of each rank is accepted top-down, on text that the target wrote after
     the bundled prompts, cut as the settings' are."""
-    T, P = base.T, base.P
-    sizes: dict[str, Any] = {"prompt_len": base.prompt_len, "new_tokens": _tokens(base)}
-    settings = Settings(mode="auto", T=T, P=P, **sizes)
-    session, chance = Session(pair, settings), Random.seeded(0)
+    settings = replace(base, mode="auto", new_tokens=_tokens(base), method=None)
+    session, asked, chance = Session(pair, settings), Asked(pair, settings), Random.seeded(0)
     total, count = torch.zeros(ranks), 0
     for prompt in load_prompts("demo", 0, PROMPTS):
         ids = session.encode(prompt.text)
         text = session.generate(ids, index=prompt.index).output_ids
-        p, q = text_distributions(pair, ids, text, T=T, P=P)
+        T, P, processors, _ = asked.after(ids)
+        p, q = text_distributions(pair, ids, text, T=T, P=P, processors=processors)
         accepted, _ = rank_acceptance(p, q, "sampled" if T else "topk", ranks, chance)
         total, count = total + accepted.sum(0).cpu(), count + len(accepted)
     return [round(float(x), 4) for x in total / count]

@@ -53,19 +53,21 @@ HUB_DATASETS = {
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """index: its row in the dataset, which also names its random stream. kind: a label, '' if the
-    data has none. revision: the dataset's commit on the hub; for a file, the start of its content's
-    `sha256:`."""
+    data has none. text: its text, or the messages of a chat. revision: the dataset's commit on the
+    hub; for a file, the start of its content's `sha256:`."""
 
     index: int
     id: str
     kind: str
-    text: str
+    text: str | list[dict[str, str]]
     revision: str = ""
 
 
-def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) -> list[Prompt]:
+def load_prompts(
+    dataset: str = DEMO, start: int = 0, end: int | None = None, *, chat: bool = False
+) -> list[Prompt]:
     """Rows [start, end) of a dataset: `demo`, a hub name of `HUB_DATASETS`, or a path to a file of
-    `FILE_TYPES`.
+    `FILE_TYPES`. chat: whether rows with `messages` give these.
 
     end = None means at most DEFAULT_ROWS rows. Raises UsageError for an unknown or unreadable
     dataset, an empty range, and an `end` after the last row.
@@ -88,7 +90,7 @@ def load_prompts(dataset: str = DEMO, start: int = 0, end: int | None = None) ->
             raise UsageError(
                 "--dataset", dataset, "unknown", f"choose {known}, or a {'/'.join(FILE_TYPES)} file"
             )
-        rows = list(itertools.islice(_file_rows(path), min(start, stop), stop))
+        rows = list(itertools.islice(_file_rows(path, chat), min(start, stop), stop))
         revision = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
     if not rows or (end is not None and len(rows) < end - start):
         available = start + len(rows)
@@ -148,7 +150,7 @@ def _hub_rows(name: str, start: int, stop: int) -> tuple[str, list[dict[str, Any
     ]
 
 
-def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
+def _file_rows(path: Path, chat: bool) -> Iterable[dict[str, Any]]:
     """Rows of a local file, each with a `text`. A .txt file has one prompt a line; blank lines are
     left out. Raises UsageError."""
     try:
@@ -157,12 +159,12 @@ def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
                 line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()
             ]
             rows = [{"text": line} if path.suffix == ".txt" else json.loads(line) for line in lines]
-            return _with_text(path, rows)
+            return _with_text(path, rows, chat)
         import pandas as pd  # slow to import
 
         cells = {"keep_default_na": False, "na_values": [""]}  # a text may well be "null"
         frame = pd.read_csv(path, **cells) if path.suffix == ".csv" else pd.read_parquet(path)
-        return _with_text(path, frame.to_dict(orient="records"))
+        return _with_text(path, frame.to_dict(orient="records"), chat)
     except UsageError:
         raise
     except (OSError, ValueError, ImportError, RecursionError) as error:
@@ -172,13 +174,18 @@ def _file_rows(path: Path) -> Iterable[dict[str, Any]]:
         ) from error
 
 
-def _with_text(path: Path, rows: list[Any]) -> list[dict[str, Any]]:
+def _with_text(path: Path, rows: list[Any], chat: bool) -> list[dict[str, Any]]:
+    """The rows, each with its prompt as `text`."""
     for number, row in enumerate(rows):
-        field = next(
-            (f for f in TEXT_FIELDS if isinstance(row, dict) and isinstance(row.get(f), str)), None
-        )
+        found = row if isinstance(row, dict) else {}
+        messages = found.get("messages")
+        if chat and messages is not None:
+            row["text"] = [dict(message) for message in messages]  # a list, or a parquet's array
+            continue
+        field = next((f for f in TEXT_FIELDS if isinstance(found.get(f), str)), None)
         if field is None:
-            remedy = f"name the text field one of {', '.join(TEXT_FIELDS)}"
+            named = f"name the text field one of {', '.join(TEXT_FIELDS)}"
+            remedy = named if messages is None else "add --chat to use its messages"
             raise UsageError("--dataset", path, f"row {number} has no text field", remedy)
         row[field].encode()  # half a surrogate pair is no text; this raises ValueError
         row["text"] = row[field]

@@ -7,7 +7,8 @@ static trees have no budget; greedy text is the same for every rule and policy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -26,7 +27,7 @@ def grid(
     use_bfs: Sequence[bool] = (False,),
     etv: Etv = "traversal",
     policy: Sequence[str] = ("sampled",),
-    T: Sequence[float] = (0.6,),
+    T: Sequence[float | None] = (0.6,),
     seed: Sequence[int] = (0,),
     **shared: Any,
 ) -> list[Settings]:
@@ -52,19 +53,24 @@ def grid(
     plan = []
     for t, s, m in product(T, seed, mode):
         for tree in _trees(m, growmap, B):
-            choices = (
-                [("sampled", False)]
-                if m == "auto"
-                else [(GREEDY, False)]
-                if t == 0
-                else product(policy, use_bfs)
-            )
-            for p, with_etv in choices:
+            for p, with_etv in [("sampled", False)] if m == "auto" else product(policy, use_bfs):
                 own = tree | ({"use_bfs": True, "etv": etv} if with_etv else {})
                 plan.append(
                     Settings(**(shared | own | {"mode": m, "T": t, "seed": s, "policy": p}))
                 )
-    return list(dict.fromkeys(plan))
+    return distinct(plan)
+
+
+def distinct(plan: Iterable[Settings]) -> list[Settings]:
+    """A plan without settings that make the same text with the same trees: greedy text is the same
+    for every rule and policy."""
+    greedy: dict[str, Any] = {"policy": GREEDY, "use_bfs": False, "etv": "traversal"}
+    return list(
+        dict.fromkeys(
+            replace(settings, **greedy) if settings.T == 0 and settings.mode != "auto" else settings
+            for settings in plan
+        )
+    )
 
 
 def check_methods(methods: Sequence[str], budgets: Sequence[int | str]) -> None:

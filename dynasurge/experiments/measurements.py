@@ -22,9 +22,11 @@ import torch
 
 from dynasurge.experiments.rule_bias import first_token_bias
 from dynasurge.experiments.text_distributions import text_distributions
+from dynasurge.generation_config import LAW_FIELDS
+from dynasurge.models.law import Asked
 from dynasurge.models.pair import Pair
 from dynasurge.probabilities import Random
-from dynasurge.settings import POLICIES
+from dynasurge.settings import POLICIES, Settings
 from dynasurge.verification.rules import RULES
 from dynasurge.verification.single_node_bound import acceptance_bound, node_acceptance
 
@@ -122,7 +124,7 @@ def _texts(frame: pd.DataFrame) -> list[Any]:
     """A row for every prompt and temperature: one lossless text each, that of `auto` if it ran."""
     lossless = frame[frame["lossless"]]
     first = lossless.iloc[(lossless["mode"] != "auto").argsort(kind="stable")]
-    return list(first.drop_duplicates(["dataset", "index", "T"]).to_dict(orient="records"))
+    return list(first.drop_duplicates(["dataset", "index", "law"]).to_dict(orient="records"))
 
 
 def _distributions(
@@ -133,4 +135,11 @@ def _distributions(
         prompt, output = (
             [int(token) for token in row[name]] for name in ("prompt_ids", "output_ids")
         )
-        yield row, *text_distributions(pair, prompt, output, T=row["T"], P=row["P"])
+        T, P, processors, _ = Asked(pair, _law(row)).after(prompt)
+        yield row, *text_distributions(pair, prompt, output, T=T, P=P, processors=processors)
+
+
+def _law(row: dict[str, Any]) -> Settings:
+    """Settings with the law of a frame's row. A cell that is empty is None or NaN."""
+    own = {name: row[name] for name in LAW_FIELDS if name in row and not pd.isna(row[name])}
+    return Settings(**own | {"top_k": int(own.get("top_k", 0))}).under({})

@@ -25,6 +25,7 @@ from dynasurge.experiments.datasets import Prompt
 from dynasurge.experiments.schema import FormatError, Row
 from dynasurge.experiments.workers import ALONE, Processes
 from dynasurge.files import write_whole
+from dynasurge.generation_config import law_text
 
 Key = tuple[str, int]  # run name, prompt's index
 
@@ -196,7 +197,7 @@ def _stranger(folder: Path, row: Row, runs: Collection[str]) -> UsageError:
     if any(run.startswith(f"{row.hash}-") and run.endswith(f"-{row.dataset}") for run in runs):
         reason = f"holds records of {row.label} with another --every, growmap or priors file"
         return UsageError("--output", folder, reason, "name another folder")
-    told = f"T = {row.settings.get('T')}, seed {row.settings.get('seed')}"
+    told = f"{law_text(row.settings)}, seed {row.settings.get('seed')}"
     about = f"{row.label}, {told}, {row.dataset}"
     return UsageError(
         "--output", folder, f"holds records of other settings ({about})", "name another folder"

@@ -31,8 +31,15 @@ from dynasurge.experiments.per_step import complexity_by_kind as complexity_by_k
 from dynasurge.experiments.per_step import predictions_by_depth as predictions_by_depth
 from dynasurge.experiments.records import record_files
 from dynasurge.experiments.schema import FIELDS, PHASES, Row
+from dynasurge.generation_config import law_text
 
-PAIRING = ["dataset", "T", "P", "index", "seed"]  # two rows may be compared if they agree in these
+PAIRING = [
+    "dataset",
+    "T",
+    "law",
+    "index",
+    "seed",
+]  # two rows may be compared if they agree in these
 COLUMN = list(LINE)
 RESAMPLES = 2000
 ENOUGH = 5  # an interval needs so many prompts
@@ -48,7 +55,7 @@ MEASURES = {
 
 def to_frame(rows: Iterable[Row]) -> pd.DataFrame:
     """Rows as columns. `settings` and `about` are spread out, B is text ("auto", "16"). New columns
-    hold the sums that measures need: tokens, steps, accepted_tokens, tokens_of_steps (accepted and
+    hold the law in words and the sums that measures need: tokens, steps, accepted_tokens, tokens_of_steps (accepted and
     bonus), decode_seconds (without prefill). Raises UsageError without rows."""
     frame = pd.DataFrame([_flat(row) for row in rows])
     if frame.empty:
@@ -64,6 +71,7 @@ def _flat(row: Row) -> dict[str, Any]:
     settings, about = flat.pop("settings"), flat.pop("about")
     out: dict[str, Any] = about | settings | flat
     return out | {
+        "law": law_text(settings),
         "requested_device": settings["device"],
         "requested_dtype": settings["dtype"],
         "device": about["device"],
@@ -104,11 +112,13 @@ def load_frame(path: str | Path) -> pd.DataFrame:
 
 def _parquet(path: Path) -> pd.DataFrame:
     frame = pd.read_parquet(path)
-    needed = {"label", *PAIRING, *(name for pair in MEASURES.values() for name in pair)}
-    missing = sorted(needed - set(frame))
+    needed = {"label", "P", *PAIRING, *(name for pair in MEASURES.values() for name in pair)}
+    missing = sorted(needed - {"law"} - set(frame))  # files had T and P only
     if missing:
         raise ValueError(f"has no column {', '.join(missing)}")
-    return frame if "every" in frame else frame.assign(every=0)
+    frame = frame if "every" in frame else frame.assign(every=0)
+    laws = frame[["T", "P"]].to_dict(orient="records") if "law" not in frame else []
+    return frame.assign(law=[law_text(law) for law in laws]) if laws else frame
 
 
 def _rows(files: Iterable[Path]) -> Iterator[Row]:
@@ -139,7 +149,7 @@ class Paired:
 def paired(
     frame: pd.DataFrame, a: str, b: str, measure: str, *, rng: np.random.Generator
 ) -> Paired:
-    """Compare the settings labelled `a` and `b` by a name of MEASURES, on the prompts (and T, P,
+    """Compare the settings labelled `a` and `b` by a name of MEASURES, on the prompts (and laws and
     seeds) that both have.
 
     If a frame has several policies, choose one first. Raises UsageError if the two share no prompt,

@@ -35,6 +35,7 @@ from dynasurge.experiments.row_maker import make_row, run_name
 from dynasurge.experiments.schema import PHASES, Row, Summary, summarise
 from dynasurge.experiments.tasks import Task, make_tasks
 from dynasurge.experiments.workers import ALONE, Processes
+from dynasurge.generation_config import LAW_FIELDS
 from dynasurge.models.pair import Pair
 from dynasurge.settings import Settings
 
@@ -95,16 +96,17 @@ class Evaluation:
         every: int = 0,
         make_session: MakeSession = make_session,
     ) -> None:
-        """plan: different settings with one prompt_len. data: prompts by dataset. output: None
+        """plan: different settings with one prompt_len and chat. data: prompts by dataset. output: None
         keeps no records. every: see above; with 0 each setting decodes its own text.
 
         Raises UsageError if the models cannot run a setting, if no prompt is long enough, and for
         the errors of `RecordFile`.
         """
+        plan = [settings.under(pair.generation_config) for settings in plan]
         self._pair, self._plan, self._processes, self._every = pair, plan, processes, every
         self._about, self._warm = provenance(pair), set[int]()
         self._tasks, self.skipped, self.cut = make_tasks(
-            pair, data, plan[0].prompt_len, min_prompt_len
+            pair, data, plan[0].prompt_len, min_prompt_len, chat=plan[0].chat
         )
         longest = max(len(task.ids) for task in self._tasks)
         for settings in plan:
@@ -135,6 +137,11 @@ class Evaluation:
         left = [task for task in self._tasks if not self._finished(task)]
         mine = {id(task) for task in processes.share(left)}
         self._todo = [task for task in self._tasks if self._finished(task) or id(task) in mine]
+
+    @property
+    def law(self) -> str:
+        """The laws of all settings, in words."""
+        return "; ".join(dict.fromkeys(settings.law for settings in self._plan))
 
     @property
     def capture_seconds(self) -> float:
@@ -280,10 +287,5 @@ class Evaluation:
 
 def _text_of(settings: Settings) -> Settings:
     """The settings that write the text along which these settings are compared."""
-    return Settings(
-        mode="auto",
-        **{
-            name: getattr(settings, name) for name in ("T", "P", "seed", "prompt_len", "new_tokens")
-        },
-        **{name: getattr(settings, name) for name in ("draft", "target", "M", "compile")},
-    )
+    names = (*LAW_FIELDS, "seed", "prompt_len", "new_tokens", "draft", "target", "M", "compile")
+    return Settings(mode="auto", **{name: getattr(settings, name) for name in names})

@@ -30,19 +30,24 @@ class Tasks(NamedTuple):
 
 
 def make_tasks(
-    pair: Pair, data: Mapping[str, Sequence[Prompt]], limit: int | None, least: int
+    pair: Pair,
+    data: Mapping[str, Sequence[Prompt]],
+    limit: int | None,
+    least: int,
+    *,
+    chat: bool = False,
 ) -> Tasks:
-    """The prompts of at least `least` tokens, each cut to `limit`, dataset by dataset. Raises
-    UsageError if a dataset has none."""
+    """The prompts of at least `least` tokens, each cut to `limit`, dataset by dataset. chat: see
+    `Pair.encode`. Raises UsageError if a dataset has none."""
     out = Tasks([], {}, {})
     for dataset, prompts in data.items():
-        # a text without a token is left out, not refused
-        texts = [
-            pair.encode(prompt.text) if pair.tokenizer(prompt.text).input_ids else []
-            for prompt in prompts
-        ]
+        texts = [_encoded(pair, prompt, chat, None) for prompt in prompts]
         encoded = [
-            Task(dataset=dataset, prompt=prompt, ids=ids[:limit])
+            Task(
+                dataset=dataset,
+                prompt=prompt,
+                ids=_encoded(pair, prompt, chat, limit) if len(ids) > (limit or len(ids)) else ids,
+            )
             for prompt, ids in zip(prompts, texts, strict=True)
         ]
         tasks = [task for task in encoded if len(task.ids) >= least]
@@ -59,3 +64,11 @@ def make_tasks(
             raise UsageError("--min-prompt-len", least, held, remedy)
         out.tasks.extend(tasks)
     return out
+
+
+def _encoded(pair: Pair, prompt: Prompt, chat: bool, limit: int | None) -> list[int]:
+    """A prompt's tokens. A text without a token is to be left out, not refused."""
+    text = prompt.text
+    if isinstance(text, str) and not pair.tokenizer(text).input_ids:
+        return []
+    return pair.encode(text, chat=chat, limit=limit)

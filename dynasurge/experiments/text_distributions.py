@@ -14,12 +14,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from transformers import LogitsProcessorList
 
 from dynasurge import probabilities
 from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.proposals import POLICIES, Limits
 from dynasurge.models.engine import Engine
 from dynasurge.models.pair import Pair
+from dynasurge.models.processors import drafted, processed
 from dynasurge.probabilities import Chance
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import RULES, Rule, StopLaw, first_weights
@@ -59,13 +61,26 @@ def rank_acceptance(
 
 @torch.inference_mode()
 def text_distributions(
-    pair: Pair, prompt: Sequence[int], output: Sequence[int], *, T: float, P: float = 1.0
+    pair: Pair,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    *,
+    T: float,
+    P: float = 1.0,
+    processors: LogitsProcessorList | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(p, q), float32 [len(output), V] each: the target's distribution and the draft's proposal
-    before every token of `output`."""
+    before every token of `output`. T, P, processors: see models/law.py."""
     text, vocab = [*prompt, *output[:-1]], pair.target.config.get_text_config().vocab_size
     logits = []
     for model in (pair.target, pair.draft):
         engine = Engine(model, len(text), vocab=vocab)
         logits.append(engine.forward(text, range(-1, len(text) - 1), keep=len(output)))
-    return probabilities.to_probs(logits[0], T, P), probabilities.to_proposal(logits[1], T, P)
+    target, draft = logits
+    if processors is not None:
+        before, path = (torch.tensor(part, device=target.device) for part in (prompt, output))
+        depth = torch.arange(len(output), device=target.device)
+        target = processed(processors, before, path.expand(len(output), -1), depth, target)
+        draft = drafted(processors, draft) if T > 0 else draft
+        T, P = (1.0 if T > 0 else 0.0), 1.0
+    return probabilities.to_probs(target, T, P), probabilities.to_proposal(draft, T, P)

@@ -22,6 +22,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -97,6 +98,23 @@ def load_model(
             f"{flag} {name}: has eager attention only, which is slower than SDPA", stacklevel=2
         )
     return model, tokenizer
+
+
+def load_generation_config(name: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """What a target's generation config says: its entries that are not None. Loads no weights.
+    Raises UsageError."""
+    with _Quiet():
+        source = (
+            _demo_source("--target")
+            if name == DEMO
+            else find_source("--target", name, trust_remote_code)
+        )
+        config = _load_config(source)
+        try:
+            own = GenerationConfig.from_pretrained(source.path, **source.options)
+        except OSError:  # there is none; then the model's config may have entries
+            own = GenerationConfig.from_model_config(config)
+    return {name: value for name, value in own.to_dict().items() if value is not None}
 
 
 def find_source(flag: str, name: str, trust_remote_code: bool = False) -> Source:

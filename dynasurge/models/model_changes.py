@@ -89,7 +89,9 @@ def pack(model: PreTrainedModel) -> None:
         and module.weight.device.type == "cpu"
     ]
     size = sum(layer.weight.numel() * layer.weight.element_size() for layer in layers)
-    if not torch.backends.mkldnn.is_available() or size > LARGEST:
+    computes = torch.backends.mkldnn.is_available()
+    computes = computes and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # not without AVX-512
+    if not computes or size > LARGEST:
         return
     for layer in layers:
         packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)

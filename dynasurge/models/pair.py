@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,7 +19,7 @@ from dynasurge.models.compatibility import check_model
 from dynasurge.models.failures import shrinking
 from dynasurge.models.loading import load_model
 from dynasurge.models.model_changes import pack, restore
-from dynasurge.models.prompts import Prompt, prompt_ids
+from dynasurge.models.prompts import Prompt, chat_ids, is_chat, prompt_ids
 from dynasurge.models.self_test import self_test as test_model
 from dynasurge.models.vocabulary import shared_tokens
 from dynasurge.models.widened import widen_target
@@ -50,10 +51,22 @@ class Pair:
         """How many token ids the target knows."""
         return int(self.target.config.get_text_config().vocab_size)
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """The token ids of one prompt: text, ids, or what a tokenizer returns. Raises
-        UsageError."""
-        return prompt_ids(self.tokenizer, self.vocab, prompt)
+    def encode(self, prompt: Prompt, *, chat: bool = False, limit: int | None = None) -> list[int]:
+        """The token ids of one prompt: text, ids, or what a tokenizer returns. chat: whether it is
+        messages, or a text as the user's turn, for the target's chat template; token ids are taken as
+        they are. limit: how many tokens a text may have; the rest is cut off (in a chat: of the
+        last message). Raises UsageError."""
+        if chat and (isinstance(prompt, str) or is_chat(prompt)):
+            return chat_ids(self.tokenizer, self.target_name, prompt, limit)
+        ids = prompt_ids(self.tokenizer, self.vocab, prompt)
+        return ids[:limit] if isinstance(prompt, str) else ids
+
+    @property
+    def generation_config(self) -> dict[str, Any]:
+        """What the target's generation config says: its entries that are not None."""
+        config = self.target.generation_config
+        entries = config.to_dict() if config is not None else {}
+        return {name: value for name, value in entries.items() if value is not None}
 
     def restore(self) -> None:
         """Undo all lasting changes to both models (models/model_changes.py lists them). After this,
@@ -65,13 +78,8 @@ class Pair:
     def eos(self) -> frozenset[int]:
         """The tokens that end a text, as `target.generate` would read them. Raises UsageError if
         the generation config has no valid ids."""
-        config = self.target.generation_config
-        ids = config.eos_token_id if config is not None else None
-        ends = [] if ids is None else [ids] if isinstance(ids, int) else ids
-        if not isinstance(ends, list | tuple) or not all(isinstance(end, int) for end in ends):
-            reason = "eos_token_id of its generation config is no token id"
-            raise UsageError("--target", self.target_name, reason, "correct generation_config.json")
-        return frozenset(ends)
+        ids = self.generation_config.get("eos_token_id")
+        return end_tokens(ids, f"--target {self.target_name}")
 
 
 def load_pair(
@@ -170,6 +178,16 @@ def check_pair(
     check_model("--target", target, target_model)
     sizes = [model.config.get_text_config().vocab_size for model in (draft_model, target_model)]
     return shared_tokens(draft, draft_tokenizer, sizes[0], target, target_tokenizer, sizes[1])
+
+
+def end_tokens(ids: object, field: str) -> frozenset[int]:
+    """The end tokens of a generation config's `eos_token_id`. field: where it is from. Raises
+    UsageError if it names no token ids."""
+    ends = [] if ids is None else [ids] if isinstance(ids, int) else ids
+    if not isinstance(ends, list | tuple) or not all(isinstance(end, int) for end in ends):
+        reason = "eos_token_id of its generation config is no token id"
+        raise UsageError(field, ids, reason, "correct generation_config.json")
+    return frozenset(ends)
 
 
 def places(model: PreTrainedModel) -> set[int | str | torch.device]:

@@ -7,13 +7,24 @@ the node's own path, as they would if the path were text. What verification then
 by token, what `generate` would draw.
 
 transformers' own processors treat the rows of a batch one by one, so nodes of one depth go through
-them together. A user's own processor gets one row at a time.
+them together, and all nodes if no processor looks at the text. A user's own processor gets one row
+at a time.
 """
 
 from __future__ import annotations
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import (
+    EpsilonLogitsWarper,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 from transformers.generation import logits_process
 
 from dynasurge.errors import UsageError
@@ -31,6 +42,17 @@ REFUSED = {
     "WhisperNoSpeechDetection": "is for sound",
     "WhisperTimeStampLogitsProcessor": "is for sound",
 }
+# The draft's logits go through these, too: so it proposes what the target can accept.
+DRAFTS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+# These do not look at the text, and read nothing on the host: they can be captured. (eta and top-h
+# do not look at the text either, but read on the host.)
+TEXTLESS = (
+    *DRAFTS,
+    TypicalLogitsWarper,
+    EpsilonLogitsWarper,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+)
 # These number the rows of a batch, or draw random numbers for them.
 ONE_BY_ONE = {"PrefixConstrainedLogitsProcessor", "WatermarkLogitsProcessor"}
 
@@ -41,6 +63,24 @@ def check_processors(processors: LogitsProcessorList) -> None:
         name = type(processor).__name__
         if _is_own(processor) and name in REFUSED:
             raise UsageError("logits processor", name, REFUSED[name], "leave out what asks for it")
+
+
+def is_textless(processors: LogitsProcessorList | None) -> bool:
+    """Whether no processor looks at the text, or reads values on the host."""
+    return all(type(processor) in TEXTLESS for processor in processors or ())
+
+
+def drafted(processors: LogitsProcessorList, logits: torch.Tensor) -> torch.Tensor:
+    """A draft's logits [n, V] after those processors that it shares with the target (DRAFTS)."""
+    shared = LogitsProcessorList([p for p in processors if type(p) in DRAFTS])
+    return textless(shared, logits)
+
+
+def textless(processors: LogitsProcessorList, logits: torch.Tensor) -> torch.Tensor:
+    """The processed logits [n, V], float32 or better, where no processor looks at the text."""
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    none = torch.zeros(len(logits), 0, dtype=torch.int64, device=logits.device)
+    return _run(processors, none, scores)
 
 
 def processed(

@@ -1,4 +1,5 @@
-"""The token ids of a prompt: a text, ids, a tensor or an array, or a tokenizer's output."""
+"""The token ids of a prompt: a text, ids, a tensor or an array, a tokenizer's output, or a chat for
+the target's chat template."""
 
 from __future__ import annotations
 
@@ -15,9 +16,12 @@ Prompt = Any
 ONE = "give one prompt at a time"
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, vocab: int, prompt: Prompt) -> list[int]:
-    """The tokens of one prompt, each in 0 ... vocab - 1. Raises UsageError for something that is no
-    prompt, for more than one, and for other ids."""
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase | None, vocab: int, prompt: Prompt, *, rendered: bool = False
+) -> list[int]:
+    """The tokens of one prompt, each in 0 ... vocab - 1. rendered: whether a text is a rendered
+    chat, to which nothing is added. Raises UsageError for something that is no prompt, for more
+    than one, and for other ids."""
     given = prompt
     if isinstance(prompt, list | tuple) and len(prompt) == 1 and isinstance(prompt[0], str):
         prompt = prompt[0]
@@ -27,7 +31,10 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, vocab: int, prompt: Pr
             raise UsageError(
                 "prompt", repr(prompt)[:60], "holds half a surrogate pair", "correct the text"
             )
-        prompt = tokenizer(prompt).input_ids
+        prompt = tokenizer(prompt, add_special_tokens=not rendered).input_ids
+        start = tokenizer.bos_token_id
+        if start is not None and list(prompt[:2]) == [start, start]:
+            prompt = prompt[1:]  # the text was rendered by a chat template, which begins it, too
     # the tokenizers library returns an Encoding, transformers a mapping
     ids = (
         _of_mapping(prompt)
@@ -46,6 +53,57 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase | None, vocab: int, prompt: Pr
                 f"the model knows ids 0 to {vocab - 1}",
                 "correct the prompt",
             )
+    return ids
+
+
+def is_chat(prompt: Prompt) -> bool:
+    """Whether a prompt is a list of messages."""
+    return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], Mapping)
+
+
+def chat_ids(
+    tokenizer: PreTrainedTokenizerBase, target: str, prompt: Prompt, limit: int | None
+) -> list[int]:
+    """The tokens of a chat, up to where the answer begins.
+
+    prompt: messages, each with `role` and `content`, or a text, which is the user's only message. A
+    last message of the assistant's is continued. limit: a longer chat loses the end of its last
+    message's text. Raises UsageError, also if the target's tokenizer has no chat template.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
+    for message in messages:
+        parts = [message.get(name) for name in ("role", "content")]
+        if not all(isinstance(part, str) for part in parts):
+            reason, remedy = "needs a role and a content, both text", "correct that message"
+            raise UsageError("prompt", str(message)[:60], reason, remedy)
+    if not tokenizer.chat_template:
+        reason = f"the tokenizer of {target} has no chat template"
+        raise UsageError("--chat", True, reason, "leave out --chat, or use an instruct model")
+
+    def render(content: str) -> list[int]:
+        chat = [*messages[:-1], {**messages[-1], "content": content}]
+        answers = chat[-1]["role"] != "assistant"
+        try:
+            text = tokenizer.apply_chat_template(
+                chat,
+                tokenize=False,
+                add_generation_prompt=answers,
+                continue_final_message=not answers,
+            )
+        except Exception as error:  # a template may raise anything
+            reason = f"the target's chat template refuses it ({str(error)[:120]})"
+            raise UsageError("prompt", str(chat)[:60], reason, "correct the messages") from error
+        return prompt_ids(tokenizer, len(tokenizer), str(text), rendered=True)
+
+    content = str(messages[-1]["content"])
+    ids, words = render(content), tokenizer(content, add_special_tokens=False).input_ids
+    kept = len(words)
+    while limit is not None and len(ids) > limit:
+        kept -= len(ids) - limit
+        if kept < 1:
+            reason = "the chat leaves no room for the last message"
+            raise UsageError("--prompt-len", limit, reason, f"use --prompt-len {len(ids)}")
+        ids = render(str(tokenizer.decode(words[:kept])))
     return ids
 
 
@@ -85,7 +143,7 @@ def _flat(prompt: Prompt, field: str = "prompt") -> list[int]:
     values = [_plain(value) for value in values]
     if values and isinstance(values[0], list | tuple | str | Mapping):
         if isinstance(values[0], Mapping):
-            remedy = "pass what tokenizer.apply_chat_template makes of them"
+            remedy = "add chat=True (--chat), for the target's chat template"
             raise UsageError(
                 field, f"of {len(values)} messages", "a chat is not a text yet", remedy
             )

@@ -83,7 +83,7 @@ class Background:
                 session = Session(self._pair, settings, engines=self._engines)
                 ids = session.encode(prompt)
                 run.prompt = str(self._pair.tokenizer.decode(ids))
-                if len(self._pair.tokenizer(prompt).input_ids) > len(ids):
+                if len(self._pair.encode(prompt, chat=settings.chat)) > len(ids):
                     run.note = f"prompt cut to its first {len(ids)} tokens"
                 for step in watch(session, ids):
                     if run.cancelled:

@@ -182,8 +182,10 @@ class Explorer:
 
     pair: the demo pair if None. prompt: a text; the first demo prompt if None. compare: the fields
     in which a second setting differs from the first; None for a single view (the page can add the
-    other). Further keyword arguments are fields of `Settings`. Trees have at most 128 nodes. Raises
-    UsageError for a wrong setting; the page shows the error of a setting that is chosen there.
+    other). T, P: None takes what the target's generation config says. Further keyword arguments are
+    fields of `Settings`; with `chat`, prompts are the user's turn. Trees have at most 128 nodes.
+    Raises UsageError for a wrong setting; the page shows the error of a setting that is chosen
+    there.
     """
 
     def __init__(
@@ -194,6 +196,8 @@ class Explorer:
         compare: Mapping[str, Any] | None = None,
         prompt_len: int = 128,
         new_tokens: int = 64,
+        T: float | None = 0.6,
+        P: float | None = 1.0,
         **settings: Any,
     ) -> None:
         room: dict[str, Any] = {
@@ -201,19 +205,20 @@ class Explorer:
             "new_tokens": new_tokens,
             "M": prompt_len + new_tokens + AUTO_NODES,
         }
-        first = Settings(**(room | settings))
+        first = Settings(**(room | settings), T=T, P=P)
         for name in (*room, "seed", "draft", "target", "dtype", "device"):
             if name in (compare or {}):
                 raise UsageError(
                     "compare", name, "is the same on both sides", "give it to Explorer itself"
                 )
+        models = pair or load_pair(
+            first.draft, first.target, dtype=first.dtype, device=first.device
+        )
+        first = first.under(models.generation_config)
         second = dataclasses.replace(first, **(compare or {}))
         self._sides = [
             make_side(chosen, lambda side: self._start([side])) for chosen in (first, second)
         ]
-        models = pair or load_pair(
-            first.draft, first.target, dtype=first.dtype, device=first.device
-        )
         deepest = max(first.depth_bound, second.depth_bound, AUTO_DEPTH)
         roomiest = Settings(**room, mode="dTree", B=AUTO_NODES, max_depth=deepest)
         self._background = Background(models, roomiest, self._show)

@@ -22,6 +22,7 @@ import dynasurge.models.loading
 from dynasurge import Growmap, build_growmap, load_growmap, save_growmap
 from dynasurge.cli.main import main
 from dynasurge.experiments.schema import Row
+from dynasurge.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -265,7 +266,12 @@ BAD_FLAGS = [
     (["--seed", "-1"], "--seed -1"),
     (["--max-depth", "0"], "--max-depth 0: must be at least 1"),
     (["--etv", "bfs"], "--etv bfs: ETV is off; add --use_bfs"),
-    (["--use_bfs", "--etv", "reserved"], "--etv reserved: needs child counts that are fixed before drawing"),
+    (["--T", "0.6", "--use_bfs", "--etv", "reserved"], "--etv reserved: needs child counts that are fixed before drawing"),
+    (["--top-k", "-1"], "--top-k -1: must be at least 0"),
+    (["--min-p", "2"], "--min-p 2.0: min-p lies in [0, 1]"),
+    (["--repetition-penalty", "0"], "--repetition-penalty 0.0: is a positive factor"),
+    (["--generation-config", "none.json"], "--generation-config none.json: cannot be read"),
+    (["--chat"], "--chat True: the tokenizer of"),
     (["--B", "auto", "--fill"], "--fill True: there is no budget to fill with --B auto; name one, as in --B 64"),
     (["--values", "best"], "argument --values: invalid choice: 'best'"),
     (["--priors", "none.json"], "--priors none.json: cannot be read"),
@@ -397,12 +403,57 @@ def test_a_cache_folder_that_cannot_be_made_is_named(
     fails(["--dataset", prompts], message, tmp_path / "out", capsys)
 
 
+def test_a_run_prints_and_records_its_law(
+    pair: list[str], prompts: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The target's generation config, one in its place, and what T and P say."""
+    own = Path(pair[3]) / "generation_config.json"
+    before = own.read_text()
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps({"no_repeat_ngram_size": 2}))
+    own.write_text(json.dumps({"do_sample": True, "top_k": 7, "repetition_penalty": 1.2}))
+    flags = [*FAST[4:], "--dataset", prompts, "--end", "1"]
+    try:
+        for number, (more, law) in enumerate(
+            [
+                ("", "T = 1, top-k 7, repetition penalty 1.2"),
+                ("--T 0.5 --top-k 3", "T = 0.5, top-k 3, repetition penalty 1.2"),
+                ("--T 0.9 --P 1.0", "T = 0.9"),
+                (f"--generation-config {mine}", "greedy (T = 0), no_repeat_ngram_size 2"),
+            ]
+        ):
+            out = tmp_path / str(number)
+            assert main([*pair, *flags, *argv(more), "--output", str(out)]) == 0
+            assert capsys.readouterr().out.startswith(f"law: {law}")
+            assert Settings(**records(out)[-1]["settings"]).law == law
+    finally:
+        own.write_text(before)
+
+
+def test_a_chat_reads_messages_and_texts(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = Path(pair[3]) / "chat_template.jinja"
+    rows = [{"messages": [{"role": "user", "content": "w5 w6"}]}, {"text": "w7 w8 " * 20}]
+    dataset, out = tmp_path / "chats.jsonl", tmp_path / "out"
+    dataset.write_text("\n".join(map(json.dumps, rows)))
+    fails([*pair, *FAST, "--dataset", str(dataset)], "row 0 has no text field", out, capsys)
+    template.write_text("w9{% for m in messages %} {{ m.content }}{% endfor %} w10")
+    try:
+        assert main([*pair, *FAST, "--dataset", str(dataset), "--chat", "--output", str(out)]) == 0
+    finally:
+        template.unlink()
+    first, second = (row["prompt_ids"] for row in records(out))
+    assert first == [9, 5, 6, 10]
+    assert second == [9, *[7, 8] * 5, 10]
+
+
 def test_lossy_results_say_so(
     pair: list[str], prompts: str, growmap: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     flags = argv(f"--dataset {prompts} --end 1 --growmap {growmap} --output {out}")
-    flags += argv("--use_bfs --etv bfs")
+    flags += argv("--T 0.6 --use_bfs --etv bfs")
     assert main(["compare", *pair, *FAST, *flags]) == 0
     rows, summary = read(out)
     assert [row["lossless"] for row in rows] == [True, True, False, True, False]

@@ -4,6 +4,7 @@ honour."""
 from __future__ import annotations
 
 import copy
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -144,6 +145,60 @@ def test_it_returns_a_dict_when_asked_and_takes_a_loaded_draft(
     assert torch.equal(output.sequences, target.generate(PROMPT, **how))
 
 
+@pytest.mark.parametrize(
+    "how", [{}, {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2}], ids=["plain", "penalty"]
+)
+def test_scores_and_logits_are_generates(
+    how: dict[str, Any], target: PreTrainedModel, draft: str
+) -> None:
+    loop = custom_generate(draft, B=6, fill=True)
+    asked = {"output_scores": True, "output_logits": True, "return_dict_in_generate": True}
+    asked |= {"do_sample": False, "max_new_tokens": 12} | how
+    theirs = target.generate(PROMPT, **asked)
+    mine = target.generate(PROMPT, custom_generate=loop, **asked)
+    assert torch.equal(mine.sequences, theirs.sequences)
+    for name in ("scores", "logits"):
+        assert len(mine[name]) == len(theirs[name]) == 12
+        for own, other in zip(mine[name], theirs[name], strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
+
+
+def test_several_sequences_are_independent_and_padded(target: PreTrainedModel, draft: str) -> None:
+    loop = custom_generate(draft, B=6, fill=True)
+    ends = list(range(0, 96, 5))
+    how = {"do_sample": True, "top_k": 0, "eos_token_id": ends, "pad_token_id": 3}
+    how |= {"num_return_sequences": 4, "output_scores": True, "return_dict_in_generate": True}
+    torch.manual_seed(0)
+    output = target.generate(PROMPT, max_new_tokens=20, custom_generate=loop, **how)
+    new = output.sequences[:, PROMPT.shape[1] :].tolist()
+    assert len({tuple(text) for text in new}) == 4
+    assert torch.equal(output.sequences[:, : PROMPT.shape[1]], PROMPT.repeat(4, 1))
+    assert [len(output.scores), *output.scores[0].shape] == [len(new[0]), 4, 96]
+    for text in new:
+        end = next((n for n, token in enumerate(text) if token in ends), len(text))
+        assert set(text[end + 1 :]) <= {3}
+    with pytest.raises(UsageError, match="streamer given: a stream is one text"):
+        target.generate(PROMPT, max_new_tokens=4, custom_generate=loop, streamer=Recorder(), **how)
+
+
+def test_max_time_ends_a_text(target: PreTrainedModel, draft: str) -> None:
+    class Slow(BaseStreamer):
+        def put(self, value: torch.Tensor) -> None:
+            time.sleep(0.03)
+
+        def end(self) -> None: ...
+
+    output = target.generate(
+        PROMPT,
+        do_sample=False,
+        max_new_tokens=60,
+        max_time=0.2,
+        streamer=Slow(),
+        custom_generate=custom_generate(draft, B=4),
+    )
+    assert 0 < output.shape[1] - PROMPT.shape[1] < 20
+
+
 @pytest.mark.slow
 def test_samples_have_the_configs_law_and_follow_torchs_seed(
     target: PreTrainedModel, draft: str
@@ -175,17 +230,13 @@ def test_samples_have_the_configs_law_and_follow_torchs_seed(
     ("how", "field"),
     [
         ({"num_beams": 2}, "num_beams 2"),
-        ({"num_return_sequences": 2, "do_sample": True, "top_k": 0}, "num_return_sequences 2"),
         ({"inputs": PROMPT.repeat(2, 1)}, "input_ids of batch size 2"),
         ({"attention_mask": torch.tensor([[0] + [1] * 8])}, "attention_mask with zeros"),
-        (
-            {"guidance_scale": 1.5},
-            "logits processor UnbatchedClassifierFreeGuidanceLogitsProcessor",
-        ),
-        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores True"),
-        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens given"),
-        ({"penalty_alpha": 0.6, "top_k": 4}, "generation mode contrastive_search"),
-        ({"dola_layers": "low"}, "generation mode dola_generation"),
+        ({"guidance_scale": 1.5}, "guidance_scale 1.5"),
+        ({"output_attentions": True, "return_dict_in_generate": True}, "output_attentions True"),
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens 3"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha 0.6"),
+        ({"dola_layers": "low"}, "dola_layers low"),
     ],
 )
 def test_what_it_cant_honour_is_refused_in_one_line(

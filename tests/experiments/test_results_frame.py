@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from readers import markdown, numbers
-from samples import AUTO, ETV, TREE, row
+from samples import AUTO, ETV, LAW, TREE, row
 
 from dynasurge import Settings, UsageError
 from dynasurge.experiments.results_frame import (
@@ -179,7 +179,7 @@ def test_pairs_that_cannot_be(frame: pd.DataFrame) -> None:
     rng = np.random.default_rng(0)
     with pytest.raises(UsageError, match="share no prompt; choose from auto, dTree B=4"):
         paired(frame, "auto", "dTree B=9", "tokens_per_step", rng=rng)
-    twice = pd.concat([frame, to_frame([row(Settings(B=4, policy="hybrid"), 0, [[0]])])])
+    twice = pd.concat([frame, to_frame([row(Settings(**LAW, B=4, policy="hybrid"), 0, [[0]])])])
     with pytest.raises(UsageError, match="dTree B=4: names several settings; narrow the frame"):
         paired(twice, "auto", "dTree B=4", "tokens_per_step", rng=rng)
 
@@ -226,7 +226,10 @@ def test_an_unfinished_folder_is_read_as_it_stands(tmp_path: Path) -> None:
 
 def test_trees_side_by_side_and_against_each_other() -> None:
     """Two rivals of four nodes and our tree: twice the tokens in the same time."""
-    rival, static = Settings(B=4, method="DySpec B=4"), Settings(mode="sTree", growmap="x/4x1.pt")
+    rival, static = (
+        Settings(**LAW, B=4, method="DySpec B=4"),
+        Settings(**LAW, mode="sTree", growmap="x/4x1.pt"),
+    )
     rows = []
     for index in range(6):
         rows += [replace(row(rival, index, [[0], []]), tree_size=[4, 4])]

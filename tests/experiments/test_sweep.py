@@ -350,7 +350,7 @@ def test_a_folder_is_looked_into_before_anything_is_loaded(
     monkeypatch.setattr("dynasurge.models.pair.load_pair", lambda *_, **__: pytest.fail("too late"))
     capsys.readouterr()
     assert main([*command, "--mode", "auto", "--T", "0.7", "--end", "1", "--output", str(out)]) == 2
-    assert_one_line("holds records of other settings (auto, T = 0.0, seed 0", capsys)
+    assert_one_line("holds records of other settings (auto, greedy (T = 0), seed 0", capsys)
 
 
 def test_costs_of_a_wider_grid_are_added_behind_those_there_are(

@@ -69,7 +69,7 @@ def test_one_prompt_is_taken(prompt: Any) -> None:
         (None, "prompt NoneType: is neither text nor token ids"),
         (
             [{"role": "user", "content": "hello"}],
-            "prompt of 1 messages: a chat is not a text yet; pass what .*chat_template",
+            "prompt of 1 messages: a chat is not a text yet; add chat=True",
         ),
         ("w3 \ud800", "prompt .*: holds half a surrogate pair; correct the text"),
         ([[IDS]], r"prompt with '\[5, 17, 8, 40\]': is no token id"),

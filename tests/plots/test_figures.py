@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from readers import numbers
-from samples import AUTO, ETV, TREE, row
+from samples import AUTO, ETV, LAW, TREE, row
 
 from dynasurge import Settings, UsageError
 from dynasurge.drafting.cost_model import Costs
@@ -29,8 +29,8 @@ from dynasurge.plots.study_figures import (
 from dynasurge.plots.style import ETV as DARK
 from dynasurge.plots.style import LINES, PLAIN
 
-STATIC = Settings(mode="sTree", growmap="4x8")
-LOSSY = Settings(B=4, use_bfs=True, etv="bfs")
+STATIC = Settings(**LAW, mode="sTree", growmap="4x8")
+LOSSY = Settings(**LAW, B=4, use_bfs=True, etv="bfs")
 CAPTION = "demo pair, a machine, float32; prompts: d, n = 2; T = 0.6"
 
 
@@ -173,7 +173,7 @@ def test_the_same_figure_is_the_same_file_and_leaves_matplotlib_alone(
 
 
 def test_filled_trees_have_a_name_of_their_own(frame: pd.DataFrame, tmp_path: Path) -> None:
-    filled = Settings(B=4, fill=True, use_bfs=True)
+    filled = Settings(**LAW, B=4, fill=True, use_bfs=True)
     rows = results_frame.to_frame([row(filled, 0, [[0]])])
     rows.to_parquet(tmp_path / "records.parquet")
     evidence = Evidence.read(tmp_path)
