@@ -81,10 +81,8 @@ def tiny_model(
 
 
 def tiny_tokenizer(vocab: int = VOCAB) -> PreTrainedTokenizerFast:
-    """Words `w0 w1 ...` separated by spaces; unknown words are <unk>. One is `abcdef`, which
-    transformers' StopStringCriteria looks for."""
+    """Words `w0 w1 ...` separated by spaces; unknown words are <unk>."""
     words = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, vocab)}
-    words["abcdef"] = words.pop(f"w{vocab - 1}")
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(

@@ -31,7 +31,7 @@ from dynasurge.drafting.tree_budget import Size
 from dynasurge.models.cuda_graphs import fused
 from dynasurge.models.failures import shrinking
 from dynasurge.models.law import Law, Stops
-from dynasurge.models.processors import drafted, is_textless, processed, textless
+from dynasurge.models.processors import captures, draft_stack, processed
 from dynasurge.probabilities import Chance, Source, StepChance
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.families import Families, Level
@@ -83,7 +83,7 @@ class Judge:
     @property
     def captures(self) -> bool:
         """Whether verification can be captured."""
-        return self.verify is None and is_textless(self.processors)
+        return self.verify is None and captures(self.processors)
 
 
 class Scored(NamedTuple):
@@ -226,8 +226,13 @@ class Phases:
 
     def _fill(self, level: int, logits: torch.Tensor, ranks: torch.Tensor) -> torch.Tensor:
         T, P, processors = self._judge.T, self._judge.P, self._judge.processors
-        if processors is not None and T > 0:
-            logits, T, P = drafted(processors, logits), 1.0, 1.0
+        if processors is not None:
+            growing, rows = self._growing, self._growing.rows(level)
+            paths = growing.token[growing.row_slot[growing.chain[rows, 1:]]]
+            depth = torch.full((len(paths),), level - 1, device=self.device)
+            own = (self._before(self._captured), paths, depth, logits)
+            logits, P = processed(draft_stack(processors), *own), 1.0
+            T = 1.0 if T > 0 else 0.0
         q = fused(probabilities.to_proposal, self.compiled)(logits, T, P)
         rows = self._growing.bounds.rows(level)
         chance = self._chance.rows(rows if self.padded else rows.start + ranks)
@@ -266,8 +271,8 @@ class Phases:
         """Apply the rule, move the accepted path to the front of the caches, append path and bonus
         token to the text. Returns the report for the host (see decoding/report.py)."""
         length, nodes = self.length, scored.nodes
-        if not self._judge.captures:  # the text up to the root
-            self._before = self._text[CONTEXT : CONTEXT + int(length) + 1]
+        if self._judge.processors is not None:
+            self._root_text = self._before(self._captured and self._judge.captures)
         if nodes is None:
             root = torch.zeros_like(length)
             self._p[:1].copy_(self._probs(None, root, scored.logits))
@@ -299,16 +304,22 @@ class Phases:
         judge = self._judge
         if judge.processors is None:
             return probabilities.to_probs(logits, judge.T, judge.P)
-        if judge.captures:
-            scores = textless(judge.processors, logits)
-            return probabilities.to_probs(scores, 1.0 if judge.T else 0.0)
         depth = torch.zeros_like(which)
         paths = torch.zeros(len(which), 0, dtype=torch.int64, device=self.device)
         if nodes is not None:
             depth = nodes.depth[which]
             paths = tokens_at(nodes.path[which, 1:], nodes.slot, self._growing.token)
-        scores = processed(judge.processors, self._before, paths, depth, logits)
+        scores = processed(judge.processors, self._root_text, paths, depth, logits)
         return probabilities.to_probs(scores, 1.0 if judge.T else 0.0)
+
+    def _before(self, padded: bool) -> torch.Tensor:
+        """The text up to the root; if padded, all places of the text, with the root's token again
+        and again at the end."""
+        text = self._text[CONTEXT:].clamp(min=0)  # -1: no numbers, or not yet a text
+        if not padded:
+            return text[: int(self.length) + 1]
+        places = torch.arange(len(text), device=self.device)
+        return torch.where(places <= self.length, text, text[self.length])
 
     def _judged(self, nodes: Nodes, logits: torch.Tensor) -> Judged:
         if self._judge.verify is not None:

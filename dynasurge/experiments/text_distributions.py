@@ -21,7 +21,7 @@ from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.proposals import POLICIES, Limits
 from dynasurge.models.engine import Engine
 from dynasurge.models.pair import Pair
-from dynasurge.models.processors import drafted, processed
+from dynasurge.models.processors import draft_stack, processed
 from dynasurge.probabilities import Chance
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import RULES, Rule, StopLaw, first_weights
@@ -80,7 +80,8 @@ def text_distributions(
     if processors is not None:
         before, path = (torch.tensor(part, device=target.device) for part in (prompt, output))
         depth = torch.arange(len(output), device=target.device)
-        target = processed(processors, before, path.expand(len(output), -1), depth, target)
-        draft = drafted(processors, draft) if T > 0 else draft
+        path = path.expand(len(output), -1)
+        target = processed(processors, before, path, depth, target)
+        draft = processed(draft_stack(processors), before, path, depth, draft)
         T, P = (1.0 if T > 0 else 0.0), 1.0
     return probabilities.to_probs(target, T, P), probabilities.to_proposal(draft, T, P)

@@ -27,7 +27,7 @@ from transformers import (
 
 from dynasurge.errors import UsageError
 from dynasurge.models.pair import Pair, end_tokens
-from dynasurge.models.processors import check_processors, is_textless
+from dynasurge.models.processors import check_processors
 from dynasurge.settings import Settings
 
 Stops = Callable[[Sequence[int]], bool]
@@ -96,7 +96,6 @@ class Asked:
         self._model = copy.copy(pair.target)
         self._model.generation_config = GenerationConfig()
         self.first, self.fixed = self._ask([0]), False
-        self.fixed = is_textless(self.first.processors) and self.first.stops is None
 
     def after(self, prompt: list[int]) -> Law:
         """The law after a prompt."""

@@ -7,8 +7,8 @@ the node's own path, as they would if the path were text. What verification then
 by token, what `generate` would draw.
 
 transformers' own processors treat the rows of a batch one by one, so nodes of one depth go through
-them together, and all nodes if no processor looks at the text. A user's own processor gets one row
-at a time.
+them together; and all nodes go together through those that do not look at the text, or only at
+which tokens it has. These can be captured. A user's own processor gets one row at a time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from transformers import (
     EpsilonLogitsWarper,
     InfNanRemoveLogitsProcessor,
     LogitNormalization,
+    LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -42,12 +44,13 @@ REFUSED = {
     "WhisperNoSpeechDetection": "is for sound",
     "WhisperTimeStampLogitsProcessor": "is for sound",
 }
-# The draft's logits go through these, too: so it proposes what the target can accept.
-DRAFTS = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
-# These do not look at the text, and read nothing on the host: they can be captured. (eta and top-h
-# do not look at the text either, but read on the host.)
+# These do not look at the text, and read nothing on the host. (eta and top-h do not look at the text
+# either, but read on the host.)
 TEXTLESS = (
-    *DRAFTS,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    MinPLogitsWarper,
     TypicalLogitsWarper,
     EpsilonLogitsWarper,
     InfNanRemoveLogitsProcessor,
@@ -65,22 +68,17 @@ def check_processors(processors: LogitsProcessorList) -> None:
             raise UsageError("logits processor", name, REFUSED[name], "leave out what asks for it")
 
 
-def is_textless(processors: LogitsProcessorList | None) -> bool:
-    """Whether no processor looks at the text, or reads values on the host."""
-    return all(type(processor) in TEXTLESS for processor in processors or ())
+def captures(processors: LogitsProcessorList | None) -> bool:
+    """Whether a stack can be captured: no processor looks at more of the text than which tokens it
+    has, or reads values on the host."""
+    return all(type(p) in TEXTLESS or _sees_set(p) for p in processors or ())
 
 
-def drafted(processors: LogitsProcessorList, logits: torch.Tensor) -> torch.Tensor:
-    """A draft's logits [n, V] after those processors that it shares with the target (DRAFTS)."""
-    shared = LogitsProcessorList([p for p in processors if type(p) in DRAFTS])
-    return textless(shared, logits)
-
-
-def textless(processors: LogitsProcessorList, logits: torch.Tensor) -> torch.Tensor:
-    """The processed logits [n, V], float32 or better, where no processor looks at the text."""
-    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    none = torch.zeros(len(logits), 0, dtype=torch.int64, device=logits.device)
-    return _run(processors, none, scores)
+def draft_stack(processors: LogitsProcessorList) -> LogitsProcessorList:
+    """The processors that the draft's logits go through, too, so that it proposes what the target
+    can accept: the cheap ones."""
+    cheap = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+    return LogitsProcessorList([p for p in processors if type(p) in cheap or _sees_set(p)])
 
 
 def processed(
@@ -91,26 +89,56 @@ def processed(
     logits: torch.Tensor,
 ) -> torch.Tensor:
     """The processed logits [n, V] of n nodes, float32 or better. text: int64 [length], up to the
-    root. paths: int64 [n, D], the tokens from the root's child down to each node. depth: int64 [n],
-    how many of them there are."""
+    root; if `captures`, it may have a token of its own again and again at its end. paths: int64
+    [n, D], the tokens from the root's child down to each node. depth: int64 [n], how many of them
+    there are."""
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32), copy=True)
-    for level in depth.unique().tolist():
-        rows = (depth == level).nonzero()[:, 0]
-        ids = torch.cat([text.expand(len(rows), -1), paths[rows, :level]], dim=1)
-        scores[rows] = _run(processors, ids, scores[rows])
-    return scores
-
-
-def _run(processors: LogitsProcessorList, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    if not len(scores):
+        return scores
+    paths = paths.clamp(min=0)  # -1: no token
+    none = torch.zeros(len(scores), 0, dtype=torch.int64, device=scores.device)
+    levels = None if captures(processors) else _levels(text, paths, depth)
     for processor in processors:
-        if _is_own(processor) and type(processor).__name__ not in ONE_BY_ONE:
-            scores = processor(ids, scores)
+        if type(processor) in TEXTLESS:
+            scores = processor(none, scores)
+        elif _sees_set(processor):
+            there = torch.arange(paths.shape[1], device=paths.device) < depth[:, None]
+            own = torch.where(there, paths, text[-1])
+            scores = processor(torch.cat([text.expand(len(own), -1), own], dim=1), scores)
         else:
-            rows = [
-                processor(one, own) for one, own in zip(ids.split(1), scores.split(1), strict=True)
-            ]
-            scores = torch.cat(rows)
+            assert levels is not None
+            order, ids = levels
+            parts = scores[order].split([len(own) for own in ids])
+            done = [_run(processor, *pair) for pair in zip(ids, parts, strict=True)]
+            scores = torch.empty_like(scores).index_copy(0, order, torch.cat(done))
     return scores
+
+
+def _levels(
+    text: torch.Tensor, paths: torch.Tensor, depth: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The nodes [n] by depth, and the texts of those of one depth after the other."""
+    depths, order = depth.sort(stable=True)
+    ids, counts = [], depths.bincount().tolist()
+    for level, rows in enumerate(order.split(counts)):
+        if len(rows):
+            ids.append(torch.cat([text.expand(len(rows), -1), paths[rows, :level]], dim=1))
+    return order, ids
+
+
+def _run(processor: LogitsProcessor, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """One processor over texts of one length [n, length]; a user's own gets one row at a time."""
+    if _is_own(processor) and type(processor).__name__ not in ONE_BY_ONE:
+        return torch.as_tensor(processor(ids, scores))
+    rows = zip(ids.split(1), scores.split(1), strict=True)
+    return torch.cat([processor(*row) for row in rows])
+
+
+def _sees_set(processor: object) -> bool:
+    """Whether a processor only looks at which tokens a text has: then a text may have a token once
+    more without effect."""
+    known = type(processor) is RepetitionPenaltyLogitsProcessor
+    return known and getattr(processor, "prompt_ignore_length", None) is None
 
 
 def _is_own(processor: object) -> bool:

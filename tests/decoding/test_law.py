@@ -6,26 +6,51 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
+from conftest import DEVICES, tiny_tokenizer
 from scipy.stats import chisquare
-from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from dynasurge import Pair, Session, Settings, UsageError, generate, load_pair
+from dynasurge.decoding.executors import Direct, Replayed
 
 PROMPT = [5, 17, 8, 40, 33, 9, 21, 60, 61]
 SIZE: dict[str, Any] = {"new_tokens": 16, "B": 6, "fill": True}
 CAPTURED = pytest.mark.parametrize("captured", [False, True], ids=["direct", "captured"])
 
 
+@pytest.fixture(scope="module", params=DEVICES)
+def loaded(request: pytest.FixtureRequest, tiny_folders: dict[str, tuple[str, str]]) -> Pair:
+    return load_pair(*tiny_folders["llama"], dtype="float32", device=request.param)
+
+
 @pytest.fixture
-def pair(models: Pair) -> Iterator[Pair]:
-    own = copy.deepcopy(models.target.generation_config)
-    yield models
-    models.target.generation_config = own
+def pair(loaded: Pair) -> Iterator[Pair]:
+    own = copy.deepcopy(loaded.target.generation_config)
+    yield loaded
+    loaded.target.generation_config = own
+
+
+def session_of(pair: Pair, captured: bool, **settings: Any) -> Session:
+    """A session whose steps are captured, but perhaps verification, or not at all."""
+    session = Session(pair, Settings(**settings))
+    session.generate(PROMPT[:3], new_tokens=1)
+    assert isinstance(session._decoder._run, Replayed if captured else Direct)
+    return session
+
+
+def text_of(prompt: list[int], pair: Pair) -> torch.Tensor:
+    return torch.tensor([prompt], device=pair.target.device)
 
 
 def capture(monkeypatch: pytest.MonkeyPatch, captured: bool) -> None:
@@ -51,24 +76,28 @@ def test_greedy_text_is_generates(
     pair.target.generation_config.update(**(how if source == "own" else {"min_new_tokens": 3}))
     given: dict[str, Any] = {} if source == "own" else {"generation_config": how}
     for mode in ({}, {"mode": "auto", "fill": False}):
-        session = Session(pair, Settings(**SIZE | mode | given))
+        session = session_of(pair, captured, **SIZE | mode | given)
         mine = [session.generate(prompt).output_ids for prompt in (PROMPT, PROMPT[:4])]
         if source == "given":
             pair.target.generation_config.update(min_new_tokens=None)
         for prompt, text in zip((PROMPT, PROMPT[:4]), mine, strict=True):
             theirs = pair.target.generate(
-                torch.tensor([prompt]), max_new_tokens=16, **(how if source == "given" else {})
+                text_of(prompt, pair), max_new_tokens=16, **(how if source == "given" else {})
             )
             assert text == theirs[0, len(prompt) :].tolist()
 
 
 def test_a_text_ends_where_generate_would_end_it(pair: Pair) -> None:
-    text = pair.target.generate(torch.tensor([PROMPT]), max_new_tokens=16, do_sample=False)
+    # transformers looks for a token of these letters
+    words = {"<unk>": 0, "abcdef": 1} | {f"w{i}": i for i in range(2, 96)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    pair = replace(pair, tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    text = pair.target.generate(text_of(PROMPT, pair), max_new_tokens=16, do_sample=False)
     words = pair.tokenizer.decode(text[0, len(PROMPT) :]).split()
     how = {"stop_strings": [words[7]]}
     assert words[7] not in words[:7]
     theirs = pair.target.generate(
-        torch.tensor([PROMPT]), max_new_tokens=16, tokenizer=pair.tokenizer, **how
+        text_of(PROMPT, pair), max_new_tokens=16, tokenizer=pair.tokenizer, **how
     )
     result = generate(pair, PROMPT, generation_config=how, **SIZE)
     assert result.output_ids == theirs[0, len(PROMPT) :].tolist()
@@ -88,7 +117,6 @@ def test_max_time_ends_a_text(pair: Pair) -> None:
 
 
 @pytest.mark.slow
-@CAPTURED
 @pytest.mark.parametrize(
     "how",
     [
@@ -99,11 +127,11 @@ def test_max_time_ends_a_text(pair: Pair) -> None:
     ],
     ids=lambda how: "-".join(how),
 )
-def test_samples_have_generates_law(
-    how: dict[str, Any], captured: bool, pair: Pair, monkeypatch: pytest.MonkeyPatch
+def test_samples_of_captured_steps_have_generates_law(
+    how: dict[str, Any], pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second new token, beside the exact law over the first two."""
-    capture(monkeypatch, captured)
+    capture(monkeypatch, True)
     config = {"do_sample": True, "top_k": 0, "eos_token_id": 200, "max_new_tokens": 1}
     names = {"T": "temperature", "P": "top_p"}
     config |= {names.get(k, k): v for k, v in how.items() if k != "generation_config"}
@@ -111,15 +139,15 @@ def test_samples_have_generates_law(
 
     def law(ids: list[int]) -> torch.Tensor:
         out = pair.target.generate(
-            torch.tensor([ids]), return_dict_in_generate=True, output_scores=True, **config
+            text_of(ids, pair), return_dict_in_generate=True, output_scores=True, **config
         )
-        return out.scores[0].softmax(-1)[0]
+        return out.scores[0].softmax(-1)[0].cpu()
 
     first, exact = law(PROMPT), torch.zeros(96)
     for token in first.nonzero()[:, 0].tolist():
         exact += first[token] * law([*PROMPT, token])
     given = {"T": 1.0} | how if "generation_config" not in how else how
-    session = Session(pair, Settings(**given, new_tokens=3, B=4, fill=True, use_bfs=True))
+    session = session_of(pair, True, **given, new_tokens=3, B=4, fill=True, use_bfs=True)
     count = 250
     drawn = Counter(
         step[1]
@@ -150,10 +178,11 @@ def test_a_captured_step_says_that_its_law_looks_at_the_text(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     capture(monkeypatch, True)
-    Session(pair, Settings(T=0.7, top_k=5, **SIZE)).generate(PROMPT)
-    assert not recwarn
-    with pytest.warns(UserWarning, match=r"repetition penalty 1\.2: the law looks at the text"):
-        Session(pair, Settings(T=0.7, repetition_penalty=1.2, **SIZE)).generate(PROMPT)
+    Session(pair, Settings(T=0.7, top_k=5, repetition_penalty=1.2, **SIZE)).generate(PROMPT)
+    assert not [w for w in recwarn if "looks at" in str(w.message)]
+    ban = {"no_repeat_ngram_size": 2}
+    with pytest.warns(UserWarning, match="no_repeat_ngram_size 2: the law looks at the text"):
+        Session(pair, Settings(generation_config=ban, **SIZE)).generate(PROMPT)  # type: ignore[arg-type]
 
 
 def test_captured_and_direct_sessions_grow_the_same_tree_under_any_law(
@@ -171,7 +200,7 @@ def test_a_users_own_processors_join_the_others(pair: Pair) -> None:
     own = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(1.4)])
     settings = Settings(generation_config={"no_repeat_ngram_size": 2}, **SIZE)  # type: ignore[arg-type]
     theirs = pair.target.generate(
-        torch.tensor([PROMPT]), max_new_tokens=16, no_repeat_ngram_size=2, logits_processor=own
+        text_of(PROMPT, pair), max_new_tokens=16, no_repeat_ngram_size=2, logits_processor=own
     )
     mine = Session(pair, settings, logits_processor=own).generate(PROMPT)
     assert mine.output_ids == theirs[0, len(PROMPT) :].tolist()

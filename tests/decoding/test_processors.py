@@ -21,7 +21,7 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from dynasurge import Session, Settings, UsageError, build_growmap, custom_generate, load_pair
+from dynasurge import Pair, Session, Settings, UsageError, build_growmap, custom_generate, load_pair
 
 TEXT = torch.tensor([[5, 17, 8, 40, 33, 9, 21, 60, 61]])
 PADDED = pytest.mark.parametrize("padded", [False, True], ids=["exact", "padded"])
@@ -75,6 +75,11 @@ def test_steps_have_the_law_of_the_processors(stack: str, rule: str, padded: boo
 FAST, *SLOW = ARCHITECTURES
 
 
+@pytest.fixture(scope="module")
+def demo() -> Pair:
+    return load_pair(dtype="float32", device="cpu")
+
+
 @pytest.fixture(
     scope="module",
     params=[FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)],
@@ -116,6 +121,16 @@ def test_greedy_text_is_generates(how: dict[str, Any], folders: tuple[str, str])
         assert torch.equal(
             target.generate(custom_generate=loop, **shared), target.generate(**shared)
         )
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("how", GREEDY, ids=lambda how: "-".join(how))
+def test_greedy_text_of_the_demo_pair_is_generates(how: dict[str, Any], demo: Pair) -> None:
+    ids = torch.tensor([demo.encode("The harbour council met on Tuesday to decide")])
+    shared = {"inputs": ids, "max_new_tokens": 32, "do_sample": False} | how
+    loop = custom_generate("demo", B=8, fill=True)
+    plain = demo.target.generate(**shared)
+    assert torch.equal(demo.target.generate(custom_generate=loop, **shared), plain)
 
 
 SAMPLED: list[dict[str, Any]] = [
