@@ -24,7 +24,7 @@ $(VENV)/installed: pyproject.toml constraints.txt demo-target.txt
 	touch $@
 
 demo: install
-	$(BIN)/python main.py compare --end 7 --B 4 --growmap growmaps/4x8-tree.pt growmaps/2x2.pt --output runs/demo
+	$(BIN)/python main.py compare --end 7 --T 0.6 --P 1.0 --B 4 --growmap growmaps/4x8-tree.pt growmaps/2x2.pt --output runs/demo
 
 notebooks: install
 	$(BIN)/python -m dynasurge.plots.notebooks notebooks/*.ipynb
@@ -42,8 +42,8 @@ GROWMAPS ?= growmaps/4x8-tree.pt growmaps/8x8-tree.pt growmaps/optimal15.pt
 MACHINE ?=
 RUNS ?= runs/figures
 records: install
-	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --use_bfs --B $(BUDGETS) auto --growmap $(GROWMAPS) --output $(RUNS)
-	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --mode dTree --fill --B 2 $(BUDGETS) --output $(RUNS)-filled
+	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --P 1.0 --use_bfs --B $(BUDGETS) auto --growmap $(GROWMAPS) --output $(RUNS)
+	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --P 1.0 --mode dTree --fill --B 2 $(BUDGETS) --output $(RUNS)-filled
 	$(BIN)/dynasurge publish $(RUNS) $(RUNS)-filled --output $(RECORDS) $(if $(MACHINE),--machine "$(MACHINE)")
 
 lint: install

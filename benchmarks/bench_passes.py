@@ -123,7 +123,14 @@ def growth(pair: Pair, compiled: bool, count: int) -> None:
     """Print memory before and after so many steps: a GPU's, or on a CPU the most that the process
     ever used."""
     settings = Settings(
-        T=1.0, prompt_len=128, new_tokens=256, B=32, fill=True, use_bfs=True, compile=compiled
+        T=1.0,
+        P=1.0,
+        prompt_len=128,
+        new_tokens=256,
+        B=32,
+        fill=True,
+        use_bfs=True,
+        compile=compiled,
     )
     session = Session(pair, settings)
     ids = session.encode(load_prompts("demo", 0, 1)[0].text)

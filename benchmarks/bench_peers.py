@@ -97,9 +97,10 @@ class Peer:
             self._k = None if k == "default" else int(k)
         elif name == "lookup":
             self._how["prompt_lookup_num_tokens"] = int(k)
+        self._how["repetition_penalty"] = settings.repetition_penalty
         if settings.T:
             sampling = {"do_sample": True, "temperature": settings.T, "top_p": settings.P}
-            self._how |= sampling | {"top_k": 0}
+            self._how |= sampling | {"top_k": settings.top_k, "min_p": settings.min_p or None}
         else:
             self._how["do_sample"] = False
 

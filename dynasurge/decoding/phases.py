@@ -31,7 +31,7 @@ from dynasurge.drafting.tree_budget import Size
 from dynasurge.models.cuda_graphs import fused
 from dynasurge.models.failures import shrinking
 from dynasurge.models.law import Law, Stops
-from dynasurge.models.processors import captures, draft_stack, processed
+from dynasurge.models.processors import captures, drafted, processed
 from dynasurge.probabilities import Chance, Source, StepChance
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.families import Families, Level
@@ -231,7 +231,7 @@ class Phases:
             paths = growing.token[growing.row_slot[growing.chain[rows, 1:]]]
             depth = torch.full((len(paths),), level - 1, device=self.device)
             own = (self._before(self._captured), paths, depth, logits)
-            logits, P = processed(draft_stack(processors), *own), 1.0
+            logits, P = drafted(processors, *own), 1.0
             T = 1.0 if T > 0 else 0.0
         q = fused(probabilities.to_proposal, self.compiled)(logits, T, P)
         rows = self._growing.bounds.rows(level)

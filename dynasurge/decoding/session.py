@@ -41,9 +41,9 @@ ROOM = 256  # tokens by which the room for prompts grows
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """One prompt's result. prompt_ids, output_ids: token ids. text: the decoded output.
-    prefill_seconds: the time both models took to read the prompt. seconds: the whole time, with
-    prefill."""
+    """One prompt's result. prompt_ids, output_ids: token ids. text: the decoded output, of a chat
+    without special tokens. prefill_seconds: the time both models took to read the prompt. seconds:
+    the whole time, with prefill."""
 
     prompt_ids: list[int]
     output_ids: list[int]
@@ -155,7 +155,7 @@ class Session:
         return Generation(
             prompt_ids=ids,
             output_ids=output,
-            text=str(self.pair.tokenizer.decode(output)),
+            text=str(self.pair.tokenizer.decode(output, skip_special_tokens=self.settings.chat)),
             steps=steps,
             prefill_seconds=prefilled - start,
             seconds=end - start,

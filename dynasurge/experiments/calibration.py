@@ -130,6 +130,7 @@ def _curves(
     plan = [
         Settings(
             T=T,
+            P=1.0,
             B=BUDGET,
             fill=True,
             policy=policy,

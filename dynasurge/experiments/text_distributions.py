@@ -21,7 +21,7 @@ from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.proposals import POLICIES, Limits
 from dynasurge.models.engine import Engine
 from dynasurge.models.pair import Pair
-from dynasurge.models.processors import draft_stack, processed
+from dynasurge.models.processors import drafted, processed
 from dynasurge.probabilities import Chance
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import RULES, Rule, StopLaw, first_weights
@@ -82,6 +82,6 @@ def text_distributions(
         depth = torch.arange(len(output), device=target.device)
         path = path.expand(len(output), -1)
         target = processed(processors, before, path, depth, target)
-        draft = processed(draft_stack(processors), before, path, depth, draft)
+        draft = drafted(processors, before, path, depth, draft)
         T, P = (1.0 if T > 0 else 0.0), 1.0
     return probabilities.to_probs(target, T, P), probabilities.to_proposal(draft, T, P)

@@ -80,15 +80,15 @@ class Asked:
         self.eos = pair.eos if ends is None else end_tokens(ends, "--generation-config")
         self._pair, self._own = pair, processors
         self._strings = entries.pop("stop_strings", None)
-        more = {"top_k": settings.top_k, "min_p": settings.min_p or None}
-        penalty = settings.repetition_penalty
+        more = {"top_k": settings.top_k, "min_p": float(settings.min_p or 0.0) or None}
+        penalty = float(settings.repetition_penalty or 1.0)
         self.first, self.fixed = Law(settings.T, settings.P), True
         if not (entries or processors or self._strings or any(more.values()) or penalty != 1.0):
             return
         entries |= {"repetition_penalty": penalty, "max_new_tokens": settings.new_tokens}
         if settings.T > 0:
-            sampling = {"do_sample": True, "temperature": settings.T, "top_p": settings.P}
-            entries |= sampling | more
+            sampling = {"temperature": float(settings.T), "top_p": float(settings.P)}
+            entries |= sampling | more | {"do_sample": True}
         known = sorted(self.eos)
         entries |= {"eos_token_id": known or None, "pad_token_id": known[0] if known else None}
         self._config = GenerationConfig(**entries)
@@ -132,7 +132,7 @@ class Asked:
                 )
         except (ValueError, TypeError) as error:
             reason = f"transformers refuses it ({' '.join(str(error).split())[:160]})"
-            entries = self._config.to_diff_dict()
+            entries = str(self._config.to_diff_dict())[:160]
             raise UsageError("generation config", entries, reason, "correct that entry") from error
         processors, criteria = given
         known = (MaxLengthCriteria, EosTokenCriteria)  # the loop's own work

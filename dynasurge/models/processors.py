@@ -71,14 +71,7 @@ def check_processors(processors: LogitsProcessorList) -> None:
 def captures(processors: LogitsProcessorList | None) -> bool:
     """Whether a stack can be captured: no processor looks at more of the text than which tokens it
     has, or reads values on the host."""
-    return all(type(p) in TEXTLESS or _sees_set(p) for p in processors or ())
-
-
-def draft_stack(processors: LogitsProcessorList) -> LogitsProcessorList:
-    """The processors that the draft's logits go through, too, so that it proposes what the target
-    can accept: the cheap ones."""
-    cheap = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
-    return LogitsProcessorList([p for p in processors if type(p) in cheap or _sees_set(p)])
+    return all(_textless(p) or _sees_set(p) for p in processors or ())
 
 
 def processed(
@@ -99,7 +92,7 @@ def processed(
     none = torch.zeros(len(scores), 0, dtype=torch.int64, device=scores.device)
     levels = None if captures(processors) else _levels(text, paths, depth)
     for processor in processors:
-        if type(processor) in TEXTLESS:
+        if _textless(processor):
             scores = processor(none, scores)
         elif _sees_set(processor):
             there = torch.arange(paths.shape[1], device=paths.device) < depth[:, None]
@@ -112,6 +105,31 @@ def processed(
             done = [_run(processor, *pair) for pair in zip(ids, parts, strict=True)]
             scores = torch.empty_like(scores).index_copy(0, order, torch.cat(done))
     return scores
+
+
+def drafted(
+    processors: LogitsProcessorList,
+    text: torch.Tensor,
+    paths: torch.Tensor,
+    depth: torch.Tensor,
+    logits: torch.Tensor,
+) -> torch.Tensor:
+    """A draft's logits after the cheap ones of the processors: so it proposes what the target can
+    accept. Arguments and result: see `processed`.
+
+    A draft may have any law. So top-k keeps no more than k tokens if several are equally likely,
+    and what comes after it sorts k tokens in place of the vocabulary.
+    """
+    cheap = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+    shared = [p for p in processors if type(p) in cheap or _sees_set(p)]
+    first = next((n for n, p in enumerate(shared) if type(p) is TopKLogitsWarper), len(shared))
+    before, after = LogitsProcessorList(shared[:first]), LogitsProcessorList(shared[first + 1 :])
+    scores = processed(before, text, paths, depth, logits)
+    if first == len(shared):
+        return scores
+    few, at = scores.topk(min(shared[first].top_k, scores.shape[1]))
+    few = processed(after, text, paths, depth, few) if all(map(_textless, after)) else few
+    return torch.full_like(scores, -torch.inf).scatter_(1, at, few)
 
 
 def _levels(
@@ -132,6 +150,11 @@ def _run(processor: LogitsProcessor, ids: torch.Tensor, scores: torch.Tensor) ->
         return torch.as_tensor(processor(ids, scores))
     rows = zip(ids.split(1), scores.split(1), strict=True)
     return torch.cat([processor(*row) for row in rows])
+
+
+def _textless(processor: object) -> bool:
+    """Whether a processor does not look at the text."""
+    return type(processor) in TEXTLESS
 
 
 def _sees_set(processor: object) -> bool:

@@ -24,6 +24,7 @@ from transformers import (
 from dynasurge import Pair, Session, Settings, UsageError, generate, load_pair
 from dynasurge.decoding.executors import Direct, Replayed
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(looks at the text|nothing is drafted)")
 PROMPT = [5, 17, 8, 40, 33, 9, 21, 60, 61]
 SIZE: dict[str, Any] = {"new_tokens": 16, "B": 6, "fill": True}
 CAPTURED = pytest.mark.parametrize("captured", [False, True], ids=["direct", "captured"])

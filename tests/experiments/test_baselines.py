@@ -125,7 +125,19 @@ def test_a_method_needs_a_number(
 @pytest.mark.slow
 def test_a_tree_of_another_pair_is_not_taken(pair: list[str], prompts: str, tmp_path: Path) -> None:
     """And methods go by --B and --use_bfs, in every mode."""
-    flags = ["sweep", *SIZES, "--dataset", prompts, "--mode", "auto", "--B", "4", "--use_bfs"]
+    flags = [
+        "sweep",
+        *SIZES,
+        "--dataset",
+        prompts,
+        "--mode",
+        "auto",
+        "--T",
+        "0.6",
+        "--B",
+        "4",
+        "--use_bfs",
+    ]
     flags += ["--methods", "Sequoia"]
     other = [*pair[:1], pair[3], *pair[2:]]  # the target drafts for itself
     for number, models in enumerate((pair, other)):

@@ -307,3 +307,16 @@ def test_the_page_side_is_whole_and_needs_no_network() -> None:
     assert used <= set(re.findall(r"(--\w+):", palette_rules())), "colours of either theme"
     for part in ("accepted", "rejected", "bonus", "status", "tip"):
         assert re.search(rf"\.{part}\b[^{{}}]*{{", page), "has a style"
+
+
+def test_a_prompt_may_be_the_users_turn(models: Pair) -> None:
+    own = models.tokenizer.chat_template
+    models.tokenizer.chat_template = "w9 {{ messages[0].content }} w10"
+    try:
+        explorer = Explorer(models, **COMMON | {"prompt": "w5 w6", "chat": True})
+        decoded(explorer)
+        assert explorer.steps[0]
+        assert explorer._shown[0].run.prompt == "w9 w5 w6 w10"
+        explorer.close()
+    finally:
+        models.tokenizer.chat_template = own
