@@ -18,6 +18,7 @@ zeros.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -102,6 +103,7 @@ def widen(
             _place(tensor, source)
         else:  # gate, up, the head: padding multiplies zeros
             _place(tensor, source)
+    wide.generation_config = copy.deepcopy(small.generation_config)
     wide.eval()
     return wide
 

@@ -39,11 +39,13 @@ def small_model(**more: int | bool) -> LlamaForCausalLM:
 @pytest.mark.parametrize("more", [{}, {"num_key_value_heads": 3, "tie_word_embeddings": False}])
 def test_the_function_does_not_change(more: dict[str, int | bool]) -> None:
     small = small_model(**more)
+    small.generation_config.top_k = 7
     wide = widen(small, LARGE, device=torch.device("cpu"), dtype=torch.float32)
     ids = torch.randint(50, (2, 30), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         torch.testing.assert_close(wide(ids).logits, small(ids).logits, atol=1e-5, rtol=1e-4)
     assert wide.config.hidden_size == 80
+    assert wide.generation_config.top_k == 7
     assert wide.model.layers[2].self_attn.q_proj.weight.abs().min() > 0, (
         "no zeros where nothing reaches the output"
     )
