@@ -201,7 +201,7 @@ class Settings:
             _finite("--min-p", self.min_p, 0 <= self.min_p <= 1, "min-p lies in [0, 1]", remedy)
         if (factor := self.repetition_penalty) is not None:
             remedy = "use --repetition-penalty 1 for none"
-            _finite("--repetition-penalty", factor, factor > 0, "is a positive factor", remedy)
+            _finite("--repetition-penalty", factor, factor > 1e-30, "is a positive factor", remedy)
         object.__setattr__(self, "generation_config", read_config(self.generation_config))
 
     def under(self, own: Mapping[str, Any]) -> Settings:

@@ -144,7 +144,7 @@ class Session:
         ids, steps = self.encode(prompt), list[StepRecord]()
         count = self._fit(ids, new_tokens)
         start = time.perf_counter()
-        self._prefill(ids)
+        self._prefill(ids, count)
         prefilled = time.perf_counter()
         for step in self._steps(ids, index, count, self.eos):
             steps.append(step)
@@ -177,18 +177,19 @@ class Session:
         """
         ids = self.encode(prompt)
         count = self._fit(ids, new_tokens)
-        self._prefill(ids)
+        self._prefill(ids, count)
         yield from self._steps(ids, index, count, self.eos if eos is None else eos)
 
-    def _prefill(self, ids: list[int]) -> None:
+    def _prefill(self, ids: list[int], new_tokens: int) -> None:
         self.engines.reset()
-        self._decoder.prefill(ids, self._law(ids))
+        self._decoder.prefill(ids, self._law(ids, new_tokens))
         if self.pair.target.device.type == "cuda":
             torch.cuda.synchronize(self.pair.target.device)
 
-    def _law(self, ids: list[int]) -> Law | None:
+    def _law(self, ids: list[int], new_tokens: int) -> Law | None:
         """The law after this prompt; None if it is that of every prompt."""
-        return None if self._asked is None or self._asked.fixed else self._asked.after(ids)
+        asked = self._asked
+        return None if asked is None or asked.fixed else asked.after(ids, new_tokens)
 
     def _fit(self, ids: list[int], new_tokens: int | None) -> int:
         """Make room for a prompt and `new_tokens` new tokens (None: the settings'). Returns the
@@ -247,7 +248,7 @@ def follow(
     for engines in {session.engines for session in sessions}:
         engines.reset()
     for session in sessions:
-        session._decoder.prefill(prompt, session._law(prompt))
+        session._decoder.prefill(prompt, session._law(prompt, len(text)))
         chance = _stream(session.settings.seed, index)
         limit = readable(session.pair.target.config, len(prompt))
         walks.append(session._decoder.follow([*prompt, *text], places, chance, limit))

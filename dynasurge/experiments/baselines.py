@@ -152,7 +152,7 @@ def acceptance_by_rank(pair: Pair, base: Settings, ranks: int = RANKS) -> list[f
     for prompt in load_prompts("demo", 0, PROMPTS):
         ids = session.encode(prompt.text)
         text = session.generate(ids, index=prompt.index).output_ids
-        T, P, processors, _ = asked.after(ids)
+        T, P, processors, _ = asked.after(ids, len(text))
         p, q = text_distributions(pair, ids, text, T=T, P=P, processors=processors)
         accepted, _ = rank_acceptance(p, q, "sampled" if T else "topk", ranks, chance)
         total, count = total + accepted.sum(0).cpu(), count + len(accepted)

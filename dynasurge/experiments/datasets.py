@@ -180,7 +180,11 @@ def _with_text(path: Path, rows: list[Any], chat: bool) -> list[dict[str, Any]]:
         found = row if isinstance(row, dict) else {}
         messages = found.get("messages")
         if chat and messages is not None:
-            row["text"] = [dict(message) for message in messages]  # a list, or a parquet's array
+            chat_of = messages.tolist() if hasattr(messages, "tolist") else messages  # a parquet's
+            if not isinstance(chat_of, list) or not all(isinstance(m, dict) for m in chat_of):
+                reason, remedy = f"row {number}: its messages are no list of objects", "correct it"
+                raise UsageError("--dataset", path, reason, remedy)
+            row["text"] = chat_of
             continue
         field = next((f for f in TEXT_FIELDS if isinstance(found.get(f), str)), None)
         if field is None:

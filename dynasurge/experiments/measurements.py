@@ -135,7 +135,7 @@ def _distributions(
         prompt, output = (
             [int(token) for token in row[name]] for name in ("prompt_ids", "output_ids")
         )
-        T, P, processors, _ = Asked(pair, _law(row)).after(prompt)
+        T, P, processors, _ = Asked(pair, _law(row)).after(prompt, len(output))
         yield row, *text_distributions(pair, prompt, output, T=T, P=P, processors=processors)
 
 

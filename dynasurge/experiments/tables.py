@@ -34,10 +34,12 @@ def results_table(frame: pd.DataFrame) -> str:
     head = "| T | policy | tree | tokens per step | accepted per step | tokens/s | over `auto` | ms a request "
     head += "| ms a step: " + " / ".join(PHASES) + " |"
     lines: list[str] = []
+    laws = [law for law in frame["law"].unique() if ", " in law]  # that T does not say
+    told = "; ".join(["", *laws])
     for dataset, group in results(frame).groupby("dataset", sort=False):
         prompts = sorted(group["prompts"].unique())
         lines += [
-            f"**{Path(str(dataset)).stem}** (n = {', '.join(map(str, prompts))})",
+            f"**{Path(str(dataset)).stem}** (n = {', '.join(map(str, prompts))}{told})",
             "",
             head,
             "|---" * 9 + "|",

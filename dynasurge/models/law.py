@@ -27,7 +27,7 @@ from transformers import (
 
 from dynasurge.errors import UsageError
 from dynasurge.models.pair import Pair, end_tokens
-from dynasurge.models.processors import check_processors
+from dynasurge.models.processors import check_processors, processed
 from dynasurge.settings import Settings
 
 Stops = Callable[[Sequence[int]], bool]
@@ -85,23 +85,45 @@ class Asked:
         self.first, self.fixed = Law(settings.T, settings.P), True
         if not (entries or processors or self._strings or any(more.values()) or penalty != 1.0):
             return
-        entries |= {"repetition_penalty": penalty, "max_new_tokens": settings.new_tokens}
+        entries |= {"repetition_penalty": penalty}
         if settings.T > 0:
             sampling = {"temperature": float(settings.T), "top_p": float(settings.P)}
             entries |= sampling | more | {"do_sample": True}
         known = sorted(self.eos)
         entries |= {"eos_token_id": known or None, "pad_token_id": known[0] if known else None}
-        self._config = GenerationConfig(**entries)
+        self._entries = entries
         # the same model and weights, without its own config, which `generate` would add
         self._model = copy.copy(pair.target)
         self._model.generation_config = GenerationConfig()
-        self.first, self.fixed = self._ask([0]), False
+        self.first, self.fixed = self._try(settings.new_tokens), False
 
-    def after(self, prompt: list[int]) -> Law:
-        """The law after a prompt."""
-        return self.first if self.fixed else self._ask(prompt)
+    def after(self, prompt: list[int], new_tokens: int) -> Law:
+        """The law after a prompt, for a text of so many new tokens."""
+        return self.first if self.fixed else self._ask(prompt, new_tokens)
 
-    def _ask(self, prompt: list[int]) -> Law:
+    def _try(self, new_tokens: int) -> Law:
+        """The law after a prompt of one token, used at its start and at its end. Raises UsageError
+        for values that transformers cannot use."""
+        try:
+            law = self._ask([0], new_tokens)
+            own = list(self._own or ())  # may need a longer text
+            built = LogitsProcessorList([p for p in law.processors or () if p not in own])
+            for length in (1, max(1, new_tokens)):
+                text = torch.zeros(length, dtype=torch.int64, device=self._model.device)
+                logits = torch.zeros(1, self._pair.vocab, device=text.device)
+                depth = torch.zeros(1, dtype=torch.int64, device=text.device)
+                processed(built, text, text[None, :0], depth, logits)
+            _ = law.stops is not None and law.stops([0])
+        except UsageError:
+            raise
+        except Exception as error:  # what a value may break has no common type
+            reason = f"transformers cannot use it ({' '.join(str(error).split())[:160]})"
+            told = {name: value for name, value in self._entries.items() if value is not None}
+            remedy = "correct that entry"
+            raise UsageError("generation config", str(told)[:200], reason, remedy) from error
+        return law
+
+    def _ask(self, prompt: list[int], new_tokens: int) -> Law:
         given: list[Any] = []
 
         def loop(
@@ -116,24 +138,19 @@ class Asked:
             return input_ids
 
         stops = StoppingCriteriaList()
+        if self._strings is not None:
+            stops.append(StopStringCriteria(self._pair.tokenizer, self._strings))
         text = torch.tensor([prompt], device=self._model.device)
-        try:
-            if self._strings is not None:
-                stops.append(StopStringCriteria(self._pair.tokenizer, self._strings))
-            generate: Any = self._model.generate
-            with warnings.catch_warnings(action="ignore"):
-                generate(
-                    text,
-                    attention_mask=torch.ones_like(text),
-                    generation_config=self._config,
-                    logits_processor=self._own,
-                    stopping_criteria=stops,
-                    custom_generate=loop,
-                )
-        except (ValueError, TypeError) as error:
-            reason = f"transformers refuses it ({' '.join(str(error).split())[:160]})"
-            entries = str(self._config.to_diff_dict())[:160]
-            raise UsageError("generation config", entries, reason, "correct that entry") from error
+        generate: Any = self._model.generate
+        with warnings.catch_warnings(action="ignore"):
+            generate(
+                text,
+                attention_mask=torch.ones_like(text),
+                generation_config=GenerationConfig(**self._entries, max_new_tokens=new_tokens),
+                logits_processor=self._own,
+                stopping_criteria=stops,
+                custom_generate=loop,
+            )
         processors, criteria = given
         known = (MaxLengthCriteria, EosTokenCriteria)  # the loop's own work
         rest = StoppingCriteriaList([c for c in criteria if not isinstance(c, known)])

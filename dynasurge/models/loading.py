@@ -8,6 +8,7 @@ a model.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from dataclasses import dataclass
@@ -114,6 +115,8 @@ def load_generation_config(name: str, *, trust_remote_code: bool = False) -> dic
             own = GenerationConfig.from_pretrained(source.path, **source.options)
         except OSError:  # there is none; then the model's config may have entries
             own = GenerationConfig.from_model_config(config)
+        except Exception as error:  # values of the wrong kind raise anything
+            raise _unloadable(source, error) from error
     return {name: value for name, value in own.to_dict().items() if value is not None}
 
 
@@ -165,6 +168,7 @@ def _load_config(source: Source) -> PreTrainedConfig:
             )
         raise source.wrong("has no config.json", "give the folder that save_pretrained wrote")
     _check_pointers(source)
+    _check_generation_config(source)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(source.path, **source.options)
     except Exception as error:
@@ -195,6 +199,19 @@ def _check_pointers(source: Source) -> None:
             raise source.wrong(
                 f"its {path.name} is a git-lfs pointer", "fetch the file: git lfs pull"
             )
+
+
+def _check_generation_config(source: Source) -> None:
+    """Raise UsageError for a generation config that is no JSON object: transformers would take its
+    defaults without a word."""
+    path = source.folder / "generation_config.json" if source.folder is not None else None
+    if path is not None and path.is_file():
+        try:
+            known = isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+        except (OSError, ValueError):
+            known = False
+        if not known:
+            raise source.wrong(f"its {path.name} is no JSON object", "correct or remove that file")
 
 
 def _check_report(source: Source, report: dict[str, Any]) -> None:

@@ -56,16 +56,17 @@ TEXTLESS = (
     InfNanRemoveLogitsProcessor,
     LogitNormalization,
 )
-# These number the rows of a batch, or draw random numbers for them.
+# These number the rows of a batch, or draw random numbers for them. (A repetition penalty that
+# ignores a number of tokens for each row does, too.)
 ONE_BY_ONE = {"PrefixConstrainedLogitsProcessor", "WatermarkLogitsProcessor"}
 
 
 def check_processors(processors: LogitsProcessorList) -> None:
     """Raise UsageError if a processor is not a function of ids and logits."""
-    for processor in processors:
-        name = type(processor).__name__
-        if _is_own(processor) and name in REFUSED:
-            raise UsageError("logits processor", name, REFUSED[name], "leave out what asks for it")
+    for kind in (kind for processor in processors for kind in type(processor).__mro__):
+        if kind.__module__ == logits_process.__name__ and kind.__name__ in REFUSED:
+            reason, remedy = REFUSED[kind.__name__], "leave out what asks for it"
+            raise UsageError("logits processor", kind.__name__, reason, remedy)
 
 
 def captures(processors: LogitsProcessorList | None) -> bool:
@@ -146,7 +147,8 @@ def _levels(
 
 def _run(processor: LogitsProcessor, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """One processor over texts of one length [n, length]; a user's own gets one row at a time."""
-    if _is_own(processor) and type(processor).__name__ not in ONE_BY_ONE:
+    ignored = isinstance(getattr(processor, "prompt_ignore_length", None), torch.Tensor)
+    if _is_own(processor) and type(processor).__name__ not in ONE_BY_ONE and not ignored:
         return torch.as_tensor(processor(ids, scores))
     rows = zip(ids.split(1), scores.split(1), strict=True)
     return torch.cat([processor(*row) for row in rows])

@@ -72,8 +72,8 @@ def chat_ids(
     """
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
     for message in messages:
-        parts = [message.get(name) for name in ("role", "content")]
-        if not all(isinstance(part, str) for part in parts):
+        parts = message if isinstance(message, Mapping) else {}
+        if not all(isinstance(parts.get(name), str) for name in ("role", "content")):
             reason, remedy = "needs a role and a content, both text", "correct that message"
             raise UsageError("prompt", str(message)[:60], reason, remedy)
     if not tokenizer.chat_template:

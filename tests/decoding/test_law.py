@@ -207,11 +207,56 @@ def test_a_users_own_processors_join_the_others(pair: Pair) -> None:
     assert mine.output_ids == theirs[0, len(PROMPT) :].tolist()
 
 
-def test_what_transformers_refuses_is_one_line(pair: Pair) -> None:
-    with pytest.raises(UsageError, match=r"transformers refuses it .*; correct that entry"):
-        Session(pair, Settings(generation_config={"no_repeat_ngram_size": "x"}, **SIZE))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"no_repeat_ngram_size": "x"},
+        {"watermarking_config": 5},
+        {"watermarking_config": {"x": 1}},
+        {"suppress_tokens": 5},
+        {"exponential_decay_length_penalty": [1]},
+        {"exponential_decay_length_penalty": [1, "a"], "eos_token_id": 7},
+        {"bad_words_ids": [[500]]},
+        {"forced_eos_token_id": 500},
+        {"max_time": "a"},
+    ],
+    ids=str,
+)
+def test_what_transformers_cannot_use_is_one_line(config: dict[str, Any], pair: Pair) -> None:
+    if pair.target.device.type == "cuda" and "500" in str(config):
+        pytest.skip("a GPU stops for good at a wrong index")
+    with pytest.raises(UsageError, match=r"transformers cannot use it .*; correct that entry"):
+        Session(pair, Settings(generation_config=config, **SIZE))  # type: ignore[arg-type]
+
+
+def test_end_tokens_that_are_none_are_one_line(pair: Pair) -> None:
     with pytest.raises(UsageError, match="eos_token_id"):
         Session(pair, Settings(generation_config={"eos_token_id": "x"}, **SIZE))  # type: ignore[arg-type]
+
+
+def test_a_forced_end_comes_at_the_end_of_this_text(pair: Pair) -> None:
+    session = Session(pair, Settings(generation_config={"forced_eos_token_id": 7}, **SIZE))  # type: ignore[arg-type]
+    for count in (8, 16):
+        theirs = pair.target.generate(
+            text_of(PROMPT, pair), max_new_tokens=count, forced_eos_token_id=7
+        )
+        mine = session.generate(PROMPT, new_tokens=count).output_ids
+        assert mine == theirs[0, len(PROMPT) :].tolist()
+
+
+def test_a_penalty_that_ignores_a_number_for_each_row_gets_one_row(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = RepetitionPenaltyLogitsProcessor(
+        1.9, prompt_ignore_length=torch.tensor([4], device=pair.target.device)
+    )
+    theirs = pair.target.generate(
+        text_of(PROMPT, pair), max_new_tokens=16, logits_processor=LogitsProcessorList([own])
+    )
+    for captured in (False, True):
+        capture(monkeypatch, captured)
+        session = Session(pair, Settings(**SIZE), logits_processor=LogitsProcessorList([own]))
+        assert session.generate(PROMPT).output_ids == theirs[0, len(PROMPT) :].tolist()
 
 
 TEMPLATE = (
@@ -274,6 +319,7 @@ def test_a_rendered_text_gets_no_second_start_token(chatty: Pair) -> None:
     [
         ([{"role": "user"}], "prompt .*: needs a role and a content"),
         ([{"role": "user", "content": [{"type": "image"}]}], "prompt .*: needs a role and"),
+        ([{"role": "user", "content": "w5"}, "w6"], "prompt .*: needs a role and"),
         ([{"role": "user", "content": "w5"}] * 2, "prompt .*: the target's chat template refuses"),
     ],
 )

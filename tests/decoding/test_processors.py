@@ -174,9 +174,16 @@ def test_samples_have_generates_law(how: dict[str, Any], tiny_folders: Any) -> N
     assert chisquare(observed, [scale * e for e in expected]).pvalue > 1e-3
 
 
-def test_what_is_no_function_of_ids_and_logits_is_refused(tiny_folders: Any) -> None:
+class Derived(SynthIDTextWatermarkLogitsProcessor):
+    """A refused one, under another name."""
+
+
+@pytest.mark.parametrize("kind", [SynthIDTextWatermarkLogitsProcessor, Derived])
+def test_what_is_no_function_of_ids_and_logits_is_refused(
+    kind: type[SynthIDTextWatermarkLogitsProcessor], tiny_folders: Any
+) -> None:
     pair = load_pair(*tiny_folders["llama"], dtype="float32", device="cpu")
-    stateful = SynthIDTextWatermarkLogitsProcessor(
+    stateful = kind(
         ngram_len=2,
         keys=[1, 2],
         sampling_table_size=8,

@@ -15,7 +15,7 @@ from transformers import GPTNeoConfig, GPTNeoForCausalLM, T5Config, ViTConfig
 
 import dynasurge.models.loading
 from dynasurge import UsageError, generate, load_pair
-from dynasurge.models.loading import find_source, load_model
+from dynasurge.models.loading import find_source, load_generation_config, load_model
 
 CODE = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -113,6 +113,26 @@ def test_a_git_lfs_pointer_is_named(folder: Path, name: str) -> None:
         "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n"
     )
     refused(folder, rf"its {name} is a git-lfs pointer; fetch the file")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is no JSON object"),
+        ("[1, 2]", "is no JSON object"),
+        ('{"watermarking_config": 5}', "cannot be loaded"),
+        ('{"num_return_sequences": 4}', "cannot be loaded"),
+        ('{"max_new_tokens": -1}', "cannot be loaded"),
+    ],
+)
+def test_a_generation_config_that_says_nonsense_is_one_line(
+    folder: Path, text: str, reason: str
+) -> None:
+    (folder / "generation_config.json").write_text(text)
+    refused(folder, reason)
+    with pytest.raises(UsageError, match=reason) as error:
+        load_generation_config(str(folder))
+    assert "\n" not in str(error.value)
 
 
 def test_half_a_file_is_one_line(folder: Path) -> None:
