@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from dynasurge.errors import UsageError
-from dynasurge.models.pair import Pair, end_tokens
+from dynasurge.models.pair import Pair, token_ids
 from dynasurge.models.processors import check_processors, processed
 from dynasurge.settings import Settings
 
@@ -77,7 +77,7 @@ class Asked:
         assert settings.P is not None
         entries = json.loads(settings.generation_config or "{}")
         ends = entries.pop("eos_token_id", None)
-        self.eos = pair.eos if ends is None else end_tokens(ends, "--generation-config")
+        self.eos = pair.eos if ends is None else token_ids(ends, "eos_token_id")
         self._pair, self._own = pair, processors
         self._strings = entries.pop("stop_strings", None)
         more = {"top_k": settings.top_k, "min_p": float(settings.min_p or 0.0) or None}
@@ -91,6 +91,11 @@ class Asked:
             entries |= sampling | more | {"do_sample": True}
         known = sorted(self.eos)
         entries |= {"eos_token_id": known or None, "pad_token_id": known[0] if known else None}
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            ids = token_ids(entries.get(name), name)
+            if ids and not 0 <= min(ids) <= max(ids) < pair.vocab:
+                reason = f"the target knows ids 0 to {pair.vocab - 1}"
+                raise UsageError(name, sorted(ids), reason, "correct that entry")
         self._entries = entries
         # the same model and weights, without its own config, which `generate` would add
         self._model = copy.copy(pair.target)

@@ -79,7 +79,7 @@ class Pair:
         """The tokens that end a text, as `target.generate` would read them. Raises UsageError if
         the generation config has no valid ids."""
         ids = self.generation_config.get("eos_token_id")
-        return end_tokens(ids, f"--target {self.target_name}")
+        return token_ids(ids, f"--target {self.target_name}: eos_token_id")
 
 
 def load_pair(
@@ -180,13 +180,12 @@ def check_pair(
     return shared_tokens(draft, draft_tokenizer, sizes[0], target, target_tokenizer, sizes[1])
 
 
-def end_tokens(ids: object, field: str) -> frozenset[int]:
-    """The end tokens of a generation config's `eos_token_id`. field: where it is from. Raises
-    UsageError if it names no token ids."""
+def token_ids(ids: object, field: str) -> frozenset[int]:
+    """The token ids that an entry of a generation config names: none, one or several. Raises
+    UsageError if it names something else."""
     ends = [] if ids is None else [ids] if isinstance(ids, int) else ids
     if not isinstance(ends, list | tuple) or not all(isinstance(end, int) for end in ends):
-        reason = "eos_token_id of its generation config is no token id"
-        raise UsageError(field, ids, reason, "correct generation_config.json")
+        raise UsageError(field, ids, "is no token id", "correct that generation config")
     return frozenset(ends)
 
 
