@@ -103,7 +103,7 @@ def test_a_config_that_says_nonsense_is_one_line(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     ends = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps(ends | {"eos_token_id": [[2]]}))
-    with pytest.raises(UsageError, match="eos_token_id .*: is no token id"):
+    with pytest.raises(UsageError, match=r"eos_token_id .*: is no token id"):
         load_pair(str(folder), str(folder), device="cpu")
 
 
