@@ -88,9 +88,12 @@ NAMES = {own for own, _, _ in LAW.values()} | HONOURED.keys() | REFUSED.keys() |
 
 def read_config(given: object) -> str | None:
     """A generation config as JSON text, with its entries in order: from a file's path, a mapping,
-    JSON text, or None. Raises UsageError, also for an unknown entry."""
+    transformers' GenerationConfig, JSON text, or None. Raises UsageError, also for an unknown
+    entry."""
     if given is None:
         return None
+    if callable(to_dict := getattr(given, "to_dict", None)):
+        given = {name: value for name, value in to_dict().items() if value is not None}
     try:
         if isinstance(given, Mapping):
             data: object = json.loads(json.dumps(dict(given)))

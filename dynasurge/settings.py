@@ -8,6 +8,7 @@ made where those load.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -284,6 +285,19 @@ class Settings:
     def hash(self) -> str:
         """Twelve hex digits that name these settings."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def settings_of(given: Mapping[str, Any]) -> Settings:
+    """Settings with these fields. Raises UsageError for an unknown one, also by its name in
+    transformers."""
+    known = {field.name for field in dataclasses.fields(Settings)}
+    theirs = {entry: name for name, (entry, _, _) in LAW.items()} | {"max_new_tokens": "new_tokens"}
+    for name, value in given.items():
+        if name not in known:
+            near = theirs.get(name) or next(iter(difflib.get_close_matches(name, known, n=1)), "")
+            remedy = f"did you mean {near}?" if near else "leave it out"
+            raise UsageError(name, str(value)[:40], "is no field of Settings", remedy)
+    return Settings(**given)
 
 
 def growmap_name(path: str) -> str:

@@ -123,7 +123,7 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
         type=float,
         default=DEFAULTS["T"],
         metavar="X",
-        help=f"temperature; 0 is greedy; --T and --P together are the whole law {own}",
+        help=f"temperature; 0 is greedy; --T with --P overrides the target's config {own}",
     )
     add(
         "--P",

@@ -68,13 +68,13 @@ def evaluate(
     from dynasurge.experiments.row_maker import run_name
 
     own, source = {}, ""
-    if any(settings.T is None or settings.P is None for settings in plan):
+    if args.generation_config:
+        source = f" (what no flag says: {args.generation_config})"
+    elif any(settings.T is None or settings.P is None for settings in plan):
         from dynasurge.models.loading import load_generation_config
 
-        if not args.generation_config:
-            own = load_generation_config(args.target, trust_remote_code=args.trust_remote_code)
-        config = args.generation_config or "the target's generation config"
-        source = f" (what no flag says: {config})"
+        own = load_generation_config(args.target, trust_remote_code=args.trust_remote_code)
+        source = " (what no flag says: the target's generation config)"
     plan = [settings.under(own) for settings in plan]
     plan = distinct(plan) if len(plan) > 1 else plan
     for settings in plan:

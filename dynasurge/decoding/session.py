@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from dynasurge.decoding.assembly import Parts, make_decoder
 from dynasurge.decoding.engines import Engines, check_positions, make_engines
@@ -33,7 +33,7 @@ from dynasurge.models.law import Asked, Law
 from dynasurge.models.pair import Pair
 from dynasurge.models.prompts import Prompt
 from dynasurge.probabilities import Random
-from dynasurge.settings import Settings
+from dynasurge.settings import Settings, settings_of
 from dynasurge.verification.rules import Rule
 
 ROOM = 256  # tokens by which the room for prompts grows
@@ -69,7 +69,7 @@ class Session:
         policy: Policy | None = None,
         rule: Rule | None = None,
         verify: Verify | None = None,
-        logits_processor: LogitsProcessorList | None = None,
+        logits_processor: LogitsProcessor | LogitsProcessorList | None = None,
         law: Law | None = None,
     ) -> None:
         """Prepare engines and a decoder. What the settings leave open of the target's law, its
@@ -83,7 +83,7 @@ class Session:
 
         costs, acceptance, policy, rule: replace this machine's latency curves, the estimate of
         acceptance, the child policy and the rule. verify: a verification that looks at its tree on
-        the host, in place of a rule. logits_processor: a user's own; they change the target's law
+        the host, in place of a rule. logits_processor: a user's own, one or several; they change the target's law
         as in transformers' `generate`. law: replaces the law of the settings. Raises UsageError for
         a law that `generate` or a tree cannot have. On a GPU, a line says so if a step with these
         parts cannot be captured.
@@ -277,4 +277,4 @@ def generate(pair: Pair, prompt: Prompt, **settings: Any) -> Generation:
     """Generate once. prompt: see `Session.generate`. Keyword arguments are the fields of
     `Settings`. For many prompts make a `Session` instead."""
     names = {"draft": pair.draft_name, "target": pair.target_name}
-    return Session(pair, Settings(**(names | settings))).generate(prompt)
+    return Session(pair, settings_of(names | settings)).generate(prompt)

@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 from dynasurge.decoding.session import Session
 from dynasurge.models.pair import Pair
 from dynasurge.models.prompts import Prompt
-from dynasurge.settings import Settings
+from dynasurge.settings import Settings, settings_of
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import path_to
 
@@ -123,7 +123,7 @@ def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:
     Raises UsageError for a wrong setting, and for a prompt without tokens.
     """
     names = {"draft": pair.draft_name, "target": pair.target_name}
-    session = Session(pair, Settings(**(names | settings)))
+    session = Session(pair, settings_of(names | settings))
     ids = session.encode(prompt)
     steps = list(watch(session, ids))
     read, text = (

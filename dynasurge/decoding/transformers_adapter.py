@@ -44,7 +44,7 @@ from dynasurge.models.loading import load_model
 from dynasurge.models.pair import Pair, check_pair
 from dynasurge.models.processors import check_processors, processed
 from dynasurge.models.self_test import self_test
-from dynasurge.settings import DEMO, Settings
+from dynasurge.settings import DEMO, Settings, settings_of
 
 GENERATES_OWN = {  # fields of Settings that `generate` decides, and where the user sets each
     "T": "temperature=",
@@ -87,7 +87,7 @@ def custom_generate(draft: str | PreTrainedModel = DEMO, **settings: Any) -> Tre
                 name, settings[name], "is for generate to set", f"leave it out here, and use {word}"
             )
     name = draft if isinstance(draft, str) else str(draft.name_or_path) or type(draft).__name__
-    return TreeGenerate(draft, Settings(draft=name, **settings))
+    return TreeGenerate(draft, settings_of({"draft": name} | settings))
 
 
 class TreeGenerate:

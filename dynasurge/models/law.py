@@ -17,6 +17,7 @@ import torch
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     MaxLengthCriteria,
     StoppingCriteriaList,
@@ -68,7 +69,10 @@ class Asked:
     """
 
     def __init__(
-        self, pair: Pair, settings: Settings, processors: LogitsProcessorList | None = None
+        self,
+        pair: Pair,
+        settings: Settings,
+        processors: LogitsProcessor | LogitsProcessorList | None = None,
     ) -> None:
         """settings: with a whole law. processors: a user's own, which `generate` puts after its
         other ones, but before those that only sampling has. Raises UsageError if the settings ask
@@ -78,6 +82,8 @@ class Asked:
         entries = json.loads(settings.generation_config or "{}")
         ends = entries.pop("eos_token_id", None)
         self.eos = pair.eos if ends is None else token_ids(ends, "eos_token_id")
+        if isinstance(processors, LogitsProcessor):
+            processors = LogitsProcessorList([processors])
         self._pair, self._own = pair, processors
         self._strings = entries.pop("stop_strings", None)
         more = {"top_k": settings.top_k, "min_p": float(settings.min_p or 0.0) or None}
@@ -123,7 +129,8 @@ class Asked:
             raise
         except Exception as error:  # what a value may break has no common type
             reason = f"transformers cannot use it ({' '.join(str(error).split())[:160]})"
-            told = {name: value for name, value in self._entries.items() if value is not None}
+            entries = self._entries | {"stop_strings": self._strings}
+            told = {name: value for name, value in entries.items() if value is not None}
             remedy = "correct that entry"
             raise UsageError("generation config", str(told)[:200], reason, remedy) from error
         return law

@@ -57,7 +57,9 @@ def prompt_ids(
 
 
 def is_chat(prompt: Prompt) -> bool:
-    """Whether a prompt is a list of messages."""
+    """Whether a prompt is a list of messages, or one message."""
+    if isinstance(prompt, Mapping):
+        return "role" in prompt
     return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
@@ -70,7 +72,8 @@ def chat_ids(
     last message of the assistant's is continued. limit: a longer chat loses the end of its last
     message's text. Raises UsageError, also if the target's tokenizer has no chat template.
     """
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [*prompt]
+    one = {"role": "user", "content": prompt} if isinstance(prompt, str) else prompt
+    messages: list[Any] = [one] if isinstance(one, Mapping) else [*one]
     for message in messages:
         parts = message if isinstance(message, Mapping) else {}
         if not all(isinstance(parts.get(name), str) for name in ("role", "content")):
@@ -101,8 +104,9 @@ def chat_ids(
     while limit is not None and len(ids) > limit:
         kept -= len(ids) - limit
         if kept < 1:
-            reason = "the chat leaves no room for the last message"
-            raise UsageError("--prompt-len", limit, reason, f"use --prompt-len {len(ids)}")
+            least = len(render(str(tokenizer.decode(words[:1]))))
+            reason = f"leaves no room for the message {content[:30]!r}"
+            raise UsageError("--prompt-len", limit, reason, f"use --prompt-len {least} or more")
         ids = render(str(tokenizer.decode(words[:kept])))
     return ids
 

@@ -36,7 +36,7 @@ from dynasurge.plots.tree_svg import (
     strip_svg,
     text_html,
 )
-from dynasurge.settings import AUTO_DEPTH, AUTO_NODES, ETVS, MODES, POLICIES, Settings
+from dynasurge.settings import AUTO_DEPTH, AUTO_NODES, ETVS, MODES, POLICIES, Settings, settings_of
 
 try:
     import anywidget
@@ -205,12 +205,16 @@ class Explorer:
             "new_tokens": new_tokens,
             "M": prompt_len + new_tokens + AUTO_NODES,
         }
-        first = Settings(**(room | settings), T=T, P=P)
+        first = settings_of(room | settings | {"T": T, "P": P})
         for name in (*room, "seed", "draft", "target", "dtype", "device"):
             if name in (compare or {}):
                 raise UsageError(
                     "compare", name, "is the same on both sides", "give it to Explorer itself"
                 )
+        if prompt is not None and not isinstance(prompt, str):
+            raise UsageError(
+                "prompt", str(prompt)[:40], "is no text", "give the user's turn as text"
+            )
         models = pair or load_pair(
             first.draft, first.target, dtype=first.dtype, device=first.device
         )

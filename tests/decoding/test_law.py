@@ -203,7 +203,7 @@ def test_a_users_own_processors_join_the_others(pair: Pair) -> None:
     theirs = pair.target.generate(
         text_of(PROMPT, pair), max_new_tokens=16, no_repeat_ngram_size=2, logits_processor=own
     )
-    mine = Session(pair, settings, logits_processor=own).generate(PROMPT)
+    mine = Session(pair, settings, logits_processor=own[0]).generate(PROMPT)
     assert mine.output_ids == theirs[0, len(PROMPT) :].tolist()
 
 
@@ -277,6 +277,7 @@ def test_a_chat_is_rendered_once(chatty: Pair) -> None:
     ids = [1, 9, 5, 6, 10, 11]
     messages = [{"role": "user", "content": "w5 w6"}]
     assert chatty.encode("w5 w6", chat=True) == chatty.encode(messages, chat=True) == ids
+    assert chatty.encode(messages[0], chat=True) == ids
     assert chatty.encode(ids, chat=True) == ids, "ids are taken as they are"
     for prompt in ("w5 w6", messages):
         assert generate(chatty, prompt, chat=True, **SIZE).prompt_ids == ids
@@ -288,7 +289,7 @@ def test_a_chat_is_cut_inside_its_last_message(chatty: Pair) -> None:
     long = [{"role": "user", "content": "w5 w6 w7 w8"}]
     assert chatty.encode(long, chat=True, limit=6) == [1, 9, 5, 6, 10, 11]
     with pytest.raises(
-        UsageError, match=r"--prompt-len 4: the chat leaves no room.*; use --prompt"
+        UsageError, match=r"--prompt-len 4: leaves no room .*; use --prompt-len 5 or"
     ):
         chatty.encode(long, chat=True, limit=4)
 

@@ -83,6 +83,7 @@ def test_a_file_is_kept_by_content(tmp_path: Path) -> None:
     path.write_text(json.dumps(QWEN | {"transformers_version": "4.51.0"}))
     settings = Settings(generation_config=str(path))
     assert settings == Settings(generation_config=QWEN)  # type: ignore[arg-type]
+    assert settings == Settings(generation_config=GenerationConfig(**QWEN))  # type: ignore[arg-type]
     path.write_text("{}")
     assert settings.hash() != Settings(generation_config=str(path)).hash()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from dynasurge.errors import UsageError
-from dynasurge.settings import AUTO_NODES, Settings
+from dynasurge.settings import AUTO_NODES, Settings, settings_of
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,18 @@ def test_every_field_counts_in_the_name_of_a_run() -> None:
     ]
     changes += [{"priors": "mine.json"}, {"max_depth": 3}]
     assert len({Settings(**change).hash() for change in changes}) == len(changes)
+
+
+@pytest.mark.parametrize(
+    ("field", "remedy"),
+    [
+        ("topk", "did you mean top_k?"),
+        ("temperature", "did you mean T?"),
+        ("max_new_tokens", "did you mean new_tokens?"),
+        ("frobnicate", "leave it out"),
+    ],
+)
+def test_an_unknown_field_is_one_line(field: str, remedy: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        settings_of({"B": 8, field: 5})
+    assert str(caught.value) == f"{field} 5: is no field of Settings; {remedy}"
