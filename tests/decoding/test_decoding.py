@@ -380,7 +380,9 @@ def test_a_text_that_nobody_finished_does_not_disturb_the_next(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [1, 4], ids=["static", "dynamic"])
+@pytest.mark.parametrize(
+    "mode", [pytest.param(1, id="static", marks=pytest.mark.nightly), pytest.param(4, id="dynamic")]
+)
 def test_compiled_steps_say_the_same(
     mode: int, pairs: dict[str, Pair], growmap: str, steps: str
 ) -> None:
