@@ -2,7 +2,7 @@
 laws of one pair.
 
     python benchmarks/bench_laws.py --dataset prompts.jsonl --end 40 --chat
-    python benchmarks/bench_laws.py --widen 7b --dataset prompts.jsonl --end 40 --B 64
+    python benchmarks/bench_laws.py --target demo-7b --dataset prompts.jsonl --end 40 --B 64
 
 Every prompt is decoded under all laws before the next, so machine noise meets them alike. Times are
 medians over prompts of a step's mean time, in milliseconds; `over the first` compares a step's time

@@ -1,7 +1,7 @@
 """Faster than what? transformers' own ways to run the same weights, next to ours, prompt by prompt.
 
     python benchmarks/bench_peers.py --end 20 --B 8 auto --use_bfs --mode auto dTree --output runs/peers
-    python benchmarks/bench_peers.py --widen 7b --compile --B 64 auto ... --output runs/peers-7b
+    python benchmarks/bench_peers.py --target demo-7b --compile --B 64 auto ... --output runs/peers-7b
 
 Flags, records and tables are those of `dynasurge sweep`, so a killed run can go on. `--peers` names
 what also runs, through `model.generate`:

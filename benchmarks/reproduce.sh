@@ -30,14 +30,14 @@ cpu() {
 
 gpu() {
     # docs/performance.md, docs/data/7b
-    dynasurge sweep --dataset "$cnn" --end 18 --min-prompt-len 128 --widen 7b --compile --T 0 0.6 1 --B 64 auto \
+    dynasurge sweep --dataset "$cnn" --end 18 --min-prompt-len 128 --target demo-7b --compile --T 0 0.6 1 --B 64 auto \
         --mode auto dTree --use_bfs --methods Sequoia EAGLE-2 OPT-Tree --output "$OUT/7b"
     dynasurge table "$OUT/7b"
     # transformers' own methods; the first compilation takes minutes
-    python benchmarks/bench_peers.py --dataset "$cnn" --end 3 --min-prompt-len 128 --widen 7b --compile --T 0.6 --B 64 auto \
+    python benchmarks/bench_peers.py --dataset "$cnn" --end 3 --min-prompt-len 128 --target demo-7b --compile --T 0.6 --B 64 auto \
         --use_bfs --mode auto dTree --peers generate "compiled generate" "assisted 3" "lookup 5" --output "$OUT/peers-7b"
     # the latency curve, the memory floor, memory over 10,000 steps
-    python benchmarks/bench_passes.py --widen 7b --engines eager graphs compiled --widths 1 17 33 65 129 --steps 10000
+    python benchmarks/bench_passes.py --target demo-7b --engines eager graphs compiled --widths 1 17 33 65 129 --steps 10000
 }
 
 trees() {

@@ -38,9 +38,10 @@ BASELINES = (  # other systems' trees, see experiments/baselines.py
     "DySpec",
     "prototype",
 )
-WIDE_SHAPES = ("1b", "7b", "13b")  # shapes of models/widened.py
 VERSION = "0.1.0"  # the package's version; also in pyproject.toml
 DEMO = "demo"
+# the demo models at the cost of large ones (models/widened.py)
+WIDE = {"--target": ("demo-1b", "demo-7b", "demo-13b"), "--draft": ("demo-68m",)}
 AUTO_NODES, AUTO_DEPTH = 128, 16
 STUDY_PROMPT, STUDY_ROWS = 128, 384  # prompt_len and M of the study, and of the command
 
@@ -51,7 +52,7 @@ FIELDS: dict[
 ] = {  # what a value is: its types, and the fields
     "a whole number": ((int,), WHOLE),
     "a number": ((int, float), ("T", "P", "min_p", "repetition_penalty")),
-    "a text": ((str,), ("draft", "target", "growmap", "priors", "widen", "method")),
+    "a text": ((str,), ("draft", "target", "growmap", "priors", "method")),
 }
 OPTIONAL = (
     "M",
@@ -59,7 +60,6 @@ OPTIONAL = (
     "max_depth",
     "growmap",
     "priors",
-    "widen",
     "method",
     *LAW,
 )  # may be None
@@ -75,7 +75,7 @@ class Settings:
     is as its generation config says (see `under`). generation_config: a config that replaces the
     target's own: a file, a mapping or JSON text; it is kept as text. chat: whether prompts are
     messages for the target's chat template. method: a name for tables (experiments/baselines.py);
-    None: `label` makes one. widen: see models/widened.py.
+    None: `label` makes one.
     """
 
     draft: str = DEMO
@@ -107,7 +107,6 @@ class Settings:
     device: str = "auto"
     device_map: str | None = None
     compile: bool = False
-    widen: str | None = None
     method: str | None = None
     trust_remote_code: bool = False
 
@@ -120,8 +119,6 @@ class Settings:
         _one_of("--policy", self.policy, POLICIES)
         _one_of("--values", self.values, VALUES)
         _one_of("--etv", self.etv, ETVS)
-        if self.widen is not None:
-            _one_of("--widen", self.widen, WIDE_SHAPES)
         self._check_law()
         for name, example in (
             ("M", 384),
@@ -298,6 +295,15 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
             remedy = f"did you mean {near}?" if near else "leave it out"
             raise UsageError(name, str(value)[:40], "is no field of Settings", remedy)
     return Settings(**given)
+
+
+def pair_text(draft: str, target: str) -> str:
+    """A pair in a caption. Widened demo models are the demo models' functions at a cost."""
+    names = [name for name in (draft, target) if name != DEMO]
+    if not set(names) <= {name for own in WIDE.values() for name in own}:
+        return f"{draft} -> {target}"
+    sizes = [f"LLaMA-{name.removeprefix('demo-').upper()}" for name in names]
+    return "demo pair" + (f" at the cost of {' -> '.join(sizes)}" if sizes else "")
 
 
 def growmap_name(path: str) -> str:

@@ -12,13 +12,14 @@ from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import DEFAULT_ROWS, HUB_DATASETS
 from dynasurge.settings import (
     AUTO_DEPTH,
+    DEMO,
     DTYPES,
     ETVS,
     POLICIES,
     STUDY_PROMPT,
     STUDY_ROWS,
     VALUES,
-    WIDE_SHAPES,
+    WIDE,
     Settings,
 )
 
@@ -48,18 +49,13 @@ class Parser(argparse.ArgumentParser):
 def model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `load_pair`."""
     add, default = parser.add_argument, "(default: %(default)s)"
-    add(
-        "--draft",
-        default=DEFAULTS["draft"],
-        metavar="NAME",
-        help=f"draft model: hub name (NAME@REVISION) or folder {default}",
-    )
-    add(
-        "--target",
-        default=DEFAULTS["target"],
-        metavar="NAME",
-        help=f"target model: hub name or folder {default}",
-    )
+    draft, target = (", ".join(WIDE[flag]) for flag in ("--draft", "--target"))
+    own = f"hub name (NAME@REVISION), folder, {DEMO}"
+    cost = "the demo model's function at the cost of a LLaMA of that size"
+    draft_help = f"draft model: {own} or {draft} ({cost}) {default}"
+    add("--draft", default=DEFAULTS["draft"], metavar="NAME", help=draft_help)
+    target_help = f"target model: {own}, {target} ({cost}) {default}"
+    add("--target", default=DEFAULTS["target"], metavar="NAME", help=target_help)
     add(
         "--trust-remote-code",
         action="store_true",
@@ -71,11 +67,6 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
         default=True,
         help=f"test after loading whether both models read a tree as they read text {default}",
     )
-    add(
-        "--widen",
-        choices=WIDE_SHAPES,
-        help="for measurements: a small LLaMA target's text at the cost of a model of this size",
-    )
     dtype = f"auto: bfloat16 if the hardware has it {default}"
     add("--dtype", choices=DTYPES, default=DEFAULTS["dtype"], help=dtype)
     device = "auto (cuda if there is one), cpu, cuda, cuda:1, ..."
@@ -85,7 +76,7 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
 def pair_options(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `load_pair` from parsed `model_flags`. (Several processes each
     replace the device.)"""
-    names = ("draft", "target", "dtype", "device", "trust_remote_code", "self_test", "widen")
+    names = ("draft", "target", "dtype", "device", "trust_remote_code", "self_test")
     return {name: getattr(args, name) for name in names}
 
 

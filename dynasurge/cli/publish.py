@@ -73,11 +73,7 @@ def publish_command(arguments: Sequence[str]) -> int:
     }
     spread = first["device_map"].iloc[0]
     device_map = spread if isinstance(spread, str) else None  # a table's missing value is not None
-    shape = first["widen"].iloc[0]
-    widened = shape if isinstance(shape, str) else None
-    pair = load_pair(
-        names["draft"], names["target"], dtype=names["dtype"], device_map=device_map, widen=widened
-    )
+    pair = load_pair(names["draft"], names["target"], dtype=names["dtype"], device_map=device_map)
     prompts = len(first.drop_duplicates(["dataset", "index"]))
     tables = {"positions": measurements.positions(pair, first)}
     with tqdm(total=args.nodes * first["T"].nunique(), desc="bounds", disable=None) as bar:

@@ -256,7 +256,11 @@ class TreeGenerate:
         target, name = str(model.name_or_path) or type(model).__name__, self._settings.draft
         draft, tokenizer = (
             load_model(
-                "--draft", name, model.dtype, trust_remote_code=self._settings.trust_remote_code
+                "--draft",
+                name,
+                model.dtype,
+                device=model.device,
+                trust_remote_code=self._settings.trust_remote_code,
             )
             if isinstance(self._draft, str)
             else (self._draft, _beside(self._draft))

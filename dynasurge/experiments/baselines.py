@@ -54,7 +54,7 @@ DYNAMIC: dict[str, dict[str, Any]] = {
 }
 
 SHARED = (
-    *("draft", "target", "dtype", "device", "device_map", "compile", "widen", "trust_remote_code"),
+    *("draft", "target", "dtype", "device", "device_map", "compile", "trust_remote_code"),
     *LAW_FIELDS,
     *("chat", "M", "seed", "prompt_len", "new_tokens"),
 )  # what a method takes from a plan

@@ -30,7 +30,7 @@ from dynasurge.experiments.results_frame import load_frame
 from dynasurge.experiments.sweep import sweep
 from dynasurge.files import write_whole
 from dynasurge.models.pair import Pair
-from dynasurge.settings import DEMO, Settings
+from dynasurge.settings import Settings, pair_text
 
 TEXT = ["prompt_ids", "output_ids", "text", "id"]  # other people's texts: measured, never published
 PROBES: Mapping[str, Callable[..., pd.DataFrame]] = {
@@ -150,13 +150,10 @@ class Evidence:
         not show the rows at these."""
         rows = self.frame if frame is None or frame.empty else frame
         first = rows.iloc[0]
-        pair = (
-            "demo pair"
-            if first["draft"] == first["target"] == DEMO
-            else f"{first['draft']} -> {first['target']}"
-        )
-        if isinstance(first.get("widen"), str):
-            pair += f" at {first['widen']} cost"
+        target = str(first["target"])
+        if isinstance(first.get("widen"), str):  # records before 2026-12 name the shape apart
+            target = f"{target}-{first['widen']}"
+        pair = pair_text(str(first["draft"]), target)
         made = [
             pair,
             self.about.get("machine", first["device"]),

@@ -19,7 +19,7 @@ from dynasurge.experiments.provenance import provenance
 from dynasurge.experiments.records import write_output
 from dynasurge.experiments.schema import Row, Summary
 from dynasurge.models.pair import Pair
-from dynasurge.settings import DEMO
+from dynasurge.settings import pair_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,11 +54,7 @@ def about(pair: Pair, dataset: str, skipped: Mapping[str, Sequence[int]]) -> dic
 
 def made_with(about: dict[str, Any]) -> str:
     """The start of a figure's caption: pair, machine and date."""
-    pair = (
-        "demo pair"
-        if about["draft"] == about["target"] == DEMO
-        else f"{about['draft']} -> {about['target']}"
-    )
+    pair = pair_text(about["draft"], about["target"])
     return f"{pair}, {about['device']}, {about['dtype']}, {about['date']}"
 
 
@@ -160,7 +156,7 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
-    return (
-        str(value) if isinstance(value, int) else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
-    )
+def _number(value: float | None) -> str:
+    if value is None or isinstance(value, int):
+        return "" if value is None else str(value)
+    return f"{value:.4f}" if value < 0.1 else f"{value:.2f}"

@@ -1,6 +1,6 @@
 """Loads one model by hub name or folder. Each way in which this fails has one error line.
 
-A name is `demo`, a folder (`~` is expanded), a hub name, or a hub name at a revision
+A name is `demo`, `demo-7b` or another of settings.WIDE, a folder (`~` is expanded), a hub name, or a hub name at a revision
 (`org/model@v1.0`). transformers fills tensors that a checkpoint lacks with random numbers and
 reports this only in its log, which is hidden here. So this module reads the report and refuses such
 a model.
@@ -13,7 +13,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub.utils
 import torch
@@ -24,6 +24,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -33,7 +34,8 @@ from dynasurge.errors import UsageError
 from dynasurge.models import demo_pair
 from dynasurge.models.compatibility import MODELS
 from dynasurge.models.failures import shrinking
-from dynasurge.settings import DEMO
+from dynasurge.models.widened import SHAPES, widen
+from dynasurge.settings import DEMO, WIDE
 
 POINTER = b"version https://git-lfs"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -65,16 +67,18 @@ def load_model(
     dtype: torch.dtype,
     device_map: str | None = None,
     *,
+    device: torch.device | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load a model and, if it has one, its tokenizer.
 
     flag: `--draft` or `--target`; it decides which model `demo` is. device_map: how transformers
-    spreads the model. trust_remote_code: whether code next to the weights may run. Warns of slow
-    attention, and of tensors that the model does not use. Raises UsageError.
+    spreads the model. device: where a widened demo model is made. trust_remote_code: whether code
+    next to the weights may run. Warns of slow attention, and of tensors that the model does not
+    use. Raises UsageError.
     """
     with _Quiet(), shrinking("model"):
-        source = _demo_source(flag) if name == DEMO else find_source(flag, name, trust_remote_code)
+        source = find_source(flag, name, trust_remote_code)
         config = _load_config(source)
         try:
             tokenizer = _load_tokenizer(source)
@@ -94,6 +98,14 @@ def load_model(
             raise _unloadable(source, error) from error
     model: PreTrainedModel = loaded[0]
     _check_report(source, loaded[1])
+    if name in SHAPES:
+        with shrinking("model"):
+            model = widen(
+                cast(LlamaForCausalLM, model),
+                SHAPES[name],
+                device=device or model.device,
+                dtype=dtype,
+            )
     if model.config.get_text_config()._attn_implementation == "eager":
         warnings.warn(
             f"{flag} {name}: has eager attention only, which is slower than SDPA", stacklevel=2
@@ -105,11 +117,7 @@ def load_generation_config(name: str, *, trust_remote_code: bool = False) -> dic
     """What a target's generation config says: its entries that are not None. Loads no weights.
     Raises UsageError."""
     with _Quiet():
-        source = (
-            _demo_source("--target")
-            if name == DEMO
-            else find_source("--target", name, trust_remote_code)
-        )
+        source = find_source("--target", name, trust_remote_code)
         config = _load_config(source)
         try:
             own = GenerationConfig.from_pretrained(source.path, **source.options)
@@ -121,11 +129,17 @@ def load_generation_config(name: str, *, trust_remote_code: bool = False) -> dic
 
 
 def find_source(flag: str, name: str, trust_remote_code: bool = False) -> Source:
-    """The source that a name means. Raises UsageError for a path that is no folder."""
+    """The source that a name means. Raises UsageError for a path that is no folder, and for a demo
+    model that is not for this flag."""
     # without a value, transformers would ask on the terminal
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not isinstance(name, str) or not name.strip():
         raise UsageError(flag, repr(name), "is no name of a model", "give a hub name or a folder")
+    if name == DEMO or name in WIDE[flag]:
+        return _demo_source(flag)
+    if name in SHAPES:
+        other = next(other for other in WIDE if other != flag)
+        raise UsageError(flag, name, f"is for {other}", f"use {flag} {DEMO}, or another model")
     path = os.path.expanduser(name)
     source = Source(flag=flag, name=name, path=path, options=options)
     if os.path.isdir(path):

@@ -22,7 +22,6 @@ from dynasurge.models.model_changes import pack, restore
 from dynasurge.models.prompts import Prompt, chat_ids, is_chat, prompt_ids
 from dynasurge.models.self_test import self_test as test_model
 from dynasurge.models.vocabulary import shared_tokens
-from dynasurge.models.widened import widen_target
 from dynasurge.settings import DEMO, DTYPES
 
 DEVICE_MAPS = (
@@ -91,17 +90,16 @@ def load_pair(
     device_map: str | None = None,
     trust_remote_code: bool = False,
     self_test: bool = True,
-    widen: str | None = None,
 ) -> Pair:
-    """Load a pair by hub name (also `name@revision`) or folder; `demo` names the pair that ships.
+    """Load a pair by hub name (also `name@revision`) or folder; `demo` names the pair that ships,
+    `demo-7b` its target at the cost of a larger model, `demo-68m` its draft (models/widened.py).
 
     dtype: auto, float32, bfloat16 or float16, or torch's own; auto is bfloat16 if the hardware
     computes in it, otherwise float32. device: auto (cuda if there is one, otherwise cpu), cpu,
     cuda, cuda:1, ... device_map: how transformers spreads a target that is too large for one GPU:
     auto, balanced, sequential. trust_remote_code: whether code next to the weights may run.
-    self_test: whether both models must read a test tree (models/self_test.py). widen: one of
-    `widened.SHAPES`; a LLaMA target then has its own text at a larger model's cost. Raises
-    UsageError if a model cannot be loaded or cannot read a tree, or if the two do not fit.
+    self_test: whether both models must read a test tree (models/self_test.py). Raises UsageError if
+    a model cannot be loaded or cannot read a tree, or if the two do not fit.
     """
     if device_map is not None and device_map not in DEVICE_MAPS:
         resolve_device(device_map, "--device-map")
@@ -110,14 +108,11 @@ def load_pair(
         torch.cuda.set_device(where)  # our own kernels and events use this device
     number = resolve_dtype(dtype, where)
     target_model, tokenizer = load_target(
-        target, number, device_map, trust_remote_code=trust_remote_code
+        target, number, device_map, device=where, trust_remote_code=trust_remote_code
     )
     draft_model, draft_tokenizer = load_model(
-        "--draft", draft, number, trust_remote_code=trust_remote_code
+        "--draft", draft, number, device=where, trust_remote_code=trust_remote_code
     )
-    if widen is not None:
-        with shrinking("model"):
-            target_model = widen_target(target, target_model, widen, where, number)
     shared = check_pair(draft, draft_model, draft_tokenizer, target, target_model, tokenizer)
     with shrinking("model"):
         if device_map is None:
@@ -149,12 +144,17 @@ def load_pair(
 
 
 def load_target(
-    name: str, dtype: torch.dtype, device_map: str | None = None, *, trust_remote_code: bool = False
+    name: str,
+    dtype: torch.dtype,
+    device_map: str | None = None,
+    *,
+    device: torch.device | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a target and its tokenizer. Arguments: see `load_pair`. Raises UsageError, also if there
     is no tokenizer."""
     model, tokenizer = load_model(
-        "--target", name, dtype, device_map, trust_remote_code=trust_remote_code
+        "--target", name, dtype, device_map, device=device, trust_remote_code=trust_remote_code
     )
     if tokenizer is None:
         raise UsageError(

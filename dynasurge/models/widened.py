@@ -1,7 +1,8 @@
 """Real text at the cost of a large model, without a download: a small LLaMA's weights in a large
 one's shape.
 
-The function does not change, so prompts, drafts and acceptance stay real. The cost is that of the
+`demo-7b` and its like in SHAPES are the demo models so made. The function does not change, so
+prompts, drafts and acceptance stay real. The cost is that of the
 large model. With h, d the small and H, D the large hidden and head size:
 
 - the residual stream is padded with zeros. An RMSNorm then sees the mean square times h / H, so its
@@ -24,46 +25,35 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
-
-from dynasurge.errors import UsageError
+from transformers import LlamaConfig, LlamaForCausalLM
 
 SHAPES: dict[str, dict[str, int]] = {
-    "7b": {
+    "demo-7b": {
         "hidden_size": 4096,
         "intermediate_size": 11008,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
     },
-    "13b": {
+    "demo-13b": {
         "hidden_size": 5120,
         "intermediate_size": 13824,
         "num_hidden_layers": 40,
         "num_attention_heads": 40,
     },
-    "1b": {
+    "demo-1b": {
         "hidden_size": 2048,
         "intermediate_size": 5632,
         "num_hidden_layers": 30,
         "num_attention_heads": 16,
     },
+    # a draft: LLaMA-68M has two layers, with neurons of 3072; its layers' weights are as many
+    "demo-68m": {
+        "hidden_size": 768,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 12,
+    },
 }
-
-
-def widen_target(
-    name: str, model: PreTrainedModel, shape: str, device: torch.device, dtype: torch.dtype
-) -> LlamaForCausalLM:
-    """The target called `name` in the shape that SHAPES calls `shape`. Raises UsageError unless it
-    is a LLaMA that fits into this shape."""
-    remedy = "name a small LLaMA, or leave --widen out"
-    if shape not in SHAPES:
-        raise UsageError("--widen", shape, "unknown", f"choose one of {', '.join(SHAPES)}")
-    if not isinstance(model, LlamaForCausalLM):
-        raise UsageError("--target", name, "is no LLaMA, which --widen needs", remedy)
-    try:
-        return widen(model, SHAPES[shape], device=device, dtype=dtype)
-    except ValueError as error:
-        raise UsageError("--widen", shape, f"does not hold {name}: {error}", remedy) from error
 
 
 @torch.no_grad()

@@ -6,7 +6,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dynasurge.models.widened import widen
+from dynasurge.errors import UsageError
+from dynasurge.models.loading import load_model
+from dynasurge.models.widened import SHAPES, widen
+from dynasurge.settings import WIDE, pair_text
 
 LARGE = {
     "hidden_size": 80,
@@ -60,3 +63,33 @@ def test_a_shape_that_does_not_hold_the_model_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         widen(small_model(), LARGE | shape, device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_the_demo_draft_at_the_cost_of_a_larger_one_says_the_same() -> None:
+    draft, wide = (load_model("--draft", name, torch.float32)[0] for name in ("demo", "demo-68m"))
+    ids = torch.randint(49152, (1, 30), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(wide(ids).logits, draft(ids).logits, atol=1e-3, rtol=1e-4)
+    layers = sum(weight.numel() for weight in wide.model.layers.parameters())
+    assert layers == pytest.approx(2 * (4 * 768**2 + 3 * 768 * 3072), rel=1e-3), "LLaMA-68M's"
+
+
+def test_every_wide_name_is_known_and_for_one_flag() -> None:
+    assert {name for names in WIDE.values() for name in names} == set(SHAPES)
+    with pytest.raises(UsageError, match="--draft demo-7b: is for --target; use --draft demo"):
+        load_model("--draft", "demo-7b", torch.float32)
+    with pytest.raises(UsageError, match="--target demo-68m: is for --draft"):
+        load_model("--target", "demo-68m", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("draft", "target", "text"),
+    [
+        ("demo", "demo", "demo pair"),
+        ("demo", "demo-7b", "demo pair at the cost of LLaMA-7B"),
+        ("demo-68m", "demo-7b", "demo pair at the cost of LLaMA-68M -> LLaMA-7B"),
+        ("org/a", "demo-7b", "org/a -> demo-7b"),
+    ],
+)
+def test_captions_say_what_a_wide_pair_is(draft: str, target: str, text: str) -> None:
+    assert pair_text(draft, target) == text
