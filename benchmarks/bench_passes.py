@@ -1,25 +1,20 @@
 """The cost of a pass: the latency curve t(n) against the memory floor, and whether decoding uses
 more and more memory.
 
-    python benchmarks/bench_passes.py --widen 7b --engines eager graphs compiled --widths 1 17 65
+    python benchmarks/bench_passes.py --target demo-7b --engines eager graphs compiled --widths 1 17 65
     python benchmarks/bench_passes.py             # the demo pair, on this machine's own device
 
-A pass must read its weights at least once. (An embedding table that is not also the head does not
-count: a pass only looks up rows of it.) The floor is the bytes of the weights over the bandwidth at
-which this machine reads or copies a large tensor. The bandwidth is measured, not taken from a data
-sheet. Engines: `eager` calls the model; `graphs` replays captured passes; `compiled` lets
-torch.compile fuse small kernels first. `--steps` then decodes so many steps of filled trees and
-prints whether memory grew. (`dynasurge sweep` shows where the time of a step goes.)
+The floor is that of models/memory_floor.py. Engines: `eager` calls the model; `graphs` replays
+captured passes; `compiled` lets torch.compile fuse small kernels first. `--steps` then decodes so
+many steps of filled trees and prints whether memory grew. (`dynasurge sweep` shows where the time
+of a step goes.)
 """
 
 from __future__ import annotations
 
 import gc
 import resource
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -34,11 +29,11 @@ from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.models.cuda_graphs import Captured, Graphs
 from dynasurge.models.engine import Engine
+from dynasurge.models.memory_floor import bandwidth, timed, weight_bytes
 from dynasurge.models.pair import Pair
 
 TEXT = 256  # tokens in the cache
 ROOM = TEXT + max(WIDTHS)
-REPEATS = 30
 
 
 def one_pass(engine: Engine, n: int) -> None:
@@ -52,33 +47,6 @@ def captured(engine: Engine, n: int, graphs: Graphs) -> Captured[torch.Tensor]:
     hidden = torch.arange(engine.static_length, device=engine.device) > rows[:, None]
     tokens = torch.full_like(rows, 7)
     return graphs.capture(lambda: engine.score(tokens, rows, rows, hidden, captured=True))
-
-
-def bandwidth(device: torch.device) -> float:
-    """Bytes a second at which a large tensor is read or copied, by the fastest of three kernels."""
-    large = torch.ones(
-        64, 2**24 if device.type == "cuda" else 2**21, device=device, dtype=torch.bfloat16
-    )
-    size, other = large.numel() * large.element_size(), torch.empty_like(large)
-    vector = torch.ones(large.shape[1], device=device, dtype=torch.bfloat16)
-    return max(
-        size / timed(lambda: large.view(torch.int32).amax(dim=1), device),
-        size / timed(lambda: large @ vector, device),
-        2 * size / timed(lambda: other.copy_(large), device),
-    )
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call and a wait for its end, as in decoding: the median of REPEATS."""
-    times = []
-    for number in range(REPEATS + 3):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if number >= 3:
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def curve(name: str, model: Any, kinds: list[str], widths: list[int], floor: float) -> None:
@@ -162,10 +130,7 @@ def main() -> int:
     speed = bandwidth(device)
     print(f"reads {speed / 1e12:.3f} TB/s")
     for name, model in (("target", pair.target), ("draft", pair.draft)):
-        weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-        embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-        if embedding is not head:
-            weights -= embedding.numel() * embedding.element_size()
+        weights = weight_bytes(model)
         floor = weights / speed
         size = f"{weights / 1e9:.2f} GB of {model.dtype} weights"
         print(f"\n{name}: {size}, floor {1e3 * floor:.2f} ms", flush=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from dynasurge.models.memory_floor import floor_seconds
 from dynasurge.models.pair import Pair
 from dynasurge.settings import VERSION
 
@@ -19,14 +20,16 @@ PACKAGES = ("torch", "transformers")
 
 
 def provenance(pair: Pair) -> dict[str, str | None]:
-    """device, dtype, date, python, the versions of dynasurge and of each of PACKAGES, and commit
-    (see `git_commit`)."""
+    """device, dtype, floor_ms, date, python, the versions of dynasurge and of each of PACKAGES, and
+    commit (see `git_commit`). floor_ms: a token's milliseconds at the memory floor of the target
+    (models/memory_floor.py)."""
     device = pair.target.device
     threads = f"{torch.get_num_threads()} threads of {processor()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     return {
         "device": name,
         "dtype": str(pair.target.dtype).removeprefix("torch."),
+        "floor_ms": f"{1e3 * floor_seconds(pair.target):.4g}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "python": platform.python_version(),
         "dynasurge": VERSION,  # a clone may not be installed

@@ -232,7 +232,8 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
     request's time is what all its `new_tokens` would have taken, so texts that ended early can be
     compared. `speedup`: tokens per second over those of `auto` on the same prompt, the median, with
     its 95% interval `speedup_low`, `speedup_high` (NaN without `auto`, or with fewer than ENOUGH
-    prompts). draft, target, verify, other: milliseconds a step, pooled. Raises UsageError if a
+    prompts). over_floor: the speed over that of reading the weights once a token (NaN for records
+    without floor_ms). draft, target, verify, other: milliseconds a step, pooled. Raises UsageError if a
     setting has several rows a prompt and seed.
     """
     again = frame[frame.duplicated([*COLUMN, "index", "seed"])]
@@ -250,6 +251,9 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
     out = pd.DataFrame({name: sums[over] / sums[under] for name, (over, under) in MEASURES.items()})
     rates = _times(frame).groupby(level=COLUMN, sort=False).median()
     out[rates.columns] = rates
+    floors = frame.assign(floor_ms=pd.to_numeric(frame.get("floor_ms", np.nan)))
+    floor = floors.groupby(COLUMN, sort=False)["floor_ms"].median() / 1e3
+    out["over_floor"] = floor / out["latency_per_token_s"]
     out["prompts"] = frame.groupby(COLUMN, sort=False)["index"].nunique()
     out["lossless"] = frame.groupby(COLUMN, sort=False)["lossless"].first()
     by_prompt = (

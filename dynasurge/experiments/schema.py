@@ -138,8 +138,9 @@ class Summary:
 
     accepted_per_step: mean drafted tokens accepted per target pass. tokens_per_step: that + 1, the
     bonus token. tokens_per_second and latency_per_token_s: decoding only. latency_per_request_s: a
-    whole prompt, with prefill. acceptance_histogram: {accepted: steps}. *_seconds: totals over the
-    run; the four phases make up decoding.
+    whole prompt, with prefill. over_floor: the speed over that of reading the target's weights once
+    a token (models/memory_floor.py); None if rows do not know it. acceptance_histogram: {accepted:
+    steps}. *_seconds: totals over the run; the four phases make up decoding.
     """
 
     label: str
@@ -153,6 +154,7 @@ class Summary:
     accepted_per_step: float
     tokens_per_step: float
     tree_size_per_step: float
+    over_floor: float | None
     acceptance_histogram: dict[int, int]
     prefill_seconds: float
     draft_seconds: float
@@ -167,6 +169,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
     accepted = [count for row in rows for count in row.accepted]
     mean = sum(row.accepted_tokens for row in rows) / len(accepted)
     tokens, decoding = sum(row.tokens for row in rows), sum(totals.values())
+    floor = rows[0].about.get("floor_ms")
     return Summary(
         label=rows[0].label,
         lossless=rows[0].lossless,
@@ -179,6 +182,7 @@ def summarise(rows: Sequence[Row]) -> Summary:
         accepted_per_step=mean,
         tokens_per_step=mean + 1,
         tree_size_per_step=sum(size for row in rows for size in row.tree_size) / len(accepted),
+        over_floor=None if floor is None else float(floor) / 1e3 * tokens / decoding,
         acceptance_histogram=dict(sorted(Counter(accepted).items())),
         prefill_seconds=sum(row.prefill_seconds for row in rows),
         **{f"{phase}_seconds": totals[phase] for phase in PHASES},

@@ -30,26 +30,29 @@ def _cells(cells: Sequence[str]) -> str:
 
 
 def results_table(frame: pd.DataFrame) -> str:
-    """`results` in Markdown, one table a dataset, for a README."""
-    head = "| T | policy | tree | tokens per step | accepted per step | tokens/s | over `auto` | ms a request "
-    head += "| ms a step: " + " / ".join(PHASES) + " |"
-    lines: list[str] = []
+    """`results` in Markdown, one table a dataset, for a README. `over the floor` is left out if no
+    record knows it."""
+    table, lines = results(frame), list[str]()
+    known = bool(table["over_floor"].notna().any())
+    heads = ["T", "policy", "tree", "tokens per step", "accepted per step", "tokens/s"]
+    heads += ["over `auto`", *["over the floor"] * known, "ms a request"]
+    heads += [f"ms a step: {' / '.join(PHASES)}"]
     laws = [law for law in frame["law"].unique() if ", " in law]  # that T does not say
     told = "; ".join(["", *laws])
-    for dataset, group in results(frame).groupby("dataset", sort=False):
+    for dataset, group in table.groupby("dataset", sort=False):
         prompts = sorted(group["prompts"].unique())
         lines += [
             f"**{Path(str(dataset)).stem}** (n = {', '.join(map(str, prompts))}{told})",
             "",
-            head,
-            "|---" * 9 + "|",
+            _cells(heads),
+            "|---" * len(heads) + "|",
         ]
         ordered = group.sort_values("T", kind="stable")
-        lines += [_line(row) for row in ordered.to_dict(orient="records")] + [""]
+        lines += [_line(row, known) for row in ordered.to_dict(orient="records")] + [""]
     return "\n".join(lines)
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], floor: bool) -> str:
     phases = " / ".join(f"{row[phase]:.1f}" for phase in PHASES)
     policy = "" if row["label"] == "auto" else "topk" if row["T"] == 0 else row["policy"]
     cells = [
@@ -60,6 +63,7 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['accepted_per_step']:.2f}",
         f"{row['tokens_per_second']:.1f}",
         _speedup(row),
+        *([f"{row['over_floor']:.2f}x" if row["over_floor"] > 0 else ""] if floor else []),
         f"{1e3 * row['latency_per_request_s']:.0f}",
         phases,
     ]

@@ -202,6 +202,19 @@ def test_the_table_for_a_readme_has_the_numbers_of_the_results(frame: pd.DataFra
         assert told == pytest.approx([number for number in expected if number == number], rel=0.03)
 
 
+def test_speed_over_the_memory_floor_is_a_column_where_it_is_known(frame: pd.DataFrame) -> None:
+    assert "over the floor" not in results_table(frame)
+    known = results(frame.assign(floor_ms="2.0"))
+    assert known["over_floor"].tolist() == pytest.approx(
+        (2e-3 / known["latency_per_token_s"]).tolist()
+    )
+    for cells in markdown(results_table(frame.assign(floor_ms="2.0")))["d (n = 2)"]:
+        label = known[known["label"] == cells["tree"]].iloc[0]
+        assert float(cells["over the floor"].removesuffix("x")) == pytest.approx(
+            label["over_floor"], abs=0.01
+        )
+
+
 def test_frames_are_read_from_folders_and_files(frame: pd.DataFrame, tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "records.parquet", index=False)
     for path in (tmp_path, tmp_path / "records.parquet"):

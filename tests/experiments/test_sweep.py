@@ -134,7 +134,17 @@ def test_a_sweep_writes_rows_a_parquet_a_table_and_figures(
         assert row["hash"] == Settings(**row["settings"]).hash()
         assert row["about"]["dtype"] == "float32"
         assert set(row["about"]) == {
-            *("device", "dtype", "date", "python", "dynasurge", "torch", "transformers", "commit")
+            *(
+                "device",
+                "dtype",
+                "floor_ms",
+                "date",
+                "python",
+                "dynasurge",
+                "torch",
+                "transformers",
+                "commit",
+            )
         }
         assert row["about"]["commit"] == git_commit()
         assert row["revision"].startswith("sha256:")
