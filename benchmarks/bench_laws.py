@@ -70,12 +70,12 @@ def main() -> int:
     data = {args.dataset: load_prompts(args.dataset, args.start, args.end, chat=args.chat)}
     pair = load_pair(**pair_options(args), device_map=args.device_map)
     with Evaluation(pair, plan, data, None, min_prompt_len=args.min_prompt_len) as evaluation:
-        rows: dict[str, list[tuple[int, Row]]] = {}
-        for done in tqdm(evaluation.run(), total=len(evaluation), unit="run"):
-            law = Settings(**done.row.settings).law
-            rows.setdefault(law, []).append((done.row.index, done.row))
-    laws = [settings.under(pair.generation_config).law for settings in plan]
-    print(table({law: [row for _, row in sorted(rows[law], key=lambda x: x[0])] for law in laws}))
+        for _ in tqdm(evaluation.run(), total=len(evaluation), unit="run"):
+            pass
+        rows: dict[str, list[Row]] = {}
+        for row in evaluation.rows():
+            rows.setdefault(Settings(**row.settings).law, []).append(row)
+    print(table(rows))
     return 0
 
 

@@ -7,6 +7,9 @@ and exits with code 2.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Collection
+
 
 class UsageError(ValueError):
     """A mistake that the user can fix: `field` had `value`, which is wrong for `reason`; `remedy`
@@ -20,6 +23,12 @@ class UsageError(ValueError):
 def flag_of(name: str) -> str:
     """The flag of a settings field."""
     return "--" + name.replace("_", "-")
+
+
+def meant(name: str, known: Collection[str]) -> str:
+    """The remedy for an unknown name: the known one that is most like it."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else "leave it out"
 
 
 def at_least(name: str, value: int, least: int, example: int) -> None:

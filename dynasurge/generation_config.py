@@ -9,13 +9,12 @@ This module knows names and values only. models/processors.py does what they ask
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dynasurge.errors import UsageError
+from dynasurge.errors import UsageError, flag_of, meant
 
 FLAG = "--generation-config"
 # Fields of Settings: what each is called in a generation config and in a table, and its value
@@ -110,9 +109,7 @@ def read_config(given: object) -> str | None:
         raise UsageError(FLAG, str(given)[:80], "is no JSON object", "name entries and values")
     for name in data:
         if name not in NAMES:
-            near = difflib.get_close_matches(name, NAMES, n=1)
-            remedy = f"did you mean {near[0]}?" if near else "leave it out"
-            raise UsageError(FLAG, name, "is no entry of a generation config", remedy)
+            raise UsageError(FLAG, name, "is no entry of a generation config", meant(name, NAMES))
     return json.dumps({name: data[name] for name in sorted(data) if name not in UNSAID})
 
 
@@ -155,7 +152,7 @@ def complete(
     for name in SAMPLING if given["T"] is None and law["T"] == 0 else ():
         if given[name] is not None and given[name] != LAW[name][2]:
             reason = "the target's generation config does not sample, so this changes nothing"
-            raise UsageError("--" + name.replace("_", "-"), given[name], reason, "add --T 0.6")
+            raise UsageError(flag_of(name), given[name], reason, "add --T 0.6")
     others = {
         name: entries[name]
         for name, neutral in HONOURED.items()

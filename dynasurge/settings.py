@@ -8,7 +8,6 @@ made where those load.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dynasurge.errors import UsageError, at_least, flag_of
+from dynasurge.errors import UsageError, at_least, flag_of, meant
 from dynasurge.generation_config import LAW, LAW_FIELDS, complete, law_text, read_config
 
 Mode = Literal["auto", "sTree", "dTree"]
@@ -291,8 +290,7 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
     theirs = {entry: name for name, (entry, _, _) in LAW.items()} | {"max_new_tokens": "new_tokens"}
     for name, value in given.items():
         if name not in known:
-            near = theirs.get(name) or next(iter(difflib.get_close_matches(name, known, n=1)), "")
-            remedy = f"did you mean {near}?" if near else "leave it out"
+            remedy = meant(theirs.get(name, name), known)
             raise UsageError(name, str(value)[:40], "is no field of Settings", remedy)
     return Settings(**given)
 

@@ -42,7 +42,7 @@ from dynasurge.models.compatibility import CACHES, check_model, rope_switch
 from dynasurge.models.law import Law, law_of
 from dynasurge.models.loading import load_model
 from dynasurge.models.pair import Pair, check_pair
-from dynasurge.models.processors import check_processors, processed
+from dynasurge.models.processors import processed
 from dynasurge.models.self_test import self_test
 from dynasurge.settings import DEMO, Settings, settings_of
 
@@ -158,7 +158,6 @@ class TreeGenerate:
                 f"the model knows ids 0 to {known - 1}",
                 "fix the prompt",
             )
-        check_processors(logits_processor)
         if self._owner == threading.get_ident():
             raise UsageError(
                 "custom_generate",

@@ -28,7 +28,7 @@ from transformers import (
 
 from dynasurge.errors import UsageError
 from dynasurge.models.pair import Pair, token_ids
-from dynasurge.models.processors import check_processors, processed
+from dynasurge.models.processors import captures, check_processors, processed
 from dynasurge.settings import Settings
 
 Stops = Callable[[Sequence[int]], bool]
@@ -107,6 +107,8 @@ class Asked:
         self._model = copy.copy(pair.target)
         self._model.generation_config = GenerationConfig()
         self.first, self.fixed = self._try(settings.new_tokens), False
+        # what can be captured does not depend on the prompt
+        self.fixed = captures(self.first.processors) and self.first.stops is None
 
     def after(self, prompt: list[int], new_tokens: int) -> Law:
         """The law after a prompt, for a text of so many new tokens."""
