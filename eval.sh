@@ -25,7 +25,7 @@ if [ -z "${PYTHON:-}" ]; then
 fi
 
 study=(--dataset cnn c4 --end 200 --prompt-len 128 --min-prompt-len 128 --new-tokens 128 --M 384
-    --T 0 0.6 0.85 0.9 0.95 1.0 --P 1.0 --use_bfs --B 16 32 64
+    --T 0 0.6 0.85 0.9 0.95 1.0 --P 1.0 --use_bfs --B 16 32 64 auto
     --growmap "$growmaps"/{4x8-tree,8x8-tree,optimal63,optimal127}.pt
     --output runs/eval)
 quick=(--dataset demo --end 4 --new-tokens 64 --M 384
