@@ -99,12 +99,13 @@ def load_model(
     model: PreTrainedModel = loaded[0]
     _check_report(source, loaded[1])
     if name in SHAPES:
-        with shrinking("model"):
+        with _Quiet(), shrinking("model"):
             model = widen(
                 cast(LlamaForCausalLM, model),
                 SHAPES[name],
                 device=device or model.device,
                 dtype=dtype,
+                device_map=device_map,
             )
     if model.config.get_text_config()._attn_implementation == "eager":
         warnings.warn(

@@ -58,10 +58,16 @@ SHAPES: dict[str, dict[str, int]] = {
 
 @torch.no_grad()
 def widen(
-    small: LlamaForCausalLM, shape: dict[str, int], *, device: torch.device, dtype: torch.dtype
+    small: LlamaForCausalLM,
+    shape: dict[str, int],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    device_map: str | None = None,
 ) -> LlamaForCausalLM:
-    """`small` in a LLaMA of `shape` (names of LlamaConfig; as many key heads as query heads), on a
-    device, in a dtype.
+    """`small` in a LLaMA of `shape` (names of LlamaConfig; as many key heads as query heads), in a
+    dtype, made on a device, which has to hold all of it. device_map: how transformers then spreads
+    it; None leaves it there.
 
     Raises ValueError if something in `shape` is too small, or if its head size is no multiple of
     the small one's.
@@ -93,6 +99,9 @@ def widen(
             _place(tensor, source)
         else:  # gate, up, the head: padding multiplies zeros
             _place(tensor, source)
+    if device_map is not None:
+        weights: dict[str, Any] = {"config": config, "state_dict": wide.state_dict()}
+        wide = LlamaForCausalLM.from_pretrained(None, **weights, dtype=dtype, device_map=device_map)
     wide.generation_config = copy.deepcopy(small.generation_config)
     wide.eval()
     return wide

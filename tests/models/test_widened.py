@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -39,11 +41,13 @@ def small_model(**more: int | bool) -> LlamaForCausalLM:
     return model
 
 
+@pytest.mark.parametrize("device_map", [None, "auto"])
 @pytest.mark.parametrize("more", [{}, {"num_key_value_heads": 3, "tie_word_embeddings": False}])
-def test_the_function_does_not_change(more: dict[str, int | bool]) -> None:
+def test_the_function_does_not_change(more: dict[str, int | bool], device_map: str | None) -> None:
     small = small_model(**more)
     small.generation_config.top_k = 7
-    wide = widen(small, LARGE, device=torch.device("cpu"), dtype=torch.float32)
+    where: dict[str, Any] = {"device": torch.device("cpu"), "device_map": device_map}
+    wide = widen(small, LARGE, **where, dtype=torch.float32)
     ids = torch.randint(50, (2, 30), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         torch.testing.assert_close(wide(ids).logits, small(ids).logits, atol=1e-5, rtol=1e-4)
