@@ -12,6 +12,7 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -21,6 +22,7 @@ from dynasurge.experiments import measurements
 from dynasurge.experiments.published_records import COMMAND, TEXT, Evidence, labelled, made
 from dynasurge.experiments.results_frame import load_frame
 from dynasurge.models.pair import load_pair
+from dynasurge.settings import DEMO, WIDE
 
 SIZES = (
     ("nodes", 32, "positions at which bounds are computed, a temperature"),
@@ -61,6 +63,10 @@ def publish_command(arguments: Sequence[str]) -> int:
     made(output)
     evidence = Evidence.read(*args.folders)
     first = labelled(load_frame(args.folders[0]))
+    if (first["every"] > 0).any():
+        reason = "holds trees at places of given texts"
+        remedy = "name a sweep without --every first"
+        raise UsageError("folder", args.folders[0], reason, remedy)
     if not set(TEXT) <= set(first):
         raise UsageError(
             "folder",
@@ -73,7 +79,13 @@ def publish_command(arguments: Sequence[str]) -> int:
     }
     spread = first["device_map"].iloc[0]
     device_map = spread if isinstance(spread, str) else None  # a table's missing value is not None
-    pair = load_pair(names["draft"], names["target"], dtype=names["dtype"], device_map=device_map)
+    models: dict[
+        str, Any
+    ] = {  # a widened model has the demo model's function: what is probed is the same
+        flag: DEMO if names[flag] in WIDE[f"--{flag}"] else names[flag]
+        for flag in ("draft", "target")
+    }
+    pair = load_pair(**models, dtype=names["dtype"], device_map=device_map)
     prompts = len(first.drop_duplicates(["dataset", "index"]))
     tables = {"positions": measurements.positions(pair, first)}
     with tqdm(total=args.nodes * first["T"].nunique(), desc="bounds", disable=None) as bar:

@@ -13,7 +13,7 @@ table would compute it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,19 @@ def paired(
     )
 
 
+def rule_gains(frame: pd.DataFrame, by: Sequence[str] = ("dataset", "T")) -> pd.DataFrame:
+    """What ETV gains in accepted tokens a step: a row a tree that ran top-down and with ETV in the
+    same group of `by`. Columns: by, tree (its label), and the fields of `Paired`, a being top-down.
+    Columns alone if there is no such tree."""
+    rng, lines = np.random.default_rng(0), list[dict[str, Any]]()
+    for key, rows in frame.groupby(list(by), sort=False):
+        labels = rows["label"].unique()
+        for label in [label for label in labels if f"{label} +ETV" in labels]:
+            found = paired(rows, label, f"{label} +ETV", "accepted_per_step", rng=rng)
+            lines.append(dict(zip(by, key, strict=True)) | {"tree": label} | asdict(found))
+    return pd.DataFrame(lines, columns=[*by, "tree", *(field.name for field in fields(Paired))])
+
+
 def _ratio(sums: np.ndarray) -> np.ndarray:
     """b over a of sums [m, 4]; NaN where a is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -293,7 +306,8 @@ def _median(values: pd.Series) -> tuple[float, float, float]:
 def trees(frame: pd.DataFrame) -> pd.DataFrame:
     """`results` with columns that describe each row's tree: mode, `tree` (the label without its
     rule), rule ("top-down", "ETV", ...), B, fill, and `nodes`, the mean number of nodes that a step
-    drafted."""
+    drafted; and with 95% intervals NAME_low, NAME_high of the measures NAME of MEASURES (NaN with
+    fewer than ENOUGH prompts)."""
     groups = frame.assign(drafted=frame["tree_size"].map(sum)).groupby(COLUMN, sort=False)
     kind = groups[["mode", "B", "fill"]].first()
     sums = groups[["drafted", "steps"]].sum()
@@ -301,7 +315,34 @@ def trees(frame: pd.DataFrame) -> pd.DataFrame:
         kind.assign(nodes=sums["drafted"] / sums["steps"]).reset_index(), on=COLUMN
     )
     named = out["label"].str.partition(" +")
-    return out.assign(tree=named[0], rule=named[2].where(named[2] != "", "top-down"))
+    out = out.assign(tree=named[0], rule=named[2].where(named[2] != "", "top-down"))
+    return out.merge(_intervals(frame), on=COLUMN)
+
+
+def _intervals(frame: pd.DataFrame) -> pd.DataFrame:
+    """NAME_low and NAME_high of every measure, by COLUMN."""
+    lines = []
+    for key, rows in frame.groupby(COLUMN, sort=False):
+        ends = {name: _median(times)[1:] for name, times in _times(rows).items()}
+        for name in [name for name in MEASURES if name not in ends]:
+            ends[name] = _pooled(rows, *MEASURES[name])
+        lines.append(
+            dict(zip(COLUMN, key, strict=True))
+            | {f"{name}_low": low for name, (low, _) in ends.items()}
+            | {f"{name}_high": high for name, (_, high) in ends.items()}
+        )
+    return pd.DataFrame(lines)
+
+
+def _pooled(rows: pd.DataFrame, over: str, under: str) -> tuple[float, float]:
+    """The 95% interval of a ratio of sums over the rows of one setting."""
+    sums = rows.groupby("index")[[over, under]].sum().to_numpy()
+    n = len(sums)
+    if n < ENOUGH:
+        return np.nan, np.nan
+    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ sums
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], (2.5, 97.5))
+    return float(low), float(high)
 
 
 def contrast(frame: pd.DataFrame) -> pd.DataFrame:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from dynasurge.errors import UsageError
-from dynasurge.experiments.results_frame import Paired, paired, results
+from dynasurge.experiments.results_frame import Paired, paired, results, rule_gains
 from dynasurge.experiments.schema import PHASES
 
 OURS = "dTree"  # how labels of our trees begin
@@ -99,19 +99,14 @@ def against_table(frame: pd.DataFrame, others: Sequence[str]) -> str:
 def rules_table(frame: pd.DataFrame) -> str:
     """What ETV gains: accepted tokens a step of every tree top-down and with ETV, and their ratio,
     by temperature, over the prompts (of all datasets) that both have. Raises UsageError."""
-    rng = np.random.default_rng(0)
-    lines = [_cells(["T", "tree", "n", "top-down", "ETV", "ETV over top-down"]), "|---" * 6 + "|"]
-    for T, rows in frame.groupby("T"):
-        labels = [
-            label for label in rows["label"].unique() if f"{label} +ETV" in set(rows["label"])
-        ]
-        for label in labels:
-            found = paired(rows, label, f"{label} +ETV", "accepted_per_step", rng=rng)
-            numbers = [str(found.prompts), f"{found.a:.2f}", f"{found.b:.2f}"]
-            lines.append(_cells([f"{T:g}", label, *numbers, _times(found)]))
-    if len(lines) == 2:
+    gains = rule_gains(frame, by=["T"]).sort_values("T", kind="stable")
+    if gains.empty:
         reason, remedy = "no tree was verified by both rules", "sweep with --use_bfs"
         raise UsageError("records", "top-down or ETV", reason, remedy)
+    lines = [_cells(["T", "tree", "n", "top-down", "ETV", "ETV over top-down"]), "|---" * 6 + "|"]
+    for row in gains.itertuples():
+        numbers = [str(row.prompts), f"{row.a:.2f}", f"{row.b:.2f}"]
+        lines.append(_cells([f"{row.T:g}", str(row.tree), *numbers, _times(row)]))
     return "\n".join(lines)
 
 
@@ -179,7 +174,7 @@ def _ratio(rows: pd.DataFrame, a: str, b: str, measure: str, rng: np.random.Gene
     return _times(paired(rows, a, b, measure, rng=rng))
 
 
-def _times(found: Paired) -> str:
+def _times(found: Paired | Any) -> str:
     """The ratio of a pair and its interval."""
     if found.ratio != found.ratio:  # nothing was accepted
         return ""

@@ -7,6 +7,7 @@ A rule has one colour everywhere: light without ETV, dark with ETV. Lossy result
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,94 +37,144 @@ RULES = {
 }  # light, dark, middle, white
 
 
+# What the prototype's authors published: accepted tokens a step without and with their rule, which
+# is lossy, of LLaMA-68M -> LLaMA-7B on CNN/DailyMail at T = 0.9.
+PROTOTYPE = {
+    "sTree 4x8": (2.49, 2.69),
+    "sTree 8x8": (2.67, 2.91),
+    "dTree B=16": (2.06, 2.16),
+    "dTree B=32": (2.15, 2.31),
+    "dTree B=64": (2.32, 2.50),
+}
+PROTOTYPE_SAID = "the prototype's own (LLaMA-68M -> LLaMA-7B, a lossy rule)"
+PANELS = (
+    ("latency_per_token_s", 1e3, "latency (ms / token)"),
+    ("latency_per_request_s", 1.0, "latency (s / full request)"),
+    ("accepted_per_step", 1.0, "accepted (tokens / step)"),
+)
+
+
 @styled
-def comparison_figure(table: pd.DataFrame, caption: str) -> Figure:
+def comparison_figure(
+    table: pd.DataFrame, caption: str, gains: pd.DataFrame | None = None
+) -> Figure:
     """Latency per token and per request as bars (medians over prompts), accepted tokens per step as
-    a line: by static tree and by budget, with a colour for each rule and a row of panels for each
-    temperature. `auto` is the dashed line. table: rows of one dataset of `results_frame.trees`."""
+    points, all with 95% intervals: by static tree and by budget, with a colour for each rule and a
+    row of panels for each dataset and temperature. `auto` is the dashed line.
+
+    table: `results_frame.trees`. gains: `results_frame.rule_gains` of the same rows; they are
+    written on the bars, in brackets if the interval contains 1. Open marks are PROTOTYPE's, where
+    the rows are of its text and temperature.
+    """
     table = table[~(table["fill"] & (table["mode"] == "dTree"))]
-    temperatures = sorted(table["T"].unique())
-    names = list(
-        dict.fromkeys(
-            table.loc[table["mode"] != "auto"].sort_values("mode", ascending=False, kind="stable")[
-                "tree"
-            ]
-        )
-    )
-    rules = [rule for rule in RULES if rule in set(table.loc[table["mode"] != "auto", "rule"])]
-    figure = new_figure(3.2 + 0.95 * len(names), 2.3 * len(temperatures) + 0.7)
-    rows = figure.subplots(len(temperatures), 3, squeeze=False, sharex=True)
-    for T, panels in zip(temperatures, rows, strict=True):
-        at = table[table["T"] == T]
-        for axes, (column, factor) in zip(
-            panels,
-            (
-                ("latency_per_token_s", 1e3),
-                ("latency_per_request_s", 1.0),
-                ("accepted_per_step", 1.0),
-            ),
-            strict=True,
-        ):
-            values = {rule: _column(at, rule, names, column) * factor for rule in rules}
-            if column == "accepted_per_step":
-                _segments(axes, values, names)
-            else:
-                _grouped(axes, values)
-                for auto in at.loc[at["mode"] == "auto", column]:
-                    axes.axhline(
-                        auto * factor,
-                        color=INK,
-                        linestyle="--",
-                        linewidth=0.9,
-                        label="auto (no tree)",
-                    )
+    trees = table.loc[table["mode"] != "auto"].sort_values("mode", ascending=False, kind="stable")
+    names = list(dict.fromkeys(trees["tree"]))
+    rules = [rule for rule in RULES if rule in set(trees["rule"])]
+    groups = list(table.groupby(["dataset", "T"], sort=False))
+    figure = new_figure(3.2 + 0.95 * len(names), 2.3 * len(groups) + 0.7)
+    rows = figure.subplots(len(groups), 3, squeeze=False, sharex=True)
+    for ((dataset, T), at), panels in zip(groups, rows, strict=True):
+        for axes, (column, factor, title) in zip(panels, PANELS, strict=True):
+            draw = _points if column == "accepted_per_step" else _bars
+            draw(axes, names, {rule: _heights(at, rule, names, column) * factor for rule in rules})
+            for auto in at.loc[at["mode"] == "auto", column] if draw is _bars else ():
+                style: dict[str, Any] = {"color": INK, "linestyle": "--", "linewidth": 0.9}
+                axes.axhline(auto * factor, **style, label="auto (no tree)")
+            axes.set_ylabel(title)
             _divide(axes, names)
             quiet(axes)
-        panels[0].set_ylabel(f"T = {T:g}\nlatency (ms / token)")
-        panels[1].set_ylabel("latency (s / full request)")
-        panels[2].set_ylabel("accepted (tokens / step)")
-    handles = rows[0, 0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside upper center", ncols=len(handles[0]))
+        panels[0].set_ylabel(f"{Path(str(dataset)).stem}, T = {T:g}\n{PANELS[0][2]}")
+        if gains is not None and "ETV" in rules:
+            here = gains[(gains["dataset"] == dataset) & (gains["T"] == T)]
+            x = _side_by_side(len(names), rules.index("ETV"), len(rules), 0.8 / len(rules))
+            _write_gains(panels[0], names, x, here)
+        if Path(str(dataset)).stem.startswith("cnn") and T == 0.9:
+            _open_marks(panels[2], names)
+    handles = {
+        label: handle
+        for axes in (*rows[:, 0], *rows[:, 2])
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
+    if gains is not None and len(gains):
+        caption += ". On bars: what ETV gains in accepted tokens, paired by prompt"
+        caption += " (in brackets: perhaps nothing); lines: 95% intervals"
     say(figure, caption)
     return figure
 
 
-def _column(table: pd.DataFrame, rule: str, names: Sequence[str], column: str) -> np.ndarray:
-    """One number a tree, NaN if it did not run under this rule."""
-    lines = table[table["rule"] == rule].drop_duplicates("tree").set_index("tree")[column]
-    heights: np.ndarray = lines.reindex(list(names)).to_numpy(dtype=float)
+def _heights(table: pd.DataFrame, rule: str, names: Sequence[str], column: str) -> np.ndarray:
+    """[3, trees]: a measure and the ends of its interval, NaN for trees that did not run under this
+    rule."""
+    lines = table[table["rule"] == rule].drop_duplicates("tree").set_index("tree")
+    columns = [column, f"{column}_low", f"{column}_high"]
+    heights: np.ndarray = lines.reindex(list(names))[columns].to_numpy(dtype=float).T
     return heights
 
 
-def _grouped(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
+def _side_by_side(count: int, number: int, rules: int, width: float) -> np.ndarray:
+    """Where the marks of rule `number` are: side by side at each of `count` trees."""
+    return np.arange(count) + (number - (rules - 1) / 2) * width
+
+
+def _bars(axes: Axes, names: Sequence[str], values: Mapping[str, np.ndarray]) -> None:
     width = 0.8 / len(values)
     for number, (rule, heights) in enumerate(values.items()):
-        x = np.arange(len(heights)) + (number - (len(values) - 1) / 2) * width
-        hatch = LOSSY if "lossy" in rule else ""
-        axes.bar(
-            x,
-            heights,
-            width,
-            color=RULES[rule],
-            edgecolor=INK,
-            linewidth=0.5,
-            hatch=hatch,
-            label=rule,
-        )
+        style: dict[str, Any] = {"color": RULES[rule], "edgecolor": INK, "linewidth": 0.5}
+        style |= {"hatch": LOSSY if "lossy" in rule else "", "label": rule}
+        x = _side_by_side(len(names), number, len(values), width)
+        axes.bar(x, heights[0], width, **style)
+        _whiskers(axes, x, heights)
 
 
-def _segments(axes: Axes, values: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
-    """Draw a line for each rule, broken between static trees and budgets."""
-    static = sum(name.startswith("sTree") for name in names)
+def _points(axes: Axes, names: Sequence[str], values: Mapping[str, np.ndarray]) -> None:
+    """Draw a mark for each tree and rule. Lines join what has an order: the budgets."""
+    budgets = [number for number, name in enumerate(names) if _is_budget(name)]
     for number, (rule, heights) in enumerate(values.items()):
         lossy = "lossy" in rule
         colour = (
             INK if lossy else "#5b9bc0" if rule == "top-down" else RULES[rule]
         )  # a thin line in PLAIN would be too faint
-        style: dict[str, Any] = {"color": colour, "linestyle": "--" if lossy else "-"}
-        style |= {"marker": MARKERS[number], "markerfacecolor": RULES[rule], "markeredgecolor": INK}
-        for part in (slice(0, static), slice(static, None)):
-            axes.plot(np.arange(len(names))[part], heights[part], **style)
+        x = _side_by_side(len(names), number, len(values), 0.16)
+        _whiskers(axes, x, heights)
+        line: dict[str, Any] = {"color": colour, "linestyle": "--" if lossy else "-"}
+        axes.plot(x[budgets], heights[0][budgets], **line)
+        marks: dict[str, Any] = {"marker": MARKERS[number], "markeredgecolor": INK}
+        axes.plot(x, heights[0], linestyle="", markerfacecolor=RULES[rule], **marks)
+
+
+def _is_budget(name: str) -> bool:
+    return name.startswith("dTree B=") and name.removeprefix("dTree B=").isdecimal()
+
+
+def _whiskers(axes: Axes, x: np.ndarray, heights: np.ndarray) -> None:
+    """Draw the intervals of values [3, trees]."""
+    ends = np.abs(heights[1:] - heights[0])
+    if np.isfinite(ends).any():
+        axes.errorbar(x, heights[0], ends, linestyle="", color=INK, linewidth=0.7, zorder=1.5)
+
+
+def _write_gains(axes: Axes, names: Sequence[str], x: np.ndarray, gains: pd.DataFrame) -> None:
+    """Write into the bars of ETV, which are at x, what it gains."""
+    for row in gains.itertuples():
+        if row.tree in names and row.ratio == row.ratio:
+            text = f"{100 * (row.ratio - 1):+.0f}%".replace("-0%", "+0%")
+            text = text if row.low > 1 or row.high < 1 else f"({text})"
+            style: dict[str, Any] = {"rotation": 90, "ha": "center", "va": "bottom"}
+            style |= {"fontsize": 6.5, "color": "white", "textcoords": "offset points"}
+            axes.annotate(text, (x[names.index(row.tree)], 0), (0.5, 4), **style)
+
+
+def _open_marks(axes: Axes, names: Sequence[str]) -> None:
+    """Draw PROTOTYPE's numbers, an open mark without and one with its rule."""
+    known = [name for name in names if name in PROTOTYPE]
+    label: str | None = PROTOTYPE_SAID
+    for number, (marker, colour) in enumerate((("o", "#5b9bc0"), ("s", ETV))):
+        x = _side_by_side(len(names), number, 2, 0.16)[[names.index(name) for name in known]]
+        published = [PROTOTYPE[name][number] for name in known]
+        marks: dict[str, Any] = {"marker": marker, "markeredgecolor": colour, "label": label}
+        axes.plot(x, published, linestyle="", markerfacecolor="none", **marks)
+        label = None
 
 
 def _divide(axes: Axes, names: Sequence[str]) -> None:

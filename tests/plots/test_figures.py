@@ -18,7 +18,13 @@ from dynasurge.drafting.cost_model import Costs
 from dynasurge.experiments import results_frame
 from dynasurge.experiments.published_records import Evidence
 from dynasurge.plots.figures import save_figure
-from dynasurge.plots.rule_figures import RULES, bias_figure, bound_figure, comparison_figure
+from dynasurge.plots.rule_figures import (
+    PROTOTYPE,
+    RULES,
+    bias_figure,
+    bound_figure,
+    comparison_figure,
+)
 from dynasurge.plots.study_figures import (
     acceptance_figure,
     budget_figure,
@@ -30,6 +36,7 @@ from dynasurge.plots.style import ETV as DARK
 from dynasurge.plots.style import LINES, PLAIN
 
 STATIC = Settings(**LAW, mode="sTree", growmap="4x8")
+STATIC_ETV = Settings(**LAW, mode="sTree", growmap="4x8", use_bfs=True)
 LOSSY = Settings(**LAW, B=4, use_bfs=True, etv="bfs")
 CAPTION = "demo pair, a machine, float32; prompts: d, n = 2; T = 0.6"
 
@@ -83,6 +90,40 @@ def test_the_comparison_draws_every_tree_once_a_rule(frame: pd.DataFrame) -> Non
     for panel, unit in ((per_token, "ms"), (per_request, "(s "), (accepted, "tokens")):
         assert unit in panel.get_ylabel()
     assert {*expected["tree"].str.split().str[-1], *expected["rule"], CAPTION} <= set(texts(figure))
+
+
+def test_a_comparison_of_studies_has_gains_intervals_and_the_prototypes_marks() -> None:
+    """A row of panels a dataset and temperature; open marks only beside CNN/DailyMail at T = 0.9."""
+    plain, etv = (replace(settings, T=0.9, growmap="4x8") for settings in (STATIC, STATIC_ETV))
+    rows = [
+        replace(row(settings, index, ranks), dataset=dataset)
+        for dataset in ("cnn_dailymail.jsonl", "c4_en.jsonl")
+        for index in range(6)
+        for settings, ranks in (
+            (replace(AUTO, T=0.9), [[]] * 6),
+            (plain, [[0] * (index % 3)]),
+            (etv, [[0] * (index % 3 + 1)]),
+        )
+    ]
+    frame = results_frame.to_frame(rows)
+    gains, table = results_frame.rule_gains(frame), results_frame.trees(frame)
+    assert list(gains["dataset"]) == ["cnn_dailymail.jsonl", "c4_en.jsonl"]
+    assert gains["tree"].tolist() == ["sTree 4x8"] * 2
+    assert gains["ratio"].tolist() == pytest.approx([2.0] * 2)  # 2 of a step instead of 1
+    assert (gains["low"] > 1).all()
+    etv_rows = table[table["rule"] == "ETV"]
+    assert (etv_rows["accepted_per_step_low"] < etv_rows["accepted_per_step"]).all()
+    assert (etv_rows["accepted_per_step_high"] > etv_rows["accepted_per_step"]).all()
+    figure = comparison_figure(table, CAPTION, gains)
+    assert len(figure.axes) == 6
+    assert texts(figure).count("+100%") == 2
+    open_marks = [
+        [y for line in axes.lines if line.get_markerfacecolor() == "none" for y in line.get_ydata()]
+        for axes in figure.axes
+    ]
+    assert open_marks == [[], [], list(PROTOTYPE["sTree 4x8"]), [], [], []]
+    none = gains.assign(low=0.5)
+    assert texts(comparison_figure(table, CAPTION, none)).count("(+100%)") == 2
 
 
 def test_lightness_alone_tells_rules_and_lines_apart() -> None:
