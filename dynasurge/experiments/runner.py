@@ -239,11 +239,11 @@ class Evaluation:
     def summaries(self) -> list[Summary]:
         """One summary a setting, in the plan's order, dataset by dataset, over the requested
         prompts."""
-        return [
-            summarise(list(self.records.rows([run], self._indices(dataset))))
-            for dataset, runs in self._runs.items()
-            for run in runs
-        ]
+        out = []
+        for dataset, runs in self._runs.items():
+            rows = [list(self.records.rows([run], self._indices(dataset))) for run in runs]
+            out += [summarise(own, rows[0]) for own in rows]
+        return out
 
     def _indices(self, dataset: str) -> list[int]:
         return [task.prompt.index for task in self._tasks if task.dataset == dataset]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -137,8 +138,10 @@ class Summary:
     """The results of one setting over a run. Seconds are wall time.
 
     accepted_per_step: mean drafted tokens accepted per target pass. tokens_per_step: that + 1, the
-    bonus token. tokens_per_second and latency_per_token_s: decoding only. latency_per_request_s: a
-    whole prompt, with prefill. over_floor: the speed over that of reading the target's weights once
+    bonus token. tokens_per_second and latency_per_token_s: decoding only, medians over prompts, so
+    one stalled prompt does not change them. latency_per_request_s: a whole prompt, with prefill,
+    the median. speedup: tokens per second over those of the first setting on the same prompt, the
+    median. over_floor: the speed over that of reading the target's weights once
     a token (models/memory_floor.py); None if rows do not know it. acceptance_histogram: {accepted:
     steps}. *_seconds: totals over the run; the four phases make up decoding.
     """
@@ -149,6 +152,7 @@ class Summary:
     tokens: int
     steps: int
     tokens_per_second: float
+    speedup: float
     latency_per_token_s: float
     latency_per_request_s: float
     accepted_per_step: float
@@ -163,26 +167,29 @@ class Summary:
     other_seconds: float
 
 
-def summarise(rows: Sequence[Row]) -> Summary:
-    """Sum up the rows of one setting (at least one row)."""
+def summarise(rows: Sequence[Row], first: Sequence[Row]) -> Summary:
+    """Sum up the rows of one setting (at least one row). first: those of the run's first setting on
+    the same prompts."""
     totals = {phase: sum(getattr(row, f"{phase}_seconds") for row in rows) for phase in PHASES}
     accepted = [count for row in rows for count in row.accepted]
     mean = sum(row.accepted_tokens for row in rows) / len(accepted)
-    tokens, decoding = sum(row.tokens for row in rows), sum(totals.values())
-    floor = rows[0].about.get("floor_ms")
+    token = {row.index: row.decode_seconds / row.tokens for row in rows}
+    base = {row.index: row.decode_seconds / row.tokens for row in first}
+    latency, floor = statistics.median(token.values()), rows[0].about.get("floor_ms")
     return Summary(
         label=rows[0].label,
         lossless=rows[0].lossless,
         prompts=len(rows),
-        tokens=round(tokens),
+        tokens=round(sum(row.tokens for row in rows)),
         steps=len(accepted),
-        tokens_per_second=tokens / decoding,
-        latency_per_token_s=decoding / tokens,
-        latency_per_request_s=sum(row.seconds for row in rows) / len(rows),
+        tokens_per_second=statistics.median(1 / seconds for seconds in token.values()),
+        speedup=statistics.median(base[index] / seconds for index, seconds in token.items()),
+        latency_per_token_s=latency,
+        latency_per_request_s=statistics.median(row.seconds for row in rows),
         accepted_per_step=mean,
         tokens_per_step=mean + 1,
         tree_size_per_step=sum(size for row in rows for size in row.tree_size) / len(accepted),
-        over_floor=None if floor is None else float(floor) / 1e3 * tokens / decoding,
+        over_floor=None if floor is None else float(floor) / 1e3 / latency,
         acceptance_histogram=dict(sorted(Counter(accepted).items())),
         prefill_seconds=sum(row.prefill_seconds for row in rows),
         **{f"{phase}_seconds": totals[phase] for phase in PHASES},

@@ -129,14 +129,13 @@ def table(summaries: Sequence[Summary]) -> str:
     """One column a setting, one row a quantity, with the names of summary.json."""
     rows: list[list[str]] = [["", *(s.label for s in summaries)]]
     for field in dataclasses.fields(summaries[0]):
-        if field.name not in ("label", "acceptance_histogram"):
+        if field.name not in ("label", "speedup", "acceptance_histogram"):
             rows.append([field.name, *(_number(getattr(s, field.name)) for s in summaries)])
-    base = summaries[0].tokens_per_second
     if len(summaries) > 1:
         rows.append(
             [
                 f"speed-up over {summaries[0].label}",
-                *(f"{s.tokens_per_second / base:.2f}x" for s in summaries),
+                *(f"{s.speedup:.2f}x" for s in summaries),
             ]
         )
     lines = [columns(rows)]

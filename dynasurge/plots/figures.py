@@ -61,13 +61,13 @@ NODE_STYLES = {  # by fate: box, border and its dashes, as assets/tree.css has t
 
 @styled
 def compare_figure(summaries: Sequence[Summary], caption: str) -> Figure:
-    """Decoding speed, with its ratio to the first, next to tokens per target pass. One bar a
-    setting; lossy ones are hatched."""
+    """Decoding speed (median over prompts), with its ratio to the first (median of the ratios by
+    prompt), next to tokens per target pass. One bar a setting; lossy ones are hatched."""
     figure = new_figure(4.0 + 1.2 * len(summaries), 3.8)
-    base = summaries[0].tokens_per_second
     left, right = figure.subplots(1, 2)
     speeds = [s.tokens_per_second for s in summaries]
-    _bars(left, summaries, speeds, [f"{v:.1f}\n{v / base:.2f}x" for v in speeds], SPEED)
+    said = [f"{s.tokens_per_second:.1f}\n{s.speedup:.2f}x" for s in summaries]
+    _bars(left, summaries, speeds, said, SPEED)
     left.set_ylabel("decoding speed (tokens / s)")
     lengths = [s.tokens_per_step for s in summaries]
     _bars(right, summaries, lengths, [f"{v:.2f}" for v in lengths], LENGTH)

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.metadata
 import json
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ import dynasurge.models.demo_pair
 import dynasurge.models.loading
 from dynasurge import Growmap, build_growmap, load_growmap, save_growmap
 from dynasurge.cli.main import main
-from dynasurge.experiments.schema import Row
+from dynasurge.experiments.schema import PHASES, Row
 from dynasurge.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -31,10 +32,15 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     return records(folder), json.loads((folder / "summary.json").read_text())
 
 
+def decoding(row: dict[str, Any]) -> float:
+    """The seconds of a record without the passes over the prompt."""
+    return sum(float(row[f"{phase}_seconds"]) for phase in PHASES)
+
+
 def assert_printed(printed: str, runs: list[dict[str, Any]]) -> None:
     """The closing table has every number of the summary, as far as it is rounded."""
     table = aligned(printed)
-    for name in set(runs[0]) - {"label", "lossless", "acceptance_histogram"}:
+    for name in set(runs[0]) - {"label", "lossless", "speedup", "acceptance_histogram"}:
         for cell, run in zip(table[name], runs, strict=True):
             tolerance = 0.00501 if run[name] >= 0.1 else 0.0000501
             assert float(cell) == pytest.approx(run[name], abs=tolerance), name
@@ -65,10 +71,13 @@ def test_a_run_writes_records_and_a_summary_that_agree(
     assert run["accepted_per_step"] == pytest.approx(sum(steps) / len(steps))
     assert run["tokens_per_step"] == pytest.approx(run["accepted_per_step"] + 1)
     assert sum(run["acceptance_histogram"].values()) == len(steps) == run["steps"]
-    phases = sum(run[f"{phase}_seconds"] for phase in ("draft", "target", "verify", "other"))
-    assert run["tokens_per_second"] == pytest.approx(run["tokens"] / phases)
-    assert run["latency_per_token_s"] == pytest.approx(1 / run["tokens_per_second"])
-    assert run["latency_per_request_s"] * 2 >= phases + run["prefill_seconds"]
+    token = [decoding(row) / len(row["output_ids"]) for row in rows]
+    assert run["latency_per_token_s"] == pytest.approx(statistics.median(token))
+    speeds = [1 / seconds for seconds in token]
+    assert run["tokens_per_second"] == pytest.approx(statistics.median(speeds))
+    assert run["latency_per_request_s"] == pytest.approx(
+        statistics.median(row["seconds"] for row in rows)
+    )
     assert summary["about"]["torch"] == torch.__version__
     printed = capsys.readouterr().out
     assert_printed(printed, summary["runs"])
@@ -141,10 +150,12 @@ def test_compare_interleaves_three_modes_and_draws_them(
     assert summary["runs"][0]["tokens_per_step"] == 1
     printed = capsys.readouterr().out
     assert_printed(printed, summary["runs"])
+    token = {(row["label"], row["index"]): decoding(row) / len(row["output_ids"]) for row in rows}
     speeds = [
-        run["tokens_per_second"] / summary["runs"][0]["tokens_per_second"]
-        for run in summary["runs"]
+        statistics.median(token["auto", index] / token[label, index] for index in (0, 1))
+        for label in labels
     ]
+    assert [run["speedup"] for run in summary["runs"]] == pytest.approx(speeds)
     (ratios,) = [cells for cells in aligned(printed).values() if cells[-1].endswith("x")]
     assert numbers(" ".join(ratios)) == pytest.approx(speeds, abs=0.00501)
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")

@@ -54,8 +54,12 @@ def test_sums_of_a_row(frame: pd.DataFrame) -> None:
 
 def test_results_agree_with_the_summary(frame: pd.DataFrame) -> None:
     rows = [row(TREE, 0, [[0, 1], [0], []], seconds=3.0), row(TREE, 1, [[1], [0, 0]], seconds=2.0)]
-    line, summary = results(frame).query("label == 'dTree B=4'").iloc[0], summarise(rows)
-    for name in ("tokens_per_step", "accepted_per_step", "prompts"):
+    line, summary = results(frame).query("label == 'dTree B=4'").iloc[0], summarise(rows, rows)
+    assert summary.speedup == 1.0
+    for name in (
+        *("tokens_per_step", "accepted_per_step", "prompts"),
+        *("tokens_per_second", "latency_per_token_s"),
+    ):
         assert line[name] == pytest.approx(getattr(summary, name)), name
     assert line["tokens_per_second"] == pytest.approx((6 / 3 + 5 / 2) / 2), (
         "times are medians over prompts"
