@@ -3,8 +3,8 @@
 # make fast    the tests that take seconds
 # make nightly the long ones: many seeds, many samples, a sweep killed again and again
 # make notebooks   run the notebooks with their defaults, and remove traces of this machine from them
-# make figures     draw figures/ again from figures/data; RECORDS=folder OUTPUT=folder draws your own
-# make records     measure the data of the published figures; STUDY="flags of dynasurge sweep" measures another study
+# make figures     draw figures/ and figures/laptop again, each from its data; RECORDS=folder OUTPUT=folder draws your own
+# make records     measure the data of figures/laptop on this machine; STUDY="flags of dynasurge sweep" measures another study
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,10 +29,13 @@ demo: install
 notebooks: install
 	$(BIN)/python -m dynasurge.plots.notebooks notebooks/*.ipynb
 
-RECORDS ?= figures/data
-OUTPUT ?= figures
 figures: install
+ifdef RECORDS
 	$(BIN)/dynasurge figures $(RECORDS) --output $(OUTPUT)
+else
+	$(BIN)/dynasurge figures figures/data --output figures
+	$(BIN)/dynasurge figures figures/laptop/data --output figures/laptop
+endif
 
 # Two sweeps: trees that stop where nodes no longer pay, without and with ETV; and trees that use their whole budget.
 STUDY ?= --dataset demo --end 7 --new-tokens 64
@@ -44,7 +47,7 @@ RUNS ?= runs/figures
 records: install
 	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --P 1.0 --use_bfs --B $(BUDGETS) auto --growmap $(GROWMAPS) --output $(RUNS)
 	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --P 1.0 --mode dTree --fill --B 2 $(BUDGETS) --output $(RUNS)-filled
-	$(BIN)/dynasurge publish $(RUNS) $(RUNS)-filled --output $(RECORDS) $(if $(MACHINE),--machine "$(MACHINE)")
+	$(BIN)/dynasurge publish $(RUNS) $(RUNS)-filled --output $(or $(RECORDS),figures/laptop/data) $(if $(MACHINE),--machine "$(MACHINE)")
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,10 +2,11 @@
 # Every published number, by the command that measures it. Each line can be run alone; a killed one goes on when it is run
 # again. DATA: a folder with cnn_dailymail.jsonl, c4_en.jsonl and spec_bench.jsonl (any JSONL with a `text` field will do).
 #
-#   bash benchmarks/reproduce.sh cpu       README's figure, docs/results.md; two cores, two hours
+#   bash benchmarks/reproduce.sh study     README's figure, docs/results.md; one GPU of 80 GB, an hour and a half
+#   bash benchmarks/reproduce.sh cpu       figures/laptop, docs/results.md; two cores, two hours
 #   bash benchmarks/reproduce.sh gpu       docs/performance.md; one GPU of 80 GB, half an hour
 #   bash benchmarks/reproduce.sh trees     docs/trees.md, docs/verification.md; one GPU, nine runs of five minutes
-#   bash benchmarks/reproduce.sh study     eval.sh: the original study; a network, a GPU, hours
+#   bash benchmarks/reproduce.sh original  eval.sh: the original study; a network, a GPU, hours
 set -euo pipefail
 DATA=${DATA:-.}
 OUT=${OUT:-runs/published}
@@ -56,12 +57,21 @@ trees() {
 }
 
 study() {
+    # 200 articles and 120 web pages of at least 128 tokens. A folder each: a sweep that goes on has the same flags
+    local seven=(bash eval.sh --target demo-7b --compile)
+    "${seven[@]}" --dataset "$cnn" --end 200 --T 0.9 --output "$OUT/cnn-0.9"
+    "${seven[@]}" --dataset "$DATA/c4_en.jsonl" --end 120 --T 0.9 --output "$OUT/c4-0.9"
+    "${seven[@]}" --dataset "$cnn" --end 200 --T 0.6 --output "$OUT/cnn-0.6"
+    dynasurge publish "$OUT/cnn-0.9" "$OUT/c4-0.9" "$OUT/cnn-0.6" --output "$OUT/study"
+}
+
+original() {
     bash eval.sh --output "$OUT/eval"
 }
 
-for part in "${@:?name one or more of: cpu gpu trees study}"; do
+for part in "${@:?name one or more of: study cpu gpu trees original}"; do
     case $part in
-        cpu | gpu | trees | study) "$part" ;;
-        *) echo "error: $part is unknown; name one or more of: cpu gpu trees study" >&2; exit 2 ;;
+        cpu | gpu | trees | study | original) "$part" ;;
+        *) echo "error: $part is unknown; name one or more of: study cpu gpu trees original" >&2; exit 2 ;;
     esac
 done

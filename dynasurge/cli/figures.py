@@ -1,10 +1,10 @@
-"""`make figures`: every notebook runs through papermill and draws from one folder of evidence.
+"""`make figures`: notebooks run through papermill and draw from one folder of evidence.
 
     dynasurge figures figures/data --output figures
 
 The published figures are functions of `figures/data`, so a reader without a GPU draws exactly the
 same ones. Another folder (experiments/published_records.py) gives the same figures of other runs.
-Notebooks without a `records` parameter run as they are; their figures come from runs made now.
+Notebooks without a `records` parameter have no such figures, and are left out.
 """
 
 from __future__ import annotations
@@ -52,6 +52,6 @@ def figures_command(arguments: Sequence[str]) -> int:
     output = made(Path(args.output)).resolve()
     wanted = {"records": str(Path(args.records).resolve()), "output": str(output)}
     for path in books:
-        known = papermill.inspect_notebook(path)
-        notebooks.run(path, {name: value for name, value in wanted.items() if name in known})
+        if "records" in papermill.inspect_notebook(path):
+            notebooks.run(path, wanted)
     return 0

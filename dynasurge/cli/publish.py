@@ -2,24 +2,35 @@
 numbers.
 
     dynasurge publish runs/study --output figures/data
+    dynasurge publish figures/data runs/more --output runs/both       # a study that is made in parts
 
-The new folder holds numbers only, no text and no tokens (experiments/published_records.py).
+The new folder holds numbers only, no text and no tokens (experiments/published_records.py). Probes
+need the texts of the first folder; if that was published, its probes are taken as they are.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from tqdm import tqdm
 
 from dynasurge.cli.flags import Parser
 from dynasurge.errors import UsageError, at_least
 from dynasurge.experiments import measurements
-from dynasurge.experiments.published_records import COMMAND, TEXT, Evidence, labelled, made
+from dynasurge.experiments.published_records import (
+    COMMAND,
+    PROBES,
+    TEXT,
+    Evidence,
+    labelled,
+    made,
+)
 from dynasurge.experiments.results_frame import load_frame
 from dynasurge.models.pair import load_pair
 from dynasurge.settings import DEMO, WIDE
@@ -39,7 +50,7 @@ def publish_command(arguments: Sequence[str]) -> int:
         "folders",
         nargs="+",
         metavar="FOLDER",
-        help="folders of `dynasurge sweep`; the first gives costs and texts",
+        help="folders of `dynasurge sweep` or of this command; the first gives costs and texts",
     )
     add(
         "--output",
@@ -62,54 +73,55 @@ def publish_command(arguments: Sequence[str]) -> int:
         )
     made(output)
     evidence = Evidence.read(*args.folders)
+    if evidence.frame["every"].any():
+        reason, remedy = "has rows of --every, which decode nothing", "name sweeps without it"
+        raise UsageError("folder", ", ".join(args.folders), reason, remedy)
     first = labelled(load_frame(args.folders[0]))
-    if (first["every"] > 0).any():
-        reason = "holds trees at places of given texts"
-        remedy = "name a sweep without --every first"
-        raise UsageError("folder", args.folders[0], reason, remedy)
-    if not set(TEXT) <= set(first):
-        raise UsageError(
-            "folder",
-            args.folders[0],
-            "holds no texts, it was published",
-            "name the sweep's own folder",
-        )
-    names = {
-        name: str(first[name].iloc[0]) for name in ("draft", "target", "device", "dtype", "commit")
-    }
-    spread = first["device_map"].iloc[0]
-    device_map = spread if isinstance(spread, str) else None  # a table's missing value is not None
-    models: dict[
-        str, Any
-    ] = {  # a widened model has the demo model's function: what is probed is the same
-        flag: DEMO if names[flag] in WIDE[f"--{flag}"] else names[flag]
-        for flag in ("draft", "target")
-    }
-    pair = load_pair(**models, dtype=names["dtype"], device_map=device_map)
-    prompts = len(first.drop_duplicates(["dataset", "index"]))
-    tables = {"positions": measurements.positions(pair, first)}
-    with tqdm(total=args.nodes * first["T"].nunique(), desc="bounds", disable=None) as bar:
-        tables["bounds"] = measurements.bounds(pair, first, nodes=args.nodes, on_node=bar.update)
-    with tqdm(total=min(args.contexts, prompts), desc="bias", disable=None) as bar:
-        how = {"contexts": args.contexts, "samples": args.samples, "on_context": bar.update}
-        tables["bias"] = measurements.bias(pair, first, **how)
+    if set(TEXT) <= set(first):
+        evidence = dataclasses.replace(evidence, probes=_probes(args, first))
+    elif missing := ", ".join(sorted(set(PROBES) - set(evidence.probes))):
+        reason = f"holds no texts, it was published, and lacks {missing}"
+        raise UsageError("folder", args.folders[0], reason, "name the sweep's own folder")
+    frame, own = evidence.frame, [*map(_command, args.folders)]
     about = {
-        "machine": args.machine or names["device"],
-        "date": str(first["date"].max()),
-        "commit": names["commit"],
-        "commands": "; ".join(
-            filter(None, [*map(_command, args.folders), shlex.join([*COMMAND.split(), *arguments])])
-        ),
+        "machine": args.machine or evidence.about.get("machine") or str(frame["device"].iloc[0]),
+        "date": str(frame["date"].max()),
+        "commit": ", ".join(frame["commit"].dropna().unique()),
+        "commands": "; ".join(filter(None, [*own, shlex.join([*COMMAND.split(), *arguments])])),
     }
-    dataclasses.replace(evidence, probes=tables, about=about).write(output)
+    dataclasses.replace(evidence, about=about).write(output)
     print(f"written: {output}")
     return 0
 
 
+def _probes(args: argparse.Namespace, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The tables of PROBES, measured on the texts of a sweep's rows, with a bar for the slow ones."""
+    options: dict[str, Any] = {
+        name: frame[name].iloc[0] for name in ("draft", "target", "dtype", "device_map")
+    }
+    if not isinstance(options["device_map"], str):  # a table's missing value is not None
+        options["device_map"] = None
+    for flag in ("draft", "target"):
+        if options[flag] in WIDE[f"--{flag}"]:  # the demo model has its function, and is small
+            options |= {flag: DEMO, "dtype": "auto"}
+    pair = load_pair(**options)
+    prompts = len(frame.drop_duplicates(["dataset", "index"]))
+    tables = {}
+    with tqdm(total=len(measurements.texts(frame)), desc="positions", disable=None) as bar:
+        tables["positions"] = measurements.positions(pair, frame, on_text=bar.update)
+    with tqdm(total=args.nodes * frame["T"].nunique(), desc="bounds", disable=None) as bar:
+        tables["bounds"] = measurements.bounds(pair, frame, nodes=args.nodes, on_node=bar.update)
+    with tqdm(total=min(args.contexts, prompts), desc="bias", disable=None) as bar:
+        how = {"contexts": args.contexts, "samples": args.samples, "on_context": bar.update}
+        tables["bias"] = measurements.bias(pair, frame, **how)
+    return tables
+
+
 def _command(folder: str) -> str | None:
-    """The command that made a sweep: the indented line of its results.md; None without one."""
+    """The command that made a folder: the indented line of a sweep's results.md, or what a published
+    folder says; None if neither is there."""
     try:
         lines = (Path(folder) / "results.md").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return None
+        return Evidence.read(folder).about.get("commands")
     return next((line.strip() for line in lines if line.startswith("    dynasurge ")), None)

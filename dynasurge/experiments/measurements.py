@@ -34,12 +34,13 @@ CHILDREN = (1, 2, 4, 8)
 Tick = Callable[[], object]
 
 
-def positions(pair: Pair, frame: pd.DataFrame) -> pd.DataFrame:
+def positions(pair: Pair, frame: pd.DataFrame, *, on_text: Tick = lambda: None) -> pd.DataFrame:
     """One table row a token of text: dataset, kind, index, T, position (tokens), overlap, `agree`
     (whether both models have the same likeliest token), `confidence` (the draft's largest
-    probability) and `certainty` (the target's)."""
+    probability) and `certainty` (the target's). Calls on_text after each of `texts`."""
     lines = []
-    for row, p, q in _distributions(pair, frame):
+    for row in texts(frame):
+        p, q = _distributions(pair, row)
         numbers = {
             "position": range(len(p)),
             "overlap": torch.minimum(p, q).sum(-1).tolist(),
@@ -52,6 +53,7 @@ def positions(pair: Pair, frame: pd.DataFrame) -> pd.DataFrame:
                 **{name: row[name] for name in ("dataset", "kind", "index", "T")}
             )
         )
+        on_text()
     return pd.concat(lines, ignore_index=True)
 
 
@@ -111,32 +113,30 @@ def _spread(
     pair: Pair, frame: pd.DataFrame, nodes: int
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(number, p [V], q [V]) at up to `nodes` tokens, evenly spread over the texts."""
-    total = sum(len(row["output_ids"]) for row in _texts(frame))
-    chosen = set(torch.linspace(0, total - 1, min(nodes, total)).long().tolist())
-    first = 0
-    for _, p, q in _distributions(pair, frame):
-        for node in sorted(chosen & set(range(first, first + len(p)))):
-            yield node, p[node - first].cpu(), q[node - first].cpu()
-        first += len(p)
+    rows, first = texts(frame), 0
+    total = sum(len(row["output_ids"]) for row in rows)
+    chosen = torch.linspace(0, total - 1, min(nodes, total)).long().unique().tolist()
+    for row in rows:
+        last = first + len(row["output_ids"])
+        if here := [node for node in chosen if first <= node < last]:
+            p, q = _distributions(pair, row)
+            for node in here:
+                yield node, p[node - first].cpu(), q[node - first].cpu()
+        first = last
 
 
-def _texts(frame: pd.DataFrame) -> list[Any]:
+def texts(frame: pd.DataFrame) -> list[Any]:
     """A row for every prompt and temperature: one lossless text each, that of `auto` if it ran."""
     lossless = frame[frame["lossless"]]
     first = lossless.iloc[(lossless["mode"] != "auto").argsort(kind="stable")]
     return list(first.drop_duplicates(["dataset", "index", "law"]).to_dict(orient="records"))
 
 
-def _distributions(
-    pair: Pair, frame: pd.DataFrame
-) -> Iterator[tuple[Any, torch.Tensor, torch.Tensor]]:
-    """For each row of `_texts`: the row, and p and q [tokens, V] along its text."""
-    for row in _texts(frame):
-        prompt, output = (
-            [int(token) for token in row[name]] for name in ("prompt_ids", "output_ids")
-        )
-        T, P, processors, _ = Asked(pair, _law(row)).after(prompt, len(output))
-        yield row, *text_distributions(pair, prompt, output, T=T, P=P, processors=processors)
+def _distributions(pair: Pair, row: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """p and q [tokens, V] along the text of a row of `texts`."""
+    prompt, output = ([int(token) for token in row[name]] for name in ("prompt_ids", "output_ids"))
+    T, P, processors, _ = Asked(pair, _law(row)).after(prompt, len(output))
+    return text_distributions(pair, prompt, output, T=T, P=P, processors=processors)
 
 
 def _law(row: dict[str, Any]) -> Settings:

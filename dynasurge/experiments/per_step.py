@@ -24,7 +24,6 @@ COMPLEXITY = {
     "confidence": "confidence",
     "size": "tree_size",
     "depth": "tree_depth",
-    "width": "tree_width",
     "accepted_per_step": "accepted",
 }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from dynasurge.models.pair import Pair
 from dynasurge.settings import Settings, pair_text
 
 TEXT = ["prompt_ids", "output_ids", "text", "id"]  # other people's texts: measured, never published
+UNSHOWN = ["expected", "passes", "tree_width"]
 PROBES: Mapping[str, Callable[..., pd.DataFrame]] = {
     "positions": measurements.positions,
     "bounds": measurements.bounds,
@@ -55,8 +57,9 @@ class Evidence:
 
     @classmethod
     def read(cls, *folders: str | Path) -> Evidence:
-        """The evidence of one or more folders; costs and probes are the first folder's. Raises
-        UsageError if a folder holds no rows, or if two hold the same rows."""
+        """The evidence of one or more folders. `positions` are those of all; costs, the other
+        probes and `about` are the first folder's. Raises UsageError if a folder holds no rows, or
+        if two hold the same rows."""
         frames = [load_frame(folder) for folder in folders]
         frame = labelled(pd.concat(frames, ignore_index=True))
         if frame.duplicated(["run", "index"]).any():
@@ -66,18 +69,15 @@ class Evidence:
                 "hold the same rows",
                 "name each folder once",
             )
-        home = Path(folders[0])
-        tables = {name: home / f"{name}.parquet" for name in PROBES}
-        return cls(
-            frame=frame,
-            costs=read_costs(home / "costs.json"),
-            probes={
-                name: _kinds(pd.read_parquet(path))
-                for name, path in tables.items()
-                if path.exists()
-            },
-            about=dict(frames[0].attrs),
-        )
+        home, probes = Path(folders[0]), {}
+        for name in PROBES:
+            places = map(Path, folders if name == "positions" else [home])
+            files = [place / f"{name}.parquet" for place in places if place.is_dir()]
+            tables = [pd.read_parquet(file) for file in files if file.exists()]
+            if tables:
+                probes[name] = _kinds(pd.concat(tables, ignore_index=True))
+        costs = read_costs(home / "costs.json")
+        return cls(frame=frame, costs=costs, probes=probes, about=dict(frames[0].attrs))
 
     @classmethod
     def published(cls) -> Evidence:
@@ -169,14 +169,14 @@ class Evidence:
         """Publish numbers only, every file whole or not at all, with `about` in its metadata.
         Raises UsageError if the folder cannot be made."""
         made(folder)
-        numbers = self.frame.drop(columns=TEXT, errors="ignore")
-        if "growmap" in numbers:  # where it was on that machine is nobody's business
-            names = numbers["growmap"].map(lambda path: Path(path).name, na_action="ignore")
-            numbers = numbers.assign(growmap=names)
+        numbers = _numbers(self.frame)
         for name, table in {"records": numbers, **self.probes}.items():
             table.attrs = dict(self.about)
+            if name == "positions":
+                names = table["dataset"].map(lambda path: Path(path).name)
+                table = table.assign(dataset=names).round(3)  # many thousands, drawn as means
             with write_whole(folder / f"{name}.parquet") as partial:
-                table.to_parquet(partial, index=False, compression="zstd")
+                table.to_parquet(partial, index=False, compression="zstd", compression_level=19)
         if self.costs is not None:
             with write_whole(folder / "costs.json") as partial:
                 partial.write_text(json.dumps(dataclasses.asdict(self.costs)) + "\n")
@@ -184,6 +184,30 @@ class Evidence:
         size = f"{len(numbers)} rows. {self.caption()}."
         with write_whole(folder / "README.md") as partial:
             partial.write_text(f"# Published numbers\n\n{size}\n\n{about}\n", encoding="utf-8")
+
+
+def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """What is published of rows, small enough for a repository: no texts, no place of a file on
+    that machine, no list by step that nothing shows, and digits that a figure can show."""
+    out = frame.drop(columns=[*TEXT, *UNSHOWN], errors="ignore")
+    if "growmap" in out:
+        out["growmap"] = out["growmap"].map(lambda path: Path(path).name, na_action="ignore")
+    names = out["dataset"].map(lambda path: Path(path).name)
+    out["run"] = [  # a run's name ends in its dataset
+        run.removesuffix(path) + name
+        for run, path, name in zip(out["run"], out["dataset"], names, strict=True)
+    ]
+    out["dataset"] = names
+    for name in [name for name in out if name.endswith("_seconds") or name == "seconds"]:
+        out[name] = out[name].map(lambda value: float(f"{value:.4g}"))
+    for name, digits in {"confidence": 2, "predicted": 1, "reached": 1}.items():
+        if name in out:
+            out[name] = [[_rounded(value, digits) for value in values] for values in out[name]]
+    return out
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None or math.isnan(value) else round(float(value), digits)
 
 
 def made(folder: Path) -> Path:

@@ -41,7 +41,7 @@ def test_the_study_is_that_of_the_prototype() -> None:
     assert args.prompt_len == args.min_prompt_len == args.new_tokens == 128
     plan = plan_of(args)
     by_temperature = Counter(settings.T for settings in plan)
-    assert by_temperature == {0: 8, 0.6: 15, 0.85: 15, 0.9: 15, 0.95: 15, 1.0: 15}
+    assert by_temperature == {0: 9, 0.6: 17, 0.85: 17, 0.9: 17, 0.95: 17, 1.0: 17}
     assert {settings.label for settings in plan if settings.T == 0.9} == {
         "auto",
         *(
@@ -49,7 +49,7 @@ def test_the_study_is_that_of_the_prototype() -> None:
             for tree in ("4x8", "8x8", "optimal63", "optimal127")
             for etv in ("", " +ETV")
         ),
-        *(f"dTree B={B}{etv}" for B in (16, 32, 64) for etv in ("", " +ETV")),
+        *(f"dTree B={B}{etv}" for B in (16, 32, 64, "auto") for etv in ("", " +ETV")),
     }
 
 

@@ -75,7 +75,10 @@ def test_rows_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         (["docs/data/7b", "--labels", "auto", "EAGLE"], "--labels EAGLE: is in no row; choose"),
         (["docs/data/7b", "--labels", "auto", "--trees"], "records auto alone: there is no tree"),
         (["docs/data/7b", "docs/data/trees"], "hold rows of --every beside rows that were decoded"),
-        (["figures/data", "--predictions"], "records predicted: no row knows what its slots"),
+        (
+            ["figures/laptop/data", "--predictions"],
+            "records predicted: no row knows what its slots",
+        ),
         (
             ["docs/data/7b", "--trees", "latency_per_token_s"],
             "invalid choice: 'latency_per_token_s'",

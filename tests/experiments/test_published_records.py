@@ -3,6 +3,7 @@ from it alone."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from dynasurge import UsageError, probabilities
 from dynasurge.cli.figures import figures_command
 from dynasurge.cli.main import main
 from dynasurge.cli.publish import publish_command as publish
-from dynasurge.experiments.published_records import PROBES, TEXT, Evidence
+from dynasurge.experiments.published_records import PROBES, TEXT, UNSHOWN, Evidence
 from dynasurge.experiments.rule_bias import first_token_bias
 from dynasurge.models.pair import Pair
 
@@ -52,9 +53,65 @@ def test_what_is_published_is_numbers_with_their_origin(swept: Path, tmp_path: P
     assert all(value in readme for value in evidence.about.values())
     original = Evidence.read(swept)
     assert evidence.curve() == original.curve()
-    pd.testing.assert_frame_equal(
-        evidence.frame, original.frame.drop(columns=TEXT), check_like=True
-    )
+    expected = original.frame.drop(columns=[*TEXT, *UNSHOWN])
+    names = ["confidence", "predicted", "reached", "dataset", "run"]
+    numbers = evidence.frame.drop(columns=names)
+    pd.testing.assert_frame_equal(numbers, expected.drop(columns=names), check_like=True, rtol=1e-3)
+    assert set(evidence.frame["dataset"]) == {"prompts.jsonl"}, "no path of that machine"
+    assert set(expected["dataset"]) != {"prompts.jsonl"}
+    assert evidence.frame["run"].str.endswith("-prompts.jsonl").all()
+    for name, error in {"confidence": 0.0051, "predicted": 0.051, "reached": 0.051}.items():
+        for rounded, exact in zip(evidence.frame[name], expected[name], strict=True):
+            assert list(rounded) == pytest.approx(list(exact), abs=error, nan_ok=True)
+
+
+@pytest.mark.slow
+def test_a_study_can_be_published_in_parts(
+    swept: Path, pair: list[str], prompts: str, tmp_path: Path
+) -> None:
+    """Published numbers and a further sweep: all rows, the probes of the published ones."""
+    first, more, both = (tmp_path / name for name in ("first", "more", "both"))
+    assert publish([str(swept), "--output", str(first), "--machine", "m", *SIZES]) == 0
+    flags = argv(f"--dataset {prompts} --end 2 --new-tokens 6 --dtype float32 --T 0.5 --B 2")
+    assert main(["sweep", *pair, *flags, "--mode", "auto", "dTree", "--output", str(more)]) == 0
+    assert publish([str(first), str(more), "--output", str(both)]) == 0
+    old, new = Evidence.read(first), Evidence.read(both)
+    assert set(new.frame["T"]) == {0.5, 1.0}
+    assert len(new.frame) == len(old.frame) + 4
+    assert new.about["machine"] == "m"
+    for name in PROBES:
+        pd.testing.assert_frame_equal(new.probe(name), old.probe(name))
+    assert new.about["commands"].startswith(old.about["commands"])
+    places = tmp_path / "places"
+    every = argv(f"--every 2 --mode dTree --output {places}")
+    assert main(["sweep", *pair, *flags, *every]) == 0
+    with pytest.raises(UsageError, match="has rows of --every, which decode nothing"):
+        publish([str(places), "--output", str(tmp_path / "none")])
+
+
+def test_a_widened_target_is_probed_with_the_small_one(
+    swept: Path, models: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its function is the same, and what a pass costs is no matter."""
+    asked: list[dict[str, object]] = []
+
+    def load(**options: object) -> Pair:
+        asked.append(options)
+        return models
+
+    monkeypatch.setattr("dynasurge.cli.publish.load_pair", load)
+    rows = [json.loads(line) for line in (swept / "records.jsonl").read_text().splitlines()]
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    lines = [
+        json.dumps(row | {"settings": row["settings"] | {"target": "demo-7b"}}) + "\n"
+        for row in rows
+    ]
+    (wide / "records.jsonl").write_text("".join(lines))
+    assert publish([str(wide), "--output", str(tmp_path / "data"), *SIZES]) == 0
+    (options,) = asked
+    assert (options["target"], options["dtype"]) == ("demo", "auto")
+    assert "at the cost of LLaMA-7B" not in Evidence.read(swept).caption()
 
 
 @pytest.mark.slow
