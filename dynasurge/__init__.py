@@ -59,8 +59,8 @@ _HOME = {
     "best_size": "trees.optimal_growmap",
     "expected_accepted": "trees.optimal_growmap",
     "optimal_growmap": "trees.optimal_growmap",
-    "Trace": "plots.tree_svg",  # this module gives a trace its pictures
-    "trace": "plots.tree_svg",
+    "Trace": "plots.pictures",  # this module gives a trace its pictures
+    "trace": "plots.pictures",
     "TokenTree": "trees.token_tree",
 }
 

@@ -231,6 +231,17 @@ class Settings:
         return label
 
     @property
+    def arguments(self) -> str:
+        """The keyword arguments of `generate` that make these settings: mode, and what differs from
+        the defaults."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        if self.T is not None and self.P is not None:  # then no config says anything else
+            default |= {name: LAW[name][2] for name in LAW if name not in ("T", "P")}
+        differ = [name for name, value in own.items() if value not in (default[name], None)]
+        return ", ".join(f"{name}={own[name]!r}" for name in dict.fromkeys(["mode", *differ]))
+
+    @property
     def rule(self) -> str:
         """The verification rule: a name in `verification.rules.RULES`, or `bfs`."""
         return self.etv if self.use_bfs else "topdown"

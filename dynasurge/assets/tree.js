@@ -3,6 +3,7 @@
 
 const READABLE = 0.75; // the smallest scale at which a tree is shown unasked: letters of 9 pixels
 const LARGEST = 1.25;
+const PATIENCE = 4000; // milliseconds that a kernel may take to say that it is there
 const LEGEND = { accepted: "accepted", stop: "verification stopped", bonus: "bonus", rejected: "rejected", untried: "never looked at" };
 const KEYS = { ArrowRight: "next", ArrowLeft: "previous", Home: "first", End: "last" };
 
@@ -158,11 +159,26 @@ function render({ model, el }) {
     model.on(`change:${name}`, action);
     action();
   }
+  // A view that was saved and opened again has no kernel: the page after it then takes its place (dynasurge/plots/page.py).
+  let waiting;
+  const waitOn = () => {
+    waiting = setTimeout(() => (model.widget_manager?.kernel?.status === "busy" ? waitOn() : el.classList.add("dead")), PATIENCE);
+  };
+  const answered = ({ alive }) => {
+    if (!alive) return;
+    clearTimeout(waiting);
+    el.classList.remove("dead");
+  };
+  waitOn();
+  model.on("msg:custom", answered);
+  model.send({ alive: true });
   return () => {
+    clearTimeout(waiting);
+    model.off("msg:custom", answered);
     tree.stop();
     follow.disconnect();
     for (const [name, action] of Object.entries(update)) model.off(`change:${name}`, action);
   };
 }
 
-export default { render };
+export default { render }; // in a page of its own, page.js follows

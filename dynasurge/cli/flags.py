@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any, NoReturn
 
-from dynasurge.errors import UsageError
+from dynasurge.errors import UsageError, meant
 from dynasurge.experiments.datasets import DEFAULT_ROWS, HUB_DATASETS
 from dynasurge.settings import (
     AUTO_DEPTH,
@@ -41,9 +41,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         field, _, reason = message.partition(": ")
-        raise UsageError(
-            self.prog, field, reason or "cannot be understood", f"see {self.prog} --help"
-        )
+        remedy = f"see {self.prog} --help"
+        if field == "unrecognized arguments":
+            flag = reason.split()[0].partition("=")[0]
+            near = meant(flag, self._option_string_actions) if flag.startswith("--") else ""
+            remedy = near if near.startswith("did you mean") else remedy
+        raise UsageError(self.prog, field, reason or "cannot be understood", remedy)
 
 
 def model_flags(parser: argparse.ArgumentParser) -> None:

@@ -110,6 +110,8 @@ def evaluate(
     from dynasurge.experiments.runner import Evaluation
     from dynasurge.models.pair import load_pair
 
+    tell = print if processes.main else _silent
+    tell(f"loading {args.target} and {args.draft}", file=sys.stderr)
     pair = load_pair(**pair_options(args) | {"device": device}, device_map=args.device_map)
     if methods:
         from dynasurge.experiments.baselines import baselines
@@ -120,12 +122,12 @@ def evaluate(
         plan = [*plan, *baselines(pair, methods, plan, args.B, rules)]
         if processes.main:
             processes.wait()
+    tell("preparing steps, and measuring what passes cost, if that is not known", file=sys.stderr)
     how: dict[str, Any] = {"min_prompt_len": args.min_prompt_len, "processes": processes}
     with Evaluation(pair, plan, data, output, every=every, **how) as evaluation:
         silent = None if processes.main else True
-        if processes.main:
-            print(f"law: {evaluation.law}{source}")
-            print(summary.memory(evaluation.engines, evaluation.capture_seconds))
+        tell(f"law: {evaluation.law}{source}")
+        tell(summary.memory(evaluation.engines, evaluation.capture_seconds))
         with tqdm(total=len(evaluation), unit="run", disable=silent, dynamic_ncols=True) as bar:
             for done in evaluation.run():
                 bar.update()
@@ -146,6 +148,10 @@ def evaluate(
     if output is not None:
         print("written: " + ", ".join(str(path) for path in [output / "records.jsonl", *written]))
     return 0
+
+
+def _silent(*_: object, **__: object) -> None:
+    """Print nothing: another process reports."""
 
 
 def _exists(folder: Path) -> bool:

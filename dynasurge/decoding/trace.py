@@ -15,6 +15,7 @@ it stops, whole subtrees at a time.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,9 +30,8 @@ from dynasurge.settings import Settings, settings_of
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import path_to
 
-PICTURES: dict[
-    type, Callable[[Any], str]
-] = {}  # plots/tree_svg.py puts here how a notebook shows a step and a trace
+# How a type is shown as "svg", "png" or "html": plots/pictures.py puts it here.
+PICTURES: dict[tuple[type, str], Callable[..., Any]] = {}
 LETTER = 8  # the most tokens in one letter of any script
 Fate = Literal["root", "accepted", "cut", "rejected", "untried"]
 
@@ -93,7 +93,10 @@ class StepView:
         return f"<step {self.number}: {self.tree.size} drafted, {len(self.path)} accepted>"
 
     def _repr_svg_(self) -> str:
-        return _picture(self)
+        return str(PICTURES[StepView, "svg"](self))
+
+    def _repr_png_(self) -> bytes:
+        return bytes(PICTURES[StepView, "png"](self))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -109,11 +112,15 @@ class Trace:
         return f"<{len(self.steps)} steps, {sum(len(step.emitted) for step in self.steps)} tokens>"
 
     def _repr_svg_(self) -> str:
-        return _picture(self)
+        return str(PICTURES[Trace, "svg"](self))
 
+    def _repr_png_(self) -> bytes:
+        return bytes(PICTURES[Trace, "png"](self))
 
-def _picture(shown: object) -> str:
-    return PICTURES[type(shown)](shown)
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write all steps as one HTML file that needs neither network nor kernel: trees, text and
+        bars as in the explorer. Raises UsageError if it cannot be written."""
+        PICTURES[Trace, "html"](self, path)
 
 
 def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:

@@ -24,9 +24,11 @@ from dynasurge.settings import Settings
 
 @dataclass(kw_only=True, eq=False)
 class Run:
-    """prompt: the text as the models read it. note: a remark for the reader. steps: those decoded
-    so far. error: why there are no more, one line. finished: also True for a cancelled run."""
+    """title: its settings in words. prompt: the text as the models read it. note: a remark for the
+    reader. steps: those decoded so far. error: why there are no more, one line. finished: also True
+    for a cancelled run."""
 
+    title: str = ""
     prompt: str = ""
     note: str = ""
     steps: list[StepView] = field(default_factory=list)
@@ -50,7 +52,7 @@ class Background:
 
     def start(self, prompt: str, settings: Settings) -> Run:
         """Decode after a prompt. Returns the run, which waits for its turn."""
-        run = Run()
+        run = Run(title=settings.arguments)
         if self._closed:
             return Run(finished=True, error="closed")
         self._worker.submit(self._decode, run, prompt, settings)

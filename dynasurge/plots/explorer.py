@@ -10,13 +10,15 @@ every step appears as soon as it is decoded. When a setting changes, its side st
 present decoding stops.
 
 The controls are ipywidgets. `TreeView`, an anywidget, shows text, tree and bars of one setting
-(assets/tree.js is its part in the page). Where widgets cannot run, the explorer is a picture of the
-steps that it showed last.
+(assets/tree.js is its part in the page). Where no kernel runs, the explorer is a page of all the
+steps that it decoded last (plots/page.py), or a picture of one.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,11 +29,12 @@ from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.models.pair import Pair, load_pair
 from dynasurge.plots.background import Background, Run
+from dynasurge.plots.page import Shown, beside_widget, page, style
+from dynasurge.plots.pictures import png, write_file
 from dynasurge.plots.tree_svg import (
     STYLE,
     above_one_another,
     headline,
-    palette_rules,
     step_svg,
     strip_svg,
     text_html,
@@ -42,6 +45,7 @@ try:
     import anywidget
     import ipywidgets as ipw
     import traitlets
+    from IPython import display as ipython
 except ImportError as error:
     raise ImportError(
         f"dynasurge.plots.explorer needs {error.name}; pip install 'dynasurge[notebooks]'"
@@ -69,15 +73,12 @@ class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
     """One step of one setting on the page, from text that is ready to be shown (plots/tree_svg.py).
 
     When the reader chooses another step, the page sends a message {"step": "next" | "previous" |
-    "first" | "last" | number}.
+    "first" | "last" | number}. It also asks {"alive": true}: a view that nobody answers has no
+    kernel any more, and makes room for the page (plots/page.py).
     """
 
     _esm = STYLE.with_name("tree.js")
-    _css = (
-        palette_rules()
-        + STYLE.read_text("utf-8")
-        + STYLE.with_name("widget.css").read_text("utf-8")
-    )
+    _css = style()
     status = traitlets.Unicode().tag(sync=True)
     text = traitlets.Unicode().tag(sync=True)
     tree = traitlets.Unicode().tag(sync=True)
@@ -240,6 +241,8 @@ class Explorer:
             compare is not None, description="compare two settings", indent=False
         )
         self._step = ipw.IntSlider(0, max=0, description="step", layout={"width": "340px"})
+        self._paged: list[Run] = []  # the runs that these pages have
+        self._pages: list[Any] = []  # displays of the page that stands in for the widget
         self._views = ipw.HBox(layout={"width": "100%", "grid_gap": "16px"})
         row = ipw.HBox([*map(self._button, BUTTONS), self._step, self._seed, self._both])
         self.box = ipw.VBox([self._bundled, self._prompt, row, self._views])
@@ -273,12 +276,45 @@ class Explorer:
         self._background.close()
         self.box.close()
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        pictures = [
-            step_svg(steps[min(self.step, len(steps) - 1)]) for steps in self.steps if steps
-        ]
-        widget: dict[str, Any] = self.box._repr_mimebundle_(**kwargs)
-        return widget | ({"image/svg+xml": above_one_another(pictures)} if pictures else {})
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the steps decoded so far as one HTML file, which needs neither network nor kernel.
+        Raises UsageError if there is no step yet, or if it cannot be written."""
+        if not all(self.steps):
+            raise UsageError("to_html", path, "no step is decoded yet", "call wait() first")
+        write_file(path, page(self._generations(), self.step).encode("utf-8"))
+
+    def _generations(self) -> list[Shown]:
+        """What is on the page, with its settings in words."""
+        with self._background.changed:
+            return [
+                Shown(title=side.run.title, prompt=side.run.prompt, steps=list(side.run.steps))
+                for side in self._shown
+            ]
+
+    def _ipython_display_(self) -> None:
+        """Show the widget, and in an output after it the page that stands in for it. The page is
+        made again whenever decoding has ended."""
+        show: Any = ipython.display
+        show(self.box._repr_mimebundle_() | {"text/plain": ""}, raw=True)
+        self._pages.append(show(self._page(), raw=True, display_id=True))
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
+        """The widget with a picture of the steps that it shows now."""
+        widget: dict[str, Any] = self.box._repr_mimebundle_()
+        if not all(self.steps):
+            return widget
+        svg = self._picture()
+        return widget | {"image/svg+xml": svg, "image/png": b64encode(png(svg)).decode()}
+
+    def _picture(self) -> str:
+        """The steps that are shown now, above one another, as SVG."""
+        steps = [side[min(self.step, len(side) - 1)] for side in self.steps]
+        return above_one_another([step_svg(step) for step in steps])
+
+    def _page(self) -> dict[str, str]:
+        picture = png(self._picture()) if all(self.steps) else b""
+        html = beside_widget(self._generations(), picture, self.step)
+        return {"text/html": html, "text/plain": ""}
 
     @property
     def _shown(self) -> list[Side]:
@@ -291,7 +327,7 @@ class Explorer:
         self._both.observe(lambda _: self._arrange(), "value")
         self._step.observe(lambda _: self._show(), "value")
         for side in self._sides:
-            side.view.on_msg(lambda _, message, __: self._go(message["step"]))
+            side.view.on_msg(self._heard)
 
     def _button(self, where: str) -> Any:
         button = ipw.Button(icon=BUTTONS[where], tooltip=f"{where} step", layout={"width": "38px"})
@@ -308,6 +344,12 @@ class Explorer:
         texts = [text for _, text in self._bundled.options]
         self._bundled.value = change.new if change.new in texts else ""
         self._start(self._shown)
+
+    def _heard(self, view: TreeView, message: dict[str, Any], _: object) -> None:
+        if "alive" in message:
+            view.send({"alive": True})
+        else:
+            self._go(message["step"])
 
     def _go(self, where: str | int) -> None:
         goals = {
@@ -359,3 +401,8 @@ class Explorer:
             self._step.max = max(last, 0 if all(run.finished for run in runs) else self._step.max)
             for side in self._shown:
                 side.view.paint(side.run, self.step)
+            ended = [run for run in runs if run.steps and run.finished and not run.cancelled]
+            if len(ended) == len(runs) and self._paged != runs:
+                self._paged = runs
+                for shown in self._pages:
+                    shown.update(self._page(), raw=True)

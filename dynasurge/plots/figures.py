@@ -10,18 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch, Patch, PathPatch
-from matplotlib.path import Path as MplPath
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from dynasurge.decoding.trace import StepView
 from dynasurge.errors import UsageError
 from dynasurge.experiments.schema import Summary
 from dynasurge.files import write_whole
@@ -40,8 +37,7 @@ from dynasurge.plots.style import (
     say,
     styled,
 )
-from dynasurge.plots.tree_layout import BOX, FONT, MARGIN, PAD, Layout, tree_positions
-from dynasurge.plots.tree_svg import CAPTION, LETTER, LIGHT, headline, step_layout
+from dynasurge.plots.tree_layout import tree_positions
 from dynasurge.trees.token_tree import children_of, depths_of
 
 if TYPE_CHECKING:
@@ -49,14 +45,6 @@ if TYPE_CHECKING:
 
 PAGE = 30.0  # inches: the largest side of a tree figure
 PIXELS = 96.0  # pixels an inch, as on a page
-NODE_STYLES = {  # by fate: box, border and its dashes, as assets/tree.css has them
-    "root": (LIGHT["root"], LIGHT["faint"], "-"),
-    "accepted": (LIGHT["accepted"], LIGHT["accepted"], "-"),
-    "cut": (LIGHT["paper"], LIGHT["accepted"], ":"),
-    "rejected": (LIGHT["paper"], LIGHT["rejected"], "-"),
-    "untried": (LIGHT["paper"], LIGHT["line"], ":"),
-    "bonus": (LIGHT["bonus"], LIGHT["bonus"], "-"),
-}
 
 
 @styled
@@ -238,73 +226,6 @@ def tree_figure(
     axes.tick_params(length=0, labelsize=8, labelcolor=INK)
     figure.supxlabel(caption, fontsize=8, color=INK, parse_math=False)
     return figure
-
-
-@styled
-def step_figure(step: StepView, *, caption: str | None = None) -> Figure:
-    """The tree of one step, as the explorer draws it (plots/tree_layout.py): the root on the left,
-    siblings from top to bottom in drawing order, the accepted path dark. Verification stopped at
-    the ringed node; the bonus token is below it.
-
-    caption: a line below the tree; None writes the step's number and counts.
-    """
-    caption = headline(step) if caption is None else caption
-    layout, kinds = step_layout(step), [*step.fates, "bonus"]
-    width, height = (
-        max(layout.width, LETTER * len(caption) + 2 * MARGIN),
-        layout.height + (CAPTION if caption else 0.0),
-    )
-    figure = Figure(figsize=(width / PIXELS, height / PIXELS))
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
-    axes.axis("off")
-    curve = [MplPath.MOVETO, MplPath.LINETO, *[MplPath.CURVE4] * 3]
-    for node, kind in enumerate(kinds[: len(layout.parents)]):
-        _box(axes, step, layout, node)
-        if node:
-            _, border, dashes = NODE_STYLES[kind]
-            strong = kind in ("accepted", "bonus")
-            style: dict[str, Any] = {
-                "edgecolor": border,
-                "linestyle": dashes,
-                "linewidth": 2.0 if strong else 0.9,
-            }
-            axes.add_patch(
-                PathPatch(MplPath(layout.edge(node), curve), fill=False, zorder=1 + strong, **style)
-            )
-    axes.text(MARGIN, height - 8, caption, fontsize=8, color=LIGHT["faint"], parse_math=False)
-    return figure
-
-
-def _box(axes: Axes, step: StepView, layout: Layout, node: int) -> None:
-    """Draw a node: round if it was sampled, ringed if verification stopped there."""
-    kind = [*step.fates, "bonus"][node]
-    face, border, dashes = NODE_STYLES[kind]
-    sampled = node <= step.tree.size and not step.tree.point[node]
-    ring = [(3.0, "none", INK, "-")] if node == step.stop and step.tree.size else []
-    for out, inside, colour, line in [(0.0, face, border, dashes), *ring]:
-        rounding = f"round,pad=0,rounding_size={BOX / 2 + out if sampled else 3 + out}"
-        place = (layout.left[node] - out, layout.y[node] - BOX / 2 - out)
-        style: dict[str, Any] = {
-            "facecolor": inside,
-            "edgecolor": colour,
-            "linestyle": line,
-            "zorder": 3,
-        }
-        axes.add_patch(
-            FancyBboxPatch(place, layout.widths[node] + 2 * out, BOX + 2 * out, rounding, **style)
-        )
-    ink = {"accepted": LIGHT["on_accepted"], "untried": LIGHT["faint"]}.get(kind, INK)
-    letters: dict[str, Any] = {
-        "fontsize": FONT * 72 / PIXELS,
-        "family": "monospace",
-        "color": ink,
-        "zorder": 4,
-    }
-    x = layout.left[node] + PAD
-    axes.text(
-        x, layout.y[node], layout.labels[node], va="center_baseline", parse_math=False, **letters
-    )
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:

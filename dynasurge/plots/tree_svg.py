@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from functools import cache
 from html import escape
 
-from dynasurge.decoding.trace import PICTURES, StepView, Trace
-from dynasurge.decoding.trace import trace as trace
+from dynasurge.decoding.trace import StepView
 from dynasurge.files import ASSETS
 from dynasurge.plots.tree_layout import BOX, PAD, Layout, visible
 
@@ -74,6 +73,13 @@ def headline(step: StepView) -> str:
     return f"step {step.number} · {step.tree.size} drafted, {len(step.path)} accepted ({step.rule})"
 
 
+def spoken(step: StepView) -> str:
+    """A step in words, for readers who see no picture."""
+    path = "".join(step.texts[node] for node in step.path)
+    said = f"; accepted: {path!r}" if path else ""
+    return f"{headline(step)}{said}" + (f"; bonus token: {step.bonus!r}" if step.bonus else "")
+
+
 def step_svg(step: StepView, *, standalone: bool = True) -> str:
     """The tree of a step. standalone: with its own style and a caption, for a file or a page of its
     own."""
@@ -88,7 +94,8 @@ def step_svg(step: StepView, *, standalone: bool = True) -> str:
             f'<text class="caption" x="12" y="{height - 10:g}">{escape(caption)}</text>'
         )
     size = f'width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" class="tree" {size}>{drawn}</svg>'
+    said = f'role="img" aria-label="{escape(spoken(step))}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" class="tree" {said} {size}>{drawn}</svg>'
 
 
 def above_one_another(pictures: Sequence[str]) -> str:
@@ -265,7 +272,3 @@ def _static_style() -> str:
 
 def _painted(rules: str, colours: dict[str, str]) -> str:
     return re.sub(r"var\(--(\w+)\)", lambda variable: colours[variable[1]], rules)
-
-
-PICTURES[StepView] = step_svg
-PICTURES[Trace] = lambda trace: strip_svg(trace.steps, standalone=True)

@@ -288,7 +288,7 @@ BAD_FLAGS = [
     (["--priors", "none.json"], "--priors none.json: cannot be read"),
     (["--priors", "mine.json", "--values", "own"], "--priors mine.json: --values own uses no priors; leave one"),
     (["--policy", "best"], "argument --policy: invalid choice: 'best'"),
-    (["--datas", "demo"], "unrecognized arguments: --datas demo"),
+    (["--datas", "demo"], "unrecognized arguments: --datas demo; did you mean --dataset?"),
     (["--frobnicate"], "unrecognized arguments: --frobnicate"),
 ]  # fmt: skip
 

@@ -4,15 +4,18 @@ its label, or in what is drawn."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import re
 import time
 import xml.etree.ElementTree as ET
+from base64 import b64decode
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as ipw
 import pytest
-from IPython.core.formatters import DisplayFormatter
 from readers import numbers
 
 from dynasurge import Pair, UsageError, generate, trace
@@ -255,13 +258,53 @@ def test_the_page_never_waits_for_decoding(models: Pair, monkeypatch: pytest.Mon
     explorer.close()
 
 
-def test_where_widgets_cannot_run_it_is_a_picture(models: Pair) -> None:
+def unpacked(page: str) -> Any:
+    """The steps in a page."""
+    packed = re.search(r'id="steps">([^<]*)<', page)
+    assert packed is not None
+    return json.loads(gzip.decompress(b64decode(packed[1])))
+
+
+def test_where_widgets_cannot_run_it_is_a_picture_or_a_page(
+    models: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two outputs: the widget with pictures, and the page, made again after each generation."""
+    shown: list[dict[str, Any]] = []
+
+    class Handle:
+        def update(self, bundle: dict[str, Any], raw: bool) -> None:
+            shown.append(bundle)
+
+    def display(bundle: dict[str, Any], raw: bool, display_id: bool = False) -> Handle:
+        shown.append(bundle)
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
     explorer = Explorer(models, compare={"T": 0.0}, **COMMON)
     decoded(explorer)
-    bundle, _ = DisplayFormatter().format(explorer)
-    assert "application/vnd.jupyter.widget-view+json" in bundle
+    explorer._ipython_display_()
+    widget, first = shown
+    alone = {"application/vnd.jupyter.widget-view+json", "text/plain"}
+    assert set(widget) == alone, "`make notebooks` leaves it out"
+    bundle = explorer._repr_mimebundle_()
     picture = ET.fromstring(bundle["image/svg+xml"])
     assert len(picture.findall(f"{SVG}svg")) == 2, "one above the other"
+    assert b64decode(bundle["image/png"]).startswith(b"\x89PNG")
+    control(explorer, "B").value = 2
+    decoded(explorer)
+    again = shown[-1]
+    assert len(shown) == 3
+    for bundle, budget in ((first, 4), (again, 2)):
+        (frame,) = ET.fromstring(f"<p>{bundle['text/html']}</p>").iter("iframe")
+        sides = unpacked(frame.attrib["srcdoc"])["sides"]
+        assert f"B={budget}" in sides[0]["title"]
+        assert [len(side["tree"]) for side in sides] == [len(side["text"]) for side in sides]
+    explorer.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert [len(side["tree"]) for side in unpacked(page)["sides"]] == [
+        len(steps) for steps in explorer.steps
+    ]
+    assert not re.search("https?://(?!www.w3.org/2000/svg)", page), "nothing is fetched"
     explorer.close()
 
 

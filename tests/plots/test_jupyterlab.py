@@ -1,5 +1,5 @@
 """The explorer in a real JupyterLab, driven in headless Chromium as a reader would: steps, hovers,
-changes B, compares.
+changes B, compares; saves the notebook, and opens it again where no kernel runs.
 
 Needs a Chromium on the PATH and `pip install -e '.[browser]'`; skipped without.
 DYNASURGE_SCREENSHOTS=FOLDER keeps pictures of what was seen, in the light theme and in the dark
@@ -47,7 +47,7 @@ Explorer(dynasurge.load_pair({draft!r}, {target!r}, device="cpu"), prompt="w5 w1
 def lab(
     request: Any, tmp_path: Path, tiny_folders: dict[str, tuple[str, str]]
 ) -> Iterator[tuple[str, str]]:
-    """(theme, address) of a JupyterLab that serves one notebook."""
+    """(theme, address) of a JupyterLab that serves one notebook, explore.ipynb in tmp_path."""
     draft, target = tiny_folders["llama"]
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(CELL.format(draft=draft, target=target))],
@@ -66,7 +66,11 @@ def lab(
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
     options = ["--IdentityProvider.token=", "--LabApp.news_url=None", "--ServerApp.port_retries=0"]
-    environment = os.environ | {"JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")}
+    options += ["--ServerApp.disable_check_xsrf=True"]  # a test may end its kernel
+    environment = os.environ | {
+        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
+        "JUPYTER_DATA_DIR": str(tmp_path / "data"),  # also where it keeps what it trusts
+    }
     server = subprocess.Popen(
         [*command, *options],
         cwd=tmp_path,
@@ -82,10 +86,96 @@ def lab(
                 break
             except OSError:
                 time.sleep(0.5)
-        yield request.param, f"{address}/lab/tree/explore.ipynb"
+        yield request.param, address
     finally:
         server.terminate()
         server.wait(30)
+
+
+def opened(page: Any, address: str, notebook: str = "explore.ipynb") -> None:
+    """Open a notebook, with the cursor in its cell. A cell that is run before its kernel is there
+    is lost, so wait for that."""
+    page.goto(f"{address}/lab/tree/{notebook}?reset")
+    page.click(".jp-Cell .cm-content", timeout=90_000)
+    page.get_by_text("| Idle").wait_for(timeout=90_000)
+
+
+def stands_in(page: Any) -> None:
+    """The page takes the widget's place: nothing else is shown, and it steps by its keys."""
+    frame = page.frame_locator(".dynasurge-page iframe")
+    frame.locator(".stage svg").wait_for(timeout=60_000)
+    sync_api.expect(page.get_by_text("Error displaying widget")).to_be_hidden()
+    assert page.locator(".jp-OutputArea-child:visible").count() == 1
+    frame.locator("main").click(position={"x": 5, "y": 5})
+    page.keyboard.press("End")
+    sync_api.expect(frame.locator(".strip .now")).to_have_count(1)
+    step = frame.locator("output").inner_text().split(" of ")
+    assert step[0] == step[1] != "0"
+    page.keyboard.press("Home")
+    frame.locator(".node").nth(1).hover()
+    sync_api.expect(frame.locator(".tip")).to_contain_text("p ")
+
+
+@pytest.mark.parametrize("lab", ["light"], indirect=True)
+def test_a_saved_explorer_is_a_page_wherever_no_kernel_runs(
+    lab: tuple[str, str], tmp_path: Path
+) -> None:
+    """Saved and opened again, with and without widget state; not trusted; exported, offline."""
+    _, address = lab
+    shots = Path(os.environ.get("DYNASURGE_SCREENSHOTS", tmp_path))
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        opened(page, address)
+        page.keyboard.press("Control+Enter")
+        page.wait_for_selector(".dynasurge .stage svg", timeout=90_000)
+        status = page.locator(".dynasurge .status")
+        sync_api.expect(status).not_to_contain_text("decoding", timeout=60_000)
+        page.wait_for_timeout(6000)  # a kernel that is there has answered
+        sync_api.expect(page.locator(".dynasurge .stage svg")).to_be_visible()
+        sync_api.expect(page.locator(".dynasurge-page")).to_be_hidden()
+        for state in (False, True):
+            if state:
+                page.get_by_role("menuitem", name="Settings").click()
+                page.get_by_text("Save Widget State Automatically").click()
+                page.click(".jp-Cell .cm-content")
+                page.wait_for_timeout(1000)
+            page.keyboard.press("Control+s")
+            page.wait_for_timeout(2000)
+            shutil.copy(tmp_path / "explore.ipynb", tmp_path / f"state-{state}.ipynb")
+        page.close()
+        end_kernels(address)
+        for state in (False, True):
+            saved = tmp_path / f"state-{state}.ipynb"
+            assert ("widgets" in json.loads(saved.read_text())["metadata"]) == state
+            page = browser.new_page(viewport={"width": 1200, "height": 1000})
+            opened(page, address, saved.name)
+            stands_in(page)
+            page.screenshot(path=shots / f"explorer-saved-{state}.png")
+            page.close()
+        strange = nbformat.read(tmp_path / "state-False.ipynb", as_version=4)
+        strange.cells[0].source += "  # from elsewhere"  # so its signature is wrong
+        nbformat.write(strange, tmp_path / "strange.ipynb")
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        opened(page, address, "strange.ipynb")
+        sync_api.expect(page.locator(".jp-OutputArea img")).to_be_visible()
+        assert page.locator(".jp-OutputArea").inner_text().strip() == ""
+        page.screenshot(path=shots / "explorer-not-trusted.png")
+        export = [sys.executable, "-m", "nbconvert", "--to", "html", "state-False.ipynb"]
+        subprocess.run(export, cwd=tmp_path, check=True, capture_output=True)
+        page = browser.new_page(offline=True, viewport={"width": 1200, "height": 1000})
+        page.goto((tmp_path / "state-False.html").as_uri())
+        stands_in(page)
+        page.screenshot(path=shots / "explorer-exported.png")
+        browser.close()
+
+
+def end_kernels(address: str) -> None:
+    with urllib.request.urlopen(f"{address}/api/kernels") as answer:
+        kernels = json.load(answer)
+    for kernel in kernels:
+        place = f"{address}/api/kernels/{kernel['id']}"
+        urllib.request.urlopen(urllib.request.Request(place, method="DELETE")).close()
 
 
 def test_a_reader_explores_a_generation(lab: tuple[str, str], tmp_path: Path) -> None:
@@ -95,11 +185,7 @@ def test_a_reader_explores_a_generation(lab: tuple[str, str], tmp_path: Path) ->
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = browser.new_page(viewport={"width": 1400, "height": 1100})
-        page.goto(address)
-        page.click(".jp-Cell .cm-content", timeout=90_000)
-        page.get_by_text("| Idle").wait_for(
-            timeout=90_000
-        )  # a cell that is run before its kernel is there is lost
+        opened(page, address)
         # From here on what goes wrong is ours; a lab that has just started misses some resources of
         # its own.
         page.on(
