@@ -37,7 +37,7 @@ from dynasurge.verification.rules import path_to, reach
 MARKS = 4  # marks of the stopwatch in a step
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class StepRecord:
     """What one target pass did.
 
@@ -64,6 +64,9 @@ class StepRecord:
     target_seconds: float
     verify_seconds: float
     other_seconds: float
+
+    def __repr__(self) -> str:
+        return f"<StepRecord: {self.tree.size} drafted, {self.accepted} accepted>"
 
     @property
     def accepted(self) -> int:

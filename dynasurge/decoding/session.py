@@ -11,6 +11,7 @@ Session serves many.
 from __future__ import annotations
 
 import hashlib
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ from dynasurge.verification.rules import Rule
 ROOM = 256  # tokens by which the room for prompts grows
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Generation:
     """One prompt's result. prompt_ids, output_ids: token ids. text: the decoded output, of a chat
     without special tokens. prefill_seconds: the time both models took to read the prompt. seconds:
@@ -51,6 +52,11 @@ class Generation:
     steps: list[StepRecord]
     prefill_seconds: float
     seconds: float
+
+    def __repr__(self) -> str:
+        tokens, steps = len(self.output_ids), len(self.steps)
+        said = f"{tokens} tokens in {steps} steps and {self.seconds:.2f} s"
+        return f"<Generation of {said}: {textwrap.shorten(self.text, 60)!r}>"
 
 
 class Session:

@@ -16,10 +16,10 @@ it stops, whole subtrees at a time.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,8 +30,12 @@ from dynasurge.settings import Settings, settings_of
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import path_to
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # How a type is shown as "svg", "png" or "html": plots/pictures.py puts it here.
 PICTURES: dict[tuple[type, str], Callable[..., Any]] = {}
+PHASES = ("draft", "target", "verify", "other")
 LETTER = 8  # the most tokens in one letter of any script
 Fate = Literal["root", "accepted", "cut", "rejected", "untried"]
 
@@ -48,7 +52,7 @@ class StepView:
     complete. p, q: the target's and the draft's probability of the node's token at its parent, 1
     for the root (at T = 0, q is the draft's at T = 1; NaN where the
     draft has not read the parent). reach: the probability that verification
-    accepts the node.
+    accepts the node. seconds: by phase (draft, target, verify, other).
     """
 
     number: int
@@ -64,6 +68,7 @@ class StepView:
     p: tuple[float, ...]
     q: tuple[float, ...]
     reach: tuple[float, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def stop(self) -> int:
@@ -117,6 +122,25 @@ class Trace:
     def _repr_png_(self) -> bytes:
         return bytes(PICTURES[Trace, "png"](self))
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row a step: step, drafted (nodes), levels, accepted, tokens (emitted), text (what
+        they add), and milliseconds by phase (draft_ms, ...)."""
+        import pandas as pd
+
+        rows = [
+            {
+                "step": step.number,
+                "drafted": step.tree.size,
+                "levels": step.tree.depth,
+                "accepted": len(step.path),
+                "tokens": len(step.emitted),
+                "text": "".join(step.written),
+            }
+            | {f"{phase}_ms": 1e3 * seconds for phase, seconds in step.seconds.items()}
+            for step in self.steps
+        ]
+        return pd.DataFrame(rows)
+
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write all steps as one HTML file that needs neither network nor kernel: trees, text and
         bars as in the explorer. Raises UsageError if it cannot be written."""
@@ -159,6 +183,7 @@ def watch(session: Session, ids: list[int], *, index: int = 0) -> Iterator[StepV
             p=record.p,
             q=record.q,
             reach=tuple(record.reach),
+            seconds={phase: getattr(record, f"{phase}_seconds") for phase in PHASES},
         )
 
 

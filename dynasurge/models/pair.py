@@ -32,7 +32,7 @@ DEVICE_MAPS = (
 )  # maps that transformers knows; it also takes a device
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Pair:
     """A draft, its target, and the target's tokenizer, both models in one dtype and in eval mode.
     The draft is on the target's device (the first one, if the target is spread over several).
@@ -44,6 +44,12 @@ class Pair:
     draft_name: str
     target_name: str
     shared: torch.Tensor | None = None
+
+    def __repr__(self) -> str:
+        sizes = [f"{model.num_parameters() / 1e6:,.1f} M" for model in (self.draft, self.target)]
+        dtype = str(self.target.dtype).removeprefix("torch.")
+        said = f"{self.draft_name} ({sizes[0]}) -> {self.target_name} ({sizes[1]} parameters)"
+        return f"<Pair {said}, {dtype} on {self.target.device}>"
 
     @property
     def vocab(self) -> int:

@@ -28,7 +28,7 @@ from dynasurge.trees.token_tree import ancestor_mask, children_of, depths_of
 SPEC_HELP = "KxD (K chains of depth D, as in 4x8), chainD (one chain of depth D) or KaryD (K children a node, D levels)"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Growmap:
     """A static tree shape.
 
@@ -37,6 +37,9 @@ class Growmap:
     """
 
     parents: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"<Growmap: {self.size - 1} nodes, {self.depth} levels>"
 
     def __post_init__(self) -> None:
         if not self.parents or self.parents[0] != -1:
@@ -134,8 +137,9 @@ def save_growmap(growmap: Growmap, path: str | os.PathLike[str]) -> None:
 
 
 def load_growmap(path: str | os.PathLike[str]) -> Growmap:
-    """Read a `.pt` growmap and check every field against the others. If no such file exists and
-    `path` is a shape's name, build that shape.
+    """Read a `.pt` growmap and check every field against the others. If no such file exists,
+    `path` may be a shape's name, which is built, or that of a file of the clone around the current
+    folder: `growmaps/8x8-tree.pt` or `optimal15`.
 
     `Successors` counts as the truth, and the other fields are derived from it; the error names a
     field that disagrees. Raises UsageError if the file is missing, is no growmap, or contradicts
@@ -149,7 +153,9 @@ def load_growmap(path: str | os.PathLike[str]) -> Growmap:
     if not there:
         if SPEC.fullmatch(str(path)):
             return build_growmap(str(path))
-        raise UsageError("--growmap", path, "no such file", remedy)
+        if (home := _in_clone(str(path))) is None:
+            raise UsageError("--growmap", path, "no such file", remedy)
+        path = home
     try:
         data = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch.load raises half a dozen unrelated types on a corrupt file
@@ -164,6 +170,18 @@ def load_growmap(path: str | os.PathLike[str]) -> Growmap:
         return _from_dict(data)
     except _FieldError as error:
         raise UsageError("--growmap", path, str(error), remedy) from error
+
+
+def _in_clone(name: str) -> Path | None:
+    """The file of this name, or growmaps/NAME.pt, in a folder above the current one."""
+    if not name.strip() or "\0" in name:
+        return None
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        for file in (folder / name, folder / "growmaps" / f"{name}.pt"):
+            if file.is_file():
+                return file
+    return None
 
 
 def _same(given: Any, expected: Any) -> bool:

@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TokenTree:
     """tokens, parents, proposal, point: one entry a node, root included (parent -1, proposal 1).
 
@@ -31,6 +31,9 @@ class TokenTree:
     proposal: tuple[float, ...]
     point: tuple[bool, ...]
     value: tuple[float, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<TokenTree: {self.size} nodes, {self.depth} levels>"
 
     def __post_init__(self) -> None:
         # Every policy draws in this order, and verification relies on it.

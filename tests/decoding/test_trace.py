@@ -9,7 +9,7 @@ import pytest
 import torch
 from samples import view
 
-from dynasurge import Pair, generate, trace
+from dynasurge import Pair, build_growmap, generate, trace
 from dynasurge.decoding.trace import token_text
 from dynasurge.probabilities import to_probs
 
@@ -107,3 +107,19 @@ def test_a_letter_of_several_tokens_is_written_once_it_is_complete(models: Pair,
     for count in range(len(emitted) + 1):
         so_far = Letters().decode(emitted[:count]).rstrip("\ufffd")
         assert "".join(written[:count]) == so_far
+
+
+def test_what_a_session_prints_is_short_and_a_trace_is_a_table(models: Pair) -> None:
+    result, seen = generate(models, PROMPT, **COMMON), trace(models, PROMPT, **COMMON)
+    shown = [models, result, result.steps[0], result.steps[0].tree, seen, seen.steps[0]]
+    assert all(len(repr(one)) < 200 and "\n" not in repr(one) for one in shown)
+    assert "float32 on cpu" in repr(models)
+    assert f"{len(result.output_ids)} tokens in {len(result.steps)} steps" in repr(result)
+    assert repr(build_growmap("4x8")) == "<Growmap: 32 nodes, 8 levels>"
+    table = seen.to_frame()
+    assert list(table["tokens"]) == [len(step.emitted) for step in result.steps]
+    assert list(table["drafted"]) == [step.tree.size for step in result.steps]
+    assert "".join(table["text"]) == "".join(text for step in seen.steps for text in step.written)
+    phases = [f"{phase}_ms" for phase in ("draft", "target", "verify", "other")]
+    assert (table[phases] >= 0).all(axis=None)
+    assert (table["target_ms"] > 0).all()
