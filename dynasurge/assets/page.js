@@ -21,7 +21,7 @@ function modelOf(side) {
   const at = () => Math.min(now, side.tree.length - 1);
   return {
     actions: [],
-    get: (name) => (name === "strip" ? side.strip.replace(`class="step" data-step="${at()}"`, `class="step now" data-step="${at()}"`) : side[name][at()]),
+    get: (name) => (name === "stale" ? false : name === "strip" ? side.strip.replace(`class="step" data-step="${at()}"`, `class="step now" data-step="${at()}"`) : side[name][at()]),
     on(event, action) {
       if (event === "msg:custom") action({ alive: true });
       else this.actions.push(action);

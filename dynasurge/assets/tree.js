@@ -132,8 +132,8 @@ function render({ model, el }) {
   });
   el.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (KEYS[event.key]) ask(KEYS[event.key]);
-    else if (event.key === "+" || event.key === "=") tree.zoom(1.3);
+    if (KEYS[event.key]) return step(event);
+    if (event.key === "+" || event.key === "=") tree.zoom(1.3);
     else if (event.key === "-") tree.zoom(1 / 1.3);
     else if (event.key === "0") tree.fit();
     else return;
@@ -152,8 +152,28 @@ function render({ model, el }) {
       tree.show(model.get("tree"));
     },
     strip: () => (strip.innerHTML = model.get("strip")),
+    stale: () => el.classList.toggle("stale", Boolean(model.get("stale"))),
   };
-  const follow = new ResizeObserver(() => (text.scrollTop = text.scrollHeight)); // a narrower page has more lines
+  const step = (event) => {
+    if (!KEYS[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
+    ask(KEYS[event.key]);
+    event.preventDefault();
+    event.stopPropagation();
+  };
+  // In JupyterLab the keys hold in the whole explorer, after a click on a button, too. A field has its own use for them.
+  let host = null;
+  const elsewhere = (event) => event.target.closest("input, select, textarea, [role=slider]") || step(event);
+  const adopt = () => {
+    const output = el.closest(".jp-OutputArea-child");
+    if (host || !output || output.dataset.lmSuppressShortcuts) return; // another view of this explorer has it
+    host = output;
+    host.dataset.lmSuppressShortcuts = "true";
+    host.addEventListener("keydown", elsewhere);
+  };
+  const follow = new ResizeObserver(() => {
+    text.scrollTop = text.scrollHeight; // a narrower page has more lines
+    adopt();
+  });
   follow.observe(text);
   for (const [name, action] of Object.entries(update)) {
     model.on(`change:${name}`, action);
@@ -177,6 +197,8 @@ function render({ model, el }) {
     model.off("msg:custom", answered);
     tree.stop();
     follow.disconnect();
+    host?.removeEventListener("keydown", elsewhere);
+    if (host) delete host.dataset.lmSuppressShortcuts;
     for (const [name, action] of Object.entries(update)) model.off(`change:${name}`, action);
   };
 }

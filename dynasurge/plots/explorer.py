@@ -9,57 +9,38 @@ The page never waits for decoding. One background thread decodes ahead, one prom
 every step appears as soon as it is decoded. When a setting changes, its side starts again, and its
 present decoding stops.
 
-The controls are ipywidgets. `TreeView`, an anywidget, shows text, tree and bars of one setting
-(assets/tree.js is its part in the page). Where no kernel runs, the explorer is a page of all the
-steps that it decoded last (plots/page.py), or a picture of one.
+A setting's controls and its view are in plots/sides.py. Where no kernel runs, the explorer is a
+page of all the steps that it decoded last (plots/page.py), or a picture of one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dynasurge.decoding.trace import StepView
-from dynasurge.decoding.tree_room import most_nodes
 from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.models.pair import Pair, load_pair
 from dynasurge.plots.background import Background, Run
-from dynasurge.plots.page import Shown, beside_widget, page, style
+from dynasurge.plots.page import Shown, beside_widget, page
 from dynasurge.plots.pictures import png, write_file
-from dynasurge.plots.tree_svg import (
-    STYLE,
-    above_one_another,
-    headline,
-    step_svg,
-    strip_svg,
-    text_html,
-)
-from dynasurge.settings import AUTO_DEPTH, AUTO_NODES, ETVS, MODES, POLICIES, Settings, settings_of
+from dynasurge.plots.sides import Side, TreeView, make_side
+from dynasurge.plots.tree_svg import above_one_another, step_svg
+from dynasurge.settings import AUTO_DEPTH, AUTO_NODES, Settings, settings_of
 
 try:
-    import anywidget
     import ipywidgets as ipw
-    import traitlets
     from IPython import display as ipython
 except ImportError as error:
     raise ImportError(
         f"dynasurge.plots.explorer needs {error.name}; pip install 'dynasurge[notebooks]'"
     ) from error
 
-BUDGETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, AUTO_NODES)
-GROWMAP = "4x8"  # the first shape of sTree
-USED = {
-    "growmap": ("sTree",),
-    "B": ("dTree",),
-    "fill": ("dTree",),
-    "policy": ("sTree", "dTree"),
-    "rule": ("sTree", "dTree"),
-}  # the modes that use each setting
 LARGEST_SEED = 2**53 - 1  # the largest whole number that a page can count
 BUTTONS = {
     "first": "fast-backward",
@@ -67,114 +48,6 @@ BUTTONS = {
     "next": "step-forward",
     "last": "fast-forward",
 }
-
-
-class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
-    """One step of one setting on the page, from text that is ready to be shown (plots/tree_svg.py).
-
-    When the reader chooses another step, the page sends a message {"step": "next" | "previous" |
-    "first" | "last" | number}. It also asks {"alive": true}: a view that nobody answers has no
-    kernel any more, and makes room for the page (plots/page.py).
-    """
-
-    _esm = STYLE.with_name("tree.js")
-    _css = style()
-    status = traitlets.Unicode().tag(sync=True)
-    text = traitlets.Unicode().tag(sync=True)
-    tree = traitlets.Unicode().tag(sync=True)
-    strip = traitlets.Unicode().tag(sync=True)
-    _painted: tuple[Run, int] | None = (
-        None  # the run and the step whose tree and text are on the page
-    )
-
-    def paint(self, run: Run, number: int) -> None:
-        """Show step `number` of a run, or its last step so far."""
-        last = len(run.steps) - 1
-        with self.hold_sync():
-            if last < 0:
-                self.status, self.text, self.tree, self.strip = run.error or "decoding…", "", "", ""
-                self._painted = None
-                return
-            step = run.steps[min(number, last)]
-            ended = f", the text ended at step {last}" if run.finished and number > last else ""
-            said = [f"{headline(step)}{ended}", run.note, "" if run.finished else "decoding…"]
-            self.status = run.error or " · ".join(filter(None, said))
-            if self._painted != (run, step.number):
-                self.text = text_html(run.prompt, run.steps, step.number)
-                self.tree = step_svg(step, standalone=False)
-                self._painted = run, step.number
-            self.strip = strip_svg(run.steps, step.number)
-
-
-@dataclass(kw_only=True, eq=False)
-class Side:
-    """One setting: its first settings, its controls by the name of what they set, its view, and its
-    present run."""
-
-    settings: Settings
-    controls: dict[str, Any]
-    view: TreeView = field(default_factory=TreeView)
-    run: Run = field(default_factory=lambda: Run(finished=True))
-
-    def chosen(self, seed: int) -> Settings:
-        """The settings of the controls. Raises UsageError."""
-        values = {name: control.value for name, control in self.controls.items()}
-        rule, growmap = values.pop("rule"), values.pop("growmap")
-        etv = values["mode"] != "auto" and rule != "topdown"
-        values |= {"use_bfs": etv, "etv": rule if etv else "traversal", "seed": seed}
-        static, dynamic = values["mode"] == "sTree", values["mode"] == "dTree"
-        values["fill"] = values["fill"] and dynamic and values["B"] != "auto"
-        # A dynamic tree may also have a growmap, which bounds its depth, but only the one that the
-        # side started with.
-        values["growmap"] = (
-            growmap if static else self.settings.growmap if dynamic and self.bounded else None
-        )
-        settings = dataclasses.replace(self.settings, **values)
-        nodes = most_nodes(settings)
-        if nodes > AUTO_NODES:
-            flag, value = ("--growmap", growmap) if static else ("--B", settings.B)
-            raise UsageError(flag, value, f"has {nodes} nodes", f"use at most {AUTO_NODES}")
-        return settings
-
-    @property
-    def bounded(self) -> bool:
-        """Whether the side started with a dynamic tree whose depth a growmap bounds."""
-        return self.settings.mode == "dTree" and self.settings.growmap is not None
-
-
-def make_side(settings: Settings, on_choice: Callable[[Side], None]) -> Side:
-    """A side whose controls begin with these settings. A changed control calls `on_choice`."""
-
-    def style(width: str) -> dict[str, Any]:
-        return {"layout": {"width": width}, "style": {"description_width": "initial"}}
-
-    budgets = sorted({*BUDGETS, settings.budget} if settings.B != "auto" else BUDGETS)
-    own = settings.growmap or GROWMAP
-    controls = {
-        "mode": ipw.Dropdown(
-            options=MODES, value=settings.mode, description="mode", **style("auto")
-        ),
-        "growmap": ipw.Text(own, description="growmap", continuous_update=False, **style("140px")),
-        "B": ipw.Dropdown(
-            options=["auto", *budgets], value=settings.B, description="B", **style("auto")
-        ),
-        "fill": ipw.Checkbox(
-            settings.fill, description="fill", indent=False, layout={"width": "60px"}
-        ),
-        "T": ipw.BoundedFloatText(
-            settings.T, min=0, max=100, step=0.1, description="T", **style("90px")
-        ),
-        "policy": ipw.Dropdown(
-            options=POLICIES, value=settings.policy, description="policy", **style("auto")
-        ),
-        "rule": ipw.Dropdown(
-            options=["topdown", *ETVS], value=settings.rule, description="rule", **style("auto")
-        ),
-    }
-    side = Side(settings=settings, controls=controls)
-    for control in controls.values():
-        control.observe(lambda _: on_choice(side), "value")
-    return side
 
 
 class Explorer:
@@ -227,9 +100,10 @@ class Explorer:
         deepest = max(first.depth_bound, second.depth_bound, AUTO_DEPTH)
         roomiest = Settings(**room, mode="dTree", B=AUTO_NODES, max_depth=deepest)
         self._background = Background(models, roomiest, self._show)
-        wide, demo = {"width": "100%"}, load_prompts()
+        wide, demo = {"width": "auto"}, load_prompts()
         bundled = [(f"{p.kind}: {p.text[:70]}…".replace("\n", " "), p.text) for p in demo]
-        chosen = demo[0].text if prompt is None else ""
+        texts = [p.text for p in demo]
+        chosen = demo[0].text if prompt is None else prompt if prompt in texts else ""
         self._bundled = ipw.Dropdown(
             options=[("your own prompt", ""), *bundled], value=chosen, layout=wide
         )
@@ -240,11 +114,13 @@ class Explorer:
         self._both = ipw.Checkbox(
             compare is not None, description="compare two settings", indent=False
         )
-        self._step = ipw.IntSlider(0, max=0, description="step", layout={"width": "340px"})
+        wrap, roomy = {"flex_flow": "row wrap"}, {"flex": "1 1 220px", "max_width": "420px"}
+        self._step = ipw.IntSlider(0, max=0, description="step", layout=roomy)
         self._paged: list[Run] = []  # the runs that these pages have
         self._pages: list[Any] = []  # displays of the page that stands in for the widget
-        self._views = ipw.HBox(layout={"width": "100%", "grid_gap": "16px"})
-        row = ipw.HBox([*map(self._button, BUTTONS), self._step, self._seed, self._both])
+        self._views = ipw.HBox(layout={"width": "auto", "grid_gap": "16px"} | wrap)
+        buttons = map(self._button, BUTTONS)
+        row = ipw.HBox([*buttons, self._step, self._seed, self._both], layout=wrap)
         self.box = ipw.VBox([self._bundled, self._prompt, row, self._views])
         self._arrange()
         self._listen()
@@ -364,7 +240,7 @@ class Explorer:
 
     def _arrange(self) -> None:
         """Put one or two sides on the page, and decode for sides without steps."""
-        layout = {"flex": "1 1 0", "min_width": "0", "overflow": "visible"}
+        layout = {"flex": "1 1 420px", "min_width": "0", "overflow": "visible"}
         wrap = {"flex_flow": "row wrap"}
         self._views.children = [
             ipw.VBox(
@@ -380,15 +256,15 @@ class Explorer:
             with self._background.changed:
                 side.run.cancelled = True
                 side.run = Run(finished=True)
-                for name, modes in USED.items():
-                    side.controls[name].disabled = side.controls["mode"].value not in modes
                 if side in self._shown:
                     try:
                         side.run = self._background.start(
                             self._prompt.value, side.chosen(self._seed.value)
                         )
                     except UsageError as mistake:
-                        side.run.error = str(mistake)
+                        side.run.error = re.sub(
+                            r"--(?=\w)", "", str(mistake)
+                        )  # a page has no flags
         self._show()
 
     def _show(self) -> None:

@@ -216,22 +216,17 @@ def test_two_settings_share_prompt_seed_and_step(explorer: Explorer) -> None:
 
 def test_mistakes_are_said_on_the_page_and_can_be_mended(explorer: Explorer) -> None:
     (view,) = views(explorer)
-    control(explorer, "rule").value = "reserved"
-    assert "--etv reserved" in view.status
-    assert view.tree == view.strip == view.text == ""
-    control(explorer, "rule").value = "topdown"
-    decoded(explorer)
-    assert shown(explorer) == 0
     control(explorer, "mode").value = "sTree"
     for spec in ("9x30", "nonsense"):
         control(explorer, "growmap").value = spec
         assert spec in view.status
-        assert view.tree == ""
+        assert "--" not in view.status, "a page has no flags"
+        assert view.stale
     prompt(explorer).value = ""
     control(explorer, "mode").value = "dTree"
     decoded(explorer)
     assert view.status.startswith("prompt ")
-    assert view.tree == ""
+    assert view.stale
 
 
 def test_the_page_never_waits_for_decoding(models: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +329,7 @@ def test_wrong_settings_are_refused_at_once(models: Pair) -> None:
     explorer = Explorer(models, prompt=PROMPT, B=500, M=900)
     decoded(explorer)
     (view,) = views(explorer)
-    assert "--B 500" in view.status
+    assert "B 500" in view.status
     assert 128 in numbers(view.status), "what it may be"
     explorer.close()
     assert explorer.wait(10**6, timeout=60), "nobody waits for what was closed"
@@ -363,3 +358,33 @@ def test_a_prompt_may_be_the_users_turn(models: Pair) -> None:
         explorer.close()
     finally:
         models.tokenizer.chat_template = own
+
+
+def test_only_what_can_be_decoded_is_offered(models: Pair) -> None:
+    explorer = Explorer(models, **COMMON)
+    mode, rule, policy, growmap = (
+        control(explorer, name) for name in ("mode", "rule", "policy", "growmap")
+    )
+    assert list(rule.options) == ["topdown", "traversal", "bfs (lossy)"]
+    assert growmap.disabled
+    mode.value = "sTree"
+    assert not growmap.disabled
+    assert "optimal15" in growmap.options
+    assert list(rule.options) == ["topdown", "traversal", "reserved", "bfs (lossy)"]
+    growmap.value = "2x2"
+    for chosen, expected in {"reserved": "reserved", "bfs (lossy)": "bfs"}.items():
+        rule.value = chosen
+        decoded(explorer)
+        assert {step.rule for step in explorer.steps[0]} == {expected}
+    rule.value = "reserved"
+    policy.value = "topk"
+    assert rule.value == "topdown", "children chosen outright have no such rule"
+    decoded(explorer)
+    assert not views(explorer)[0].stale
+    tree = views(explorer)[0].tree
+    growmap.value = "9x"
+    assert explorer.wait(timeout=30)
+    assert views(explorer)[0].status.startswith("growmap 9x: no such file")
+    assert views(explorer)[0].stale
+    assert views(explorer)[0].tree == tree, "what was there stays, dimmed"
+    explorer.close()

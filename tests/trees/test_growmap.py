@@ -164,3 +164,16 @@ def test_odd_tensors_in_a_file_are_refused(bad: dict[str, Any], tmp_path: Path) 
     torch.save(build_growmap("2x2").to_dict() | bad, tmp_path / "bad.pt")
     with pytest.raises(UsageError, match="contradicts 'Successors'"):
         load_growmap(tmp_path / "bad.pt")
+
+
+def test_shipped_shapes_have_names_wherever_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """README's `optimal15` and `growmaps/8x8-tree.pt`, from a folder of the clone, too."""
+    monkeypatch.chdir(Path(__file__).parent)
+    assert load_growmap("optimal15").size == 16
+    assert load_growmap("growmaps/8x8-tree.pt").size == 65
+    monkeypatch.chdir(tmp_path)
+    for name in ("optimal15", "growmaps/8x8-tree.pt", "", "\0"):
+        with pytest.raises(UsageError, match="no such file"):
+            load_growmap(name)
