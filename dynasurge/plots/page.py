@@ -18,12 +18,12 @@ from dynasurge.decoding.trace import StepView
 from dynasurge.files import ASSETS
 from dynasurge.plots.tree_svg import (
     STYLE,
-    headline,
     palette_rules,
     spoken,
     step_svg,
     strip_svg,
     text_html,
+    timed,
 )
 
 BUTTONS = {"first": "|◀", "previous": "◀", "next": "▶", "last": "▶|"}
@@ -78,10 +78,10 @@ def _side(side: Shown) -> dict[str, object]:
     numbers = range(len(side.steps))
     return {
         "title": side.title,
-        "status": [headline(step) for step in side.steps],
+        "status": [timed(step) for step in side.steps],
         "text": [text_html(side.prompt, side.steps, number) for number in numbers],
         "tree": [step_svg(step, standalone=False) for step in side.steps],
-        "strip": strip_svg(side.steps),
+        "strip": strip_svg(side.steps, speed=True),
     }
 
 

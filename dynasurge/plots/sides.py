@@ -15,7 +15,7 @@ from dynasurge.decoding.tree_room import most_nodes
 from dynasurge.errors import UsageError
 from dynasurge.plots.background import Run
 from dynasurge.plots.page import style as view_style
-from dynasurge.plots.tree_svg import STYLE, headline, step_svg, strip_svg, text_html
+from dynasurge.plots.tree_svg import STYLE, step_svg, strip_svg, text_html, timed
 from dynasurge.settings import AUTO_NODES, ETVS, MODES, POLICIES, Settings
 
 try:
@@ -69,13 +69,13 @@ class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
                 return
             step = run.steps[min(number, last)]
             ended = f", the text ended at step {last}" if run.finished and number > last else ""
-            said = [f"{headline(step)}{ended}", run.note, "" if run.finished else "decoding…"]
+            said = [f"{timed(step)}{ended}", run.note, "" if run.finished else "decoding…"]
             self.status = run.error or " · ".join(filter(None, said))
             if self._painted != (run, step.number):
                 self.text = text_html(run.prompt, run.steps, step.number)
                 self.tree = step_svg(step, standalone=False)
                 self._painted = run, step.number
-            self.strip = strip_svg(run.steps, step.number)
+            self.strip = strip_svg(run.steps, step.number, speed=True)
 
 
 @dataclass(kw_only=True, eq=False)

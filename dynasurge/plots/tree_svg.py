@@ -73,6 +73,14 @@ def headline(step: StepView) -> str:
     return f"step {step.number} · {step.tree.size} drafted, {len(step.path)} accepted ({step.rule})"
 
 
+def timed(step: StepView) -> str:
+    """One line about a step, with its time by phase."""
+    if not step.seconds:
+        return headline(step)
+    phases = ", ".join(f"{phase} {1e3 * taken:.1f}" for phase, taken in step.seconds.items())
+    return f"{headline(step)} · {1e3 * sum(step.seconds.values()):.1f} ms: {phases}"
+
+
 def spoken(step: StepView) -> str:
     """A step in words, for readers who see no picture."""
     path = "".join(step.texts[node] for node in step.path)
@@ -180,9 +188,11 @@ def strip_svg(
     *,
     width: float = 640.0,
     standalone: bool = False,
+    speed: bool = False,
 ) -> str:
     """Tokens and tree size of every step so far, as two rows of bars. now: the step to mark.
-    standalone: with its own style. `data-step` names the step of each column."""
+    standalone: with its own style. speed: whether to say the milliseconds a token. `data-step`
+    names the step of each column."""
     longest, largest = (
         max(numbers)
         for numbers in zip(*((len(s.emitted), s.tree.size) for s in steps), strict=True)
@@ -204,9 +214,11 @@ def strip_svg(
             f'<rect class="step{shown}" data-step="{number}" x="{x:g}" y="0" width="{wide:g}" height="{STRIP:g}">'
             f"<title>{escape(headline(step))}</title></rect>"
         )
-    mean = sum(len(step.emitted) for step in steps) / len(steps)
+    tokens = sum(len(step.emitted) for step in steps)
+    taken = 1e3 * sum(sum(step.seconds.values()) for step in steps)
+    said = f"; {taken / tokens:.1f} ms a token" if speed and taken else ""
     captions = (
-        f'<text x="0" y="10">tokens per step: mean {mean:.2f}, most {longest}</text>'
+        f'<text x="0" y="10">tokens per step: mean {tokens / len(steps):.2f}, most {longest}{said}</text>'
         f'<text x="0" y="{BAR + 32:g}">nodes drafted: most {largest}</text>'
     )
     style = (

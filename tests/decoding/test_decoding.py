@@ -379,10 +379,8 @@ def test_a_text_that_nobody_finished_does_not_disturb_the_next(
         assert session.generate(PROMPT).output_ids == whole
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "mode", [pytest.param(1, id="static", marks=pytest.mark.nightly), pytest.param(4, id="dynamic")]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("mode", [pytest.param(1, id="static"), pytest.param(4, id="dynamic")])
 def test_compiled_steps_say_the_same(
     mode: int, pairs: dict[str, Pair], growmap: str, steps: str
 ) -> None:

@@ -213,6 +213,11 @@ def test_a_reader_explores_a_generation(lab: tuple[str, str], tmp_path: Path) ->
             settled(f"step {number} ·")
         page.keyboard.press("ArrowLeft")
         settled("step 4 ·")
+        page.locator('button[title="next step"]').click()
+        settled("step 5 ·")
+        page.keyboard.press("ArrowLeft")  # the keys are the explorer's, not the notebook's
+        settled("step 4 ·")
+        sync_api.expect(status).to_contain_text("ms: draft")
         page.locator(".dynasurge .node").nth(1).hover()
         tip = page.locator(".dynasurge .tip")
         for fact in ("p ", "q ", "slot value", "node 1"):
@@ -229,6 +234,13 @@ def test_a_reader_explores_a_generation(lab: tuple[str, str], tmp_path: Path) ->
         settled(" drafted, ")
         page.mouse.move(2, 2)
         page.screenshot(path=shots / f"explorer-{theme}-compare.png")
+        for width in (1100, 900, 700):
+            page.set_viewport_size({"width": width, "height": 1100})
+            page.wait_for_timeout(500)
+            page.screenshot(path=shots / f"explorer-{theme}-{width}.png")
+            sideways = "e => e.scrollWidth - e.clientWidth"
+            assert page.locator(".jp-OutputArea-output").first.evaluate(sideways) <= 0, width
+            assert page.locator(".jp-OutputArea").first.evaluate(sideways) <= 0, width
         paper = page.eval_on_selector(
             ".dynasurge .frame", "e => getComputedStyle(e).backgroundColor"
         )
