@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from dynasurge.decoding.session import Session
 from dynasurge.models.pair import Pair
 from dynasurge.models.prompts import Prompt
-from dynasurge.settings import Settings, settings_of
+from dynasurge.settings import PHASES, Settings, settings_of
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import path_to
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 # How a type is shown as "svg", "png" or "html": plots/pictures.py puts it here.
 PICTURES: dict[tuple[type, str], Callable[..., Any]] = {}
-PHASES = ("draft", "target", "verify", "other")
 LETTER = 8  # the most tokens in one letter of any script
 Fate = Literal["root", "accepted", "cut", "rejected", "untried"]
 

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dynasurge.settings import PHASES as PHASES
+
 FORMAT = 3  # a row's version; 2 had neither every, expected, predicted nor reached
-PHASES = ("draft", "target", "verify", "other")
 
 
 @dataclass(frozen=True, kw_only=True)
