@@ -23,7 +23,8 @@ from dynasurge.cli.flags import DEFAULTS, Parser, common_flags, pair_options
 from dynasurge.cli.main import guarded
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.runner import Evaluation
-from dynasurge.experiments.schema import PHASES, Row
+from dynasurge.experiments.schema import Row
+from dynasurge.settings import PHASES
 
 QWEN = {"T": 0.7, "P": 0.8, "top_k": 20}  # with the penalty: many instruct models' own config
 LAWS: tuple[dict[str, Any], ...] = (

@@ -25,10 +25,10 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def meant(name: str, known: Collection[str]) -> str:
-    """The remedy for an unknown name: the known one that is most like it."""
+def meant(name: str, known: Collection[str], otherwise: str = "leave it out") -> str:
+    """The remedy for an unknown name: the known one that is most like it, or `otherwise`."""
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else "leave it out"
+    return f"did you mean {near[0]}?" if near else otherwise
 
 
 def at_least(name: str, value: int, least: int, example: int) -> None:

@@ -17,6 +17,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("DYNASURGE_CACHE") or Path.home() / ".cache" / "dynasurge")
 
 
+def find_above(*names: str | os.PathLike[str]) -> Path | None:
+    """The first of these files in the current folder, or in the nearest folder above it."""
+    here = Path.cwd()
+    files = (folder / name for folder in (here, *here.parents) for name in names)
+    return next((file for file in files if file.is_file()), None)
+
+
 @contextmanager
 def write_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a new file next to `path` to write to. It replaces `path` when the block ends, and is

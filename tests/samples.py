@@ -7,8 +7,9 @@ from typing import Any
 
 from dynasurge import Settings, TokenTree
 from dynasurge.decoding.trace import StepView
-from dynasurge.experiments.schema import PHASES, Row
+from dynasurge.experiments.schema import Row
 from dynasurge.generation_config import LAW_FIELDS
+from dynasurge.settings import PHASES
 
 
 def view(

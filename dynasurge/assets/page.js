@@ -21,7 +21,7 @@ function modelOf(side) {
   const at = () => Math.min(now, side.tree.length - 1);
   return {
     actions: [],
-    get: (name) => (name === "stale" ? false : name === "strip" ? side.strip.replace(`class="step" data-step="${at()}"`, `class="step now" data-step="${at()}"`) : side[name][at()]),
+    get: (name) => (name === "strip" ? side.strip.replace(`class="step" data-step="${at()}"`, `class="step now" data-step="${at()}"`) : side[name]?.[at()]), // a page is never stale
     on(event, action) {
       if (event === "msg:custom") action({ alive: true });
       else this.actions.push(action);
@@ -42,8 +42,8 @@ slider.max = last;
 slider.addEventListener("input", () => go(slider.value));
 for (const button of document.querySelectorAll("[data-go]")) button.addEventListener("click", () => go(button.dataset.go));
 document.addEventListener("keydown", (event) => {
-  if (!KEYS[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
-  go(KEYS[event.key]);
+  if (!goalOf(event)) return;
+  go(goalOf(event));
   event.preventDefault();
 });
 try {

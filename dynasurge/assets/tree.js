@@ -7,6 +7,9 @@ const PATIENCE = 4000; // milliseconds that a kernel may take to say that it is 
 const LEGEND = { accepted: "accepted", stop: "verification stopped", bonus: "bonus", rejected: "rejected", untried: "never looked at" };
 const KEYS = { ArrowRight: "next", ArrowLeft: "previous", Home: "first", End: "last" };
 
+/** Where a key leads, if it is one that steps. */
+const goalOf = (event) => (event.ctrlKey || event.metaKey || event.altKey ? undefined : KEYS[event.key]);
+
 function element(parent, tag, className, text = "") {
   const node = document.createElement(tag);
   node.className = className;
@@ -155,8 +158,8 @@ function render({ model, el }) {
     stale: () => el.classList.toggle("stale", Boolean(model.get("stale"))),
   };
   const step = (event) => {
-    if (!KEYS[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
-    ask(KEYS[event.key]);
+    if (!goalOf(event)) return;
+    ask(goalOf(event));
     event.preventDefault();
     event.stopPropagation();
   };

@@ -44,8 +44,8 @@ class Parser(argparse.ArgumentParser):
         remedy = f"see {self.prog} --help"
         if field == "unrecognized arguments":
             flag = reason.split()[0].partition("=")[0]
-            near = meant(flag, self._option_string_actions) if flag.startswith("--") else ""
-            remedy = near if near.startswith("did you mean") else remedy
+            flags = self._option_string_actions if flag.startswith("--") else ()
+            remedy = meant(flag, flags, remedy)
         raise UsageError(self.prog, field, reason or "cannot be understood", remedy)
 
 

@@ -123,5 +123,6 @@ def _command(folder: str) -> str | None:
     try:
         lines = (Path(folder) / "results.md").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return Evidence.read(folder).about.get("commands")
+        command: str | None = load_frame(folder).attrs.get("commands")
+        return command
     return next((line.strip() for line in lines if line.startswith("    dynasurge ")), None)

@@ -29,12 +29,12 @@ from dynasurge.experiments import measurements
 from dynasurge.experiments.datasets import Prompt
 from dynasurge.experiments.results_frame import load_frame
 from dynasurge.experiments.sweep import sweep
-from dynasurge.files import write_whole
+from dynasurge.files import find_above, write_whole
 from dynasurge.models.pair import Pair
 from dynasurge.settings import Settings, pair_text
 
 TEXT = ["prompt_ids", "output_ids", "text", "id"]  # other people's texts: measured, never published
-UNSHOWN = ["expected", "passes", "tree_width"]
+UNSHOWN = ["expected", "passes", "tree_width"]  # lists by step that no figure or table shows
 PROBES: Mapping[str, Callable[..., pd.DataFrame]] = {
     "positions": measurements.positions,
     "bounds": measurements.bounds,
@@ -83,10 +83,8 @@ class Evidence:
     def published(cls) -> Evidence:
         """The evidence of the published figures: figures/data of the clone around the current
         folder. Raises UsageError."""
-        here = Path.cwd()
-        for folder in (here, *here.parents):
-            if (folder / PUBLISHED / "records.parquet").exists():
-                return cls.read(folder / PUBLISHED)
+        if (records := find_above(PUBLISHED / "records.parquet")) is not None:
+            return cls.read(records.parent)
         raise UsageError(
             "records",
             PUBLISHED,

@@ -30,8 +30,9 @@ from dynasurge.experiments.per_step import complexity_along as complexity_along
 from dynasurge.experiments.per_step import complexity_by_kind as complexity_by_kind
 from dynasurge.experiments.per_step import predictions_by_depth as predictions_by_depth
 from dynasurge.experiments.records import record_files
-from dynasurge.experiments.schema import FIELDS, PHASES, Row
+from dynasurge.experiments.schema import FIELDS, Row
 from dynasurge.generation_config import law_text
+from dynasurge.settings import PHASES
 
 PAIRING = [
     "dataset",
@@ -177,8 +178,11 @@ def paired(
         both.groupby(["dataset", "index"]).sum().to_numpy()
     )  # [prompts, 4]: sums `over` and `under` of a, then of b
     n = len(sums)
-    drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ sums
-    low, high = np.nanpercentile(_ratio(drawn), (2.5, 97.5)) if n >= ENOUGH else (np.nan, np.nan)
+    low, high = (
+        np.nanpercentile(_ratio(_redrawn(sums, rng)), (2.5, 97.5))
+        if n >= ENOUGH
+        else (np.nan, np.nan)
+    )
     total = sums.sum(0)
     return Paired(
         a=total[0] / total[1],
@@ -201,6 +205,13 @@ def rule_gains(frame: pd.DataFrame, by: Sequence[str] = ("dataset", "T")) -> pd.
             found = paired(rows, label, f"{label} +ETV", "accepted_per_step", rng=rng)
             lines.append(dict(zip(by, key, strict=True)) | {"tree": label} | asdict(found))
     return pd.DataFrame(lines, columns=[*by, "tree", *(field.name for field in fields(Paired))])
+
+
+def _redrawn(sums: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[RESAMPLES, m]: the sums over prompts drawn again. sums: [prompts, m]."""
+    n = len(sums)
+    drawn: np.ndarray = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ sums
+    return drawn
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
@@ -337,10 +348,9 @@ def _intervals(frame: pd.DataFrame) -> pd.DataFrame:
 def _pooled(rows: pd.DataFrame, over: str, under: str) -> tuple[float, float]:
     """The 95% interval of a ratio of sums over the rows of one setting."""
     sums = rows.groupby("index")[[over, under]].sum().to_numpy()
-    n = len(sums)
-    if n < ENOUGH:
+    if len(sums) < ENOUGH:
         return np.nan, np.nan
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ sums
+    drawn = _redrawn(sums, np.random.default_rng(0))
     low, high = np.percentile(drawn[:, 0] / drawn[:, 1], (2.5, 97.5))
     return float(low), float(high)
 

@@ -11,8 +11,8 @@ from dynasurge.decoding.loop import StepRecord
 from dynasurge.decoding.session import Generation
 from dynasurge.drafting.acceptance_estimates import load_priors
 from dynasurge.experiments.datasets import Prompt
-from dynasurge.experiments.schema import PHASES, Row
-from dynasurge.settings import Settings
+from dynasurge.experiments.schema import Row
+from dynasurge.settings import PHASES, Settings
 from dynasurge.trees.growmap import load_growmap
 
 SECONDS = tuple(f"{phase}_seconds" for phase in PHASES)

@@ -32,12 +32,12 @@ from dynasurge.experiments.datasets import Prompt
 from dynasurge.experiments.provenance import provenance
 from dynasurge.experiments.records import RecordFile, write_output
 from dynasurge.experiments.row_maker import make_row, run_name
-from dynasurge.experiments.schema import PHASES, Row, Summary, summarise
+from dynasurge.experiments.schema import Row, Summary, summarise
 from dynasurge.experiments.tasks import Task, make_tasks
 from dynasurge.experiments.workers import ALONE, Processes
 from dynasurge.generation_config import LAW_FIELDS
 from dynasurge.models.pair import Pair
-from dynasurge.settings import Settings
+from dynasurge.settings import PHASES, Settings
 
 WARM_UP_TOKENS = 12
 UNMEASURED = Costs(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynasurge.settings import PHASES as PHASES
+from dynasurge.settings import PHASES
 
 FORMAT = 3  # a row's version; 2 had neither every, expected, predicted nor reached
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 from dynasurge.errors import UsageError
 from dynasurge.experiments.results_frame import Paired, paired, results, rule_gains
-from dynasurge.experiments.schema import PHASES
+from dynasurge.settings import PHASES
 
 OURS = "dTree"  # how labels of our trees begin
 SIDE_BY_SIDE = ("accepted_per_step", "tokens_per_step", "tokens_per_second")  # more is better
@@ -174,7 +174,7 @@ def _ratio(rows: pd.DataFrame, a: str, b: str, measure: str, rng: np.random.Gene
     return _times(paired(rows, a, b, measure, rng=rng))
 
 
-def _times(found: Paired | Any) -> str:
+def _times(found: Paired) -> str:
     """The ratio of a pair and its interval."""
     if found.ratio != found.ratio:  # nothing was accepted
         return ""

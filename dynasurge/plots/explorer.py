@@ -262,9 +262,8 @@ class Explorer:
                             self._prompt.value, side.chosen(self._seed.value)
                         )
                     except UsageError as mistake:
-                        side.run.error = re.sub(
-                            r"--(?=\w)", "", str(mistake)
-                        )  # a page has no flags
+                        # a page has no flags
+                        side.run.error = re.sub(r"--(?=\w)", "", str(mistake))
         self._show()
 
     def _show(self) -> None:

@@ -46,6 +46,7 @@ PROTOTYPE = {
     "dTree B=32": (2.15, 2.31),
     "dTree B=64": (2.32, 2.50),
 }
+THIN = "#5b9bc0"  # top-down, where PLAIN would be too faint: thin lines and open marks
 PROTOTYPE_SAID = "the prototype's own (LLaMA-68M -> LLaMA-7B, a lossy rule)"
 PANELS = (
     ("latency_per_token_s", 1e3, "latency (ms / token)"),
@@ -132,9 +133,7 @@ def _points(axes: Axes, names: Sequence[str], values: Mapping[str, np.ndarray]) 
     budgets = [number for number, name in enumerate(names) if _is_budget(name)]
     for number, (rule, heights) in enumerate(values.items()):
         lossy = "lossy" in rule
-        colour = (
-            INK if lossy else "#5b9bc0" if rule == "top-down" else RULES[rule]
-        )  # a thin line in PLAIN would be too faint
+        colour = INK if lossy else THIN if rule == "top-down" else RULES[rule]
         x = _side_by_side(len(names), number, len(values), 0.16)
         _whiskers(axes, x, heights)
         line: dict[str, Any] = {"color": colour, "linestyle": "--" if lossy else "-"}
@@ -169,7 +168,7 @@ def _open_marks(axes: Axes, names: Sequence[str]) -> None:
     """Draw PROTOTYPE's numbers, an open mark without and one with its rule."""
     known = [name for name in names if name in PROTOTYPE]
     label: str | None = PROTOTYPE_SAID
-    for number, (marker, colour) in enumerate((("o", "#5b9bc0"), ("s", ETV))):
+    for number, (marker, colour) in enumerate((("o", THIN), ("s", ETV))):
         x = _side_by_side(len(names), number, 2, 0.16)[[names.index(name) for name in known]]
         published = [PROTOTYPE[name][number] for name in known]
         marks: dict[str, Any] = {"marker": marker, "markeredgecolor": colour, "label": label}

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from dynasurge.errors import UsageError
-from dynasurge.files import write_whole
+from dynasurge.files import find_above, write_whole
 from dynasurge.trees.token_tree import ancestor_mask, children_of, depths_of
 
 SPEC_HELP = "KxD (K chains of depth D, as in 4x8), chainD (one chain of depth D) or KaryD (K children a node, D levels)"
@@ -176,12 +176,7 @@ def _in_clone(name: str) -> Path | None:
     """The file of this name, or growmaps/NAME.pt, in a folder above the current one."""
     if not name.strip() or "\0" in name:
         return None
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        for file in (folder / name, folder / "growmaps" / f"{name}.pt"):
-            if file.is_file():
-                return file
-    return None
+    return find_above(name, Path("growmaps", f"{name}.pt"))
 
 
 def _same(given: Any, expected: Any) -> bool:

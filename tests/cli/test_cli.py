@@ -22,8 +22,8 @@ import dynasurge.models.demo_pair
 import dynasurge.models.loading
 from dynasurge import Growmap, build_growmap, load_growmap, save_growmap
 from dynasurge.cli.main import main
-from dynasurge.experiments.schema import PHASES, Row
-from dynasurge.settings import Settings
+from dynasurge.experiments.schema import Row
+from dynasurge.settings import PHASES, Settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -27,8 +27,9 @@ from dynasurge.experiments.results_frame import (
     time_breakdown,
     to_frame,
 )
-from dynasurge.experiments.schema import PHASES, summarise
+from dynasurge.experiments.schema import summarise
 from dynasurge.experiments.tables import against_table, results_table, trees_table
+from dynasurge.settings import PHASES
 
 
 @pytest.fixture
