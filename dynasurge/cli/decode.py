@@ -87,9 +87,11 @@ def _compared(
         return written
 
     from dynasurge.experiments import summary
-    from dynasurge.plots.figures import compare_figure, save_figure
+    from dynasurge.experiments.results_frame import to_frame, trees
+    from dynasurge.plots.figures import save_figure
+    from dynasurge.plots.rule_figures import comparison_figure
 
-    summaries = evaluation.summaries()
-    prompts = f"prompts: {Path(args.dataset).stem}, n = {summaries[0].prompts}, {evaluation.law}"
-    caption = f"{summary.made_with(about)}, {prompts}"
-    return written + save_figure(compare_figure(summaries, caption), Path(args.output), "compare")
+    table = trees(to_frame(evaluation.rows()))
+    prompts = f"prompts: {Path(args.dataset).stem}, n = {table['prompts'].max()}, {evaluation.law}"
+    figure = comparison_figure(table, f"{summary.made_with(about)}, {prompts}")
+    return written + save_figure(figure, Path(args.output), "comparison")

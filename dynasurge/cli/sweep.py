@@ -82,10 +82,11 @@ def _results(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, 
     """Print the results table, and write it, the parquet and the figures."""
     from dynasurge.experiments import summary
     from dynasurge.experiments.records import write_output
-    from dynasurge.experiments.results_frame import results
+    from dynasurge.experiments.results_frame import rule_gains, trees
     from dynasurge.experiments.sweep import write_frame
     from dynasurge.experiments.tables import results_table
-    from dynasurge.plots.figures import save_figure, study_figure
+    from dynasurge.plots.figures import save_figure
+    from dynasurge.plots.rule_figures import comparison_figure
 
     output = Path(args.output)
     frame = write_frame(evaluation, output)
@@ -110,8 +111,11 @@ def _results(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, 
     with write_output(output / "results.md") as partial:
         partial.write_text(body, encoding="utf-8")
     written = [output / "records.parquet", output / "results.md"]
-    for dataset, group in results(frame).groupby("dataset", sort=False):
+    drawn = trees(frame)
+    for dataset, group in drawn[drawn["mode"] != "auto"].groupby("dataset", sort=False):
         name = Path(str(dataset)).stem
         caption = f"{made}, prompts: {name}, n = {group['prompts'].max()}"
-        written += save_figure(study_figure(group, caption), output, f"study-{name}")
+        own, gains = drawn[drawn["dataset"] == dataset], rule_gains(frame)
+        figure = comparison_figure(own, caption, gains)
+        written += save_figure(figure, output, f"comparison-{name}")
     return written

@@ -62,12 +62,13 @@ def bounds(
     frame: pd.DataFrame,
     *,
     nodes: int = 32,
-    draws: int = 8,
+    draws: int = 32,
     on_node: Tick = lambda: None,
 ) -> pd.DataFrame:
     """One table row a (T, policy, k, rule): `accepted`, the probability that one of k children of a
-    node is accepted, and its `bound`. Both are means over `nodes` positions spread over the texts,
-    `accepted` also over `draws` sets of children at each.
+    node is accepted, and its `bound`. Both are means over `nodes` positions spread over the texts.
+    The bound is exact; `accepted` is a mean over `draws` sets of children at each position, with the
+    standard error `error`, so it may come out a little above the bound.
 
     All rules judge the same sets. Calls on_node after each position.
     """
@@ -82,14 +83,19 @@ def bounds(
                         Random.seeded(node),
                         1 if policy == "topk" else draws,
                     )
-                    accepted = node_acceptance(RULES[rule], p, q, k, policy, sets, chance)
-                    lines.append((T, policy, k, rule, accepted, bound))
+                    drawn = node_acceptance(RULES[rule], p, q, k, policy, sets, chance)
+                    error = float(drawn.var()) / sets if sets > 1 else 0.0
+                    lines.append((T, policy, k, rule, float(drawn.mean()), error, bound))
             on_node()
-    columns = ["T", "policy", "k", "rule", "accepted", "bound"]
+    columns = ["T", "policy", "k", "rule", "accepted", "error", "bound"]
     groups = pd.DataFrame(lines, columns=columns).groupby(columns[:4], sort=False)
-    return groups.agg(
-        accepted=("accepted", "mean"), bound=("bound", "mean"), nodes=("bound", "size")
-    ).reset_index()
+    out = groups.agg(
+        accepted=("accepted", "mean"),
+        error=("error", "sum"),
+        bound=("bound", "mean"),
+        nodes=("bound", "size"),
+    )
+    return out.assign(error=out["error"] ** 0.5 / out["nodes"]).reset_index()
 
 
 def bias(

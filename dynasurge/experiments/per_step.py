@@ -6,7 +6,8 @@ step for every column used here. A step that emits n tokens accepted n - 1 draft
 a bonus token. `study` has these functions too.
 
 `by` names the columns whose values are kept apart; by default those of a row of the results table.
-Rows that differ only in other columns are pooled.
+Rows that differ only in other columns are pooled. Every mean NAME has its 95% interval over prompts
+in NAME_low and NAME_high (experiments/intervals.py), and `prompts` counts them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from dynasurge.errors import UsageError
+from dynasurge.experiments.intervals import PROMPT, means
 
 COLUMN = ("dataset", "T", "policy", "label")  # the columns that identify a row of the results table
 
@@ -33,40 +35,31 @@ def acceptance_by_position(
 ) -> pd.DataFrame:
     """accepted_per_step and steps by the place in the output where a step began, in bins of `width`
     tokens."""
-    steps = _explode(frame, by, accepted="accepted")
-    began = steps["accepted"] + 1
-    began = began.groupby(steps["row"]).cumsum() - began
-    steps["position"] = began // width * width
-    return _means(steps, by, "position")
+    steps = _explode(frame, by, accepted_per_step="accepted")
+    steps["position"] = _began(steps["accepted_per_step"], steps["row"]) // width * width
+    return means(steps, [*by, "position"], ["accepted_per_step"], "steps")
+
+
+def complexity(frame: pd.DataFrame, by: Sequence[str] = (*COLUMN, "kind")) -> pd.DataFrame:
+    """Which texts get deep narrow trees and which get wide ones: the mean of each of COMPLEXITY,
+    with the number of steps."""
+    return means(_explode(frame, by, **COMPLEXITY), by, list(COMPLEXITY), "steps")
 
 
 def complexity_along(
     frame: pd.DataFrame, width: int = 16, by: Sequence[str] = COLUMN
 ) -> pd.DataFrame:
-    """How hard the text is along its way: the mean of each of COMPLEXITY by the place in the output
-    where a step began, in bins of `width` tokens, with the number of steps. Give it the rows of one
-    prompt, or of many."""
-    steps = _explode(frame, by, **{name: name for name in COMPLEXITY.values()})
-    began = steps["accepted"] + 1
-    steps["position"] = (began.groupby(steps["row"]).cumsum() - began) // width * width
-    return _complexity(steps, [*by, "position"])
+    """How hard the text is along its way: `complexity` by the place in the output where a step
+    began, in bins of `width` tokens. Give it the rows of one prompt, or of many."""
+    steps = _explode(frame, by, **COMPLEXITY)
+    steps["position"] = _began(steps["accepted_per_step"], steps["row"]) // width * width
+    return means(steps, [*by, "position"], list(COMPLEXITY), "steps")
 
 
-def complexity_by_kind(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
-    """Which kinds of prompt get deep narrow trees and which get wide ones: the mean of each of
-    COMPLEXITY by kind, with the numbers of steps and prompts."""
-    groups = [*by, "kind"]
-    out = _complexity(
-        _explode(frame, groups, **{name: name for name in COMPLEXITY.values()}), groups
-    )
-    prompts = frame.drop_duplicates([*groups, "dataset", "index"]).groupby(groups).size()
-    return out.join(prompts.rename("prompts"), on=groups)
-
-
-def _complexity(steps: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    groups = steps.groupby(by, sort=True)
-    columns = {name: groups[column].mean() for name, column in COMPLEXITY.items()}
-    return pd.DataFrame({"steps": groups.size(), **columns}).reset_index()
+def _began(accepted: pd.Series, row: pd.Series) -> pd.Series:
+    """The place in the output where each step began, in tokens. row: the row of each step."""
+    emitted = accepted + 1
+    return emitted.groupby(row).cumsum() - emitted
 
 
 def acceptance_by_confidence(
@@ -74,17 +67,17 @@ def acceptance_by_confidence(
 ) -> pd.DataFrame:
     """accepted_per_step and steps by the draft's confidence in a step's tree (see `Draft`), in
     `bins` equal intervals of [0, 1], named by their middles. Steps without a draft are left out."""
-    steps = _explode(frame, by, accepted="accepted", confidence="confidence").dropna(
-        subset=["confidence"]
-    )
+    steps = _explode(frame, by, accepted_per_step="accepted", confidence="confidence")
+    steps = steps.dropna(subset=["confidence"])
     interval = (steps["confidence"] * bins).astype(int).clip(0, bins - 1)
-    return _means(steps.assign(confidence=(interval + 0.5) / bins), by, "confidence")
+    steps["confidence"] = (interval + 0.5) / bins
+    return means(steps, [*by, "confidence"], ["accepted_per_step"], "steps")
 
 
 def acceptance_by_depth(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
     """By depth d: `reached`, how often a path was at depth d - 1 above at least one child, and
     `accepted`, the share of those that went on to depth d."""
-    return _share(_choices(frame, by), by, "depth")
+    return means(_choices(frame, by), [*by, "depth"], ["accepted"], "reached")
 
 
 def acceptance_by_rank(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
@@ -95,7 +88,8 @@ def acceptance_by_rank(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.Da
     choices = _choices(frame, by)
     tried = choices.loc[choices.index.repeat(choices["count"])]
     rank = tried.groupby(level=0).cumcount()
-    return _share(tried.assign(went=tried["rank"] == rank, rank=rank), by, "rank")
+    tried = tried.assign(accepted=(tried["rank"] == rank).astype(float), rank=rank)
+    return means(tried, [*by, "rank"], ["accepted"], "reached")
 
 
 def predictions_by_depth(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:
@@ -118,34 +112,28 @@ def predictions_by_depth(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.
 
 
 def _choices(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
-    """One table row for each node at which a path was above children: the columns of `by`, the
-    children's depth, their count, the rank that the path went on to (-1 for none), and whether it
-    went on."""
+    """One table row for each node at which a path was above children: the columns of `by` and of
+    PROMPT, the children's depth, their count, the rank that the path went on to (-1 for none), and
+    1 in `accepted` if it went on, else 0."""
+    keys = list(dict.fromkeys([*by, *PROMPT]))
     records = [
         (*group, depth, count, ranks[depth - 1] if depth <= len(ranks) else -1)
         for *group, rows, counts in zip(
-            *(frame[name] for name in (*by, "ranks", "children")), strict=True
+            *(frame[name] for name in (*keys, "ranks", "children")), strict=True
         )
         for ranks, children in zip(rows, counts, strict=True)
         for depth, count in enumerate(children, start=1)
         if count
     ]
-    choices = pd.DataFrame(records, columns=[*by, "depth", "count", "rank"])
-    return choices.assign(went=choices["rank"] >= 0)
-
-
-def _share(choices: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame:
-    groups = choices.groupby([*by, name], sort=True)["went"]
-    return pd.DataFrame({"reached": groups.size(), "accepted": groups.mean()}).reset_index()
-
-
-def _means(steps: pd.DataFrame, by: Sequence[str], name: str) -> pd.DataFrame:
-    groups = steps.groupby([*by, name], sort=True)["accepted"]
-    return pd.DataFrame({"steps": groups.size(), "accepted_per_step": groups.mean()}).reset_index()
+    choices = pd.DataFrame(records, columns=[*keys, "depth", "count", "rank"])
+    return choices.assign(accepted=(choices["rank"] >= 0).astype(float))
 
 
 def _explode(frame: pd.DataFrame, by: Sequence[str], **columns: str) -> pd.DataFrame:
-    """One table row a step; `row` is the number of the row that it came from."""
-    steps = frame.reset_index(drop=True)[[*by, *columns.values()]].explode(list(columns.values()))
-    numbers = {name: float if name == "confidence" else int for name in columns.values()}
+    """One table row a step, with the columns of `by` and of PROMPT, and lists of the frame under new
+    names; `row` is the number of the row that it came from."""
+    keys = list(dict.fromkeys([*by, *PROMPT]))
+    lists = frame[list(columns.values())].set_axis(list(columns), axis=1)
+    steps = pd.concat([frame[keys], lists], axis=1).reset_index(drop=True).explode(list(columns))
+    numbers = {name: float if name == "confidence" else int for name in columns}
     return steps.astype(numbers).rename_axis("row").reset_index()

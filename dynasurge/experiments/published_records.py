@@ -27,6 +27,7 @@ from dynasurge.drafting.cost_model import Costs
 from dynasurge.errors import UsageError
 from dynasurge.experiments import measurements
 from dynasurge.experiments.datasets import Prompt
+from dynasurge.experiments.intervals import PROMPT
 from dynasurge.experiments.results_frame import load_frame
 from dynasurge.experiments.sweep import sweep
 from dynasurge.files import find_above, write_whole
@@ -98,17 +99,19 @@ class Evidence:
         pair: Pair,
         plan: Sequence[Settings],
         data: Mapping[str, Sequence[Prompt]],
+        *,
+        every: int = 0,
         **wanted: Mapping[str, Any],
     ) -> Evidence:
-        """Run a small sweep now, then probe its texts. wanted: the keyword arguments of each probe,
-        by name of PROBES."""
+        """Run a small sweep now, then probe its texts. every: see experiments/runner.py. wanted: the
+        keyword arguments of each probe, by name of PROBES."""
         prompts = sum(map(len, data.values()))
         with (
             tempfile.TemporaryDirectory() as folder,
             tqdm(total=len(plan) * prompts, unit="run") as bar,
         ):
             frame = labelled(
-                sweep(pair, plan, data, Path(folder), on_row=lambda done: bar.update())
+                sweep(pair, plan, data, Path(folder), every=every, on_row=lambda done: bar.update())
             )
             costs = read_costs(Path(folder) / "costs.json")
         tables = {name: PROBES[name](pair, frame, **how) for name, how in wanted.items()}
@@ -144,8 +147,8 @@ class Evidence:
 
     def caption(self, frame: pd.DataFrame | None = None, shown: str = "") -> str:
         """Pair, machine, dtype, date, datasets, number of prompts and temperatures of these rows
-        (all rows if None or empty). shown: text in place of the temperatures, if the picture does
-        not show the rows at these."""
+        (all rows if None or empty). shown: text in place of both numbers, if the picture shows
+        something else of these rows."""
         rows = self.frame if frame is None or frame.empty else frame
         first = rows.iloc[0]
         target = str(first["target"])
@@ -159,9 +162,10 @@ class Evidence:
             self.about.get("date", ""),
         ]
         datasets = ", ".join(Path(name).stem for name in rows["dataset"].unique())
-        n = len(rows[["dataset", "index"]].drop_duplicates())
+        n = len(rows[PROMPT].drop_duplicates())
         degrees = ", ".join(f"{t:g}" for t in sorted(rows["T"].unique()))
-        return f"{', '.join(filter(None, made))}; prompts: {datasets}, n = {n}; {shown or f'T = {degrees}'}"
+        counts = f", n = {n}; T = {degrees}" if not shown else f"; {shown}"
+        return f"{', '.join(filter(None, made))}; prompts: {datasets}{counts}"
 
     def write(self, folder: Path) -> None:
         """Publish numbers only, every file whole or not at all, with `about` in its metadata.

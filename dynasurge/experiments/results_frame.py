@@ -4,10 +4,8 @@
     print(results_table(frame))
     paired(frame, "dTree B=32", "dTree B=32 +ETV", "accepted_per_step", rng=numpy.random.default_rng(0))
 
-Settings are compared on the same prompts. Intervals are percentile bootstraps over *prompts*,
-because results differ most from text to text. All seeds of a prompt are drawn together. A bootstrap
-draws the prompt's sums, so a ratio is that of pooled tokens to pooled seconds, as a reader of the
-table would compute it.
+Settings are compared on the same prompts. Intervals are those of experiments/intervals.py. All
+seeds of a prompt are drawn together.
 """
 
 from __future__ import annotations
@@ -21,13 +19,14 @@ import numpy as np
 import pandas as pd
 
 from dynasurge.errors import UsageError
+from dynasurge.experiments.intervals import ENDS, ENOUGH, NONE, PROMPT, of_median, of_ratio, redrawn
 from dynasurge.experiments.per_step import COLUMN as LINE
 from dynasurge.experiments.per_step import acceptance_by_confidence as acceptance_by_confidence
 from dynasurge.experiments.per_step import acceptance_by_depth as acceptance_by_depth
 from dynasurge.experiments.per_step import acceptance_by_position as acceptance_by_position
 from dynasurge.experiments.per_step import acceptance_by_rank as acceptance_by_rank
+from dynasurge.experiments.per_step import complexity as complexity
 from dynasurge.experiments.per_step import complexity_along as complexity_along
-from dynasurge.experiments.per_step import complexity_by_kind as complexity_by_kind
 from dynasurge.experiments.per_step import predictions_by_depth as predictions_by_depth
 from dynasurge.experiments.records import record_files
 from dynasurge.experiments.schema import FIELDS, Row
@@ -42,8 +41,7 @@ PAIRING = [
     "seed",
 ]  # two rows may be compared if they agree in these
 COLUMN = list(LINE)
-RESAMPLES = 2000
-ENOUGH = 5  # an interval needs so many prompts
+THIRDS = ("hardest third", "middle third", "easiest third")
 # A measure is the ratio of two sums over rows.
 MEASURES = {
     "tokens_per_second": ("tokens", "decode_seconds"),
@@ -174,15 +172,10 @@ def paired(
             "share no prompt",
             f"choose from {', '.join(frame['label'].unique())}",
         )
-    sums = (
-        both.groupby(["dataset", "index"]).sum().to_numpy()
-    )  # [prompts, 4]: sums `over` and `under` of a, then of b
+    # [prompts, 4]: sums `over` and `under` of a, then of b
+    sums = both.groupby(PROMPT).sum().to_numpy()
     n = len(sums)
-    low, high = (
-        np.nanpercentile(_ratio(_redrawn(sums, rng)), (2.5, 97.5))
-        if n >= ENOUGH
-        else (np.nan, np.nan)
-    )
+    low, high = np.nanpercentile(_ratio(redrawn(sums, rng)), ENDS) if n >= ENOUGH else NONE
     total = sums.sum(0)
     return Paired(
         a=total[0] / total[1],
@@ -205,13 +198,6 @@ def rule_gains(frame: pd.DataFrame, by: Sequence[str] = ("dataset", "T")) -> pd.
             found = paired(rows, label, f"{label} +ETV", "accepted_per_step", rng=rng)
             lines.append(dict(zip(by, key, strict=True)) | {"tree": label} | asdict(found))
     return pd.DataFrame(lines, columns=[*by, "tree", *(field.name for field in fields(Paired))])
-
-
-def _redrawn(sums: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[RESAMPLES, m]: the sums over prompts drawn again. sums: [prompts, m]."""
-    n = len(sums)
-    drawn: np.ndarray = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) @ sums
-    return drawn
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
@@ -283,7 +269,8 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
     by_prompt = (
         speedup_by_prompt(frame).groupby([*COLUMN, "index"])["speedup"].mean()
     )  # the mean over its seeds
-    medians = {key: _median(values) for key, values in by_prompt.groupby(level=COLUMN)}
+    own = by_prompt.groupby(level=COLUMN)
+    medians = {key: (values.median(), *of_median(values)) for key, values in own}
     for place, name in enumerate(("speedup", "speedup_low", "speedup_high")):
         out[name] = [medians.get(key, (np.nan,) * 3)[place] for key in out.index]
     out.loc[out.index.get_level_values("label") == "auto", "speedup"] = 1.0
@@ -303,15 +290,6 @@ def _times(frame: pd.DataFrame) -> pd.DataFrame:
             "latency_per_request_s": request,
         }
     )
-
-
-def _median(values: pd.Series) -> tuple[float, float, float]:
-    """The median of a list with one value a prompt, and its 95% interval."""
-    if len(values) < ENOUGH:
-        return float(values.median()), np.nan, np.nan
-    drawn = np.random.default_rng(0).choice(values.to_numpy(), size=(RESAMPLES, len(values)))
-    low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
-    return float(values.median()), float(low), float(high)
 
 
 def trees(frame: pd.DataFrame) -> pd.DataFrame:
@@ -334,25 +312,16 @@ def _intervals(frame: pd.DataFrame) -> pd.DataFrame:
     """NAME_low and NAME_high of every measure, by COLUMN."""
     lines = []
     for key, rows in frame.groupby(COLUMN, sort=False):
-        ends = {name: _median(times)[1:] for name, times in _times(rows).items()}
+        ends = {name: of_median(times) for name, times in _times(rows).items()}
         for name in [name for name in MEASURES if name not in ends]:
-            ends[name] = _pooled(rows, *MEASURES[name])
+            sums = rows.groupby("index")[list(MEASURES[name])].sum()
+            ends[name] = of_ratio(sums.to_numpy())
         lines.append(
             dict(zip(COLUMN, key, strict=True))
             | {f"{name}_low": low for name, (low, _) in ends.items()}
             | {f"{name}_high": high for name, (_, high) in ends.items()}
         )
     return pd.DataFrame(lines)
-
-
-def _pooled(rows: pd.DataFrame, over: str, under: str) -> tuple[float, float]:
-    """The 95% interval of a ratio of sums over the rows of one setting."""
-    sums = rows.groupby("index")[[over, under]].sum().to_numpy()
-    if len(sums) < ENOUGH:
-        return np.nan, np.nan
-    drawn = _redrawn(sums, np.random.default_rng(0))
-    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], (2.5, 97.5))
-    return float(low), float(high)
 
 
 def contrast(frame: pd.DataFrame) -> pd.DataFrame:
@@ -362,3 +331,14 @@ def contrast(frame: pd.DataFrame) -> pd.DataFrame:
     size = plain["tree_size"].map(sum) / plain["steps"]
     labels = size.groupby([plain["mode"], plain["label"]]).mean().groupby(level=0).idxmax()
     return frame[frame["label"].isin([label for _, label in labels])]
+
+
+def in_thirds(frame: pd.DataFrame, positions: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a column `third`: of the prompts, those where draft and target overlap least are
+    the hardest third. Prompts of which `positions` (see experiments/measurements.py) says nothing
+    are left out. So what a tree accepted does not decide which prompts count as easy."""
+    overlap = positions.groupby(PROMPT)["overlap"].mean().sort_values(kind="stable")
+    place = np.arange(len(overlap)) * len(THIRDS) // len(overlap)
+    named = pd.Categorical([THIRDS[at] for at in place], THIRDS, ordered=True)
+    thirds = pd.Series(named, overlap.index, name="third").reset_index()
+    return frame.drop(columns="third", errors="ignore").merge(thirds, on=PROMPT)

@@ -15,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dynasurge.experiments.intervals import of_ratio
 from dynasurge.plots.style import (
     ETV,
     FAINT,
@@ -27,6 +28,7 @@ from dynasurge.plots.style import (
     quiet,
     say,
     styled,
+    whiskers,
 )
 
 RULES = {
@@ -63,18 +65,27 @@ def comparison_figure(
     points, all with 95% intervals: by static tree and by budget, with a colour for each rule and a
     row of panels for each dataset and temperature. `auto` is the dashed line.
 
-    table: `results_frame.trees`. gains: `results_frame.rule_gains` of the same rows; they are
-    written on the bars, in brackets if the interval contains 1. Open marks are PROTOTYPE's, where
-    the rows are of its text and temperature.
+    table: `results_frame.trees`, with at least one tree. Trees that were filled to their budget are
+    left out beside trees that were not. gains: `results_frame.rule_gains` of the same rows; they
+    are written on the bars, in brackets if the interval contains 1. Open marks are PROTOTYPE's,
+    where the rows are of its text and temperature.
     """
-    table = table[~(table["fill"] & (table["mode"] == "dTree"))]
+    filled = table["fill"] & (table["mode"] == "dTree")
+    if (~filled & (table["mode"] == "dTree")).any():
+        table = table[~filled]
     trees = table.loc[table["mode"] != "auto"].sort_values("mode", ascending=False, kind="stable")
+    if trees["policy"].nunique() > 1:
+        table = table.assign(tree=table["tree"] + " " + table["policy"])
+        trees = trees.assign(tree=trees["tree"] + " " + trees["policy"])
     names = list(dict.fromkeys(trees["tree"]))
+    static = trees.loc[trees["mode"] == "sTree", "tree"].nunique()
     rules = [rule for rule in RULES if rule in set(trees["rule"])]
     groups = list(table.groupby(["dataset", "T"], sort=False))
     figure = new_figure(3.2 + 0.95 * len(names), 2.3 * len(groups) + 0.7)
     rows = figure.subplots(len(groups), 3, squeeze=False, sharex=True)
     for ((dataset, T), at), panels in zip(groups, rows, strict=True):
+        if Path(str(dataset)).stem.startswith("cnn") and T == 0.9:
+            _open_marks(panels[2], names)
         for axes, (column, factor, title) in zip(panels, PANELS, strict=True):
             draw = _points if column == "accepted_per_step" else _bars
             draw(axes, names, {rule: _heights(at, rule, names, column) * factor for rule in rules})
@@ -82,15 +93,13 @@ def comparison_figure(
                 style: dict[str, Any] = {"color": INK, "linestyle": "--", "linewidth": 0.9}
                 axes.axhline(auto * factor, **style, label="auto (no tree)")
             axes.set_ylabel(title)
-            _divide(axes, names)
+            _divide(axes, names, static)
             quiet(axes)
         panels[0].set_ylabel(f"{Path(str(dataset)).stem}, T = {T:g}\n{PANELS[0][2]}")
         if gains is not None and "ETV" in rules:
             here = gains[(gains["dataset"] == dataset) & (gains["T"] == T)]
             x = _side_by_side(len(names), rules.index("ETV"), len(rules), 0.8 / len(rules))
             _write_gains(panels[0], names, x, here)
-        if Path(str(dataset)).stem.startswith("cnn") and T == 0.9:
-            _open_marks(panels[2], names)
     handles = {
         label: handle
         for axes in (*rows[:, 0], *rows[:, 2])
@@ -125,7 +134,7 @@ def _bars(axes: Axes, names: Sequence[str], values: Mapping[str, np.ndarray]) ->
         style |= {"hatch": LOSSY if "lossy" in rule else "", "label": rule}
         x = _side_by_side(len(names), number, len(values), width)
         axes.bar(x, heights[0], width, **style)
-        _whiskers(axes, x, heights)
+        whiskers(axes, x, heights)
 
 
 def _points(axes: Axes, names: Sequence[str], values: Mapping[str, np.ndarray]) -> None:
@@ -135,7 +144,7 @@ def _points(axes: Axes, names: Sequence[str], values: Mapping[str, np.ndarray]) 
         lossy = "lossy" in rule
         colour = INK if lossy else THIN if rule == "top-down" else RULES[rule]
         x = _side_by_side(len(names), number, len(values), 0.16)
-        _whiskers(axes, x, heights)
+        whiskers(axes, x, heights)
         line: dict[str, Any] = {"color": colour, "linestyle": "--" if lossy else "-"}
         axes.plot(x[budgets], heights[0][budgets], **line)
         marks: dict[str, Any] = {"marker": MARKERS[number], "markeredgecolor": INK}
@@ -144,13 +153,6 @@ def _points(axes: Axes, names: Sequence[str], values: Mapping[str, np.ndarray]) 
 
 def _is_budget(name: str) -> bool:
     return name.startswith("dTree B=") and name.removeprefix("dTree B=").isdecimal()
-
-
-def _whiskers(axes: Axes, x: np.ndarray, heights: np.ndarray) -> None:
-    """Draw the intervals of values [3, trees]."""
-    ends = np.abs(heights[1:] - heights[0])
-    if np.isfinite(ends).any():
-        axes.errorbar(x, heights[0], ends, linestyle="", color=INK, linewidth=0.7, zorder=1.5)
 
 
 def _write_gains(axes: Axes, names: Sequence[str], x: np.ndarray, gains: pd.DataFrame) -> None:
@@ -176,9 +178,9 @@ def _open_marks(axes: Axes, names: Sequence[str]) -> None:
         label = None
 
 
-def _divide(axes: Axes, names: Sequence[str]) -> None:
-    """Write the trees' names below the axis, and draw a line between static trees and budgets."""
-    static = sum(name.startswith("sTree") for name in names)
+def _divide(axes: Axes, names: Sequence[str], static: int) -> None:
+    """Write the trees' names below the axis, and draw a line after the first `static` of them, which
+    are those of static trees."""
     short = [name.removeprefix("sTree ").removeprefix("dTree ") for name in names]
     axes.set_xticks(range(len(names)), short, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.6, len(names) - 0.4)
@@ -186,23 +188,15 @@ def _divide(axes: Axes, names: Sequence[str]) -> None:
         axes.axvline(static - 0.5, color=INK, linewidth=0.6)
         for x, ha, title in ((static - 0.6, "right", "static"), (static - 0.4, "left", "dynamic")):
             place = axes.get_xaxis_transform()
-            axes.text(
-                x,
-                1.01,
-                title,
-                transform=place,
-                ha=ha,
-                va="bottom",
-                fontsize=7,
-                style="italic",
-                color=INK,
-            )
+            how: dict[str, Any] = {"va": "bottom", "fontsize": 7, "style": "italic", "color": INK}
+            axes.text(x, 1.01, title, transform=place, ha=ha, **how)
 
 
 @styled
 def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
     """Total variation between the first emitted token's distribution and the target's, by rule: a
-    bar is the mean over contexts, a dot one context. A lossless rule shows only counting noise.
+    bar is the mean over contexts, with its 95% interval, a dot one context. A lossless rule shows
+    only counting noise.
     bias: see `rule_bias.first_token_bias`."""
     figure = new_figure(3.6, 3.2)
     axes = figure.subplots()
@@ -212,7 +206,9 @@ def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
         lossy = "lossy" in rule
         colour = RULES["bfs (lossy)"] if lossy else ETV if rule == "traversal" else PLAIN
         axes.bar(x, values.mean(), 0.6, color=colour, edgecolor=INK, hatch=LOSSY if lossy else "")
-        axes.plot(x + np.linspace(-0.15, 0.15, len(values)), values, ".", color=INK, markersize=3)
+        ends = of_ratio(np.column_stack([values, np.ones(len(values))]))
+        whiskers(axes, [x + 0.22], [[values.mean()], [ends[0]], [ends[1]]])
+        axes.plot(x + np.linspace(-0.2, 0.1, len(values)), values, ".", color=INK, markersize=3)
     noise = bias.loc[bias["rule"] == rules[0], "total_variation"].mean()
     axes.axhline(
         noise, color=INK, linestyle=":", linewidth=0.9, label="counting noise, of a lossless rule"
@@ -227,9 +223,9 @@ def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
 
 @styled
 def bound_figure(bounds: pd.DataFrame, caption: str) -> Figure:
-    """How often one of k children of a node is accepted: rules as markers, the bound of all
-    lossless rules as a line, a panel for each policy. bounds: rows of one temperature of
-    `measurements.bounds`."""
+    """How often one of k children of a node is accepted: rules as markers, with the 95% interval
+    that the drawn children leave, the bound of all lossless rules as a line, a panel for each
+    policy. bounds: rows of one temperature of `measurements.bounds`."""
     policies = list(dict.fromkeys(bounds["policy"]))
     figure = new_figure(2.5 * len(policies), 2.9)
     panels = figure.subplots(1, len(policies), sharey=True, squeeze=False)[0]
@@ -243,7 +239,10 @@ def bound_figure(bounds: pd.DataFrame, caption: str) -> Figure:
         for number, (rule, group) in enumerate(lines.groupby("rule", sort=False)):
             shift = 2.0 ** (0.14 * (number - 1))  # side by side where they agree
             marks = {"marker": MARKERS[number], "linestyle": "", "color": LINES[number]}
-            axes.plot(group["k"] * shift, group["accepted"], label=rule, **marks)
+            mean, k = group["accepted"], group["k"] * shift
+            axes.plot(k, mean, label=rule, **marks)
+            half = 1.96 * group.get("error", 0.0)  # files before 2026-12 have none
+            whiskers(axes, k, [mean, mean - half, mean + half])
         axes.set_xscale("log", base=2)
         axes.set_xticks(best["k"], best["k"].astype(str))
         axes.set_xlabel("children of a node, k")

@@ -8,22 +8,36 @@ of `make figures`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.patheffects import withStroke
 
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.experiments import results_frame
+from dynasurge.experiments.intervals import ENOUGH, PROMPT, means
 from dynasurge.plots.figures import save_figure
-from dynasurge.plots.style import INK, PLAIN, line_style, new_figure, quiet, say, styled
+from dynasurge.plots.style import (
+    INK,
+    PLAIN,
+    band,
+    line_style,
+    new_figure,
+    quiet,
+    say,
+    styled,
+    whiskers,
+)
 
-ENOUGH = 10  # how many steps a mean needs
 FILLED, PAYING, STATIC = "dynamic, budget filled", "dynamic, as far as nodes pay", "static"
-MARKS = {FILLED: "-", PAYING: "", STATIC: ""}  # only filled budgets are joined by a line
+ACCEPTED = "accepted (tokens / step)"
+HALO = [withStroke(linewidth=2, foreground="white")]  # around words that cross a line
+BUDGETED = {"accepted_per_step": ACCEPTED, "tokens_per_second": "tokens / s"}
+BANDS = f"bands: 95% intervals over prompts; open marks: fewer than {ENOUGH} prompts"
 
 
 def keep(figure: Figure, output: str | None, name: str) -> Figure:
@@ -37,72 +51,83 @@ def keep(figure: Figure, output: str | None, name: str) -> Figure:
 
 @styled
 def acceptance_figure(frame: pd.DataFrame, caption: str) -> Figure:
-    """Acceptance by position, depth, sibling rank and draft confidence, with a line for each label.
-    Points of fewer than ENOUGH steps are left out, if there are others."""
-    panels = {
-        ("position", "position in the output (tokens)"): (
-            results_frame.acceptance_by_position(frame, by=["label"]),
-            "accepted_per_step",
+    """Acceptance by position, depth, sibling rank and draft confidence, with a line for each
+    label."""
+    panels: dict[str, tuple[str, Callable[..., pd.DataFrame]]] = {
+        "position": ("position in the output (tokens)", results_frame.acceptance_by_position),
+        "confidence": (
+            "draft confidence (mean q of first children)",
+            results_frame.acceptance_by_confidence,
         ),
-        ("confidence", "draft confidence (mean q of first children)"): (
-            results_frame.acceptance_by_confidence(frame, by=["label"]),
-            "accepted_per_step",
-        ),
-        ("depth", "depth in the tree (level)"): (
-            results_frame.acceptance_by_depth(frame, by=["label"]),
-            "accepted",
-        ),
-        ("rank", "sibling rank (drawing order, from 0)"): (
-            results_frame.acceptance_by_rank(frame, by=["label"]),
-            "accepted",
-        ),
+        "depth": ("depth in the tree (level)", results_frame.acceptance_by_depth),
+        "rank": ("sibling rank (drawing order, from 0)", results_frame.acceptance_by_rank),
     }
     figure = new_figure(7.2, 4.8)
     grid = figure.subplots(2, 2)
-    for axes, ((x, title), (table, y)) in zip(grid.flat, panels.items(), strict=True):
+    for axes, (x, (title, measure)) in zip(grid.flat, panels.items(), strict=True):
+        table = measure(frame, by=["label"])
+        y = "accepted" if "accepted" in table else "accepted_per_step"
         for number, (label, lines) in enumerate(table.groupby("label")):
-            count = lines["steps" if "steps" in lines else "reached"]
-            lines = lines[count >= min(ENOUGH, count.max())]
-            axes.plot(lines[x], lines[y], label=label, **line_style(number))
+            band(axes, lines, x, y, number, str(label))
         axes.set_xlabel(title)
-        axes.set_ylabel(
-            "accepted (tokens / step)" if y == "accepted_per_step" else "share accepted"
-        )
+        axes.set_ylabel("share accepted" if y == "accepted" else ACCEPTED)
         quiet(axes)
         if x in ("depth", "rank"):
             axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    say(figure, caption)
+    say(figure, f"{caption}; {BANDS}")
+    return figure
+
+
+@styled
+def complexity_figure(table: pd.DataFrame, caption: str) -> Figure:
+    """How hard texts are along their way: draft confidence, tree size, depth and acceptance, with a
+    panel for each and a line for each value of the column `third`.
+
+    table: `results_frame.complexity_along` by `third`.
+    """
+    titles = {
+        "confidence": "draft confidence (probability)",
+        "size": "tree size (nodes)",
+        "depth": "tree depth (levels)",
+        "accepted_per_step": ACCEPTED,
+    }
+    figure = new_figure(7.2, 4.6)
+    panels = figure.subplots(2, 2, sharex=True)
+    for axes, (name, title) in zip(panels.flat, titles.items(), strict=True):
+        for number, (text, lines) in enumerate(table.groupby("third", sort=False)):
+            band(axes, lines, "position", name, number, f"{text} (n = {lines['prompts'].max()})")
+        axes.set_ylabel(title)
+        quiet(axes)
+    for axes in panels[1]:
+        axes.set_xlabel("position in the output (tokens)")
+    figure.legend(*panels.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    say(figure, f"{caption}; {BANDS}")
     return figure
 
 
 @styled
 def overlap_figure(positions: pd.DataFrame, caption: str) -> Figure:
-    """How much draft and target agree. Left: the share of tokens with at most a given overlap, for
-    the hardest and the easiest kind of text. Right: the mean overlap by the draft's confidence.
-    positions: see experiments/measurements.py."""
-    figure = new_figure(7.2, 3.0)
+    """How much draft and target agree. Left: the share of tokens with at most a given overlap, with
+    a line for each value of the column `third`. Right: the mean overlap by the draft's confidence.
+    positions: see experiments/measurements.py, by `results_frame.in_thirds`."""
+    figure = new_figure(7.2, 3.2)
     left, right = figure.subplots(1, 2)
-    kinds = positions.groupby("kind")["overlap"].mean().sort_values()
-    chosen = kinds.index[[0, -1]] if len(kinds) > 1 else kinds.index
-    for number, kind in enumerate(chosen):
-        values = positions.loc[positions["kind"] == kind, "overlap"].sort_values()
-        style = line_style(number) | {"marker": ""}
-        left.plot(
-            values,
-            np.arange(1, len(values) + 1) / len(values),
-            label=f"{kind or 'all'} ({values.mean():.2f})",
-            **style,
+    for number, (third, tokens) in enumerate(positions.groupby("third", observed=True)):
+        rows = tokens.sort_values("overlap")
+        share = np.arange(1, len(rows) + 1) / len(rows)
+        label = (
+            f"{third} (n = {len(rows.drop_duplicates(PROMPT))}), mean {rows['overlap'].mean():.2f}"
         )
+        left.plot(rows["overlap"], share, label=label, **line_style(number) | {"marker": ""})
     left.set_xlabel("overlap of draft and target, sum of min(p, q)")
     left.set_ylabel("share of tokens at or below")
-    left.legend(title="hardest, easiest (mean)" if len(chosen) > 1 else None)
+    left.legend(loc="upper left")
     bins = (positions["confidence"] * 10).astype(int).clip(0, 9)
-    means = positions.groupby((bins + 0.5) / 10)["overlap"].mean()
-    right.plot(means.index, means, label="mean overlap", **line_style(0))
-    right.plot(
-        [0, 1], [0, 1], color=INK, linewidth=0.7, linestyle=":", label="overlap = confidence"
-    )
+    binned = positions.assign(bin=(bins + 0.5) / 10)
+    band(right, means(binned, ["bin"], ["overlap"], "tokens"), "bin", "overlap", 0, "mean overlap")
+    diagonal = {"color": INK, "linewidth": 0.7, "linestyle": ":"}
+    right.plot([0, 1], [0, 1], label="overlap = confidence", **diagonal)
     right.set_xlabel("draft confidence, max of q")
     right.set_ylabel("overlap")
     right.legend()
@@ -110,55 +135,49 @@ def overlap_figure(positions: pd.DataFrame, caption: str) -> Figure:
         axes.set_xlim(0, 1)
         quiet(axes)
         axes.set_ylim(0, 1.02)
-    say(figure, caption)
+    say(figure, f"{caption}; {BANDS}")
     return figure
 
 
 @styled
 def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
-    """Tokens per step and per second by the number of nodes that a step drafted: dynamic trees
-    filled to a budget, those that stop where nodes no longer pay, and static trees, each with its
-    name. table: rows of one temperature of `results_frame.trees`."""
-    figure = new_figure(7.2, 3.4)
+    """Accepted tokens per step and tokens per second by the number of nodes that a step drafted,
+    top-down: dynamic trees filled to a budget, those that stop where nodes no longer pay, and static
+    trees, each with its name. table: rows of one temperature of `results_frame.trees`."""
+    figure = new_figure(7.2, 3.6)
     plain = table[table["rule"] == "top-down"]
+    dynamic = plain["mode"] == "dTree"
     kinds = {
-        FILLED: plain[(plain["mode"] == "dTree") & plain["fill"]],
-        PAYING: plain[(plain["mode"] == "dTree") & ~plain["fill"]],
+        FILLED: plain[dynamic & plain["fill"]],
+        PAYING: plain[dynamic & ~plain["fill"]],
         STATIC: plain[plain["mode"] == "sTree"],
     }
-    groups = {name: group for name, group in kinds.items() if len(group)}
     panels = figure.subplots(1, 2)
-    for axes, column, title in zip(
-        panels,
-        ("tokens_per_step", "tokens_per_second"),
-        ("tokens / step", "tokens / s"),
-        strict=True,
-    ):
-        for number, (name, group) in enumerate(groups.items()):
+    for axes, (column, title) in zip(panels, BUDGETED.items(), strict=True):
+        for number, (name, group) in enumerate(kinds.items()):
+            if group.empty:
+                continue
             lines, style = group.sort_values("nodes"), line_style(number)
-            axes.plot(
-                lines["nodes"], lines[column], label=name, **(style | {"linestyle": MARKS[name]})
-            )
-            if name == FILLED:
-                continue  # the number of nodes is their budget, so they need no name
-            for place, (x, y, tree) in enumerate(
-                zip(lines["nodes"], lines[column], lines["tree"], strict=True)
-            ):
-                text, left = tree.removeprefix("sTree ").removeprefix("dTree "), place % 2 == 0
-                style = {"fontsize": 6, "ha": "right" if left else "left", "va": "center"}
-                axes.annotate(
-                    text, (x, y), (-6 if left else 6, 0), textcoords="offset points", **style
-                )
+            style["linestyle"] = "-" if name == FILLED else ""  # what has an order is joined
+            if name == PAYING:  # too close to each other for names at the marks
+                trees = lines["tree"].str.removeprefix("dTree B=").str.cat(sep=", ")
+                name += f" (from the left: B = {trees})"
+            axes.plot(lines["nodes"], lines[column], label=name, **style)
+            for _, row in lines[lines["mode"] == "sTree"].iterrows():
+                tree, at = row["tree"].removeprefix("sTree "), (row["nodes"], row[column])
+                own: dict[str, Any] = {"va": "center", "fontsize": 6, "path_effects": HALO}
+                axes.annotate(tree, at, (6, 0), textcoords="offset points", **own)
+            whiskers(axes, lines["nodes"], lines[[column, f"{column}_low", f"{column}_high"]].T)
         for auto in plain.loc[plain["mode"] == "auto", column]:
             axes.axhline(auto, color=INK, linestyle="--", linewidth=0.9, label="auto (no tree)")
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("drafted nodes (a step, mean)")
         axes.set_ylabel(title)
-        axes.margins(x=0.1, y=0.15)
+        axes.margins(x=0.2, y=0.15)
         quiet(axes)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    say(figure, caption)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    say(figure, f"{caption}; top-down; lines: 95% intervals over prompts")
     return figure
 
 

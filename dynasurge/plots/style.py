@@ -10,14 +10,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-SPEED, LENGTH, INK, FAINT = "#9ecae1", "#fdae6b", "#222222", "#dddddd"
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import ArrayLike
+
+INK, FAINT, ROOT = "#222222", "#dddddd", "#e6e8ea"
 PLAIN, ETV = "#b9d7ea", "#c8590f"  # without and with Enhanced Tree Verification
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#222222", "#56b4e9", "#e69f00")
 DASHES = ("-", "--", "-.", ":")
@@ -81,6 +86,27 @@ def line_style(number: int) -> dict[str, Any]:
         "linestyle": DASHES[number % len(DASHES)],
         "marker": MARKERS[number % len(MARKERS)],
     }
+
+
+def band(axes: Axes, table: pd.DataFrame, x: str, y: str, number: int, label: str) -> None:
+    """Draw line `number` of a table of means with the columns x, y, y_low and y_high: a band for
+    the intervals, and open marks where there is none."""
+    style = line_style(number)
+    axes.plot(table[x], table[y], label=label, **style)
+    low, high = table[f"{y}_low"].astype(float), table[f"{y}_high"].astype(float)
+    axes.fill_between(table[x], low, high, color=style["color"], alpha=0.18, linewidth=0)
+    few = table[low.isna()]
+    own = {"color": style["color"], "marker": style["marker"], "linestyle": ""}
+    axes.plot(few[x], few[y], markerfacecolor="white", **own)
+
+
+def whiskers(axes: Axes, x: ArrayLike, heights: ArrayLike) -> None:
+    """Draw the intervals of values at x. heights: [3, n], the values and both ends; an end that is
+    NaN is not drawn."""
+    values = np.asarray(heights, dtype=float)
+    ends = np.abs(values[1:] - values[0])
+    if np.isfinite(ends).any():
+        axes.errorbar(x, values[0], ends, linestyle="", color=INK, linewidth=0.7, zorder=1.5)
 
 
 def quiet(axes: Axes) -> None:

@@ -180,12 +180,12 @@ def node_acceptance(
     policy: str,
     draws: int,
     chance: Chance,
-) -> float:
-    """The probability that `rule` accepts one of k children: a mean over `draws` drawn sets of
-    children.
+) -> torch.Tensor:
+    """The probability that `rule` accepts one of k children, for each of `draws` drawn sets of
+    children: float64 [draws].
 
-    p, q: [V]. For each set the acceptance is computed exactly, so the only error is that of the
-    mean over sets: below 0.5 / sqrt(draws).
+    p, q: [V]. Each is exact for its set, so a mean over them has only the error of the draw: below
+    0.5 / sqrt(draws).
     """
     own = POLICIES[policy]
     base, drawn = own.draw(q.expand(draws, -1), chance, k, Limits())
@@ -193,4 +193,4 @@ def node_acceptance(
     base = base if base is not None else torch.zeros_like(rows)
     point = made.kind >= Kind.POINT
     weights = first_weights(rule, rows, base, made.token, point, made.exists)
-    return float(1.0 - (1.0 - weights).prod(-1).mean())
+    return 1.0 - (1.0 - weights.double()).prod(-1)

@@ -158,8 +158,8 @@ def test_compare_interleaves_three_modes_and_draws_them(
     assert [run["speedup"] for run in summary["runs"]] == pytest.approx(speeds)
     (ratios,) = [cells for cells in aligned(printed).values() if cells[-1].endswith("x")]
     assert numbers(" ".join(ratios)) == pytest.approx(speeds, abs=0.00501)
-    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert (out / "compare.svg").read_text().count("<path") > 20
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "comparison.svg").read_text().count("<path") > 20
 
 
 def test_a_killed_run_goes_on_and_a_torn_line_is_mended(

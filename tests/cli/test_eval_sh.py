@@ -80,4 +80,4 @@ def test_a_small_study_from_another_folder(pair: list[str], tmp_path: Path) -> N
     (table,) = markdown(evaluate(*flags, *pair, folder=tmp_path)).values()
     assert ("0.6", "dTree B=16 +ETV") in {(row["T"], row["tree"]) for row in table}
     assert len(pd.read_parquet(out / "records.parquet")) == 2 * (1 + 6 + 1 + 12)
-    assert (out / "study-demo.png").exists()
+    assert (out / "comparison-demo.png").exists()

@@ -144,6 +144,8 @@ def test_rules_agree_at_one_node_and_stay_below_the_bound(swept: Path, models: P
     assert (spread < 1e-6).all()
     topk = table[table["policy"] == "topk"]
     assert topk["accepted"].tolist() == pytest.approx(topk["bound"].tolist(), abs=1e-5)
+    assert (topk["error"] == 0).all()
+    assert (table["accepted"] - 4 * table["error"] < table["bound"] + 1e-5).all()
 
 
 @pytest.mark.slow

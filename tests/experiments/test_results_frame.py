@@ -18,8 +18,8 @@ from dynasurge.experiments.results_frame import (
     acceptance_by_depth,
     acceptance_by_position,
     acceptance_by_rank,
+    complexity,
     complexity_along,
-    complexity_by_kind,
     load_frame,
     paired,
     results,
@@ -123,9 +123,7 @@ def test_complexity_along_the_output_and_by_kind() -> None:
     assert along["size"].tolist() == pytest.approx([6, 12])
     assert along["accepted_per_step"].tolist() == pytest.approx([1.5, 0])
     assert along["confidence"].tolist() == pytest.approx([0.55, math.nan], nan_ok=True)
-    kinds = complexity_by_kind(to_frame([*rows, row(TREE, 2, [[0]], kind="code")])).set_index(
-        "kind"
-    )
+    kinds = complexity(to_frame([*rows, row(TREE, 2, [[0]], kind="code")])).set_index("kind")
     assert kinds["prompts"].to_dict() == {"code": 2, "news": 1}
     assert kinds["steps"].to_dict() == {"code": 4, "news": 2}
     assert kinds["accepted_per_step"].to_dict() == pytest.approx({"code": 1.0, "news": 0.0})

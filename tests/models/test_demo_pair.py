@@ -73,4 +73,4 @@ def test_the_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert auto["tokens_per_step"] == 1
     assert static["tokens_per_step"] > 1.3
     assert dynamic["tokens_per_step"] > 1.3
-    assert (out / "compare.png").stat().st_size > 10_000
+    assert (out / "comparison.png").stat().st_size > 10_000
