@@ -36,8 +36,21 @@ def join(device: str, device_map: str | None = None) -> tuple[Processes, str]:
     import torch
     from accelerate import PartialState
 
-    cpu = device == "cpu" or not torch.cuda.is_available()
-    state = PartialState(cpu=cpu, backend="gloo", timeout=PATIENCE)
+    cpu = device == "cpu" or torch.cuda.device_count() == 0  # counts without starting CUDA
+    if not cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(torch.cuda.device_count())
+    state = PartialState(cpu=True, backend="gloo", timeout=PATIENCE)
     return Processes(
         rank=state.process_index, count=state.num_processes, wait=state.wait_for_everyone
-    ), "cpu" if cpu else str(state.device)
+    ), "cpu" if cpu else "cuda"
+
+
+def own_gpu(gpus: int) -> str:
+    """The one GPU of the machine's `gpus` that this process shall see. Then it is `cuda:0` in every
+    process, and what one has compiled the others find in the cache. Raises UsageError if there are
+    fewer GPUs than processes."""
+    place, seen = int(os.environ.get("LOCAL_RANK", "0")), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if place >= gpus:
+        reason = f"{gpus} GPUs cannot serve process {place + 1} of this machine"
+        raise UsageError("--num_processes", place + 1, reason, f"launch {gpus} a machine")
+    return seen.split(",")[place] if seen else str(place)

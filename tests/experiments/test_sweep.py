@@ -23,7 +23,7 @@ from dynasurge import Pair, UsageError, load_pair
 from dynasurge.cli.main import main
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.grid import grid
-from dynasurge.experiments.launch import join
+from dynasurge.experiments.launch import join, own_gpu
 from dynasurge.experiments.provenance import git_commit
 from dynasurge.experiments.sweep import sweep
 from dynasurge.experiments.workers import Processes
@@ -463,6 +463,20 @@ def launch(count: int, arguments: list[str], code: str = "") -> subprocess.Compl
     return subprocess.run(
         [*start, *program, *arguments], env=environment, capture_output=True, text=True, timeout=300
     )
+
+
+@pytest.mark.parametrize(("seen", "own"), [(None, "1"), ("3,5", "5"), ("GPU-a,GPU-b", "GPU-b")])
+def test_each_process_of_a_launch_sees_its_own_gpu(
+    seen: str | None, own: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    if seen is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
+    assert own_gpu(2) == own
+    with pytest.raises(UsageError, match="1 GPUs cannot serve process 2 of this machine; launch 1"):
+        own_gpu(1)
 
 
 @pytest.mark.slow
