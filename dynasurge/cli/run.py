@@ -109,6 +109,7 @@ def evaluate(
     from dynasurge.experiments import summary
     from dynasurge.experiments.runner import Evaluation
     from dynasurge.models.pair import load_pair
+    from dynasurge.models.threads import Watch
 
     tell = print if processes.main else _silent
     tell(f"loading {args.target} and {args.draft}", file=sys.stderr)
@@ -128,6 +129,7 @@ def evaluate(
         silent = None if processes.main else True
         tell(f"law: {evaluation.law}{source}")
         tell(summary.memory(evaluation.engines, evaluation.capture_seconds))
+        watch = Watch()
         with tqdm(total=len(evaluation), unit="run", disable=silent, dynamic_ncols=True) as bar:
             for done in evaluation.run():
                 bar.update()
@@ -138,6 +140,8 @@ def evaluate(
                     bar.write(summary.verbose(done.row), file=sys.stdout)
         if not processes.main:
             return 0
+        if processes.count == 1 and (line := watch.warning()) is not None:
+            print(f"warning: {line}", file=sys.stderr)
         for line in summary.skipped(evaluation.skipped, data, args.min_prompt_len):
             print(line)
         for line in summary.cut(evaluation.cut, data, args.prompt_len):

@@ -21,6 +21,7 @@ from dynasurge.models.loading import load_model
 from dynasurge.models.model_changes import pack, restore
 from dynasurge.models.prompts import Prompt, chat_ids, is_chat, prompt_ids
 from dynasurge.models.self_test import self_test as test_model
+from dynasurge.models.threads import choose_threads
 from dynasurge.models.vocabulary import shared_tokens
 from dynasurge.settings import DEMO, DTYPES
 
@@ -104,6 +105,7 @@ def load_pair(
     computes in it, otherwise float32. device: auto (cuda if there is one, otherwise cpu), cpu,
     cuda, cuda:1, ... device_map: how transformers spreads a target that is too large for one GPU:
     auto, balanced, sequential. trust_remote_code: whether code next to the weights may run.
+    On a CPU the first call chooses the number of threads (models/threads.py).
     self_test: whether both models must read a test tree (models/self_test.py). Raises UsageError if
     a model cannot be loaded or cannot read a tree, or if the two do not fit.
     """
@@ -112,6 +114,8 @@ def load_pair(
     where = resolve_device(device)
     if where.type == "cuda" and where.index is not None:
         torch.cuda.set_device(where)  # our own kernels and events use this device
+    if where.type == "cpu":
+        choose_threads()
     number = resolve_dtype(dtype, where)
     target_model, tokenizer = load_target(
         target, number, device_map, device=where, trust_remote_code=trust_remote_code
