@@ -21,7 +21,7 @@ function modelOf(side) {
   const at = () => Math.min(now, side.tree.length - 1);
   return {
     actions: [],
-    get: (name) => (name === "strip" ? side.strip.replace(`class="step" data-step="${at()}"`, `class="step now" data-step="${at()}"`) : side[name]?.[at()]), // a page is never stale
+    get: (name) => (name === "code" ? side.code : name === "strip" ? side.strip.replace(`class="step" data-step="${at()}"`, `class="step now" data-step="${at()}"`) : side[name]?.[at()]), // a page is never stale
     on(event, action) {
       if (event === "msg:custom") action({ alive: true });
       else this.actions.push(action);
@@ -33,7 +33,6 @@ function modelOf(side) {
 
 for (const side of sides) {
   const section = element(document.querySelector(".sides"), "section", "");
-  if (side.title) element(section, "code", "", side.title);
   const model = modelOf(side);
   render({ model, el: element(section, "div", "") });
   models.push(model);

@@ -100,10 +100,63 @@ function hover(el, stage, tip, busy) {
   stage.addEventListener("pointerleave", () => (tip.hidden = true));
 }
 
+/** A click on a node, or Enter for the one where verification stopped, pins what both models thought likely in its place. */
+function pinning(el, stage, panel) {
+  let node = null;
+  const unpin = () => {
+    panel.hidden = true;
+    node?.classList.remove("pinned");
+    node = null;
+  };
+  const pin = (chosen) => {
+    const again = chosen === node;
+    unpin();
+    const lists = JSON.parse(stage.querySelector("svg")?.dataset.likely || "[]")[chosen?.dataset.parent];
+    if (again || !lists) return;
+    node = chosen;
+    node.classList.add("pinned");
+    panel.replaceChildren();
+    panel.hidden = false;
+    const [name, ...facts] = node.dataset.tip.split("\n");
+    element(panel, "b", "", name);
+    for (const fact of facts) element(panel, "div", "", fact);
+    element(panel, "div", "what", "The likeliest tokens in its place:");
+    for (const [title, guesses] of Object.entries(lists)) {
+      const table = element(panel, "table", "");
+      element(table, "caption", "", title);
+      for (const [text, chance] of guesses) {
+        const row = element(table, "tr", text === name ? "own" : "");
+        element(row, "td", "", text);
+        element(row, "td", "", chance);
+      }
+      if (!guesses.length) element(element(table, "tr", ""), "td", "", "not read");
+    }
+    const close = element(panel, "button", "", "×");
+    close.title = "close (Esc)";
+    close.addEventListener("click", unpin);
+  };
+  let down = null;
+  stage.addEventListener("pointerdown", (event) => (down = [event.clientX, event.clientY, event.target.closest?.(".node")]));
+  stage.addEventListener("pointerup", (event) => {
+    const still = down && Math.hypot(event.clientX - down[0], event.clientY - down[1]) < 4; // not the end of a drag
+    if (still) down[2] ? pin(down[2]) : unpin();
+    down = null;
+  });
+  el.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") unpin();
+    else if (event.key === "Enter" && event.target === el) pin(stage.querySelector(".node.bonus") ?? stage.querySelector("rect.stop")?.closest(".node"));
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+  return unpin;
+}
+
 function render({ model, el }) {
   el.classList.add("dynasurge");
   el.tabIndex = 0;
   el.dataset.lmSuppressShortcuts = "true"; // JupyterLab would take the arrow keys for its cells
+  const code = element(el, "code", "code");
   const status = element(el, "div", "status");
   status.setAttribute("aria-live", "polite");
   const text = element(el, "div", "text");
@@ -113,12 +166,15 @@ function render({ model, el }) {
   const strip = element(el, "div", "bars");
   const legend = element(el, "div", "hint");
   for (const [name, meaning] of Object.entries(LEGEND)) element(legend, "span", name, meaning);
-  element(el, "div", "hint", "← → Home End: step · + − 0 or Ctrl+wheel: zoom · drag: move · round: sampled, square: chosen outright");
+  element(el, "div", "hint", "← → Home End: step · + − 0 or Ctrl+wheel: zoom · drag: move · click, or Enter: what both models thought likely there · round: sampled, square: chosen outright · ◌: a part of a letter");
   const tip = element(el, "div", "tip");
   tip.hidden = true;
+  const panel = element(frame, "div", "panel");
+  panel.hidden = true;
 
   const tree = viewport(stage);
   hover(el, stage, tip, tree.held);
+  const unpin = pinning(el, stage, panel);
   const ask = (step) => model.send({ step });
   for (const [label, title, action] of [
     ["−", "zoom out", () => tree.zoom(1 / 1.3)],
@@ -145,6 +201,7 @@ function render({ model, el }) {
   });
 
   const update = {
+    code: () => (code.textContent = model.get("code")),
     status: () => (status.textContent = model.get("status")),
     text: () => {
       text.innerHTML = model.get("text");
@@ -152,6 +209,7 @@ function render({ model, el }) {
     },
     tree: () => {
       tip.hidden = true;
+      unpin();
       tree.show(model.get("tree"));
     },
     strip: () => (strip.innerHTML = model.get("strip")),

@@ -41,7 +41,7 @@ SIZES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)  # 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """Parts that a session takes instead of those of its settings; None takes the settings'
-    part."""
+    part. likely: see `Phases`."""
 
     costs: Costs | None = None
     acceptance: Acceptance | None = None
@@ -49,6 +49,7 @@ class Parts:
     rule: Rule | None = None
     verify: Verify | None = None
     law: Law | None = None
+    likely: int = 0
 
     @property
     def uncapturable(self) -> str:
@@ -144,7 +145,8 @@ def _executor(
         trees = replace(trees, readable=partial(readable, pair.draft.config))
     draft = engines.draft if trees is not None else None
     with shrinking("tree"):
-        phases = Phases(engines.target, draft, trees, judge, padded=captured, captured=captured)
+        models = (engines.target, draft, trees, judge)
+        phases = Phases(*models, padded=captured, captured=captured, likely=parts.likely)
         return Replayed(phases) if captured else Direct(phases)
 
 

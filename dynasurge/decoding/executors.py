@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 
 from dynasurge.decoding.phases import Phases, Scored
-from dynasurge.decoding.report import pinned, report_size
+from dynasurge.decoding.report import Likeliest, Verified, pinned, report_size
 from dynasurge.models.cuda_graphs import Captured, Graphs, Signal
 
 
@@ -40,7 +40,7 @@ class Executor(Protocol):
         """Launch the target's pass over the root and n nodes."""
         ...
 
-    def verify(self, n: int) -> torch.Tensor:
+    def verify(self, n: int) -> Verified:
         """Launch the verification of these nodes. Returns where the report will be, on the host;
         the second call from now may overwrite it."""
         ...
@@ -78,11 +78,12 @@ class Direct:
         with torch.inference_mode():
             self._scored = self.phases.score(n)
 
-    def verify(self, n: int) -> torch.Tensor:
+    def verify(self, n: int) -> Verified:
         """See `Executor`."""
         assert self._scored is not None
         with torch.inference_mode():
-            return self.phases.verify(self._scored).cpu()
+            done = self.phases.verify(self._scored)
+            return done._replace(report=done.report.cpu())
 
     def widths(self, levels: int) -> list[int]:
         """See `Executor`."""
@@ -109,7 +110,7 @@ class Replayed:
         for level in range(1, phases.depth + 1):
             self._grow.append(graphs.capture(lambda level=level: phases.level(level, 0)))  # type: ignore[misc]
         self._score: dict[int, Captured[Scored]] = {}
-        self._verify: dict[int, Captured[torch.Tensor]] = {}
+        self._verify: dict[int, Captured[Verified]] = {}
         # the largest first, so that the others reuse its memory
         for n in sorted(self._sizes, reverse=True):
             self._score[n] = graphs.capture(lambda n=n: phases.score(n))  # type: ignore[misc]
@@ -141,18 +142,18 @@ class Replayed:
         """See `Executor`."""
         self._score[n].replay()
 
-    def verify(self, n: int) -> torch.Tensor:
+    def verify(self, n: int) -> Verified:
         """See `Executor`."""
         if n in self._verify:
             self._verify[n].replay()
-            report = self._verify[n].result
+            done = self._verify[n].result
         else:
             with torch.inference_mode():
-                report = self.phases.verify(self._score[n].result)
+                done = self.phases.verify(self._score[n].result)
         self._back.reverse()  # the other buffer holds the step before, which may be unread
-        result = self._back[0][: len(report)]
-        result.copy_(report, non_blocking=True)
-        return result
+        report, found = self._back[0][: len(done.report)], done.likeliest
+        report.copy_(done.report, non_blocking=True)
+        return Verified(report, Likeliest(*(part.clone() for part in found)) if found else None)
 
     def widths(self, levels: int) -> list[int]:
         """See `Executor`."""

@@ -25,7 +25,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from dynasurge.decoding.executors import Executor
-from dynasurge.decoding.report import STEP, Outcome, read_report
+from dynasurge.decoding.report import (
+    STEP,
+    Likeliest,
+    Likely,
+    Outcome,
+    likely_by_node,
+    read_report,
+)
 from dynasurge.drafting.tree_budget import Size
 from dynasurge.models.cuda_graphs import Stopwatch
 from dynasurge.models.failures import no_numbers, shrinking
@@ -48,6 +55,7 @@ class StepRecord:
     is the draft's at T = 1; NaN for a copy below a node that the draft has not read). expected: the
     mean number of accepted tokens by `stop`. confidence: the draft's, see `Outcome`. passes: the
     number of draft passes. *_seconds: wall time by phase (`other`: the loop, caches, bookkeeping).
+    likely: by node, the likeliest tokens after it, if the session keeps them.
     """
 
     tree: TokenTree
@@ -64,6 +72,7 @@ class StepRecord:
     target_seconds: float
     verify_seconds: float
     other_seconds: float
+    likely: tuple[Likely, ...] = ()
 
     def __repr__(self) -> str:
         return f"<StepRecord: {self.tree.size} drafted, {self.accepted} accepted>"
@@ -91,6 +100,7 @@ class StepUnderWay:
     depth: int = 0
     widths: Sequence[int] = ()
     report: torch.Tensor | None = None
+    likeliest: Likeliest | None = None
 
 
 class Decoder:
@@ -246,7 +256,7 @@ class Decoder:
             self._run.score(n)
             self._watch.mark()
             try:
-                step.report = self._run.verify(n)
+                step.report, step.likeliest = self._run.verify(n)
             except NoMassError as error:  # only a verification on the host notices it so early
                 raise no_numbers("--target", f"after {step.read} tokens") from error
             self._watch.mark()
@@ -293,8 +303,10 @@ class Decoder:
         if trees is not None and trees.growmap is None:
             outcome.teach(trees.acceptance, reach(tree, stop))
             trees.planner.learn(step.size, tree.value[1:], outcome.levels[1:], step.widths)
+        found = step.likeliest
         return StepRecord(
             tree=tree,
+            likely=likely_by_node(found, tree.size + 1) if found is not None else (),
             end=outcome.end,
             path=path_to(tree, outcome.end)[: min(len(emitted), room)],
             emitted=tuple(emitted),

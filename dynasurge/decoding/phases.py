@@ -20,9 +20,9 @@ import torch
 from transformers import LogitsProcessorList
 
 from dynasurge import probabilities
-from dynasurge.decoding.report import Inputs, Judged, Slots, Trees, closing
+from dynasurge.decoding.report import Inputs, Judged, Likeliest, Slots, Trees, Verified, closing
 from dynasurge.drafting.child_kinds import Kind
-from dynasurge.drafting.growth import GrowingTree, Proposer
+from dynasurge.drafting.growth import RUNS, GrowingTree, Proposer
 from dynasurge.drafting.kept_nodes import Nodes, assemble, tokens_at
 from dynasurge.drafting.prompt_lookup import CONTEXT
 from dynasurge.drafting.reading import read_level, read_nodes
@@ -106,9 +106,11 @@ class Phases:
         padded: bool,
         captured: bool = False,
         dtype: torch.dtype = torch.float32,
+        likely: int = 0,
     ) -> None:
         """captured: whether phases will be captured; then they must be padded. dtype: of
-        probabilities; tests that enumerate take float64."""
+        probabilities; tests that enumerate take float64. likely: how many of the likeliest tokens
+        to keep after each node, for who looks at trees."""
         self.target, self.draft, self.trees, self.padded = target, draft, trees, padded
         self._judge, self.device, self._captured = judge, target.device, captured
         self.compiled = target.compiled and captured
@@ -118,6 +120,7 @@ class Phases:
         self._text = torch.full((length,), -1, device=self.device)
         # the number of committed tokens, and the root's position
         self.length = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._likely = min(likely, target.vocab)
         self._read = 0  # how many tokens the draft has read; not known if captured
         self.stops: Stops | None = None  # where the text ends besides end tokens
         widest = max(trees.planner.sizes) if trees is not None else 0
@@ -130,6 +133,9 @@ class Phases:
         self._chance: StepChance = self.inputs.chance
         if trees is not None:
             bounds = trees.bounds
+            rows = bounds.row_count + bounds.run * RUNS + 1
+            self._draft_tokens = torch.zeros((rows, likely), dtype=torch.int64, device=self.device)
+            self._draft_q = torch.zeros((rows, likely), dtype=dtype, device=self.device)
             self._growing = GrowingTree.empty(
                 bounds, target.vocab, self.device, dtype, padded=padded
             )
@@ -179,6 +185,7 @@ class Phases:
         """Start a tree without levels. Returns the root's standing (see `GrowingTree`)."""
         steps = torch.arange(CONTEXT, device=self.device)
         self._growing.start(self._text[self.length + 1 + steps])
+        self._draft_q.zero_()
         self.widths: list[int] = []  # how many tokens each draft pass of this tree has read
         return torch.zeros(2, dtype=torch.float64, device=self.device)
 
@@ -234,6 +241,9 @@ class Phases:
             logits, P = drafted(processors, *own), 1.0
             T = 1.0 if T > 0 else 0.0
         q = fused(probabilities.to_proposal, self.compiled)(logits, T, P)
+        if self._likely:
+            best, above = q.topk(self._likely), self._growing.rows(level)
+            self._draft_tokens[above], self._draft_q[above] = best.indices, best.values.to(q.dtype)
         rows = self._growing.bounds.rows(level)
         chance = self._chance.rows(rows if self.padded else rows.start + ranks)
         self._proposer.fill(self._growing, level, q, chance, *self._known())
@@ -267,12 +277,13 @@ class Phases:
         """How many cache rows a pass sees that writes up to `rows` rows after the text."""
         return engine.static_length if self._captured else int(self.length) + rows
 
-    def verify(self, scored: Scored) -> torch.Tensor:
+    def verify(self, scored: Scored) -> Verified:
         """Apply the rule, move the accepted path to the front of the caches, append path and bonus
         token to the text. Returns the report for the host (see decoding/report.py)."""
         length, nodes = self.length, scored.nodes
         if self._judge.processors is not None:
             self._root_text = self._before(self._captured and self._judge.captures)
+        likeliest = self._likeliest(nodes, scored.logits) if self._likely else None
         if nodes is None:
             root = torch.zeros_like(length)
             self._p[:1].copy_(self._probs(None, root, scored.logits))
@@ -280,7 +291,8 @@ class Phases:
             # -1 means no numbers; the next step may read it before the host sees it
             self._text.index_copy_(0, CONTEXT + 1 + length, bonus.clamp(min=0))
             length += 1
-            return torch.cat([bonus.clamp(max=0), torch.zeros_like(bonus), bonus]).double()
+            report = torch.cat([bonus.clamp(max=0), torch.zeros_like(bonus), bonus]).double()
+            return Verified(report, likeliest)
         growing = self._growing
         judged = self._judged(nodes, scored.logits)
         slots = Slots(*(getattr(growing, name) for name in Slots._fields))
@@ -295,7 +307,20 @@ class Phases:
         if not self._captured and self.widths:
             self._read = int(done.read)
         length.copy_(done.length)
-        return done.report
+        return Verified(done.report, likeliest)
+
+    def _likeliest(self, nodes: Nodes | None, logits: torch.Tensor) -> Likeliest:
+        """What both models think likely after each node, before the rule changes p and q."""
+        none = torch.zeros(0, dtype=torch.int64, device=self.device)
+        which = torch.arange(len(logits) if nodes is None else nodes.none, device=self.device)
+        p = self._probs(nodes, which, logits[: len(which)]).topk(self._likely)
+        if nodes is None:
+            empty = p.values[:0]
+            return Likeliest(p.indices, p.values, p.indices[:0], empty, none)
+        rows = self._growing.used_rows
+        node = nodes.number[self._growing.row_slot[:rows]]
+        draft = (self._draft_tokens[:rows].clone(), self._draft_q[:rows].clone())
+        return Likeliest(p.indices, p.values, *draft, node)
 
     def _probs(
         self, nodes: Nodes | None, which: torch.Tensor, logits: torch.Tensor

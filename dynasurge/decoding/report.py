@@ -106,6 +106,48 @@ class Judged(NamedTuple):
     p: torch.Tensor
 
 
+class Likeliest(NamedTuple):
+    """The likeliest next tokens, the likeliest first. target int64, p float [n, K]: the target's
+    after each node, and their probabilities. draft, q [R, K]: the draft's after each row that it
+    read, 0 in q if it did not. node int64 [R]: each row's node, n or more for none."""
+
+    target: torch.Tensor
+    p: torch.Tensor
+    draft: torch.Tensor
+    q: torch.Tensor
+    node: torch.Tensor
+
+
+class Verified(NamedTuple):
+    """report: what the host reads of a step, see `Closing`. likeliest: None if nobody asked."""
+
+    report: torch.Tensor
+    likeliest: Likeliest | None = None
+
+
+Guesses = tuple[tuple[int, float], ...]
+
+
+class Likely(NamedTuple):
+    """After one node: tokens with their probabilities, the likeliest first. draft: () if it has not
+    read the node."""
+
+    target: Guesses
+    draft: Guesses
+
+
+def likely_by_node(found: Likeliest, nodes: int) -> tuple[Likely, ...]:
+    """What both models thought likely after each of so many nodes, root included."""
+
+    def pairs(tokens: torch.Tensor, chances: torch.Tensor) -> list[Guesses]:
+        rows = zip(tokens.tolist(), chances.tolist(), strict=True)
+        return [tuple((t, c) for t, c in zip(*row, strict=True) if c > 0) for row in rows]
+
+    of_node = dict(zip(found.node.tolist(), pairs(found.draft, found.q), strict=True))
+    target = pairs(found.target[:nodes], found.p[:nodes])
+    return tuple(Likely(own, of_node.get(node, ())) for node, own in enumerate(target))
+
+
 class Closing(NamedTuple):
     """The end of a step. report: all that the host reads (STEP and NODE). For each level of the
     tree and one more: emitted, the token; to, the cache row that the path's row moves to;

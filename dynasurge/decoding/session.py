@@ -77,6 +77,7 @@ class Session:
         verify: Verify | None = None,
         logits_processor: LogitsProcessor | LogitsProcessorList | None = None,
         law: Law | None = None,
+        likely: int = 0,
     ) -> None:
         """Prepare engines and a decoder. What the settings leave open of the target's law, its
         generation config says.
@@ -90,7 +91,8 @@ class Session:
         costs, acceptance, policy, rule: replace this machine's latency curves, the estimate of
         acceptance, the child policy and the rule. verify: a verification that looks at its tree on
         the host, in place of a rule. logits_processor: a user's own, one or several; they change the target's law
-        as in transformers' `generate`. law: replaces the law of the settings. Raises UsageError for
+        as in transformers' `generate`. law: replaces the law of the settings. likely: how many of
+        the likeliest tokens after each node records keep. Raises UsageError for
         a law that `generate` or a tree cannot have. On a GPU, a line says so if a step with these
         parts cannot be captured.
         """
@@ -105,6 +107,7 @@ class Session:
             rule=rule,
             verify=verify,
             law=self._asked.first if self._asked is not None else law,
+            likely=likely,
         )
         fixed = longest if longest is not None else settings.prompt_len
         self._longest, self._grows = 0, fixed is None

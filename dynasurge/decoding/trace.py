@@ -16,9 +16,9 @@ it stops, whole subtrees at a time.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -36,7 +36,18 @@ if TYPE_CHECKING:
 # How a type is shown as "svg", "png" or "html": plots/pictures.py puts it here.
 PICTURES: dict[tuple[type, str], Callable[..., Any]] = {}
 LETTER = 8  # the most tokens in one letter of any script
+PART = "◌"  # a token that is only a part of a letter
+LIKELY = 5  # how many of the likeliest tokens to keep after each node
 Fate = Literal["root", "accepted", "cut", "rejected", "untried"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guesses:
+    """Tokens as text with their probabilities, the likeliest first: the target's, and the draft's,
+    () where it has not read the node."""
+
+    target: tuple[tuple[str, float], ...]
+    draft: tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -49,9 +60,9 @@ class StepView:
     the tokens as text. bonus: the bonus token's text, None if the end cut it off. written: what
     each emitted token adds to the running text; it is empty while a letter of several tokens is not
     complete. p, q: the target's and the draft's probability of the node's token at its parent, 1
-    for the root (at T = 0, q is the draft's at T = 1; NaN where the
-    draft has not read the parent). reach: the probability that verification
-    accepts the node. seconds: by phase (draft, target, verify, other).
+    for the root (at T = 0, q is the draft's at T = 1; NaN where the draft has not read the parent).
+    reach: the probability that verification accepts the node. likely: what both models thought
+    likely after the node. seconds: by phase (draft, target, verify, other).
     """
 
     number: int
@@ -67,6 +78,7 @@ class StepView:
     p: tuple[float, ...]
     q: tuple[float, ...]
     reach: tuple[float, ...]
+    likely: tuple[Guesses, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -153,7 +165,7 @@ def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:
     Raises UsageError for a wrong setting, and for a prompt without tokens.
     """
     names = {"draft": pair.draft_name, "target": pair.target_name}
-    session = Session(pair, settings_of(names | settings))
+    session = Session(pair, settings_of(names | settings), likely=LIKELY)
     ids = session.encode(prompt)
     steps = list(watch(session, ids))
     read, text = (
@@ -168,6 +180,14 @@ def watch(session: Session, ids: list[int], *, index: int = 0) -> Iterator[StepV
     tokenizer, settings, partial = session.pair.tokenizer, session.settings, list[int]()
     for number, record in enumerate(session.stream(ids, index=index)):
         tree, bonus = record.tree, record.emitted[len(record.path) :]
+        texts, open_letters = _texts(tokenizer, tree, partial)
+        likely = []
+        for letter, guesses in zip(open_letters, record.likely, strict=False):
+            target, draft = (
+                tuple((_token(tokenizer, letter, token), chance) for token, chance in own)
+                for own in guesses
+            )
+            likely.append(Guesses(target=target, draft=draft))
         yield StepView(
             number=number,
             rule=settings.rule,
@@ -176,12 +196,13 @@ def watch(session: Session, ids: list[int], *, index: int = 0) -> Iterator[StepV
             path=record.path,
             beyond=path_to(tree, record.end)[len(record.path) :],
             emitted=record.emitted,
-            texts=tuple(token_text(tokenizer, token) for token in tree.tokens),
-            bonus=token_text(tokenizer, bonus[0]) if bonus else None,
+            texts=texts,
+            bonus=_token(tokenizer, open_letters[record.end], bonus[0]) if bonus else None,
             written=tuple(_written(tokenizer, partial, token) for token in record.emitted),
             p=record.p,
             q=record.q,
             reach=tuple(record.reach),
+            likely=tuple(likely),
             seconds={phase: getattr(record, f"{phase}_seconds") for phase in PHASES},
         )
 
@@ -189,21 +210,40 @@ def watch(session: Session, ids: list[int], *, index: int = 0) -> Iterator[StepV
 def _written(tokenizer: PreTrainedTokenizerBase, partial: list[int], token: int) -> str:
     """The text that a token adds to the running text. partial: the tokens of an incomplete letter
     before it, which this updates."""
+    if not partial and (whole := token_text(tokenizer, token)) != PART:
+        return whole
     partial.append(token)
     text = str(tokenizer.decode(partial))
     if "\ufffd" in text and len(partial) < LETTER:
         return ""
-    text = text if len(partial) > 1 else token_text(tokenizer, token)
     partial.clear()
     return text
 
 
+def _texts(
+    tokenizer: PreTrainedTokenizerBase, tree: TokenTree, partial: Sequence[int]
+) -> tuple[tuple[str, ...], list[list[int]]]:
+    """Each node as text, and the tokens of an incomplete letter after it. partial: those before the
+    tree's first level. A letter of several tokens is at the node that completes it."""
+    texts, opened = [token_text(tokenizer, tree.tokens[0])], [[*partial]]
+    for token, parent in zip(tree.tokens[1:], tree.parents[1:], strict=True):
+        before = [*opened[parent]]
+        texts.append(_written(tokenizer, before, token) or PART)
+        opened.append(before)
+    return tuple(texts), opened
+
+
+def _token(tokenizer: PreTrainedTokenizerBase, partial: Sequence[int], token: int) -> str:
+    """A token as text after the tokens of an incomplete letter."""
+    return _written(tokenizer, [*partial], token) or PART
+
+
+@lru_cache(maxsize=1 << 14)
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """One token as text, with the blank that may begin it; `<id>` if it is only part of a
-    letter."""
+    """One token as text, with the blank that may begin it; PART if it is only part of a letter."""
     piece = tokenizer.convert_ids_to_tokens(token)
     text = str(tokenizer.decode([token]))
     if "�" in text:
-        return f"<{token}>"
+        return PART
     begins_word = isinstance(piece, str) and piece.startswith("▁") and not text.startswith(" ")
     return " " + text if begins_word else text

@@ -16,7 +16,7 @@ from functools import cached_property
 
 from dynasurge.decoding.engines import Engines, make_engines
 from dynasurge.decoding.session import Session
-from dynasurge.decoding.trace import StepView, watch
+from dynasurge.decoding.trace import LIKELY, StepView, watch
 from dynasurge.errors import UsageError
 from dynasurge.models.pair import Pair
 from dynasurge.settings import Settings
@@ -82,7 +82,7 @@ class Background:
         error = ""
         try:
             if not run.cancelled:
-                session = Session(self._pair, settings, engines=self._engines)
+                session = Session(self._pair, settings, engines=self._engines, likely=LIKELY)
                 ids = session.encode(prompt)
                 run.prompt = str(self._pair.tokenizer.decode(ids))
                 if len(self._pair.encode(prompt, chat=settings.chat)) > len(ids):

@@ -103,7 +103,13 @@ class Explorer:
         wide, demo = {"width": "auto"}, load_prompts()
         bundled = [(f"{p.kind}: {p.text[:70]}…".replace("\n", " "), p.text) for p in demo]
         texts = [p.text for p in demo]
-        chosen = demo[0].text if prompt is None else prompt if prompt in texts else ""
+        # a prompt that was cut to its first tokens is still the bundled one
+        own = (
+            next((text for text in texts if isinstance(text, str) and text.startswith(prompt)), "")
+            if prompt
+            else ""
+        )
+        chosen = demo[0].text if prompt is None else own
         self._bundled = ipw.Dropdown(
             options=[("your own prompt", ""), *bundled], value=chosen, layout=wide
         )

@@ -53,6 +53,11 @@ def style() -> str:
     return palette_rules() + "".join(file.read_text("utf-8") for file in files)
 
 
+def code_of(settings: str) -> str:
+    """The line of Python that makes the same steps. settings: as keyword arguments."""
+    return f"dynasurge.trace(pair, prompt, {settings})" if settings else ""
+
+
 def page(sides: Sequence[Shown], now: int = 0) -> str:
     """An HTML document that shows these generations beside each other, at step `now` first."""
     steps = {"now": now, "sides": [_side(side) for side in sides]}
@@ -77,7 +82,7 @@ def page(sides: Sequence[Shown], now: int = 0) -> str:
 def _side(side: Shown) -> dict[str, object]:
     numbers = range(len(side.steps))
     return {
-        "title": side.title,
+        "code": code_of(side.title),
         "status": [timed(step) for step in side.steps],
         "text": [text_html(side.prompt, side.steps, number) for number in numbers],
         "tree": [step_svg(step, standalone=False) for step in side.steps],

@@ -14,6 +14,7 @@ from typing import Any
 from dynasurge.decoding.tree_room import most_nodes
 from dynasurge.errors import UsageError
 from dynasurge.plots.background import Run
+from dynasurge.plots.page import code_of
 from dynasurge.plots.page import style as view_style
 from dynasurge.plots.tree_svg import STYLE, step_svg, strip_svg, text_html, timed
 from dynasurge.settings import AUTO_NODES, ETVS, MODES, POLICIES, Settings
@@ -50,6 +51,7 @@ class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
 
     _esm = STYLE.with_name("tree.js")
     _css = view_style()
+    code = traitlets.Unicode().tag(sync=True)  # the Python that makes these steps
     status = traitlets.Unicode().tag(sync=True)
     text = traitlets.Unicode().tag(sync=True)
     tree = traitlets.Unicode().tag(sync=True)
@@ -63,6 +65,7 @@ class TreeView(anywidget.AnyWidget):  # type: ignore[misc]
         """Show step `number` of a run, or its last step so far."""
         last = len(run.steps) - 1
         with self.hold_sync():
+            self.code = code_of(run.title)
             self.stale = last < 0
             if last < 0:  # what was there stays, dimmed, so that the page does not jump
                 self.status, self._painted = run.error or "decoding…", None

@@ -9,6 +9,7 @@ notebook, shows it as an image.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -103,6 +104,7 @@ def step_svg(step: StepView, *, standalone: bool = True) -> str:
         )
     size = f'width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}"'
     said = f'role="img" aria-label="{escape(spoken(step))}"'
+    said += "" if standalone else f' data-likely="{_likely(step)}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" class="tree" {said} {size}>{drawn}</svg>'
 
 
@@ -149,11 +151,25 @@ def _nodes(step: StepView, layout: Layout) -> list[str]:
                 f'rx="{BOX / 2 + 3 if sampled else 6:g}"/>'
             )
         out.append(
-            f'<g class="node {kinds[node]}"><title>{escape(describe(step, node))}</title>'
+            f'<g class="node {kinds[node]}" data-parent="{layout.parents[node]}">'
+            f"<title>{escape(describe(step, node))}</title>"
             f'<rect class="box" {box}/>{ring}'
             f'<text x="{x + PAD:g}" y="{y + 14:g}" xml:space="preserve">{escape(label)}</text></g>'
         )
     return out
+
+
+def _likely(step: StepView) -> str:
+    """What both models thought likely after each node, for a page that shows it at a click on one
+    of the node's children."""
+    lists = [
+        {
+            title: [[visible(text, 24), _number(chance)] for text, chance in guesses]
+            for title, guesses in (("target, p", own.target), ("draft, q", own.draft))
+        }
+        for own in step.likely
+    ]
+    return escape(json.dumps(lists, ensure_ascii=False))
 
 
 def describe(step: StepView, node: int) -> str:

@@ -10,8 +10,11 @@ import torch
 from samples import view
 
 from dynasurge import Pair, build_growmap, generate, trace
-from dynasurge.decoding.trace import token_text
+from dynasurge.decoding.executors import Direct, Replayed
+from dynasurge.decoding.session import Session
+from dynasurge.decoding.trace import LIKELY, PART, token_text
 from dynasurge.probabilities import to_probs
+from dynasurge.settings import settings_of
 
 PROMPT = "w5 w17 w8 w40 w33 w9 w21 w60 w61 w8 w40"
 COMMON: dict[str, Any] = {"M": 128, "new_tokens": 20, "prompt_len": 16, "B": 9, "fill": True}
@@ -32,18 +35,48 @@ def test_p_and_q_are_what_the_models_say_and_the_text_is_generates(
         for node in range(1, step.tree.size + 1):
             before, token = paths[step.tree.parents[node]], step.tree.tokens[node]
             paths.append([*before, token])
-            p, q = (
-                float(to_probs(model(torch.tensor([before])).logits[0, -1].detach(), *law)[token])
-                for model, law in (
-                    (models.target, (T, 0.9)),
-                    (models.draft, (T or 1.0, 0.9 if T else 1.0)),
+            p, q = laws(models, before, T)
+            assert step.p[node] == pytest.approx(float(p[token]), abs=1e-4)
+            assert step.q[node] == pytest.approx(float(q[token]), abs=1e-4)
+            known = step.likely[step.tree.parents[node]]
+            for law, guesses in ((p, known.target), (q, known.draft)):
+                best = law.topk(LIKELY)
+                assert [chance for _, chance in guesses] == pytest.approx(
+                    [chance for chance in best.values.tolist() if chance > 0], abs=1e-4
                 )
-            )
-            assert step.p[node] == pytest.approx(p, abs=1e-4)
-            assert step.q[node] == pytest.approx(q, abs=1e-4)
+                named = [token_text(models.tokenizer, t) for t in best.indices.tolist()]
+                assert [text for text, _ in guesses][:1] == named[:1]
         assert 0 <= min(step.reach) <= max(step.reach) <= 1 + 1e-6
         text += step.emitted
     assert seen.text == plain.text
+
+
+def laws(pair: Pair, before: list[int], T: float) -> list[torch.Tensor]:
+    """The target's and the draft's distributions [V] after these tokens."""
+    both = ((pair.target, (T, 0.9)), (pair.draft, (T or 1.0, 0.9 if T else 1.0)))
+    return [
+        to_probs(model(torch.tensor([before])).logits[0, -1].detach(), *law) for model, law in both
+    ]
+
+
+@pytest.mark.parametrize("mode", ["auto", "dTree"])
+def test_captured_steps_keep_the_same_likely_tokens(
+    models: Pair, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU nothing is captured, but the same functions are called."""
+    settings, kept = settings_of(COMMON | {"mode": mode, "T": 0.8, "P": 0.9}), []
+    assert all(step.likely == () for step in generate(models, PROMPT, **COMMON).steps)
+    for captured in (False, True):
+        monkeypatch.setattr("dynasurge.decoding.engines.can_capture", lambda _, way=captured: way)
+        session = Session(models, settings, likely=3)
+        assert isinstance(session._decoder._run, Replayed if captured else Direct)
+        kept.append(session.generate(session.encode(PROMPT)).steps)
+    for direct, replayed in zip(*kept, strict=True):
+        assert len(direct.likely) == direct.tree.size + 1
+        assert direct.tree.tokens == replayed.tree.tokens
+        for one, other in zip(direct.likely, replayed.likely, strict=True):
+            assert [token for token, _ in one.target] == [token for token, _ in other.target]
+            assert [token for token, _ in one.draft] == [token for token, _ in other.draft]
 
 
 def test_fates_follow_the_rule() -> None:
@@ -75,8 +108,8 @@ class Tokenizer:
         return [" the", "the", "�"][tokens[0]]
 
 
-def test_tokens_keep_the_blank_that_begins_a_word_and_parts_of_letters_their_number() -> None:
-    assert [token_text(Tokenizer(), token) for token in range(3)] == [" the", " the", "<2>"]  # type: ignore[arg-type]
+def test_tokens_keep_the_blank_that_begins_a_word_and_parts_of_letters_have_a_sign() -> None:
+    assert [token_text(Tokenizer(), token) for token in range(3)] == [" the", " the", PART]  # type: ignore[arg-type]
 
 
 class Letters:

@@ -292,7 +292,7 @@ def test_where_widgets_cannot_run_it_is_a_picture_or_a_page(
     for bundle, budget in ((first, 4), (again, 2)):
         (frame,) = ET.fromstring(f"<p>{bundle['text/html']}</p>").iter("iframe")
         sides = unpacked(frame.attrib["srcdoc"])["sides"]
-        assert f"B={budget}" in sides[0]["title"]
+        assert f"B={budget}" in sides[0]["code"]
         assert [len(side["tree"]) for side in sides] == [len(side["text"]) for side in sides]
     explorer.to_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()

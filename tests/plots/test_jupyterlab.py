@@ -223,6 +223,25 @@ def test_a_reader_explores_a_generation(lab: tuple[str, str], tmp_path: Path) ->
         for fact in ("p ", "q ", "slot value", "node 1"):
             sync_api.expect(tip).to_contain_text(fact)
         page.screenshot(path=shots / f"explorer-{theme}-hover.png")
+        panel = page.locator(".dynasurge .panel")
+        sync_api.expect(panel).to_be_hidden()
+        page.locator(".dynasurge .node").nth(1).click()
+        page.mouse.move(2, 2)
+        for fact in ("node 1", "target, p", "draft, q"):
+            sync_api.expect(panel).to_contain_text(fact)
+        sync_api.expect(panel.locator("table").nth(0).locator("tr")).to_have_count(5)
+        sync_api.expect(panel.locator("table").nth(1).locator("tr.own")).to_have_count(1)
+        page.screenshot(path=shots / f"explorer-{theme}-pinned.png")
+        page.keyboard.press("Escape")
+        sync_api.expect(panel).to_be_hidden()
+        page.keyboard.press("Enter")
+        sync_api.expect(panel).to_contain_text("the bonus token")
+        page.keyboard.press("ArrowRight")
+        sync_api.expect(panel).to_be_hidden()
+        code = page.locator(".dynasurge .code")
+        sync_api.expect(code).to_contain_text(
+            "dynasurge.trace(pair, prompt, mode='dTree', T=0.6, P=1.0"
+        )
         page.locator('.widget-dropdown:has(label:text-is("B")) select').first.select_option("128")
         settled("128 drafted")  # a text of its own, which may be shorter
         page.get_by_text("compare two settings").click()

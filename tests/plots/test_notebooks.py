@@ -12,13 +12,15 @@ from typing import Any
 import nbformat
 import papermill
 import pytest
+import yaml
 
-from dynasurge import UsageError
+from dynasurge import Settings, UsageError
 from dynasurge.cli.flags import DEFAULTS as FLAGS
 from dynasurge.cli.flags import GROWMAP
 from dynasurge.plots.notebooks import WIDGET, clean, run
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
+PARAMETERS = sorted((NOTEBOOKS[0].parent / "parameters").glob("*.yaml"))
 DEFAULTS = FLAGS | {
     "dataset": "demo",
     "start": 0,
@@ -30,6 +32,7 @@ DEFAULTS = FLAGS | {
     "output": None,
 }
 TINY = {"new_tokens": 12, "prompt_len": 24, "M": 200, "growmap": "2x2", "end": 2}
+TUTORIALS = ("00_quickstart", "01_tree_construction")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
 
@@ -49,17 +52,43 @@ def test_parameters_have_the_commands_names_and_defaults(path: Path) -> None:
 
 
 @each
-def test_prose_surrounds_short_code(path: Path) -> None:
+def test_prose_stands_where_something_needs_it_and_code_is_short(path: Path) -> None:
     kinds = "".join(cell.cell_type[0] for cell in cells(path))
-    assert re.fullmatch(r"(mmc)+m", kinds), "two cells of prose to each of code, and one at the end"
-    code = [cell.source for cell in cells(path) if cell.cell_type == "code"]
-    for number, source in enumerate(code):
-        assert len(source.splitlines()) <= (20 if number == 1 else 16), (
-            "parameters are as many as they are"
-        )
-        assert not re.search(r"sys\.path|^\s*(def|class) ", source, re.MULTILINE), (
+    assert re.fullmatch(r"m[mc]*m", kinds), "a beginning and an end in words"
+    assert "mm" not in kinds, "one cell of prose at a time"
+    assert "ccc" not in kinds
+    code = [cell for cell in cells(path) if cell.cell_type == "code"]
+    for cell in code:
+        parameters = "parameters" in cell.metadata.get("tags", [])
+        assert parameters or len(cell.source.splitlines()) <= 17
+        assert not re.search(r"sys\.path|^\s*(def|class) ", cell.source, re.MULTILINE), (
             "code belongs in the package"
         )
+
+
+def test_parameters_are_explained_once_and_all_of_them() -> None:
+    (table, *others) = [path for path in NOTEBOOKS if "| parameter |" in path.read_text()]
+    assert not others
+    explained = {
+        name
+        for line in re.findall(
+            r"^\| (.*?) \|", "\n".join(c.source for c in cells(table)), re.MULTILINE
+        )
+        for name in re.findall(r"`(\w+)`", line)
+    }
+    assert explained == set(papermill.inspect_notebook(table))
+
+
+@pytest.mark.parametrize("path", PARAMETERS, ids=[path.stem for path in PARAMETERS])
+def test_parameter_files_fit_every_notebook(path: Path) -> None:
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for notebook in NOTEBOOKS:
+        assert set(values) <= set(papermill.inspect_notebook(notebook))
+    names = {"draft", "target", "T", "P", "B", "M", "growmap", "policy", "new_tokens", "dataset"}
+    Settings(
+        **{name: value for name, value in values.items() if name in names - {"dataset"}}
+        | {"mode": "sTree"}
+    )
 
 
 @each
@@ -120,14 +149,41 @@ def test_an_unknown_parameter_is_refused() -> None:
 
 @pytest.mark.slow
 @each
-def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_and_shows_what_is_committed(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With small parameters. Cells tagged `same` must show the committed output, cells tagged
+    `close` the committed numbers up to what another number type changes."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    parameters = {
-        name: value for name, value in TINY.items() if name in papermill.inspect_notebook(path)
-    }
-    done = run(path, parameters, output=tmp_path / path.name)
+    tiny = {name: value for name, value in TINY.items() if name in papermill.inspect_notebook(path)}
+    if path.stem in TUTORIALS:
+        tiny = {"new_tokens": 32, "growmap": "2x2"}  # at the committed prompt
+    done = run(path, tiny, output=tmp_path / path.name)
     code = [cell for cell in done.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     assert sum(bool(cell.outputs) for cell in code) > len(code) / 2
     shown = {kind for cell in code for output in cell.outputs for kind in output.get("data", {})}
     assert shown & {"image/svg+xml", "image/png"}
+    committed = {cell.id: cell for cell in cells(path)}
+    for cell in code:
+        if "same" in cell.metadata.get("tags", []):
+            assert [what(o) for o in clean(done).cells[done.cells.index(cell)].outputs] == [
+                what(o) for o in committed[cell.id].outputs
+            ], f"run: make notebooks ({cell.id})"
+        if "close" in cell.metadata.get("tags", []):
+            mine, theirs = values(cell), values(committed[cell.id])
+            both = mine.keys() & theirs.keys()
+            assert len(both) > 0.7 * len(theirs), f"run: make notebooks ({cell.id})"
+            assert all(mine[key] == pytest.approx(theirs[key], abs=0.05) for key in both)
+
+
+def what(output: Any) -> Any:
+    """What a reader sees of an output: its picture, otherwise its text."""
+    data = output.get("data", {})
+    return data.get("image/png", output.get("text", data.get("text/plain")))
+
+
+def values(cell: Any) -> dict[str, list[float]]:
+    """The last two numbers of each line of a table, by the line's first words."""
+    lines = (line.split() for line in what(cell.outputs[0]).splitlines()[1:])
+    return {" ".join(words[:-2]): [*map(float, words[-2:])] for words in lines}
