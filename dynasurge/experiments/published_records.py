@@ -36,6 +36,7 @@ from dynasurge.settings import Settings, pair_text
 
 TEXT = ["prompt_ids", "output_ids", "text", "id"]  # other people's texts: measured, never published
 UNSHOWN = ["expected", "passes", "tree_width"]  # lists by step that no figure or table shows
+TOP_DOWN = ["ranks", "children"]  # lists that figures show of top-down rows alone
 PROBES: Mapping[str, Callable[..., pd.DataFrame]] = {
     "positions": measurements.positions,
     "bounds": measurements.bounds,
@@ -176,7 +177,7 @@ class Evidence:
             table.attrs = dict(self.about)
             if name == "positions":
                 names = table["dataset"].map(lambda path: Path(path).name)
-                table = table.assign(dataset=names).round(3)  # many thousands, drawn as means
+                table = table.assign(dataset=names).round(2)  # many thousands, drawn as means
             with write_whole(folder / f"{name}.parquet") as partial:
                 table.to_parquet(partial, index=False, compression="zstd", compression_level=19)
         if self.costs is not None:
@@ -190,8 +191,11 @@ class Evidence:
 
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
     """What is published of rows, small enough for a repository: no texts, no place of a file on
-    that machine, no list by step that nothing shows, and digits that a figure can show."""
+    that machine, no list by step that nothing shows (empty ones for TOP_DOWN with ETV), and digits
+    that a figure can show."""
     out = frame.drop(columns=[*TEXT, *UNSHOWN], errors="ignore")
+    for name in TOP_DOWN:
+        out[name] = out[name].where(~out["use_bfs"], pd.Series([[]] * len(out), out.index))
     if "growmap" in out:
         out["growmap"] = out["growmap"].map(lambda path: Path(path).name, na_action="ignore")
     names = out["dataset"].map(lambda path: Path(path).name)

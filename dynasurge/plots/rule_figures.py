@@ -95,7 +95,8 @@ def comparison_figure(
             axes.set_ylabel(title)
             _divide(axes, names, static)
             quiet(axes)
-        panels[0].set_ylabel(f"{Path(str(dataset)).stem}, T = {T:g}\n{PANELS[0][2]}")
+        what = f"{Path(str(dataset)).stem} (n = {at['prompts'].max()}), T = {T:g}"
+        panels[0].set_ylabel(f"{what}\n{PANELS[0][2]}")
         if gains is not None and "ETV" in rules:
             here = gains[(gains["dataset"] == dataset) & (gains["T"] == T)]
             x = _side_by_side(len(names), rules.index("ETV"), len(rules), 0.8 / len(rules))

@@ -59,12 +59,13 @@ def laws(pair: Pair, before: list[int], T: float) -> list[torch.Tensor]:
     ]
 
 
-@pytest.mark.parametrize("mode", ["auto", "dTree"])
+@pytest.mark.parametrize("mode", ["auto", "sTree"])
 def test_captured_steps_keep_the_same_likely_tokens(
     models: Pair, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU nothing is captured, but the same functions are called."""
-    settings, kept = settings_of(COMMON | {"mode": mode, "T": 0.8, "P": 0.9}), []
+    own = {"mode": mode, "growmap": "3x3" if mode == "sTree" else None, "T": 0.8, "P": 0.9}
+    settings, kept = settings_of(COMMON | own | {"fill": False}), []
     assert all(step.likely == () for step in generate(models, PROMPT, **COMMON).steps)
     for captured in (False, True):
         monkeypatch.setattr("dynasurge.decoding.engines.can_capture", lambda _, way=captured: way)
@@ -76,7 +77,8 @@ def test_captured_steps_keep_the_same_likely_tokens(
         assert direct.tree.tokens == replayed.tree.tokens
         for one, other in zip(direct.likely, replayed.likely, strict=True):
             assert [token for token, _ in one.target] == [token for token, _ in other.target]
-            assert [token for token, _ in one.draft] == [token for token, _ in other.draft]
+            if one.draft:  # a captured step reads as many nodes as it has room for
+                assert [token for token, _ in one.draft] == [token for token, _ in other.draft]
 
 
 def test_fates_follow_the_rule() -> None:
