@@ -21,6 +21,7 @@ from dynasurge.settings import MODES, Settings
 
 if TYPE_CHECKING:
     from dynasurge.experiments.runner import Evaluation
+    from dynasurge.experiments.timing import Passes
 
     Close = Callable[[argparse.Namespace, Evaluation, dict[str, Any]], list[Path]]
 
@@ -129,10 +130,11 @@ def evaluate(
         silent = None if processes.main else True
         tell(f"law: {evaluation.law}{source}")
         tell(summary.memory(evaluation.engines, evaluation.capture_seconds))
-        watch = Watch()
+        watch, passes = Watch(), Passes()
         with tqdm(total=len(evaluation), unit="run", disable=silent, dynamic_ncols=True) as bar:
             for done in evaluation.run():
                 bar.update()
+                passes.add(done.result.steps if done.result is not None else ())
                 bar.set_postfix_str(
                     f"{done.row.label}: {summary.tokens_per_step(done.row):.2f} tokens/step"
                 )
@@ -140,7 +142,7 @@ def evaluate(
                     bar.write(summary.verbose(done.row), file=sys.stdout)
         if not processes.main:
             return 0
-        if processes.count == 1 and (line := watch.warning()) is not None:
+        if processes.count == 1 and (line := passes.warning(watch)) is not None:
             print(f"warning: {line}", file=sys.stderr)
         for line in summary.skipped(evaluation.skipped, data, args.min_prompt_len):
             print(line)

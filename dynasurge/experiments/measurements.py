@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -68,7 +69,7 @@ def bounds(
     """One table row a (T, policy, k, rule): `accepted`, the probability that one of k children of a
     node is accepted, and its `bound`. Both are means over `nodes` positions spread over the texts.
     The bound is exact; `accepted` is a mean over `draws` sets of children at each position, with the
-    standard error `error`, so it may come out a little above the bound.
+    standard error `error`, so it may come out a little above the bound. `texts`: their datasets.
 
     All rules judge the same sets. Calls on_node after each position.
     """
@@ -95,7 +96,8 @@ def bounds(
         bound=("bound", "mean"),
         nodes=("bound", "size"),
     )
-    return out.assign(error=out["error"] ** 0.5 / out["nodes"]).reset_index()
+    error = out["error"] ** 0.5 / out["nodes"]
+    return out.assign(error=error, texts=_names(frame)).reset_index()
 
 
 def bias(
@@ -106,13 +108,18 @@ def bias(
     samples: int = 1000,
     on_context: Tick = lambda: None,
 ) -> pd.DataFrame:
-    """`first_token_bias` at the first `contexts` prompts of these rows. Calls on_context after
-    each."""
+    """`first_token_bias` at the first `contexts` prompts of these rows, with their datasets in the
+    column `texts`. Calls on_context after each."""
     prompts = frame.drop_duplicates(["dataset", "index"]).head(contexts)
     ids = {
         number: [int(token) for token in row] for number, row in enumerate(prompts["prompt_ids"])
     }
-    return first_token_bias(pair, ids, samples=samples, on_context=on_context)
+    table = first_token_bias(pair, ids, samples=samples, on_context=on_context)
+    return table.assign(texts=_names(prompts))
+
+
+def _names(frame: pd.DataFrame) -> str:
+    return ", ".join(Path(name).stem for name in frame["dataset"].unique())
 
 
 def _spread(

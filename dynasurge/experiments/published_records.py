@@ -148,8 +148,8 @@ class Evidence:
 
     def caption(self, frame: pd.DataFrame | None = None, shown: str = "") -> str:
         """Pair, machine, dtype, date, datasets, number of prompts and temperatures of these rows
-        (all rows if None or empty). shown: text in place of both numbers, if the picture shows
-        something else of these rows."""
+        (all rows if None or empty). shown: text in place of the last three, if the picture shows
+        something else."""
         rows = self.frame if frame is None or frame.empty else frame
         first = rows.iloc[0]
         target = str(first["target"])
@@ -165,8 +165,8 @@ class Evidence:
         datasets = ", ".join(Path(name).stem for name in rows["dataset"].unique())
         n = len(rows[PROMPT].drop_duplicates())
         degrees = ", ".join(f"{t:g}" for t in sorted(rows["T"].unique()))
-        counts = f", n = {n}; T = {degrees}" if not shown else f"; {shown}"
-        return f"{', '.join(filter(None, made))}; prompts: {datasets}{counts}"
+        shown = shown or f"prompts: {datasets}, n = {n}; T = {degrees}"
+        return f"{', '.join(filter(None, made))}; {shown}"
 
     def write(self, folder: Path) -> None:
         """Publish numbers only, every file whole or not at all, with `about` in its metadata.

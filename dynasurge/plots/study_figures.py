@@ -165,8 +165,8 @@ def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
             axes.plot(lines["nodes"], lines[column], label=name, **style)
             for _, row in lines[lines["mode"] == "sTree"].iterrows():
                 tree, at = row["tree"].removeprefix("sTree "), (row["nodes"], row[column])
-                own: dict[str, Any] = {"va": "center", "fontsize": 6, "path_effects": HALO}
-                axes.annotate(tree, at, (6, 0), textcoords="offset points", **own)
+                own: dict[str, Any] = {"va": "top", "fontsize": 6, "path_effects": HALO}
+                axes.annotate(tree, at, (4, -3), textcoords="offset points", **own)
             whiskers(axes, lines["nodes"], lines[[column, f"{column}_low", f"{column}_high"]].T)
         for auto in plain.loc[plain["mode"] == "auto", column]:
             axes.axhline(auto, color=INK, linestyle="--", linewidth=0.9, label="auto (no tree)")
