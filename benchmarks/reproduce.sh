@@ -62,7 +62,7 @@ study() {
     "${seven[@]}" --dataset "$cnn" --end 200 --T 0.9 --output "$OUT/cnn-0.9"
     "${seven[@]}" --dataset "$DATA/c4_en.jsonl" --end 120 --T 0.9 --output "$OUT/c4-0.9"
     "${seven[@]}" --dataset "$cnn" --end 200 --T 0.6 --output "$OUT/cnn-0.6"
-    dynasurge publish "$OUT/cnn-0.9" "$OUT/c4-0.9" "$OUT/cnn-0.6" --output "$OUT/study"
+    dynasurge publish "$OUT/cnn-0.6" "$OUT/cnn-0.9" "$OUT/c4-0.9" --contexts 12 --output "$OUT/study"
 }
 
 original() {
