@@ -161,8 +161,9 @@ function render({ model, el }) {
   status.setAttribute("aria-live", "polite");
   const text = element(el, "div", "text");
   const frame = element(el, "div", "frame");
-  const stage = element(frame, "div", "stage");
-  const buttons = element(frame, "div", "buttons");
+  const view = element(frame, "div", "view");
+  const stage = element(view, "div", "stage");
+  const buttons = element(view, "div", "buttons");
   const strip = element(el, "div", "bars");
   const legend = element(el, "div", "hint");
   for (const [name, meaning] of Object.entries(LEGEND)) element(legend, "span", name, meaning);

@@ -66,7 +66,7 @@ def choose_threads() -> None:
         return
     watch = Watch()
     time.sleep(LOOK)
-    idle = max(1, int(cores - watch.others() + 0.3))
+    idle = max(1, cores - int(watch.others() + 0.25))  # a page that is being drawn is no process
     if idle < threads:
         torch.set_num_threads(idle)
         reason = f"other processes keep {watch.others():.1f} of {cores} cores busy"

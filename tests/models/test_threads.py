@@ -43,7 +43,7 @@ class Machine:
         return SimpleNamespace(_asdict=lambda: used)
 
 
-@pytest.mark.parametrize(("busy", "left"), [(0.0, 2), (0.2, 2), (1.0, 1), (2.0, 1)])
+@pytest.mark.parametrize(("busy", "left"), [(0.0, 2), (0.6, 2), (0.9, 1), (2.0, 1)])
 def test_threads_are_as_many_as_idle_cores(
     busy: float, left: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
