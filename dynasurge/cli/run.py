@@ -21,7 +21,6 @@ from dynasurge.settings import MODES, Settings
 
 if TYPE_CHECKING:
     from dynasurge.experiments.runner import Evaluation
-    from dynasurge.experiments.timing import Passes
 
     Close = Callable[[argparse.Namespace, Evaluation, dict[str, Any]], list[Path]]
 
@@ -109,6 +108,7 @@ def evaluate(
 
     from dynasurge.experiments import summary
     from dynasurge.experiments.runner import Evaluation
+    from dynasurge.experiments.timing import Passes
     from dynasurge.models.pair import load_pair
     from dynasurge.models.threads import Watch
 

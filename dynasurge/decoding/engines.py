@@ -82,10 +82,9 @@ def make_engines(pair: Pair, plan: Sequence[Settings], prompt: int | None = None
 
 
 def can_capture(pair: Pair) -> bool:
-    """Whether steps of this pair can be captured: on a GPU, if each model is on one device."""
-    return pair.target.device.type == "cuda" and all(
-        len(places(model)) < 2 for model in (pair.target, pair.draft)
-    )
+    """Whether steps of this pair can be captured: on a GPU, if the draft is on one device. (Of a
+    target that is spread over devices, all but its passes are captured.)"""
+    return pair.target.device.type == "cuda" and len(places(pair.draft)) < 2
 
 
 def reads_all(pair: Pair, settings: Settings, prompt: int) -> bool:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from dynasurge.decoding.phases import Phases, Scored
+from dynasurge.decoding.phases import Gathered, Phases, Scored
 from dynasurge.decoding.report import Likeliest, Verified, pinned, report_size
 from dynasurge.models.cuda_graphs import Captured, Graphs, Signal
 
@@ -83,11 +83,30 @@ class Direct:
         assert self._scored is not None
         with torch.inference_mode():
             done = self.phases.verify(self._scored)
+            self.phases.end(done)
             return done._replace(report=done.report.cpu())
 
     def widths(self, levels: int) -> list[int]:
         """See `Executor`."""
         return self.phases.widths
+
+
+class Between:
+    """The pass of a target that is spread over devices, which no graph can hold, between the graphs
+    of what is before and after it. `result` stays where it is."""
+
+    def __init__(self, phases: Phases, gathered: Captured[Gathered]) -> None:
+        self._phases, self._gathered = phases, gathered
+        with torch.inference_mode():
+            self.result = phases.passed(gathered.result)
+
+    def replay(self) -> None:
+        """Gather, and run the pass."""
+        self._gathered.replay()
+        with torch.inference_mode():
+            scored = self._phases.passed(self._gathered.result)
+            self.result.logits.copy_(scored.logits)
+        self.result = Scored(scored.nodes, self.result.logits)
 
 
 class Replayed:
@@ -109,11 +128,15 @@ class Replayed:
             self._grow.append(graphs.capture(phases.bare))
         for level in range(1, phases.depth + 1):
             self._grow.append(graphs.capture(lambda level=level: phases.level(level, 0)))  # type: ignore[misc]
-        self._score: dict[int, Captured[Scored]] = {}
+        self._score: dict[int, Captured[Scored] | Between] = {}
         self._verify: dict[int, Captured[Verified]] = {}
         # the largest first, so that the others reuse its memory
         for n in sorted(self._sizes, reverse=True):
-            self._score[n] = graphs.capture(lambda n=n: phases.score(n))  # type: ignore[misc]
+            if phases.target.spread:
+                gathered = graphs.capture(lambda n=n: phases.gathered(n))  # type: ignore[misc]
+                self._score[n] = Between(phases, gathered)
+            else:
+                self._score[n] = graphs.capture(lambda n=n: phases.score(n))  # type: ignore[misc]
             if phases.captures_verify:
                 verify = lambda n=n: phases.verify(self._score[n].result)  # noqa: E731
                 self._verify[n] = graphs.capture(verify, phases.length.zero_)
@@ -150,6 +173,8 @@ class Replayed:
         else:
             with torch.inference_mode():
                 done = self.phases.verify(self._score[n].result)
+        with torch.inference_mode():
+            self.phases.end(done)
         self._back.reverse()  # the other buffer holds the step before, which may be unread
         report, found = self._back[0][: len(done.report)], done.likeliest
         report.copy_(done.report, non_blocking=True)

@@ -256,9 +256,10 @@ class Decoder:
             self._run.score(n)
             self._watch.mark()
             try:
-                step.report, step.likeliest = self._run.verify(n)
+                done = self._run.verify(n)
             except NoMassError as error:  # only a verification on the host notices it so early
                 raise no_numbers("--target", f"after {step.read} tokens") from error
+            step.report, step.likeliest = done.report, done.likeliest
             self._watch.mark()
         if self._trees is not None:
             step.widths = tuple(self._run.widths(step.depth))

@@ -50,6 +50,8 @@ class TreeEngine(Protocol):
     def device(self) -> torch.device: ...
     @property
     def length(self) -> int: ...
+    @property
+    def spread(self) -> bool: ...
     def reset(self) -> None: ...
     def prepare(self) -> None: ...
     def extend(self, tokens: Sequence[int], /) -> torch.Tensor: ...
@@ -84,6 +86,14 @@ class Judge:
     def captures(self) -> bool:
         """Whether verification can be captured."""
         return self.verify is None and captures(self.processors)
+
+
+class Gathered(NamedTuple):
+    """The tree that stays (None: a root alone), and what the target reads of it: tokens, positions,
+    rows [n + 1], and the rows that they do not see [n + 1, shown]."""
+
+    nodes: Nodes | None
+    read: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Scored(NamedTuple):
@@ -256,12 +266,20 @@ class Phases:
 
     def score(self, n: int) -> Scored:
         """Score the root and the n best nodes in one pass of the target."""
+        return self.passed(self.gathered(n))
+
+    def passed(self, gathered: Gathered) -> Scored:
+        """The target's pass."""
+        logits = self.target.score(*gathered.read, captured=self._captured)
+        return Scored(gathered.nodes, logits)
+
+    def gathered(self, n: int) -> Gathered:
+        """Choose the n best nodes."""
         if self.trees is None:
             columns = self._columns(self.target, 1)
             tokens = self._text[CONTEXT + self.length]
             hidden = (torch.arange(columns, device=self.device) > self.length)[None]
-            read = (tokens, self.length, self.length, hidden)
-            return Scored(None, self.target.score(*read, captured=self._captured))
+            return Gathered(None, (tokens, self.length, self.length, hidden))
         growing, budget, inputs = self._growing, self.trees.budget, self.inputs
         if growing.bounds.run and n:
             given = (inputs.table, *self._known(), inputs.room)
@@ -270,8 +288,7 @@ class Phases:
         nodes = assemble(growing, n, budget, inputs.worth, compiled=self.compiled)
         columns = self._columns(self.target, len(nodes.slot))
         own = (growing.token, nodes.slot, nodes.depth, nodes.path)
-        reading = fused(read_nodes, self.compiled)(*own, self.length, columns)
-        return Scored(nodes, self.target.score(*reading, captured=self._captured))
+        return Gathered(nodes, fused(read_nodes, self.compiled)(*own, self.length, columns))
 
     def _columns(self, engine: TreeEngine, rows: int) -> int:
         """How many cache rows a pass sees that writes up to `rows` rows after the text."""
@@ -302,12 +319,19 @@ class Phases:
         assert self.draft is not None
         self._text.index_copy_(0, CONTEXT + 1 + done.to, done.emitted.clamp(min=0))  # -1: see above
         levels = len(done.to) if self._captured else int(done.length - length)
-        self.target.move(done.of_target[:levels], done.to[:levels])
+        moves = (done.of_target[:levels], done.to[:levels])
+        if not self.target.spread:
+            self.target.move(*moves)
         self.draft.move(done.of_draft[:levels], done.to[:levels])
         if not self._captured and self.widths:
             self._read = int(done.read)
         length.copy_(done.length)
-        return Verified(done.report, likeliest)
+        return Verified(done.report, likeliest, moves if self.target.spread else None)
+
+    def end(self, done: Verified) -> None:
+        """What a verification leaves to do on several devices, which no graph can capture."""
+        if done.moves is not None:
+            self.target.move(*done.moves)
 
     def _likeliest(self, nodes: Nodes | None, logits: torch.Tensor) -> Likeliest:
         """What both models think likely after each node, before the rule changes p and q."""

@@ -119,10 +119,12 @@ class Likeliest(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """report: what the host reads of a step, see `Closing`. likeliest: None if nobody asked."""
+    """report: what the host reads of a step, see `Closing`. likeliest: None if nobody asked. moves:
+    the rows of a spread target that are still to be moved, and where to."""
 
     report: torch.Tensor
     likeliest: Likeliest | None = None
+    moves: tuple[torch.Tensor, torch.Tensor] | None = None
 
 
 Guesses = tuple[tuple[int, float], ...]

@@ -6,7 +6,8 @@ intervals.
 Read: datasets and tasks (prompts), grid and baselines (a plan, other systems' trees), runner (all
 settings take one prompt before any takes the next), row_maker and schema (what a row holds),
 records (the folder), workers (several processes), sweep, summary, provenance; results_frame and
-per_step answer questions about rows, and need no torch; tables prints them. measurements,
-text_distributions and rule_bias measure what figures need besides; published_records keeps numbers
-only; calibration measures acceptance for --priors.
+per_step answer questions about rows, with intervals, and need no torch; tables prints them.
+measurements, text_distributions and rule_bias measure what figures need besides; published_records
+keeps numbers only; calibration measures acceptance for --priors; timing compares a few settings on
+one prompt.
 """

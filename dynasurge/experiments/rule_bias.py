@@ -41,7 +41,7 @@ class Remembering:
     """A model at the end of one prompt, as an engine. It computes the logits of each first token
     once. Nodes below the first level get the root's, because they cannot change the first token."""
 
-    compiled = False
+    compiled = spread = False
 
     def __init__(self, model: PreTrainedModel, prompt: Sequence[int], vocab: int) -> None:
         self._engine = Engine(model, len(prompt) + AHEAD, vocab=vocab)

@@ -96,6 +96,11 @@ class Engine:
         return self.model.device
 
     @property
+    def spread(self) -> bool:
+        """Whether the model is spread over devices. Then its passes cannot be captured."""
+        return self._cache.spread
+
+    @property
     def memory(self) -> tuple[int, int]:
         """Bytes of the weights, and of the cache, which is allocated as a whole."""
         weights = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
@@ -188,8 +193,9 @@ class Engine:
     @torch.inference_mode()
     def prepare(self) -> None:
         """Prepare for captured passes, once, before the first: move matrices to their final place
-        (models/model_changes.py), and compile if `compiled`. This writes to the last static row."""
-        if self._prepared:
+        (models/model_changes.py), and compile if `compiled`. This writes to the last static row. A
+        spread model stays as it is."""
+        if self._prepared or self.spread:
             return
         one = torch.zeros(1, dtype=torch.int64, device=self.device)
         row = one + self.static_length - 1

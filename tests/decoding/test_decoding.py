@@ -27,6 +27,7 @@ from dynasurge.drafting.child_kinds import CLASSES, Kind
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.proposals import POLICIES
 from dynasurge.drafting.tree_budget import Size
+from dynasurge.models.engine import Engine
 from dynasurge.trees.growmap import Growmap
 from dynasurge.verification.prototype import bfs
 from dynasurge.verification.rules import RULES, Verdict
@@ -88,6 +89,25 @@ def test_greedy_output_is_generates(
         assert result.output_ids == plain, mode
         if mode["mode"] != "auto":
             assert sum(step.tree.size for step in result.steps) > 0
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_a_spread_target_decodes_the_same(
+    index: int, pairs: dict[str, Pair], growmap: str, steps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its passes and its cache's rows are outside what is captured, with the same numbers. (Here it
+    only says that it is spread.)"""
+    settings = SMALL | {"T": 0.7, "P": 0.9, "seed": 3} | modes(growmap)[index]
+    whole = generate(pairs["llama"], PROMPT, **settings)
+    seen = []
+    monkeypatch.setattr(
+        Engine, "spread", property(lambda engine: bool(seen.append(engine) or True))
+    )
+    spread = generate(pairs["llama"], PROMPT, **settings)
+    assert spread.output_ids == whole.output_ids
+    assert [step.tree.tokens for step in spread.steps] == [step.tree.tokens for step in whole.steps]
+    assert [step.end for step in spread.steps] == [step.end for step in whole.steps]
+    assert seen or settings["mode"] == "auto"
 
 
 @pytest.mark.parametrize("index", range(6))

@@ -171,7 +171,8 @@ def test_kernels_do_what_torch_code_does(
 class NoValues:
     """An engine of tensors that have shapes but no values."""
 
-    device, vocab, static_length, compiled = torch.device("meta"), 1000, 256, False
+    device, vocab, static_length = torch.device("meta"), 1000, 256
+    compiled = spread = False
 
     def extend(self, tokens: Any) -> None: ...
     def reset(self) -> None: ...

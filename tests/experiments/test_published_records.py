@@ -16,7 +16,7 @@ from dynasurge import UsageError, probabilities
 from dynasurge.cli.figures import figures_command
 from dynasurge.cli.main import main
 from dynasurge.cli.publish import publish_command as publish
-from dynasurge.experiments.published_records import PROBES, TEXT, UNSHOWN, Evidence
+from dynasurge.experiments.published_records import PROBES, TEXT, TOP_DOWN, UNSHOWN, Evidence
 from dynasurge.experiments.rule_bias import first_token_bias
 from dynasurge.models.pair import Pair
 
@@ -56,6 +56,10 @@ def test_what_is_published_is_numbers_with_their_origin(swept: Path, tmp_path: P
     expected = original.frame.drop(columns=[*TEXT, *UNSHOWN])
     names = ["confidence", "predicted", "reached", "dataset", "run"]
     numbers = evidence.frame.drop(columns=names)
+    etv = numbers["use_bfs"]
+    assert all(len(row) == 0 for name in TOP_DOWN for row in numbers.loc[etv, name])
+    for name in TOP_DOWN:
+        numbers.loc[etv, name] = expected.loc[etv, name]
     pd.testing.assert_frame_equal(numbers, expected.drop(columns=names), check_like=True, rtol=1e-3)
     assert set(evidence.frame["dataset"]) == {"prompts.jsonl"}, "no path of that machine"
     assert set(expected["dataset"]) != {"prompts.jsonl"}

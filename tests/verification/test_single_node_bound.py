@@ -192,9 +192,8 @@ def test_a_whole_vocabulary_agrees_with_draws(k: int, monkeypatch: pytest.Monkey
         escapes = float(escape[prefix])
         error = (escapes * (1 - escapes) / draws) ** 0.5
         assert float((last >= prefix).double().mean()) == pytest.approx(escapes, abs=4 * error)
-    assert (
-        node_acceptance(RULES["topdown"], p, q, k, "sampled", 50, chance) < best + 4 * 0.5 / 50**0.5
-    )
+    accepted = node_acceptance(RULES["topdown"], p, q, k, "sampled", 50, chance)
+    assert float(accepted.mean()) < best + 4 * 0.5 / 50**0.5
 
     monkeypatch.setattr(single_node_bound, "STEP", single_node_bound.STEP / 2)
     assert float((single_node_bound._escape(q, k) - escape).abs().max()) < 1e-10
