@@ -20,16 +20,18 @@ function element(parent, tag, className, text = "") {
 
 /** Zoom and pan of the drawing inside `stage`; returns what the buttons and keys call. */
 function viewport(stage) {
-  let svg, size, view;
+  let svg, size, view, moved; // moved: by the reader, whose view a new size of the page must not change
   const apply = () => svg?.setAttribute("viewBox", `${view.x} ${view.y} ${stage.clientWidth / view.k} ${stage.clientHeight / view.k}`);
   const zoom = (factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) => {
     if (!svg) return;
     const k = Math.min(4, Math.max(0.05, view.k * factor));
     view = { k, x: view.x + x / view.k - x / k, y: view.y + y / view.k - y / k };
+    moved = true;
     apply();
   };
   const fit = (whole = true) => {
     if (!svg || !stage.clientWidth) return;
+    moved = false;
     const [width, height] = [stage.clientWidth, stage.clientHeight];
     const room = Math.min(LARGEST, width / size.width, height / size.height);
     const k = whole ? room : Math.max(READABLE, room);
@@ -63,6 +65,7 @@ function viewport(stage) {
   });
   stage.addEventListener("pointermove", (event) => {
     if (!held) return;
+    moved = true;
     view = { ...view, x: held.view.x - (event.clientX - held.x) / view.k, y: held.view.y - (event.clientY - held.y) / view.k };
     apply();
   });
@@ -77,7 +80,7 @@ function viewport(stage) {
     },
     { passive: false },
   );
-  const observer = new ResizeObserver(() => fit(false));
+  const observer = new ResizeObserver(() => (moved ? apply() : fit(false)));
   observer.observe(stage);
   return { show, zoom, fit, held: () => held !== null, stop: () => observer.disconnect() };
 }
@@ -104,6 +107,7 @@ function hover(el, stage, tip, busy) {
 function pinning(el, stage, panel) {
   let node = null;
   const unpin = () => {
+    if (panel.contains(document.activeElement)) el.focus(); // or the arrow keys would go to the page
     panel.hidden = true;
     node?.classList.remove("pinned");
     node = null;
@@ -124,8 +128,8 @@ function pinning(el, stage, panel) {
     for (const [title, guesses] of Object.entries(lists)) {
       const table = element(panel, "table", "");
       element(table, "caption", "", title);
-      for (const [text, chance] of guesses) {
-        const row = element(table, "tr", text === name ? "own" : "");
+      for (const [text, chance, token] of guesses) {
+        const row = element(table, "tr", String(token) === node.dataset.token ? "own" : "");
         element(row, "td", "", text);
         element(row, "td", "", chance);
       }
@@ -133,17 +137,19 @@ function pinning(el, stage, panel) {
     }
     const close = element(panel, "button", "", "×");
     close.title = "close (Esc)";
+    close.setAttribute("aria-label", "close");
     close.addEventListener("click", unpin);
   };
   let down = null;
-  stage.addEventListener("pointerdown", (event) => (down = [event.clientX, event.clientY, event.target.closest?.(".node")]));
+  stage.addEventListener("pointerdown", (event) => (down = event.button ? null : [event.clientX, event.clientY, event.target.closest?.(".node")]));
+  stage.addEventListener("pointercancel", () => (down = null));
   stage.addEventListener("pointerup", (event) => {
     const still = down && Math.hypot(event.clientX - down[0], event.clientY - down[1]) < 4; // not the end of a drag
     if (still) down[2] ? pin(down[2]) : unpin();
     down = null;
   });
   el.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") unpin();
+    if (event.key === "Escape" && !panel.hidden) unpin();
     else if (event.key === "Enter" && event.target === el) pin(stage.querySelector(".node.bonus") ?? stage.querySelector("rect.stop")?.closest(".node"));
     else return;
     event.preventDefault();
@@ -172,6 +178,7 @@ function render({ model, el }) {
   tip.hidden = true;
   const panel = element(frame, "div", "panel");
   panel.hidden = true;
+  panel.setAttribute("role", "status");
 
   const tree = viewport(stage);
   hover(el, stage, tip, tree.held);

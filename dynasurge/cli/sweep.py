@@ -111,11 +111,10 @@ def _results(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, 
     with write_output(output / "results.md") as partial:
         partial.write_text(body, encoding="utf-8")
     written = [output / "records.parquet", output / "results.md"]
-    drawn = trees(frame)
+    drawn, gains = trees(frame), rule_gains(frame)
     for dataset, group in drawn[drawn["mode"] != "auto"].groupby("dataset", sort=False):
         name = Path(str(dataset)).stem
         caption = f"{made}, prompts: {name}, n = {group['prompts'].max()}"
-        own, gains = drawn[drawn["dataset"] == dataset], rule_gains(frame)
-        figure = comparison_figure(own, caption, gains)
+        figure = comparison_figure(drawn[drawn["dataset"] == dataset], caption, gains)
         written += save_figure(figure, output, f"comparison-{name}")
     return written

@@ -1,8 +1,9 @@
 """From settings to a decoder: trees, verification, and who runs the steps.
 
 A GPU replays captured steps (decoding/executors.py). The phases are called one by one if the device
-is a CPU, if a model is spread over devices or cannot be captured, if verification looks at its tree
-on the host, if a policy or rule of the caller's may not be captured, or if a tree is too large.
+is a CPU, if a model cannot be captured, if verification looks at its tree on the host, if a policy
+or rule of the caller's may not be captured, or if a tree is too large. (Of a target that is spread
+over devices, all but its passes is captured.)
 """
 
 from __future__ import annotations

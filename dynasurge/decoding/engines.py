@@ -8,8 +8,8 @@ from typing import Any
 from dynasurge.decoding.tree_room import bounds_of, most_nodes, room_for
 from dynasurge.errors import UsageError
 from dynasurge.models.compatibility import readable, rope_switch
-from dynasurge.models.engine import Engine
-from dynasurge.models.pair import Pair, places
+from dynasurge.models.engine import Engine, places
+from dynasurge.models.pair import Pair
 from dynasurge.settings import Settings
 
 
@@ -82,9 +82,10 @@ def make_engines(pair: Pair, plan: Sequence[Settings], prompt: int | None = None
 
 
 def can_capture(pair: Pair) -> bool:
-    """Whether steps of this pair can be captured: on a GPU, if the draft is on one device. (Of a
-    target that is spread over devices, all but its passes are captured.)"""
-    return pair.target.device.type == "cuda" and len(places(pair.draft)) < 2
+    """Whether steps of this pair can be captured: on a GPU, if the draft is on one device and the
+    target on GPUs. (Of a target that is spread over them, all but its passes are captured.)"""
+    offloaded = {"cpu", "disk"} & places(pair.target)
+    return pair.target.device.type == "cuda" and not offloaded and len(places(pair.draft)) < 2
 
 
 def reads_all(pair: Pair, settings: Settings, prompt: int) -> bool:

@@ -157,7 +157,7 @@ def cache_file(engines: Engines) -> Path:
         str(target.model.dtype),
         *configs,
     ]
-    kind = [engines.captures, target.compiled, METHOD]
+    kind = [engines.captures, target.compiled, METHOD, *["spread"] * target.spread]
     digest = hashlib.sha256(json.dumps([*key, *kind]).encode()).hexdigest()[:16]
     return cache_folder() / "latency" / f"{digest}.json"
 

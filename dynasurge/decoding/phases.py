@@ -144,8 +144,9 @@ class Phases:
         if trees is not None:
             bounds = trees.bounds
             rows = bounds.row_count + bounds.run * RUNS + 1
-            self._draft_tokens = torch.zeros((rows, likely), dtype=torch.int64, device=self.device)
-            self._draft_q = torch.zeros((rows, likely), dtype=dtype, device=self.device)
+            kept = (rows, self._likely)
+            self._draft_tokens = torch.zeros(kept, dtype=torch.int64, device=self.device)
+            self._draft_q = torch.zeros(kept, dtype=dtype, device=self.device)
             self._growing = GrowingTree.empty(
                 bounds, target.vocab, self.device, dtype, padded=padded
             )
@@ -253,7 +254,7 @@ class Phases:
         q = fused(probabilities.to_proposal, self.compiled)(logits, T, P)
         if self._likely:
             best, above = q.topk(self._likely), self._growing.rows(level)
-            self._draft_tokens[above], self._draft_q[above] = best.indices, best.values.to(q.dtype)
+            self._draft_tokens[above], self._draft_q[above] = best.indices, best.values
         rows = self._growing.bounds.rows(level)
         chance = self._chance.rows(rows if self.padded else rows.start + ranks)
         self._proposer.fill(self._growing, level, q, chance, *self._known())

@@ -145,7 +145,8 @@ def likely_by_node(found: Likeliest, nodes: int) -> tuple[Likely, ...]:
         rows = zip(tokens.tolist(), chances.tolist(), strict=True)
         return [tuple((t, c) for t, c in zip(*row, strict=True) if c > 0) for row in rows]
 
-    of_node = dict(zip(found.node.tolist(), pairs(found.draft, found.q), strict=True))
+    read = zip(found.node.tolist(), pairs(found.draft, found.q), strict=True)
+    of_node = {node: own for node, own in read if own}  # a run of copies has rows that nobody read
     target = pairs(found.target[:nodes], found.p[:nodes])
     return tuple(Likely(own, of_node.get(node, ())) for node, own in enumerate(target))
 

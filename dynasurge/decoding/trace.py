@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -43,11 +43,11 @@ Fate = Literal["root", "accepted", "cut", "rejected", "untried"]
 
 @dataclass(frozen=True, kw_only=True)
 class Guesses:
-    """Tokens as text with their probabilities, the likeliest first: the target's, and the draft's,
-    () where it has not read the node."""
+    """Tokens as text with their probabilities and numbers, the likeliest first: the target's, and
+    the draft's, () where it has not read the node."""
 
-    target: tuple[tuple[str, float], ...]
-    draft: tuple[tuple[str, float], ...]
+    target: tuple[tuple[str, float, int], ...]
+    draft: tuple[tuple[str, float, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -62,7 +62,8 @@ class StepView:
     complete. p, q: the target's and the draft's probability of the node's token at its parent, 1
     for the root (at T = 0, q is the draft's at T = 1; NaN where the draft has not read the parent).
     reach: the probability that verification accepts the node. likely: what both models thought
-    likely after the node. seconds: by phase (draft, target, verify, other).
+    likely after the node. seconds: by phase (draft, target, verify, other); a little more than
+    those of `generate`, because `likely` is computed meanwhile.
     """
 
     number: int
@@ -177,17 +178,20 @@ def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:
 
 def watch(session: Session, ids: list[int], *, index: int = 0) -> Iterator[StepView]:
     """Decode after a prompt. Each step is decoded when the caller takes its view."""
-    tokenizer, settings, partial = session.pair.tokenizer, session.settings, list[int]()
+    words, settings, partial = Words(session.pair.tokenizer), session.settings, list[int]()
+    root = words.token(ids[-1])
     for number, record in enumerate(session.stream(ids, index=index)):
         tree, bonus = record.tree, record.emitted[len(record.path) :]
-        texts, open_letters = _texts(tokenizer, tree, partial)
-        likely = []
-        for letter, guesses in zip(open_letters, record.likely, strict=False):
-            target, draft = (
-                tuple((_token(tokenizer, letter, token), chance) for token, chance in own)
-                for own in guesses
+        texts, letters = words.of_tree(tree, partial, root)
+        likely = tuple(
+            Guesses(
+                target=words.guesses(letter, own.target), draft=words.guesses(letter, own.draft)
             )
-            likely.append(Guesses(target=target, draft=draft))
+            for letter, own in zip(letters, record.likely, strict=False)
+        )
+        last = letters[(0, *record.path)[-1]]
+        written = tuple(words.written(partial, token) for token in record.emitted)
+        root = written[-1] or PART
         yield StepView(
             number=number,
             rule=settings.rule,
@@ -197,48 +201,63 @@ def watch(session: Session, ids: list[int], *, index: int = 0) -> Iterator[StepV
             beyond=path_to(tree, record.end)[len(record.path) :],
             emitted=record.emitted,
             texts=texts,
-            bonus=_token(tokenizer, open_letters[record.end], bonus[0]) if bonus else None,
-            written=tuple(_written(tokenizer, partial, token) for token in record.emitted),
+            bonus=words.after(last, bonus[0]) if bonus else None,
+            written=written,
             p=record.p,
             q=record.q,
             reach=tuple(record.reach),
-            likely=tuple(likely),
+            likely=likely,
             seconds={phase: getattr(record, f"{phase}_seconds") for phase in PHASES},
         )
 
 
-def _written(tokenizer: PreTrainedTokenizerBase, partial: list[int], token: int) -> str:
-    """The text that a token adds to the running text. partial: the tokens of an incomplete letter
-    before it, which this updates."""
-    if not partial and (whole := token_text(tokenizer, token)) != PART:
-        return whole
-    partial.append(token)
-    text = str(tokenizer.decode(partial))
-    if "\ufffd" in text and len(partial) < LETTER:
-        return ""
-    partial.clear()
-    return text
+class Words:
+    """Tokens as text. A letter of several tokens stands at the one that completes it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer, self._known = tokenizer, dict[int, str]()
+
+    def token(self, token: int) -> str:
+        """One token alone, see `token_text`."""
+        if token not in self._known:
+            self._known[token] = token_text(self._tokenizer, token)
+        return self._known[token]
+
+    def written(self, partial: list[int], token: int) -> str:
+        """The text that a token adds to the running text. partial: the tokens of an incomplete
+        letter before it, which this updates."""
+        if not partial and (whole := self.token(token)) != PART:
+            return whole
+        partial.append(token)
+        text = str(self._tokenizer.decode(partial))
+        if text.endswith("\ufffd") and len(partial) < LETTER:
+            return ""
+        partial.clear()
+        return text
+
+    def after(self, partial: Sequence[int], token: int) -> str:
+        """A token after the tokens of an incomplete letter; PART if it does not complete it."""
+        return self.written([*partial], token) or PART
+
+    def guesses(
+        self, partial: Sequence[int], found: Sequence[tuple[int, float]]
+    ) -> tuple[tuple[str, float, int], ...]:
+        """Likely tokens as text, with their probabilities and numbers."""
+        return tuple((self.after(partial, token), chance, token) for token, chance in found)
+
+    def of_tree(
+        self, tree: TokenTree, partial: Sequence[int], root: str
+    ) -> tuple[tuple[str, ...], list[list[int]]]:
+        """Each node as text, and the tokens of an incomplete letter after it. partial: those after
+        the root, whose text is `root`."""
+        texts, letters = [root], [[*partial]]
+        for token, parent in zip(tree.tokens[1:], tree.parents[1:], strict=True):
+            letter = [*letters[parent]]
+            texts.append(self.written(letter, token) or PART)
+            letters.append(letter)
+        return tuple(texts), letters
 
 
-def _texts(
-    tokenizer: PreTrainedTokenizerBase, tree: TokenTree, partial: Sequence[int]
-) -> tuple[tuple[str, ...], list[list[int]]]:
-    """Each node as text, and the tokens of an incomplete letter after it. partial: those before the
-    tree's first level. A letter of several tokens is at the node that completes it."""
-    texts, opened = [token_text(tokenizer, tree.tokens[0])], [[*partial]]
-    for token, parent in zip(tree.tokens[1:], tree.parents[1:], strict=True):
-        before = [*opened[parent]]
-        texts.append(_written(tokenizer, before, token) or PART)
-        opened.append(before)
-    return tuple(texts), opened
-
-
-def _token(tokenizer: PreTrainedTokenizerBase, partial: Sequence[int], token: int) -> str:
-    """A token as text after the tokens of an incomplete letter."""
-    return _written(tokenizer, [*partial], token) or PART
-
-
-@lru_cache(maxsize=1 << 14)
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """One token as text, with the blank that may begin it; PART if it is only part of a letter."""
     piece = tokenizer.convert_ids_to_tokens(token)

@@ -6,8 +6,9 @@ step for every column used here. A step that emits n tokens accepted n - 1 draft
 a bonus token. `study` has these functions too.
 
 `by` names the columns whose values are kept apart; by default those of a row of the results table.
-Rows that differ only in other columns are pooled. Every mean NAME has its 95% interval over prompts
-in NAME_low and NAME_high (experiments/intervals.py), and `prompts` counts them.
+Rows that differ only in other columns are pooled. Every mean NAME (but for predictions) has its 95%
+interval over prompts in NAME_low and NAME_high (experiments/intervals.py), and `prompts` counts
+them.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def paired(
     )
 
 
-def rule_gains(frame: pd.DataFrame, by: Sequence[str] = ("dataset", "T")) -> pd.DataFrame:
+def rule_gains(frame: pd.DataFrame, by: Sequence[str] = ("dataset", "T", "policy")) -> pd.DataFrame:
     """What ETV gains in accepted tokens a step: a row a tree that ran top-down and with ETV in the
     same group of `by`. Columns: by, tree (its label), and the fields of `Paired`, a being top-down.
     Columns alone if there is no such tree."""

@@ -99,14 +99,18 @@ def against_table(frame: pd.DataFrame, others: Sequence[str]) -> str:
 def rules_table(frame: pd.DataFrame) -> str:
     """What ETV gains: accepted tokens a step of every tree top-down and with ETV, and their ratio,
     by temperature, over the prompts (of all datasets) that both have. Raises UsageError."""
-    gains = rule_gains(frame, by=["T"]).sort_values("T", kind="stable")
+    gains = rule_gains(frame, by=["T", "policy"])
+    place = {label: number for number, label in enumerate(frame["label"].unique())}
+    gains = gains.assign(place=gains["tree"].map(place)).sort_values(["T", "place"], kind="stable")
     if gains.empty:
         reason, remedy = "no tree was verified by both rules", "sweep with --use_bfs"
         raise UsageError("records", "top-down or ETV", reason, remedy)
     lines = [_cells(["T", "tree", "n", "top-down", "ETV", "ETV over top-down"]), "|---" * 6 + "|"]
     for row in gains.itertuples():
         numbers = [str(row.prompts), f"{row.a:.2f}", f"{row.b:.2f}"]
-        lines.append(_cells([f"{row.T:g}", str(row.tree), *numbers, _times(row)]))
+        several = gains.loc[gains["tree"] == row.tree, "policy"].nunique() > 1
+        tree = f"{row.tree} {row.policy}" if several else str(row.tree)
+        lines.append(_cells([f"{row.T:g}", tree, *numbers, _times(row)]))
     return "\n".join(lines)
 
 

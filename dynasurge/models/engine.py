@@ -37,6 +37,11 @@ STATIC_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, 
 ALIGNED = 64  # cache rows come in multiples of this: attention kernels are slow on odd lengths
 
 
+def places(model: PreTrainedModel) -> set[int | str | torch.device]:
+    """The devices of a model's parts, by its device map; empty without one."""
+    return set(getattr(model, "hf_device_map", {}).values())
+
+
 class Engine:
     """`model` with room for `max_length` tokens of text and tree together.
 
@@ -98,7 +103,7 @@ class Engine:
     @property
     def spread(self) -> bool:
         """Whether the model is spread over devices. Then its passes cannot be captured."""
-        return self._cache.spread
+        return len(places(self.model)) > 1
 
     @property
     def memory(self) -> tuple[int, int]:

@@ -103,11 +103,6 @@ class TreeCache(Cache):
         )
 
     @property
-    def spread(self) -> bool:
-        """Whether rows are on several devices."""
-        return len({stack.device for stack in self._stacks}) > 1
-
-    @property
     def nbytes(self) -> int:
         """Bytes of all rows."""
         return sum(stack.nbytes for stack in self._stacks)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dynasurge.errors import UsageError
 from dynasurge.models.compatibility import check_model
+from dynasurge.models.engine import places
 from dynasurge.models.failures import shrinking
 from dynasurge.models.loading import load_model
 from dynasurge.models.model_changes import pack, restore
@@ -197,11 +198,6 @@ def token_ids(ids: object, field: str) -> frozenset[int]:
     if not isinstance(ends, list | tuple) or not all(isinstance(end, int) for end in ends):
         raise UsageError(field, ids, "is no token id", "correct that generation config")
     return frozenset(ends)
-
-
-def places(model: PreTrainedModel) -> set[int | str | torch.device]:
-    """The devices of a model's parts, by its device map; empty without one."""
-    return set(getattr(model, "hf_device_map", {}).values())
 
 
 def resolve_device(device: str, flag: str = "--device") -> torch.device:

@@ -25,7 +25,7 @@ import psutil
 import torch
 
 LOOK = 0.3  # seconds to watch the machine before models are loaded
-BUSY = 0.1  # of all cores: from here on other processes show in times
+BUSY = 0.1  # of our cores: from here on other processes show in times
 NOT_WORK = {"idle", "iowait", "guest", "guest_nice"}  # guests are part of user and nice
 
 
@@ -42,7 +42,7 @@ class Watch:
 
     def warning(self) -> str | None:
         """A line for times that were taken since then, if they cannot be trusted."""
-        others, cores = self.others(), psutil.cpu_count() or 1
+        others, cores = self.others(), len(_cores())
         if others < BUSY * cores or time.perf_counter() - self._began < 1:
             return None
         return (
@@ -51,9 +51,20 @@ class Watch:
         )
 
 
+def _cores() -> list[int]:
+    """The cores that this process may use."""
+    process = psutil.Process()
+    return (
+        list(process.cpu_affinity())
+        if hasattr(process, "cpu_affinity")
+        else [*range(psutil.cpu_count() or 1)]
+    )
+
+
 def _seconds_of_others() -> float:
-    times, own = psutil.cpu_times()._asdict(), os.times()
-    work = sum(seconds for name, seconds in times.items() if name not in NOT_WORK)
+    own, every = os.times(), psutil.cpu_times(percpu=True)
+    times = [item for core in _cores() for item in every[core]._asdict().items()]
+    work = sum(seconds for name, seconds in times if name not in NOT_WORK)
     return float(work) - sum(own[:4])  # user and system, of this process and its finished children
 
 
@@ -61,14 +72,16 @@ def _seconds_of_others() -> float:
 def choose_threads() -> None:
     """Use no more threads than there are idle cores, and warn if these are fewer than before. Once a
     process; never with OMP_NUM_THREADS."""
-    threads, cores = torch.get_num_threads(), psutil.cpu_count() or 1
+    threads, cores = torch.get_num_threads(), len(_cores())
     if "OMP_NUM_THREADS" in os.environ or threads == 1:
         return
     watch = Watch()
     time.sleep(LOOK)
-    idle = max(1, cores - int(watch.others() + 0.25))  # a page that is being drawn is no process
-    if idle < threads:
+    others = watch.others()
+    busy = int(others + 0.25)  # a page that is being drawn takes less
+    idle = max(1, cores - busy)
+    if busy and idle < threads:
         torch.set_num_threads(idle)
-        reason = f"other processes keep {watch.others():.1f} of {cores} cores busy"
+        reason = f"other processes keep {others:.1f} of {cores} cores busy"
         remedy = "set OMP_NUM_THREADS to choose yourself"
         warnings.warn(f"{idle} of {threads} threads: {reason}; {remedy}", stacklevel=3)

@@ -103,12 +103,12 @@ class Explorer:
         wide, demo = {"width": "auto"}, load_prompts()
         bundled = [(f"{p.kind}: {p.text[:70]}…".replace("\n", " "), p.text) for p in demo]
         texts = [p.text for p in demo]
-        # a prompt that was cut to its first tokens is still the bundled one
-        own = (
-            next((text for text in texts if isinstance(text, str) and text.startswith(prompt)), "")
-            if prompt
-            else ""
-        )
+
+        # a bundled prompt that was cut to its first tokens is still a bundled one
+        def cut(text: Any) -> str:
+            return str(models.tokenizer.decode(models.encode(text)[:prompt_len]))
+
+        own = next((text for text in texts if prompt in (text, cut(text))), "") if prompt else ""
         chosen = demo[0].text if prompt is None else own
         self._bundled = ipw.Dropdown(
             options=[("your own prompt", ""), *bundled], value=chosen, layout=wide

@@ -74,9 +74,11 @@ def comparison_figure(
     if (~filled & (table["mode"] == "dTree")).any():
         table = table[~filled]
     trees = table.loc[table["mode"] != "auto"].sort_values("mode", ascending=False, kind="stable")
-    if trees["policy"].nunique() > 1:
-        table = table.assign(tree=table["tree"] + " " + table["policy"])
-        trees = trees.assign(tree=trees["tree"] + " " + trees["policy"])
+    if (trees.groupby(["dataset", "T", "tree", "rule"])["policy"].nunique() > 1).any():
+        table, trees = (
+            rows.assign(tree=rows["tree"] + " " + rows["policy"]) for rows in (table, trees)
+        )
+        gains = None if gains is None else gains.assign(tree=gains["tree"] + " " + gains["policy"])
     names = list(dict.fromkeys(trees["tree"]))
     static = trees.loc[trees["mode"] == "sTree", "tree"].nunique()
     rules = [rule for rule in RULES if rule in set(trees["rule"])]

@@ -139,7 +139,7 @@ def _edges(step: StepView, layout: Layout) -> list[str]:
 
 def _nodes(step: StepView, layout: Layout) -> list[str]:
     out = []
-    kinds = [*step.fates, "bonus"]
+    kinds, tokens = [*step.fates, "bonus"], (*step.tree.tokens, *step.emitted[-1:])
     for node, label in enumerate(layout.labels):
         x, y, width = layout.left[node], layout.y[node] - BOX / 2, layout.widths[node]
         sampled = node <= step.tree.size and not step.tree.point[node]
@@ -151,7 +151,7 @@ def _nodes(step: StepView, layout: Layout) -> list[str]:
                 f'rx="{BOX / 2 + 3 if sampled else 6:g}"/>'
             )
         out.append(
-            f'<g class="node {kinds[node]}" data-parent="{layout.parents[node]}">'
+            f'<g class="node {kinds[node]}" data-parent="{layout.parents[node]}" data-token="{tokens[node]}">'
             f"<title>{escape(describe(step, node))}</title>"
             f'<rect class="box" {box}/>{ring}'
             f'<text x="{x + PAD:g}" y="{y + 14:g}" xml:space="preserve">{escape(label)}</text></g>'
@@ -164,7 +164,7 @@ def _likely(step: StepView) -> str:
     of the node's children."""
     lists = [
         {
-            title: [[visible(text, 24), _number(chance)] for text, chance in guesses]
+            title: [[visible(text, 24), _number(chance), token] for text, chance, token in guesses]
             for title, guesses in (("target, p", own.target), ("draft, q", own.draft))
         }
         for own in step.likely

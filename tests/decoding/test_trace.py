@@ -12,9 +12,10 @@ from samples import view
 from dynasurge import Pair, build_growmap, generate, trace
 from dynasurge.decoding.executors import Direct, Replayed
 from dynasurge.decoding.session import Session
-from dynasurge.decoding.trace import LIKELY, PART, token_text
+from dynasurge.decoding.trace import LIKELY, PART, Words, token_text
 from dynasurge.probabilities import to_probs
 from dynasurge.settings import settings_of
+from dynasurge.trees.token_tree import TokenTree
 
 PROMPT = "w5 w17 w8 w40 w33 w9 w21 w60 w61 w8 w40"
 COMMON: dict[str, Any] = {"M": 128, "new_tokens": 20, "prompt_len": 16, "B": 9, "fill": True}
@@ -41,11 +42,11 @@ def test_p_and_q_are_what_the_models_say_and_the_text_is_generates(
             known = step.likely[step.tree.parents[node]]
             for law, guesses in ((p, known.target), (q, known.draft)):
                 best = law.topk(LIKELY)
-                assert [chance for _, chance in guesses] == pytest.approx(
+                assert [chance for _, chance, _ in guesses] == pytest.approx(
                     [chance for chance in best.values.tolist() if chance > 0], abs=1e-4
                 )
-                named = [token_text(models.tokenizer, t) for t in best.indices.tolist()]
-                assert [text for text, _ in guesses][:1] == named[:1]
+                assert guesses[0][2] == int(best.indices[0])
+                assert guesses[0][0] == token_text(models.tokenizer, guesses[0][2])
         assert 0 <= min(step.reach) <= max(step.reach) <= 1 + 1e-6
         text += step.emitted
     assert seen.text == plain.text
@@ -57,6 +58,18 @@ def laws(pair: Pair, before: list[int], T: float) -> list[torch.Tensor]:
     return [
         to_probs(model(torch.tensor([before])).logits[0, -1].detach(), *law) for model, law in both
     ]
+
+
+def test_a_node_that_a_run_of_copies_follows_keeps_what_the_draft_thought(models: Pair) -> None:
+    """The run's row, which nobody reads, begins at the same node."""
+    repeating = "w5 w17 w8 w40 " * 5
+    seen = trace(models, repeating, T=0.6, B=12, fill=True, M=160, new_tokens=40, prompt_len=20)
+    assert any(q != q for step in seen.steps for q in step.q), "copies that the draft never read"
+    for step in seen.steps:
+        parents = {
+            step.tree.parents[n] for n in range(1, step.tree.size + 1) if step.q[n] == step.q[n]
+        }
+        assert all(step.likely[node].draft for node in parents)
 
 
 @pytest.mark.parametrize("mode", ["auto", "sTree"])
@@ -129,6 +142,30 @@ class Letters:
                 parts = (parts + 1) % 3
                 text += "" if parts else "\U0001f600"
         return text + "\ufffd" * (parts > 0)
+
+
+class Broken:
+    """Tokens 2 and 4 begin a letter of two, which 3 completes; the others are words."""
+
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return "x"
+
+    def decode(self, tokens: list[int]) -> str:
+        text = "".join("\ufffd" if t in (2, 4) else "?" if t == 3 else f" w{t}" for t in tokens)
+        return text.replace("\ufffd?", "é")
+
+
+def test_a_letter_that_is_never_completed_hides_nothing_behind_it() -> None:
+    words, partial = Words(Broken()), list[int]()  # type: ignore[arg-type]
+    told = [words.written(partial, token) for token in (5, 2, 3, 2, 6, 7, 4)]
+    assert told == [" w5", "", "é", "", "\ufffd w6", " w7", ""]
+    assert words.after([2], 3) == "é"
+    assert words.after([2], 6) == "\ufffd w6"
+    assert words.after([], 2) == PART
+    tree = TokenTree(
+        tokens=(2, 3, 6, 7), parents=(-1, 0, 0, 1), proposal=(1.0,) * 4, point=(False,) * 4
+    )
+    assert words.of_tree(tree, [2], "x")[0] == ("x", "é", "\ufffd w6", " w7")
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -35,12 +35,13 @@ class Machine:
     def use(self, count: int) -> None:
         self.threads = count
 
-    def cpu_count(self) -> int:
-        return 2
+    def Process(self) -> SimpleNamespace:
+        return SimpleNamespace(cpu_affinity=lambda: [0, 2])
 
-    def cpu_times(self) -> SimpleNamespace:
-        used = {"user": self.busy * self.now, "idle": 99.0, "steal": 0.0, "guest": 7.0 * self.now}
-        return SimpleNamespace(_asdict=lambda: used)
+    def cpu_times(self, percpu: bool) -> list[SimpleNamespace]:
+        used = {"user": self.busy / 2 * self.now, "idle": 99.0, "guest": 7.0 * self.now}
+        other = {"user": 5.0 * self.now}  # a core that is not ours
+        return [SimpleNamespace(_asdict=lambda own=own: own) for own in (used, other, used)]
 
 
 @pytest.mark.parametrize(("busy", "left"), [(0.0, 2), (0.6, 2), (0.9, 1), (2.0, 1)])
@@ -80,8 +81,23 @@ def test_a_run_beside_busy_processes_says_so(monkeypatch: pytest.MonkeyPatch) ->
     assert watch.warning() is None, "a tenth of a core is noise"
 
 
-def test_own_work_is_not_that_of_others() -> None:
-    watch, end = Watch(), time.perf_counter() + 0.3
-    while time.perf_counter() < end:
-        pass
-    assert watch.others() < (os.cpu_count() or 1) - 0.3
+def test_own_work_is_not_that_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = Machine(monkeypatch, 1.5)
+    monkeypatch.setattr(
+        os, "times", lambda: (0.9 * machine.now, 0.1 * machine.now, 0.3 * machine.now, 0.0, 9.0)
+    )
+    watch = Watch()
+    machine.now += 10
+    assert watch.others() == pytest.approx(0.2), (
+        "what this process and its children did is left out"
+    )
+
+
+def test_it_reads_a_real_machine() -> None:
+    assert watch_for(0.05) <= (os.cpu_count() or 1) + 0.5
+
+
+def watch_for(seconds: float) -> float:
+    watch = Watch()
+    time.sleep(seconds)
+    return watch.others()

@@ -132,6 +132,24 @@ def test_a_comparison_of_studies_has_gains_intervals_and_the_prototypes_marks() 
     assert texts(comparison_figure(table, CAPTION, none)).count("(+100%)") == 2
 
 
+def ticks(figure: Figure) -> list[str]:
+    return [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+
+
+def test_trees_bear_their_policy_only_where_it_tells_them_apart() -> None:
+    """At T = 0 trees have `topk` children; that is no second tree."""
+    greedy = {"T": 0.0, "policy": "topk"}
+    own = [(TREE, [[0]]), (ETV, [[0, 0]]), (replace(TREE, **greedy), [[0, 0]])]
+    others = [(replace(settings, policy="topk"), [[0]]) for settings, _ in own[:2]]
+    for plan, names, said in ((own, ["B=4"], 1), (own + others, ["B=4 sampled", "B=4 topk"], 2)):
+        rows = [row(settings, index, ranks) for settings, ranks in plan for index in range(6)]
+        frame = results_frame.to_frame(rows)
+        gains = results_frame.rule_gains(frame)
+        figure = comparison_figure(results_frame.trees(frame), CAPTION, gains)
+        assert ticks(figure) == names
+        assert sum(text.strip("()").endswith("%") for text in texts(figure)) == said
+
+
 def test_lightness_alone_tells_rules_and_lines_apart() -> None:
     assert abs(grey(PLAIN) - grey(DARK)) > 0.3
     assert len(set(LINES)) == len(LINES)
