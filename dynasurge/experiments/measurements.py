@@ -97,7 +97,7 @@ def bounds(
         nodes=("bound", "size"),
     )
     error = out["error"] ** 0.5 / out["nodes"]
-    return out.assign(error=error, texts=_names(frame)).reset_index()
+    return out.assign(error=error, texts=dataset_names(frame)).reset_index()
 
 
 def bias(
@@ -115,10 +115,11 @@ def bias(
         number: [int(token) for token in row] for number, row in enumerate(prompts["prompt_ids"])
     }
     table = first_token_bias(pair, ids, samples=samples, on_context=on_context)
-    return table.assign(texts=_names(prompts))
+    return table.assign(texts=dataset_names(prompts))
 
 
-def _names(frame: pd.DataFrame) -> str:
+def dataset_names(frame: pd.DataFrame) -> str:
+    """The datasets of these rows, for a caption."""
     return ", ".join(Path(name).stem for name in frame["dataset"].unique())
 
 

@@ -70,9 +70,13 @@ def acceptance_by_confidence(
     `bins` equal intervals of [0, 1], named by their middles. Steps without a draft are left out."""
     steps = _explode(frame, by, accepted_per_step="accepted", confidence="confidence")
     steps = steps.dropna(subset=["confidence"])
-    interval = (steps["confidence"] * bins).astype(int).clip(0, bins - 1)
-    steps["confidence"] = (interval + 0.5) / bins
+    steps["confidence"] = middles(steps["confidence"], bins)
     return means(steps, [*by, "confidence"], ["accepted_per_step"], "steps")
+
+
+def middles(values: pd.Series, bins: int) -> pd.Series:
+    """The middle of each value's interval, of `bins` equal ones of [0, 1]."""
+    return ((values * bins).astype(int).clip(0, bins - 1) + 0.5) / bins
 
 
 def acceptance_by_depth(frame: pd.DataFrame, by: Sequence[str] = COLUMN) -> pd.DataFrame:

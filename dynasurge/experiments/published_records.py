@@ -162,10 +162,9 @@ class Evidence:
             first["dtype"],
             self.about.get("date", ""),
         ]
-        datasets = ", ".join(Path(name).stem for name in rows["dataset"].unique())
         n = len(rows[PROMPT].drop_duplicates())
         degrees = ", ".join(f"{t:g}" for t in sorted(rows["T"].unique()))
-        shown = shown or f"prompts: {datasets}, n = {n}; T = {degrees}"
+        shown = shown or f"prompts: {measurements.dataset_names(rows)}, n = {n}; T = {degrees}"
         return f"{', '.join(filter(None, made))}; {shown}"
 
     def write(self, folder: Path) -> None:

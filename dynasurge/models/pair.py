@@ -106,9 +106,9 @@ def load_pair(
     computes in it, otherwise float32. device: auto (cuda if there is one, otherwise cpu), cpu,
     cuda, cuda:1, ... device_map: how transformers spreads a target that is too large for one GPU:
     auto, balanced, sequential. trust_remote_code: whether code next to the weights may run.
-    On a CPU the first call chooses the number of threads (models/threads.py).
-    self_test: whether both models must read a test tree (models/self_test.py). Raises UsageError if
-    a model cannot be loaded or cannot read a tree, or if the two do not fit.
+    self_test: whether both models must read a test tree (models/self_test.py). On a CPU
+    the first call chooses the number of threads (models/threads.py). Raises UsageError if a model
+    cannot be loaded or cannot read a tree, or if the two do not fit.
     """
     if device_map is not None and device_map not in DEVICE_MAPS:
         resolve_device(device_map, "--device-map")

@@ -106,7 +106,7 @@ class Explorer:
 
         # a bundled prompt that was cut to its first tokens is still a bundled one
         def cut(text: Any) -> str:
-            return str(models.tokenizer.decode(models.encode(text)[:prompt_len]))
+            return str(models.tokenizer.decode(models.encode(text, limit=prompt_len)))
 
         own = next((text for text in texts if prompt in (text, cut(text))), "") if prompt else ""
         chosen = demo[0].text if prompt is None else own

@@ -17,8 +17,9 @@ from matplotlib.ticker import MaxNLocator
 
 from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
-from dynasurge.plots.style import FAINT, INK, PLAIN, RC, ROOT, new_figure, styled
+from dynasurge.plots.style import FAINT, INK, PLAIN, RC, new_figure, styled
 from dynasurge.plots.tree_layout import tree_positions
+from dynasurge.plots.tree_svg import LIGHT
 from dynasurge.trees.token_tree import children_of, depths_of
 
 PAGE = 30.0  # inches: the largest side of a tree figure
@@ -68,7 +69,7 @@ def tree_figure(
     else:
         box = {"boxstyle": "round,pad=0.25", "edgecolor": INK, "linewidth": 0.6}
         for u, name in enumerate(names):
-            style = {**box, "facecolor": PLAIN if u else ROOT}
+            style = {**box, "facecolor": PLAIN if u else LIGHT["root"]}
             axes.text(
                 xs[u],
                 depths[u],

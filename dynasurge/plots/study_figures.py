@@ -20,6 +20,7 @@ from matplotlib.patheffects import withStroke
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.experiments import results_frame
 from dynasurge.experiments.intervals import ENOUGH, PROMPT, means
+from dynasurge.experiments.per_step import middles
 from dynasurge.plots.figures import save_figure
 from dynasurge.plots.style import (
     INK,
@@ -123,8 +124,7 @@ def overlap_figure(positions: pd.DataFrame, caption: str) -> Figure:
     left.set_xlabel("overlap of draft and target, sum of min(p, q)")
     left.set_ylabel("share of tokens at or below")
     left.legend(loc="upper left")
-    bins = (positions["confidence"] * 10).astype(int).clip(0, 9)
-    binned = positions.assign(bin=(bins + 0.5) / 10)
+    binned = positions.assign(bin=middles(positions["confidence"], 10))
     band(right, means(binned, ["bin"], ["overlap"], "tokens"), "bin", "overlap", 0, "mean overlap")
     diagonal = {"color": INK, "linewidth": 0.7, "linestyle": ":"}
     right.plot([0, 1], [0, 1], label="overlap = confidence", **diagonal)

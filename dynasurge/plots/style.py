@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import ArrayLike
 
-INK, FAINT, ROOT = "#222222", "#dddddd", "#e6e8ea"
+INK, FAINT = "#222222", "#dddddd"
 PLAIN, ETV = "#b9d7ea", "#c8590f"  # without and with Enhanced Tree Verification
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#222222", "#56b4e9", "#e69f00")
 DASHES = ("-", "--", "-.", ":")
