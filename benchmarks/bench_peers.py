@@ -87,6 +87,7 @@ class Peer:
     def __init__(self, pair: Pair, settings: Settings, longest: int) -> None:
         self._pair, self._settings = pair, settings
         self._k, self._cache, self._how = None, None, dict[str, Any]()
+        self._warm = False
         name, _, k = str(settings.method).partition(" ")
         if settings.method == COMPILED:
             length = longest + settings.new_tokens
@@ -109,6 +110,9 @@ class Peer:
     ) -> Generation:
         """Generate after a prompt, as `Session.generate` does. Of a step, only its tokens and an
         equal share of the time are known."""
+        if not self._warm:  # the first call compiles, or starts libraries: not counted
+            self._warm = True
+            self.generate(prompt, new_tokens=16)
         torch.manual_seed(self._settings.seed + index)
         if "assistant_model" in self._how:
             drafting = self._pair.draft.generation_config

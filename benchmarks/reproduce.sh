@@ -30,13 +30,22 @@ cpu() {
 }
 
 gpu() {
-    # docs/performance.md, docs/data/7b
-    dynasurge sweep --dataset "$cnn" --end 18 --min-prompt-len 128 --target demo-7b --compile --T 0 0.6 1 --B 64 auto \
-        --mode auto dTree --use_bfs --methods Sequoia EAGLE-2 OPT-Tree --output "$OUT/7b"
+    # docs/performance.md, docs/data/7b, docs/data/peers-7b
+    local seven=(--dataset "$cnn" --min-prompt-len 128 --target demo-7b --compile --T 0 0.6 1 --B 64 --mode auto dTree --use_bfs)
+    dynasurge sweep "${seven[@]}" --end 60 --methods chain3 Sequoia EAGLE-2 OPT-Tree DySpec --output "$OUT/7b"
     dynasurge table "$OUT/7b"
     # transformers' own methods; the first compilation takes minutes
-    python benchmarks/bench_peers.py --dataset "$cnn" --end 3 --min-prompt-len 128 --target demo-7b --compile --T 0.6 --B 64 auto \
-        --use_bfs --mode auto dTree --peers generate "compiled generate" "assisted 3" "lookup 5" --output "$OUT/peers-7b"
+    python benchmarks/bench_peers.py "${seven[@]}" --end 6 --fill --peers generate "compiled generate" "assisted 3" "lookup 5" \
+        --output "$OUT/peers-7b"
+    # two GPUs: the same rows by one process and by two; a target spread over both
+    local shared=(-m dynasurge sweep "${seven[@]}" --dataset "$DATA/c4_en.jsonl" --end 96 --T 0.6 --mode dTree)
+    local two=(-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no)
+    for round in 1 2; do
+        CUDA_VISIBLE_DEVICES=0 python "${shared[@]}" --output "$OUT/one-$round"
+        python "${two[@]}" "${shared[@]}" --output "$OUT/two-$round"
+    done
+    dynasurge sweep --dataset "$cnn" --end 8 --min-prompt-len 128 --target demo-7b --device-map auto --T 0.6 --B 64 \
+        --mode auto dTree --output "$OUT/spread"
     # the latency curve, the memory floor, memory over 10,000 steps
     python benchmarks/bench_passes.py --target demo-7b --engines eager graphs compiled --widths 1 17 33 65 129 --steps 10000
 }

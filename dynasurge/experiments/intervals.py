@@ -28,7 +28,9 @@ def redrawn(sums: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def of_median(values: pd.Series) -> tuple[float, float]:
-    """The interval of the median of a list with one value a prompt."""
+    """The interval of the median of a list with one value a prompt. Values that are not finite (a
+    text that ended at once has no speed) do not count."""
+    values = values[np.isfinite(values)]
     if len(values) < ENOUGH:
         return NONE
     drawn = np.random.default_rng(0).choice(values.to_numpy(), size=(RESAMPLES, len(values)))

@@ -34,14 +34,14 @@ def join(device: str, device_map: str | None = None) -> tuple[Processes, str]:
         )
         raise UsageError("--device-map", device_map, reason, "launch one process a machine")
     import torch
-    from accelerate import PartialState
 
     cpu = device == "cpu" or torch.cuda.device_count() == 0  # counts without starting CUDA
     if not cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = own_gpu(torch.cuda.device_count())
-    state = PartialState(cpu=True, backend="gloo", timeout=PATIENCE)
+    # Not accelerate's PartialState: it waits on the GPU of its process's number, which is hidden.
+    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     return Processes(
-        rank=state.process_index, count=state.num_processes, wait=state.wait_for_everyone
+        rank=torch.distributed.get_rank(), count=count, wait=torch.distributed.barrier
     ), "cpu" if cpu else "cuda"
 
 

@@ -2,8 +2,8 @@
 
     accelerate launch --num_processes 2 -m dynasurge sweep ...
 
-starts several processes, usually one a GPU, on one machine or more. accelerate's `PartialState`
-gives each its number and its device. Decoding needs no messages between them. Prompts are dealt out
+starts several processes, usually one a GPU, on one machine or more. Its launcher
+gives each its number. Decoding needs no messages between them. Prompts are dealt out
 in turn, every process appends to its own file, and at the end one of them puts the files together
 (experiments/records.py). They meet only to wait, over gloo, which works with and without GPUs.
 Without a launcher there is one process and no wait.
