@@ -368,8 +368,8 @@ def test_loss_falls_on_repeated_text(target):
     )
     run = trainer(target, settings)
     values = [run.train_step() for _ in range(settings.steps)]
-    kl = [value[1].item() for value in values]
-    shared = [value[2].item() for value in values]
+    kl = [value["kl"].item() for value in values]
+    shared = [value["overlap"].item() for value in values]
     assert np.mean(kl[-6:]) < 0.7 * np.mean(kl[:6])
     assert np.mean(shared[-6:]) > np.mean(shared[:6]) + 0.05
 

@@ -9,105 +9,87 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dynasurge.cli.flags import Parser
 from dynasurge.cli.main import guarded
 from dynasurge.errors import UsageError, at_least, flag_of
 from dynasurge.files import write_whole
 from dynasurge.models.pair import resolve_device
-from tools.train_draft.settings import DistillSettings
+from tools.train_draft.settings import DistillSettings, FeatureSettings
+
+COMMANDS = {
+    "sample": "let the target write the training sequences",
+    "train": "train a draft on them",
+    "train-features": "train a draft that reads the target's hidden states",
+    "evaluate": "measure a draft's overlap with the target",
+}
+COUNTS = ("layers", "mlp", "max_tokens", "batch_rows", "warmup_steps", "loss_chunk")
+RATES = ("muon_lr", "adam_lr", "tv_start", "tv_end_weight", "decay_share")
 
 
 def build_parser() -> Parser:
-    """All commands and flags. Every field of ``DistillSettings`` that a command uses is a flag with
-    the same name."""
+    """All commands and flags. Every field of the settings that a command uses is a flag with the
+    same name."""
     parser = Parser(prog="python -m tools.train_draft", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    defaults = DistillSettings()
-    for name, help_line in (
-        ("sample", "let the target write the training sequences"),
-        ("train", "train a draft on them"),
-        ("evaluate", "measure a draft's overlap with the target"),
-    ):
+    for name, help_line in COMMANDS.items():
         command = commands.add_parser(name, help=help_line)
-        command.add_argument(
-            "--target",
-            default="demo",
-            help="demo, or folder or hub name of the target (default: demo)",
-        )
-        command.add_argument(
-            "--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ..."
-        )
-        command.add_argument(
-            "--compile",
-            action=argparse.BooleanOptionalAction,
-            help="torch.compile (default: on CUDA)",
-        )
-        command.add_argument("--seed", type=int, default=defaults.seed)
+        add = command.add_argument
+        defaults = FeatureSettings() if name == "train-features" else DistillSettings()
+
+        def add_fields(*names: str, add: Any = add, defaults: DistillSettings = defaults) -> None:
+            for field in names:
+                value = getattr(defaults, field)
+                add(flag_of(field), type=type(value), default=value)
+
+        add("--target", default="demo", help="demo, or folder or hub name (default: demo)")
+        add("--device", default="auto", help="auto (cuda if there is one), cpu, cuda, cuda:1, ...")
+        optional = argparse.BooleanOptionalAction
+        add("--compile", action=optional, help="torch.compile (default: on CUDA)")
+        add_fields("seed")
         if name == "sample":
-            command.add_argument("--out", type=Path, required=True, help="folder for the shards")
-            flags: tuple[str, ...] = ("sample_tokens", "rows", "length")
-        elif name == "train":
-            command.add_argument(
-                "--samples", type=Path, required=True, help="folder that `sample` wrote"
-            )
-            command.add_argument(
-                "--out", type=Path, required=True, help="folder for checkpoint, log and draft"
-            )
-            command.add_argument(
-                "--save-every", type=int, default=1000, help="steps between checkpoints"
-            )
-            command.add_argument(
-                "--eval-every", type=int, default=0, help="steps between evaluations; 0: never"
-            )
-            command.add_argument(
-                "--cache-target",
-                action="store_true",
-                help="keep the target's hidden states in memory",
-            )
-            flags = (
-                "max_tokens",
-                "batch_rows",
-                "hidden",
-                "layers",
-                "heads",
-                "kv_heads",
-                "mlp",
-                "warmup_steps",
-            )
-            for rate in ("muon_lr", "adam_lr", "tv_start", "tv_end_weight", "decay_share"):
-                command.add_argument(flag_of(rate), type=float, default=getattr(defaults, rate))
+            add("--out", type=Path, required=True, help="folder for the shards")
+            add_fields("sample_tokens", "rows", "length")
+            continue
+        files = "JSONL files with text or ids"
+        required = name == "evaluate"
+        add("--prompts", type=Path, nargs="+", default=[], required=required, help=files)
+        add("--temperatures", type=float, nargs="+", default=[0.6, 1.0])
+        add("--prompt-tokens", type=int, default=128)
+        add("--new-tokens", type=int, default=64)
+        if name == "evaluate":
+            add("--draft", type=Path, required=True, help="folder with the draft")
+            add("--out", type=Path, help="also write the numbers to this file, as JSON")
+            continue
+        add("--samples", type=Path, required=True, help="folder that `sample` wrote")
+        add("--out", type=Path, required=True, help="folder for checkpoint, log and draft")
+        add("--save-every", type=int, default=1000, help="steps between checkpoints")
+        add("--eval-every", type=int, default=0, help="steps between evaluations; 0: never")
+        add_fields(*COUNTS, *RATES)
+        if isinstance(defaults, FeatureSettings):
+            add("--taps", type=int, nargs="+", default=defaults.taps, help="layers that are read")
+            add("--inject", action="store_true", help="the past's keys come from features")
+            add("--residual", choices=("features", "both"), default=defaults.residual)
+            add_fields("depths", "depth_decay")
         else:
-            command.add_argument("--draft", type=Path, required=True, help="folder with the draft")
-            command.add_argument(
-                "--out", type=Path, help="also write the numbers to this file, as JSON"
-            )
-            flags = ()
-        if name != "sample":
-            command.add_argument(
-                "--prompts",
-                type=Path,
-                nargs="+",
-                default=[],
-                required=name == "evaluate",
-                help="JSONL files with text or ids",
-            )
-            command.add_argument("--temperatures", type=float, nargs="+", default=[0.6, 1.0])
-            command.add_argument("--prompt-tokens", type=int, default=128)
-            command.add_argument("--new-tokens", type=int, default=64)
-        for flag in flags:
-            command.add_argument(flag_of(flag), type=int, default=getattr(defaults, flag))
+            add_fields("hidden", "heads", "kv_heads")
+            states = "keep the target's hidden states in memory"
+            add("--cache-target", action="store_true", help=states)
     return parser
 
 
-def settings_of(args: argparse.Namespace, **extra: Any) -> DistillSettings:
+def settings_of(args: argparse.Namespace) -> DistillSettings:
     """The settings of the command line. Raises UsageError."""
-    names = {field for field in DistillSettings.__dataclass_fields__ if hasattr(args, field)}
-    return DistillSettings(**{name: getattr(args, name) for name in names}, **extra)
+    kind = FeatureSettings if args.command == "train-features" else DistillSettings
+    names = {field for field in kind.__dataclass_fields__ if hasattr(args, field)}
+    return kind.from_dict({name: getattr(args, name) for name in names})
 
 
 def check(args: argparse.Namespace) -> None:
@@ -133,11 +115,16 @@ def run(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     check(args)
     settings = settings_of(args)
+    args.rank, args.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if args.world > 1:  # launched by torchrun: each process has its own GPU
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     args.device = str(resolve_device(args.device))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     from tools.train_draft import commands  # slow to import
 
-    results = getattr(commands, args.command)(args, settings)
+    if args.world > 1 and args.command.startswith("train"):
+        torch.distributed.init_process_group("nccl")
+    results = getattr(commands, args.command.partition("-")[0])(args, settings)
     if args.command == "evaluate":
         text = json.dumps(results, indent=1)
         print(text)

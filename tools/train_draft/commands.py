@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from dynasurge.models.pair import load_target
@@ -21,11 +20,21 @@ from tools.train_draft.evaluation import (
     continue_prompts,
     evaluator,
     measure,
+    measure_depths,
     read_prompts,
 )
+from tools.train_draft.feature_training import FeatureTrainer
+from tools.train_draft.features import FeatureDraft, FeatureKernels
 from tools.train_draft.llama import EAGER, Kernels, Llama, compiled_kernels, view_of
 from tools.train_draft.loss import token_terms
-from tools.train_draft.pair import load_draft, new_draft, save_draft
+from tools.train_draft.pair import (
+    is_feature_draft,
+    load_draft,
+    load_features,
+    new_draft,
+    save_draft,
+    save_features,
+)
 from tools.train_draft.prompts import openers
 from tools.train_draft.sampling import (
     Sampler,
@@ -35,7 +44,7 @@ from tools.train_draft.sampling import (
     shard_draws,
     write_shard,
 )
-from tools.train_draft.settings import DistillSettings
+from tools.train_draft.settings import DistillSettings, FeatureSettings
 from tools.train_draft.training import Trainer
 
 __all__ = ["evaluate", "sample", "train"]
@@ -87,7 +96,7 @@ def prepare(
 def sample(args: argparse.Namespace, settings: DistillSettings) -> None:
     """Write every missing shard. The next shard's openers are made while the device works on this
     one."""
-    todo = list(missing_shards(args.out, settings))
+    todo = list(missing_shards(args.out, settings))[args.rank :: args.world]
     if not todo:
         log.info("all %d shards are there", settings.shards)
         return
@@ -122,8 +131,8 @@ def sample(args: argparse.Namespace, settings: DistillSettings) -> None:
 
 def continuations(
     args: argparse.Namespace, target: Any, tokenizer: Any, view: Llama
-) -> tuple[Tensor, list[Continuations]]:
-    """The head that scores, and the target's continuations of each prompt file at each
+) -> tuple[Llama, list[Continuations]]:
+    """The target that scores, in float32, and its continuations of each prompt file at each
     temperature."""
     scorer = view_of(target, torch.float32)
     sets = []
@@ -143,7 +152,7 @@ def continuations(
                     seed=args.seed,
                 )
             )
-    return scorer.head, sets
+    return scorer, sets
 
 
 def train(args: argparse.Namespace, settings: DistillSettings) -> None:
@@ -152,27 +161,40 @@ def train(args: argparse.Namespace, settings: DistillSettings) -> None:
     sequences = load_shards(args.samples)
     settings = replace(settings, length=sequences.shape[1])
     target, tokenizer, view, kernels, _, terms = prepare(args)
-    draft = new_draft(target, settings).to(args.device)
-    head, sets = continuations(args, target, tokenizer, view)
-    if not args.eval_every:
-        del target
-    trainer = Trainer(view, draft, sequences, settings, kernels=kernels, terms=terms)
-    if args.cache_target:
-        trainer.cache_target()
+    scorer, sets = continuations(args, target, tokenizer, view)
+    how: dict[str, Any] = {"kernels": kernels, "terms": terms}
+    how |= {"rank": args.rank, "world": args.world}
+    save: Callable[..., None]
+    evaluate: Callable[[Any], dict[str, float]]
+    if isinstance(settings, FeatureSettings):
+        draft: Any = FeatureDraft(view, settings).to(args.device)
+        compiled = FeatureKernels(kernels, compile=kernels is not EAGER)
+        trainer: Trainer = FeatureTrainer(
+            view, draft, sequences, settings, feature_kernels=compiled, **how
+        )
+        save, evaluate = save_features, lambda draft: measure_depths(draft, scorer, sets)
+    else:
+        draft = new_draft(target, settings).to(args.device)
+        trainer = Trainer(view, draft, sequences, settings, **how)
+        save, evaluate = save_draft, evaluator(sets, scorer.head)
+        if args.cache_target:
+            trainer.cache_target()
     checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists():
         trainer.load(checkpoint)
         log.info("resumed at step %d of %d", trainer.step, settings.steps)
     args.out.mkdir(parents=True, exist_ok=True)
     log_path = Path(args.out) / "log.jsonl"
+    first = args.rank == 0
     with (
         tqdm(total=settings.steps, initial=trainer.step, unit="step", mininterval=10) as bar,
         log_path.open("a") as file,
     ):
 
         def on_log(record: dict[str, float]) -> None:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
+            if first:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
             bar.update(int(record["step"]) - bar.n)
             if "kl" in record:
                 bar.set_postfix(kl=f"{record['kl']:.3f}", overlap=f"{record['overlap']:.3f}")
@@ -182,15 +204,20 @@ def train(args: argparse.Namespace, settings: DistillSettings) -> None:
                 until=trainer.step + args.save_every - trainer.step % args.save_every,
                 on_log=on_log,
                 eval_every=args.eval_every,
-                evaluate=evaluator(sets, head) if sets else None,
+                evaluate=evaluate if sets and first else None,
             )
-            trainer.save(checkpoint)
-            save_draft(draft, args.out / "draft")
-    save_draft(draft, args.out / "draft")
+            if first:
+                trainer.save(checkpoint)
+                save(draft, args.out / "draft")
+    if first:
+        save(draft, args.out / "draft")
 
 
 def evaluate(args: argparse.Namespace, settings: DistillSettings) -> dict[str, float]:
     """Measure a saved draft on every prompt file and temperature. Returns numbers by name."""
     target, tokenizer, view, *_ = prepare(args)
-    head, sets = continuations(args, target, tokenizer, view)
-    return measure(load_draft(args.draft).to(args.device), head, sets)
+    scorer, sets = continuations(args, target, tokenizer, view)
+    if is_feature_draft(args.draft):
+        draft = load_features(args.draft, view).to(args.device)
+        return measure_depths(draft, scorer, sets)
+    return measure(load_draft(args.draft).to(args.device), scorer.head, sets)

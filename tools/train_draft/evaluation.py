@@ -23,11 +23,12 @@ import torch
 from torch import Tensor
 
 from dynasurge.errors import UsageError
+from tools.train_draft.features import FeatureDraft, aligned, unroll
 from tools.train_draft.llama import Llama, forward, view_of
 from tools.train_draft.loss import overlap
 from tools.train_draft.sampling import Sampler
 
-__all__ = ["Continuations", "continue_prompts", "measure", "read_prompts"]
+__all__ = ["Continuations", "continue_prompts", "measure", "measure_depths", "read_prompts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +167,37 @@ def measure(
         ):
             results[f"{one.name}/T={one.temperature:g}/{label}"] = value
         results[f"{one.name}/T={one.temperature:g}/positions"] = len(hidden)
+    return results
+
+
+@torch.no_grad()
+def measure_depths(
+    draft: FeatureDraft,
+    scorer: Llama,
+    sets: Sequence[Continuations],
+    depths: int = 8,
+    *,
+    chunk: int = 2048,
+    batch: int = 32,
+) -> dict[str, float]:
+    """Overlap of a feature draft by depth on each set, with keys such as ``name/T=0.6/overlap@1``.
+    ``scorer`` is the target in float32."""
+    results: dict[str, float] = {}
+    for one in sets:
+        parts = []
+        for tokens in one.tokens.split(batch):
+            _, taps = forward(scorer, tokens, taps=draft.settings.taps)
+            parts.append(aligned(unroll(draft, scorer, tokens, taps, depths)))
+        hidden = torch.cat(parts, dim=1)[:, one.rows, one.positions]
+        totals = torch.zeros(depths, dtype=torch.float64, device=hidden.device)
+        for start in range(0, len(one.hidden), chunk):
+            part = slice(start, start + chunk)
+            p = torch.softmax(one.hidden[part] @ scorer.head.T / one.temperature, dim=-1)
+            for depth in range(depths):
+                mine = hidden[depth, part] @ scorer.head.T / one.temperature
+                totals[depth] += overlap(p, torch.softmax(mine, dim=-1)).double().sum()
+        for depth, value in enumerate((totals / len(one.hidden)).tolist(), start=1):
+            results[f"{one.name}/T={one.temperature:g}/overlap@{depth}"] = value
     return results
 
 

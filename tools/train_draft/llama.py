@@ -15,7 +15,7 @@ mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -191,16 +191,21 @@ def rotary_tables(model: Llama, positions: Tensor) -> tuple[Tensor, Tensor]:
     return angles.cos().to(model.dtype), angles.sin().to(model.dtype)
 
 
-def forward(model: Llama, tokens: Tensor, kernels: Kernels = EAGER) -> Tensor:
+def forward(
+    model: Llama, tokens: Tensor, kernels: Kernels = EAGER, taps: Sequence[int] = ()
+) -> Any:
     """Causal pass over tokens [batch, positions]. Returns the normed hidden states [batch,
     positions, hidden].
 
-    Logits are ``hidden @ model.head.T``. The caller computes them, because they are the large part.
+    With ``taps``, it returns them and the residual stream after that many layers, side by side
+    [batch, positions, taps * hidden]. Logits are ``hidden @ model.head.T``. The caller computes
+    them, because they are the large part.
     """
     cos, sin = rotary_tables(model, torch.arange(tokens.shape[1], device=tokens.device))
     x = F.embedding(tokens, model.embedding).to(model.dtype)
     grouped = model.heads != model.kv_heads
-    for layer in model.layers:
+    streams = []
+    for depth, layer in enumerate(model.layers, start=1):
         q, k, v = kernels.inputs(
             x, layer.norm1, layer.qkv, cos, sin, model.heads, model.kv_heads, model.eps
         )
@@ -208,7 +213,10 @@ def forward(model: Llama, tokens: Tensor, kernels: Kernels = EAGER) -> Tensor:
         x = kernels.outputs(
             x, attended, layer.out, layer.norm2, layer.gate_up, layer.down, model.eps
         )
-    return kernels.norm(x, model.norm, model.eps)
+        if depth in taps:
+            streams.append(x)
+    normed = kernels.norm(x, model.norm, model.eps)
+    return (normed, torch.cat(streams, dim=-1)) if taps else normed
 
 
 def new_cache(model: Llama, rows: int, length: int) -> list[KeyValue]:

@@ -7,12 +7,13 @@ settings next to the weights, so a run can only be resumed with its own settings
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from dynasurge.errors import UsageError, at_least, flag_of
 
-__all__ = ["DistillSettings"]
+__all__ = ["DistillSettings", "FeatureSettings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +113,32 @@ class DistillSettings:
         """How many sample shards the whole run has."""
         return -(-self.sample_tokens // (self.rows * self.length))
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Settings from plain values, as of ``as_dict`` or of a command line."""
+        fixed: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**fixed)
+
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSettings(DistillSettings):
+    """Settings of a draft that reads the target's hidden states (features.py). Its width, heads and
+    vocabulary are the target's."""
+
+    taps: tuple[int, ...] = (6, 16, 30)  # after how many layers the residual stream is read
+    layers: int = 1
+    mlp: int = 1536
+    inject: bool = False  # the past's keys and values come straight from features
+    residual: str = "features"  # what a layer adds to: "features", or "both" (and the embedding)
+    depths: int = 5  # how far a step is unrolled
+    depth_decay: float = 0.9  # weight of depth j in the loss: depth_decay ** (j - 1)
+    muon_lr: float = 0.01

@@ -65,6 +65,8 @@ class Trainer:
     terms: Callable[..., tuple[Tensor, Tensor, Tensor]] = token_terms
     step: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    rank: int = 0
+    world: int = 1  # processes that share each batch; their gradients are averaged
 
     def __post_init__(self) -> None:
         """Build optimisers and the generator. Raises UsageError if there are fewer sequences than
@@ -75,7 +77,7 @@ class Trainer:
             raise UsageError(
                 "--batch-rows", settings.batch_rows, reason, "sample more, or use smaller batches"
             )
-        matrices = [p for p in self.draft.model.layers.parameters() if p.ndim == 2]
+        matrices = self.matrices()
         chosen = {id(p) for p in matrices}
         others = [p for p in self.draft.parameters() if id(p) not in chosen]
         muon = torch.optim.Muon(matrices, lr=settings.muon_lr, momentum=0.95, weight_decay=0.01)
@@ -88,6 +90,10 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(settings.seed + 1)
         self.cached: Tensor | None = None
         self._order: tuple[int, np.ndarray] | None = None
+
+    def matrices(self) -> list[Tensor]:
+        """What Muon trains; AdamW trains the rest."""
+        return [p for p in self.draft.model.layers.parameters() if p.ndim == 2]
 
     @torch.no_grad()
     def cache_target(self) -> None:
@@ -135,24 +141,43 @@ class Trainer:
             return values
         return values.pin_memory().to(self.target.device, non_blocking=True)
 
-    def train_step(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Make one optimiser step. Returns (loss, mean KL, mean overlap) as tensors, without a wait
-        for the device."""
-        settings, device = self.settings, self.target.device
+    def train_step(self) -> dict[str, Tensor]:
+        """Make one optimiser step. Returns the loss and what ``loss`` measures beside it, as
+        tensors, without a wait for the device."""
+        settings = self.settings
         chosen = self._indices()
-        batch = self._send(torch.from_numpy(self.sequences[chosen].astype(np.int64)))
+        batch = torch.from_numpy(self.sequences[chosen].astype(np.int64))
         packed = self.step % settings.long_every == settings.long_every - 1
         if packed:
             batch = batch.reshape(len(batch) // settings.long_pack, -1)
         choices = torch.tensor(settings.loss_temperatures)
-        picked = self._send(
-            choices[torch.randint(len(choices), (len(batch),), generator=self.generator)]
-        )
-        temperature = picked[:, None].expand(batch.shape).reshape(-1, 1)
-        share = tv_share(self.step, settings)
+        picked = choices[torch.randint(len(choices), (len(batch),), generator=self.generator)]
+        mine = slice(self.rank, None, self.world)
+        temperature = self._send(picked[mine])[:, None].expand(-1, batch.shape[1]).reshape(-1, 1)
+        losses = self.losses(self._send(batch[mine]), temperature, None if packed else chosen[mine])
+        losses["loss"].backward()
+        if self.world > 1:
+            for parameter in self.draft.parameters():
+                torch.distributed.all_reduce(parameter.grad, op=torch.distributed.ReduceOp.AVG)
+        torch.nn.utils.clip_grad_norm_(self.draft.parameters(), settings.clip_norm)
+        scale = learning_rate_scale(self.step, settings)
+        for optimizer, rate in zip(self.optimizers, self.base_rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * scale
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return {name: value.detach() for name, value in losses.items()}
 
+    def losses(
+        self, batch: Tensor, temperature: Tensor, chosen: np.ndarray | None
+    ) -> dict[str, Tensor]:
+        """The loss of a batch [rows, length] at temperature [rows * length, 1], with mean KL and
+        overlap. ``chosen``: which sequences these are, if they are not joined."""
+        settings, device = self.settings, self.target.device
+        share = tv_share(self.step, settings)
         with torch.no_grad():
-            if packed or self.cached is None:
+            if chosen is None or self.cached is None:
                 target_hidden = forward(self.target, batch, self.kernels).flatten(0, 1)
             else:
                 target_hidden = self.cached[self._send(torch.from_numpy(chosen))].flatten(0, 1)
@@ -169,16 +194,7 @@ class Trainer:
             settings.loss_chunk,
             self.terms,
         )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.draft.parameters(), settings.clip_norm)
-        scale = learning_rate_scale(self.step, settings)
-        for optimizer, rate in zip(self.optimizers, self.base_rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        return loss.detach(), kl, shared
+        return {"loss": loss, "kl": kl, "overlap": shared}
 
     def run(
         self,
@@ -195,27 +211,22 @@ class Trainer:
         way. Raises UsageError if the loss is not finite."""
         settings = self.settings
         last = min(settings.steps, settings.steps if until is None else until)
-        window: list[tuple[Tensor, Tensor, Tensor]] = []
+        window: list[dict[str, Tensor]] = []
         clock, counted = time.perf_counter(), self.step
         while self.step < last:
             window.append(self.train_step())
             if self.step % log_every == 0 or self.step == last:
-                loss, kl, shared = (
-                    torch.stack([torch.stack(entry) for entry in window]).mean(0).tolist()
-                )
+                means: dict[str, float] = {
+                    name: torch.stack([entry[name] for entry in window]).mean(0).item()
+                    for name in window[0]
+                }
                 now = time.perf_counter()
                 speed = (self.step - counted) * settings.step_tokens / (now - clock)
-                record = {
-                    "step": self.step,
-                    "tokens": self.tokens_seen,
-                    "loss": loss,
-                    "kl": kl,
-                    "overlap": shared,
-                }
+                record: dict[str, float] = {"step": self.step, "tokens": self.tokens_seen, **means}
                 record["tokens_per_s"] = speed
                 window, clock, counted = [], now, self.step
-                if not np.isfinite(loss):
-                    reason = f"the loss is {loss} at step {self.step}"
+                if not np.isfinite(means["loss"]):
+                    reason = f"the loss is {means['loss']} at step {self.step}"
                     raise UsageError(
                         "--muon-lr", settings.muon_lr, reason, "lower it, or --adam-lr"
                     )

@@ -1,0 +1,66 @@
+"""Training of a draft that reads the target's hidden states: one target pass, all depths at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tools.train_draft.features import (
+    DepthLoss,
+    FeatureKernels,
+    aligned,
+    depth_weights,
+    unroll,
+)
+from tools.train_draft.llama import forward
+from tools.train_draft.settings import FeatureSettings
+from tools.train_draft.training import Trainer, tv_share
+
+__all__ = ["FeatureTrainer"]
+
+
+@dataclass
+class FeatureTrainer(Trainer):
+    """A run that trains a ``FeatureDraft``."""
+
+    settings: FeatureSettings
+    feature_kernels: FeatureKernels = field(default_factory=FeatureKernels)
+
+    def matrices(self) -> list[Tensor]:
+        """Every matrix of the draft."""
+        return [p for p in self.draft.parameters() if p.ndim == 2]
+
+    def losses(
+        self, batch: Tensor, temperature: Tensor, chosen: np.ndarray | None
+    ) -> dict[str, Tensor]:
+        """The loss over all depths, with KL and overlap at the first and the last."""
+        settings, device = self.settings, self.target.device
+        share = tv_share(self.step, settings)
+        with torch.no_grad():
+            hidden, taps = forward(self.target, batch, self.kernels, settings.taps)
+        outputs = unroll(
+            self.draft, self.target, batch, taps, settings.depths, self.feature_kernels
+        )
+        rows, length = batch.shape
+        weights = depth_weights(rows, length, settings.depths, settings.depth_decay)
+        loss, kl, shared = DepthLoss.apply(  # type: ignore[no-untyped-call]
+            aligned(outputs).flatten(1, 2),
+            hidden.flatten(0, 1),
+            self.target.head,
+            self._send(weights),
+            temperature,
+            torch.full((), 1 - share, device=device),
+            torch.full((), settings.tv_scale * share, device=device),
+            settings.loss_chunk,
+            self.terms,
+        )
+        return {
+            "loss": loss,
+            "kl": kl[0],
+            "overlap": shared[0],
+            f"kl_{settings.depths}": kl[-1],
+            f"overlap_{settings.depths}": shared[-1],
+        }
