@@ -62,7 +62,8 @@ class TableEngine:
     """An engine whose model is a table. Logits are log-probabilities, so T = 1 gives the table
     back. What a token sees, and in which order, it learns from the pass's tensors alone."""
 
-    device, compiled, spread, static_length = torch.device("cpu"), False, False, 64
+    device, static_length = torch.device("cpu"), 64
+    compiled = spread = rereads = False
 
     def __init__(self, table: Table, vocab: int = VOCAB) -> None:
         self._table, self.vocab, self.length, self.passes = table, vocab, 0, 0
@@ -87,6 +88,7 @@ class TableEngine:
         positions: torch.Tensor,
         rows: torch.Tensor,
         hidden: torch.Tensor,
+        parents: torch.Tensor | None = None,
         *,
         captured: bool = False,
     ) -> torch.Tensor:

@@ -9,6 +9,8 @@ from dynasurge.decoding.tree_room import bounds_of, most_nodes, room_for
 from dynasurge.errors import UsageError
 from dynasurge.models.compatibility import readable, rope_switch
 from dynasurge.models.engine import Engine, places
+from dynasurge.models.feature_draft import FeatureDraft
+from dynasurge.models.feature_engine import FeatureEngine
 from dynasurge.models.pair import Pair
 from dynasurge.settings import Settings
 
@@ -76,9 +78,24 @@ def make_engines(pair: Pair, plan: Sequence[Settings], prompt: int | None = None
         "vocab": pair.vocab,
         "compiled": any(settings.compile for settings in plan),
     }
-    draft = Engine(pair.draft, draft_room, shared=pair.shared, **how) if draft_room else None
     captures = can_capture(pair) and all(reads_all(pair, settings, prompt) for settings in plan)
-    return Engines(Engine(pair.target, target_room, **how), draft, captures=captures)
+    return Engines(*engines_of(pair, target_room, draft_room, **how), captures=captures)
+
+
+def engines_of(
+    pair: Pair, target_room: int, draft_room: int, **how: Any
+) -> tuple[Engine, Engine | None]:
+    """A pair's engines with room for so many tokens; no draft's for 0. how: arguments of both, see
+    `Engine`."""
+    draft = pair.draft
+    if not draft_room:
+        return Engine(pair.target, target_room, **how), None
+    if not isinstance(draft, FeatureDraft):
+        own = Engine(draft, draft_room, shared=pair.shared, **how)
+        return Engine(pair.target, target_room, **how), own
+    taps = {"taps": draft.config.taps, "tap_width": draft.config.tap_width}
+    target = Engine(pair.target, target_room, **taps, **how)
+    return target, FeatureEngine(draft, draft_room, target, **how)
 
 
 def can_capture(pair: Pair) -> bool:

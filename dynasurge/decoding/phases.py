@@ -25,7 +25,7 @@ from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.growth import RUNS, GrowingTree, Proposer
 from dynasurge.drafting.kept_nodes import Nodes, assemble, tokens_at
 from dynasurge.drafting.prompt_lookup import CONTEXT
-from dynasurge.drafting.reading import read_level, read_nodes
+from dynasurge.drafting.reading import Reading, read_level, read_nodes
 from dynasurge.drafting.runs import add_runs
 from dynasurge.drafting.tree_budget import Size
 from dynasurge.models.cuda_graphs import fused
@@ -45,6 +45,7 @@ class TreeEngine(Protocol):
     compiled: bool
     static_length: int
     vocab: int
+    rereads: bool
 
     @property
     def device(self) -> torch.device: ...
@@ -61,6 +62,7 @@ class TreeEngine(Protocol):
         positions: torch.Tensor,
         rows: torch.Tensor,
         hidden: torch.Tensor,
+        parents: torch.Tensor | None = None,
         *,
         captured: bool,
     ) -> torch.Tensor: ...
@@ -89,11 +91,10 @@ class Judge:
 
 
 class Gathered(NamedTuple):
-    """The tree that stays (None: a root alone), and what the target reads of it: tokens, positions,
-    rows [n + 1], and the rows that they do not see [n + 1, shown]."""
+    """The tree that stays (None: a root alone), and what the target reads of it."""
 
     nodes: Nodes | None
-    read: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+    read: Reading
 
 
 class Scored(NamedTuple):
@@ -207,14 +208,16 @@ class Phases:
 
     def _first(self) -> torch.Tensor:
         """Read the last tokens with the draft: all that it has not read, or, if captured, as many as
-        these can be: the root, the last node of a path, and a run."""
+        these can be: the root, the last node of a path, and a run. A draft that rereads reads all
+        tokens from the last root on."""
         assert self.draft is not None
         self.bare()
         columns = self._columns(self.draft, 1)
         if self._captured:
-            run = self._growing.bounds.run
-            steps = torch.arange(run + 2, device=self.device)
-            positions = (self.length - 1 - run + steps).clamp(min=0)
+            bounds = self._growing.bounds
+            most = bounds.run + 2 + (bounds.depth if self.draft.rereads else 0)
+            steps = torch.arange(most, device=self.device)
+            positions = (self.length + 1 - most + steps).clamp(min=0)
         else:
             positions = torch.arange(min(self._read, columns - 1), columns, device=self.device)
         hidden = torch.arange(columns, device=self.device) > positions[:, None]
@@ -280,7 +283,7 @@ class Phases:
             columns = self._columns(self.target, 1)
             tokens = self._text[CONTEXT + self.length]
             hidden = (torch.arange(columns, device=self.device) > self.length)[None]
-            return Gathered(None, (tokens, self.length, self.length, hidden))
+            return Gathered(None, Reading(tokens, self.length, self.length, hidden))
         growing, budget, inputs = self._growing, self.trees.budget, self.inputs
         if growing.bounds.run and n:
             given = (inputs.table, *self._known(), inputs.room)
@@ -324,7 +327,9 @@ class Phases:
         if not self.target.spread:
             self.target.move(*moves)
         self.draft.move(done.of_draft[:levels], done.to[:levels])
-        if not self._captured and self.widths:
+        if not self._captured and self.draft.rereads:
+            self._read = int(length)
+        elif not self._captured and self.widths:
             self._read = int(done.read)
         length.copy_(done.length)
         return Verified(done.report, likeliest, moves if self.target.spread else None)

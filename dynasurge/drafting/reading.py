@@ -10,12 +10,14 @@ import torch
 
 class Reading(NamedTuple):
     """What a pass reads: tokens, their positions and cache rows [w]. hidden bool [w, columns]: True
-    where a token must not see a cache row."""
+    where a token must not see a cache row. parents: the cache rows of their parents [w], for the
+    draft only."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
     rows: torch.Tensor
     hidden: torch.Tensor
+    parents: torch.Tensor | None = None
 
 
 def read_level(
@@ -31,7 +33,10 @@ def read_level(
     """What the draft reads: the rows `numbers` [w] with slots [w] at a depth [1], after a text of
     `length` [1] tokens and a root. chain [w, d]: see `GrowingTree`; `none` stands for no row."""
     hidden = hidden_rows(length + 1, torch.where(chain < none, length + chain, columns), columns)
-    return Reading(token[slots], (length + depth).expand(len(slots)), length + numbers, hidden)
+    # a row to spare has no parent; it reads the root's
+    parent = chain.gather(1, (depth - 1).expand(len(chain), 1))[:, 0] % none
+    own = (token[slots], (length + depth).expand(len(slots)), length + numbers, hidden)
+    return Reading(*own, length + parent)
 
 
 def read_nodes(

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 import torch
-from transformers import PreTrainedModel
 
 from dynasurge import probabilities
 from dynasurge.decoding.assembly import static_trees
+from dynasurge.decoding.engines import engines_of
 from dynasurge.decoding.executors import Direct
 from dynasurge.decoding.loop import Decoder
 from dynasurge.decoding.phases import Judge, Phases
@@ -41,10 +41,10 @@ class Remembering:
     """A model at the end of one prompt, as an engine. It computes the logits of each first token
     once. Nodes below the first level get the root's, because they cannot change the first token."""
 
-    compiled = spread = False
+    compiled = spread = rereads = False
 
-    def __init__(self, model: PreTrainedModel, prompt: Sequence[int], vocab: int) -> None:
-        self._engine = Engine(model, len(prompt) + AHEAD, vocab=vocab)
+    def __init__(self, engine: Engine, prompt: Sequence[int], vocab: int) -> None:
+        self._engine = engine
         self.root = self._engine.extend(prompt).float()
         self.device, self.length, self.vocab = self._engine.device, len(prompt) - 1, vocab
         self.static_length = len(prompt)
@@ -61,6 +61,7 @@ class Remembering:
         positions: torch.Tensor,
         rows: torch.Tensor,
         hidden: torch.Tensor,
+        parents: torch.Tensor | None = None,
         *,
         captured: bool = False,
     ) -> torch.Tensor:
@@ -121,7 +122,9 @@ def _count(
     """How often each bin was emitted first, by rule, and the target's distribution of bins; float64
     [BINS + 1] each."""
     vocab = pair.target.config.get_text_config().vocab_size
-    target, draft = (Remembering(model, ids, vocab) for model in (pair.target, pair.draft))
+    room = len(ids) + AHEAD
+    engines = engines_of(pair, room, room, vocab=vocab)
+    target, draft = (Remembering(one, ids, vocab) for one in engines if one is not None)
     law = probabilities.to_probs(target.root[None], T)[0].double().cpu()
     bins = law.topk(BINS).indices
     number = {token: place for place, token in enumerate(bins.tolist())}

@@ -17,9 +17,9 @@ import torch
 from transformers import LogitsProcessorList
 
 from dynasurge import probabilities
+from dynasurge.decoding.engines import engines_of
 from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.proposals import POLICIES, Limits
-from dynasurge.models.engine import Engine
 from dynasurge.models.pair import Pair
 from dynasurge.models.processors import drafted, processed
 from dynasurge.probabilities import Chance
@@ -72,11 +72,8 @@ def text_distributions(
     """(p, q), float32 [len(output), V] each: the target's distribution and the draft's proposal
     before every token of `output`. T, P, processors: see models/law.py."""
     text, vocab = [*prompt, *output[:-1]], pair.target.config.get_text_config().vocab_size
-    logits = []
-    for model in (pair.target, pair.draft):
-        engine = Engine(model, len(text), vocab=vocab)
-        logits.append(engine.forward(text, range(-1, len(text) - 1), keep=len(output)))
-    target, draft = logits
+    engines = engines_of(pair, len(text), len(text), vocab=vocab)
+    target, draft = (engine.along(text, len(output)) for engine in engines if engine is not None)
     if processors is not None:
         before, path = (torch.tensor(part, device=target.device) for part in (prompt, output))
         depth = torch.arange(len(output), device=target.device)

@@ -5,6 +5,9 @@ a cache row, with the rows that it must not see. `move` copies rows, as the comm
 All inputs of the last two are tensors, so a pass can be captured in a CUDA graph. `forward` and
 `commit` do the same for a tree given as a list of parents.
 
+With `taps`, the engine keeps for every row the residual stream after some of the layers, which a
+feature draft reads (models/feature_engine.py).
+
 The model is an unmodified transformers causal LM. The tree reaches it as additive masks
 (models/attention_masks.py) and explicit position ids. The first pass over a text uses the model's
 own masks, as `generate` does.
@@ -13,8 +16,8 @@ own masks, as `generate` does.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -26,7 +29,7 @@ from transformers import DynamicCache, PreTrainedModel
 from dynasurge.errors import UsageError
 from dynasurge.models.attention_masks import Masks
 from dynasurge.models.compatibility import MODELS, cache_arguments, readable
-from dynasurge.models.compiled_blocks import CompiledBlocks
+from dynasurge.models.compiled_blocks import CompiledBlocks, blocks_of
 from dynasurge.models.failures import no_numbers
 from dynasurge.models.kv_cache import TreeCache, states_of
 from dynasurge.models.model_changes import join_matrices
@@ -50,11 +53,16 @@ class Engine:
     logits, for a draft whose embedding table has another size than its target's. Extra columns are
     cut and missing ones are -inf; the draft never proposes such tokens. An id without an embedding
     is read as id 0. shared: bool [vocab], the tokens that a draft may propose (None: all); the
-    logits of others are -inf.
+    logits of others are -inf. taps: after how many layers the residual stream is kept, its first
+    `tap_width` numbers.
+
+    rereads: whether accepted tokens are read again, with what is known of them then.
 
     Raises UsageError if there is no memory for the cache, or if the model has several kinds of
     layers but takes only one mask.
     """
+
+    rereads = False
 
     def __init__(
         self,
@@ -65,6 +73,8 @@ class Engine:
         vocab: int | None = None,
         shared: torch.Tensor | None = None,
         compiled: bool = False,
+        taps: Sequence[int] = (),
+        tap_width: int | None = None,
     ) -> None:
         self.model, self.compiled = model, compiled
         self._texts = 0
@@ -79,8 +89,16 @@ class Engine:
         self._last = min(self.static_length, readable(config, self.static_length)) - 1
         self._masks = Masks(config, model.dtype)
         self._keeps = "logits_to_keep" in inspect.signature(type(model).forward).parameters
+        width = tap_width or config.hidden_size
+        self.features = torch.zeros(
+            self.max_length, len(taps) * width, dtype=model.dtype, device=model.device
+        )
+        blocks = blocks_of(model) if taps else []
+        kept = self.features.split(width, dim=1)
+        self._taps = [(blocks[tap - 1], part) for tap, part in zip(taps, kept, strict=False)]
         with torch.inference_mode():
-            self._cache = TreeCache(self._sample(), self.max_length)
+            beside = [self.features] if taps else []
+            self._cache = TreeCache(self._sample(), self.max_length, beside)
         self._prepared = False  # for captured passes
         self._compiled: CompiledBlocks | None = None
 
@@ -167,6 +185,11 @@ class Engine:
         with self._cache.writing_to(torch.arange(length, end, device=self.device), end):
             return self._fitted(self._run(ids[:1], ids[1:], hidden, keep))
 
+    def along(self, tokens: Sequence[int], keep: int) -> torch.Tensor:
+        """The logits [keep, V] after each of the last `keep` of these tokens, which follow the
+        text."""
+        return self.forward(tokens, range(-1, len(tokens) - 1), keep=keep)
+
     @torch.inference_mode()
     def score(
         self,
@@ -174,6 +197,7 @@ class Engine:
         positions: torch.Tensor,
         rows: torch.Tensor,
         hidden: torch.Tensor,
+        parents: torch.Tensor | None = None,
         *,
         captured: bool = False,
     ) -> torch.Tensor:
@@ -182,18 +206,24 @@ class Engine:
         tokens, positions, rows: int64 [n]; keys and values are written to `rows`. hidden: bool [n,
         shown], True for rows that a node may not see; no node sees rows from `shown` on. captured:
         whether the pass is to be captured; then `shown` is static_length, and `prepare` was called.
+        parents: the rows of the nodes' parents, for drafts that carry something from node to node.
         Returns logits [n, V].
         """
         known = torch.where((tokens >= 0) & (tokens < self._known), tokens, 0)
         where = positions.clamp(max=self._last)
-        blocks: AbstractContextManager[Any] = nullcontext()
-        attention: AbstractContextManager[Any] = nullcontext()
-        if captured:
-            attention = sdpa_kernel(STATIC_ATTENTION, set_priority=True)
-            if self._compiled is not None:
-                blocks = self._compiled.installed(len(tokens))
-        with self._cache.writing_to(rows, hidden.shape[1]), blocks, attention:
+        with self._passing(rows, hidden.shape[1], captured):
             return self._fitted(self._run(known[None], where[None], hidden, 0))
+
+    @contextmanager
+    def _passing(self, rows: torch.Tensor, shown: int, captured: bool) -> Iterator[None]:
+        """Inside, the model reads one token for each of `rows`, see `score`."""
+        with ExitStack() as inside:
+            inside.enter_context(self._cache.writing_to(rows, shown))
+            if captured and self._compiled is not None:
+                inside.enter_context(self._compiled.installed(len(rows)))
+            if captured:
+                inside.enter_context(sdpa_kernel(STATIC_ATTENTION, set_priority=True))
+            yield
 
     @torch.inference_mode()
     def prepare(self) -> None:
@@ -240,10 +270,23 @@ class Engine:
     def _run(
         self, ids: torch.Tensor, positions: torch.Tensor, hidden: torch.Tensor | None, keep: int
     ) -> torch.Tensor:
+        """Call the model. Returns logits [n, V]; with keep > 0, only those of the last `keep`
+        nodes."""
+        logits: torch.Tensor = self._call(ids, positions, hidden, keep).logits[0]
+        return logits[-keep:]
+
+    def _call(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        hidden: torch.Tensor | None,
+        keep: int,
+        **more: Any,
+    ) -> Any:
         """Call the model. ids, positions: int64 [1, n]. hidden: bool [n, cache rows], True for rows
-        that a node may not see; None for the beginning of a text. Returns logits [n, V]; with keep
-        > 0, only those of the last `keep` nodes."""
-        arguments: dict[str, Any] = {
+        that a node may not see; None for the beginning of a text. keep: see `_run`. more: other
+        arguments. Returns what the model returns."""
+        arguments: dict[str, Any] = more | {
             "attention_mask": self._masks(hidden) if hidden is not None else None,
             "position_ids": positions,
             "use_cache": True,
@@ -251,8 +294,22 @@ class Engine:
         arguments |= cache_arguments(type(self.model), self._cache)
         if self._keeps:
             arguments["logits_to_keep"] = keep
-        logits: torch.Tensor = self.model(input_ids=ids, **arguments).logits[0]
-        return logits[-keep:]
+        with self._tapped():
+            return self.model(input_ids=ids, **arguments)
+
+    @contextmanager
+    def _tapped(self) -> Iterator[None]:
+        """Inside, each pass leaves the residual stream after some layers in `features`."""
+        with ExitStack() as hooks:
+            for block, kept in self._taps:
+                keep = partial(self._keep, kept)
+                hooks.callback(block.register_forward_hook(keep).remove)
+            yield
+
+    def _keep(self, kept: torch.Tensor, block: torch.nn.Module, given: Any, out: Any) -> None:
+        stream = (out[0] if isinstance(out, tuple) else out)[0, :, : kept.shape[1]]
+        rows, _ = self._cache.pass_rows
+        kept.index_copy_(0, rows.to(kept.device), stream.to(kept.device, kept.dtype))
 
     def _sample(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of one token, by layer. Raises UsageError if the model does not take its

@@ -76,10 +76,14 @@ class TreeCache(Cache):
     committed text."""
 
     def __init__(
-        self, sample: Sequence[tuple[torch.Tensor, torch.Tensor]], max_length: int
+        self,
+        sample: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        max_length: int,
+        beside: Sequence[torch.Tensor] = (),
     ) -> None:
         """sample: keys and values [1, heads, n, size] of some tokens, by layer; the cache takes
-        their shapes, dtypes and devices."""
+        their shapes, dtypes and devices. beside: what else is kept by row, each [max_length, size];
+        it is moved and cleared like keys and values."""
         self.max_length, self.length = max_length, 0
         self._pass: tuple[torch.Tensor, int] | None = None
         states = [state for layer in sample for state in layer]
@@ -94,6 +98,7 @@ class TreeCache(Cache):
                 for shape, count in Counter(shapes).items()
             }
         self._stacks = list(stacks.values())  # [tensors of this shape, heads, max_length, size]
+        self._stacks += [kept[None, None] for kept in beside]
         unused = {shape: iter(stack.split(1)) for shape, stack in stacks.items()}
         views = [next(unused[shape]) for shape in shapes]
         super().__init__(

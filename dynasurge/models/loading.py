@@ -77,11 +77,11 @@ def load_model(
     next to the weights may run. Warns of slow attention, and of tensors that the model does not
     use. Raises UsageError.
     """
-    with _Quiet(), shrinking("model"):
+    with Quiet(), shrinking("model"):
         source = find_source(flag, name, trust_remote_code)
-        config = _load_config(source)
+        config = load_config(source)
         try:
-            tokenizer = _load_tokenizer(source)
+            tokenizer = load_tokenizer(source)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.path,
                 config=config,
@@ -95,11 +95,11 @@ def load_model(
             raise
         except Exception as error:
             # readers of weights and tokenizers, and a model's own code, may raise anything
-            raise _unloadable(source, error) from error
+            raise unloadable(source, error) from error
     model: PreTrainedModel = loaded[0]
-    _check_report(source, loaded[1])
+    check_report(source, loaded[1])
     if name in SHAPES:
-        with _Quiet(), shrinking("model"):
+        with Quiet(), shrinking("model"):
             model = widen(
                 cast(LlamaForCausalLM, model),
                 SHAPES[name],
@@ -117,15 +117,15 @@ def load_model(
 def load_generation_config(name: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """What a target's generation config says: its entries that are not None. Loads no weights.
     Raises UsageError."""
-    with _Quiet():
+    with Quiet():
         source = find_source("--target", name, trust_remote_code)
-        config = _load_config(source)
+        config = load_config(source)
         try:
             own = GenerationConfig.from_pretrained(source.path, **source.options)
         except OSError:  # there is none; then the model's config may have entries
             own = GenerationConfig.from_model_config(config)
         except Exception as error:  # values of the wrong kind raise anything
-            raise _unloadable(source, error) from error
+            raise unloadable(source, error) from error
     return {name: value for name, value in own.to_dict().items() if value is not None}
 
 
@@ -174,7 +174,7 @@ def _demo_source(flag: str) -> Source:
         raise source.wrong(f"cannot be unpacked ({_said(error)})", remedy) from error
 
 
-def _load_config(source: Source) -> PreTrainedConfig:
+def load_config(source: Source) -> PreTrainedConfig:
     """The model's config. Raises UsageError unless it belongs to a causal language model."""
     if source.folder is not None and not (source.folder / "config.json").is_file():
         if (source.folder / "adapter_config.json").is_file():
@@ -187,7 +187,7 @@ def _load_config(source: Source) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(source.path, **source.options)
     except Exception as error:
-        raise _unloadable(source, error) from error
+        raise unloadable(source, error) from error
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if config.is_encoder_decoder:
         raise source.wrong(f"is an encoder-decoder ({config.model_type})", MODELS)
@@ -196,7 +196,7 @@ def _load_config(source: Source) -> PreTrainedConfig:
     return config
 
 
-def _load_tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase | None:
     if source.folder is not None and not any(
         (source.folder / name).is_file() for name in TOKENIZERS
     ):
@@ -229,7 +229,7 @@ def _check_generation_config(source: Source) -> None:
             raise source.wrong(f"its {path.name} is no JSON object", "correct or remove that file")
 
 
-def _check_report(source: Source, report: dict[str, Any]) -> None:
+def check_report(source: Source, report: dict[str, Any]) -> None:
     """Raise UsageError if tensors are missing or have another shape. Warn of tensors that are not
     used."""
     missing = sorted(report["missing_keys"])
@@ -253,7 +253,7 @@ def _check_report(source: Source, report: dict[str, Any]) -> None:
         warnings.warn(f"{source.flag} {source.name}: {said}", stacklevel=3)
 
 
-def _unloadable(source: Source, error: Exception) -> UsageError:
+def unloadable(source: Source, error: Exception) -> UsageError:
     said = str(error)
     if source.name == DEMO and source.flag == "--target" and source.folder is None:
         reason = "the demo target is neither installed nor on a reachable model hub"
@@ -291,7 +291,7 @@ def _said(error: Exception) -> str:
     return said[:240] or type(error).__name__
 
 
-class _Quiet:
+class Quiet:
     """Hide transformers' own progress bars and load reports while a model loads."""
 
     def __enter__(self) -> None:

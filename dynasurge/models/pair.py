@@ -1,7 +1,8 @@
 """Pairs: a draft and its target, loaded, tested, and found to fit together.
 
 The demo pair needs no model hub (see models/demo_pair.py). Any other pair is given by hub name or
-folder. Both are causal language models that can read a tree (models/compatibility.py,
+folder. Both are causal language models that can read a tree, or the draft reads the target's hidden
+states (models/feature_draft.py). They are tested (models/compatibility.py,
 models/self_test.py), and their vocabularies agree where they overlap (models/vocabulary.py).
 """
 
@@ -16,8 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dynasurge.errors import UsageError
 from dynasurge.models.compatibility import check_model
+from dynasurge.models.draft_loading import load_draft
 from dynasurge.models.engine import places
 from dynasurge.models.failures import shrinking
+from dynasurge.models.feature_draft import FeatureDraft
 from dynasurge.models.loading import load_model
 from dynasurge.models.model_changes import pack, restore
 from dynasurge.models.prompts import Prompt, chat_ids, is_chat, prompt_ids
@@ -121,8 +124,8 @@ def load_pair(
     target_model, tokenizer = load_target(
         target, number, device_map, device=where, trust_remote_code=trust_remote_code
     )
-    draft_model, draft_tokenizer = load_model(
-        "--draft", draft, number, device=where, trust_remote_code=trust_remote_code
+    draft_model, draft_tokenizer = load_draft(
+        draft, target_model, number, device=where, trust_remote_code=trust_remote_code
     )
     shared = check_pair(draft, draft_model, draft_tokenizer, target, target_model, tokenizer)
     with shrinking("model"):
@@ -134,13 +137,15 @@ def load_pair(
                 "--device-map", device_map, reason, "use more or larger GPUs, or --dtype bfloat16"
             )
         torch.nn.Module.to(draft_model, target_model.device)
+        if isinstance(draft_model, FeatureDraft):
+            draft_model.attach(target_model)
         for flag, name, model in (
             ("--draft", draft, draft_model),
             ("--target", target, target_model),
         ):
             model.train(False)
             pack(model)
-            if self_test:
+            if self_test and not isinstance(model, FeatureDraft):
                 test_model(flag, name, model)
     pair = Pair(
         draft=draft_model,

@@ -172,7 +172,7 @@ class NoValues:
     """An engine of tensors that have shapes but no values."""
 
     device, vocab, static_length = torch.device("meta"), 1000, 256
-    compiled = spread = False
+    compiled = spread = rereads = False
 
     def extend(self, tokens: Any) -> None: ...
     def reset(self) -> None: ...
@@ -184,6 +184,7 @@ class NoValues:
         positions: torch.Tensor,
         rows: torch.Tensor,
         hidden: torch.Tensor,
+        parents: torch.Tensor | None = None,
         *,
         captured: bool,
     ) -> torch.Tensor:

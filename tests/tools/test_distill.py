@@ -426,7 +426,7 @@ def test_epochs_visit_every_sequence_once(target, monkeypatch):
 def test_saved_draft_loads_plainly_in_bfloat16(target, tmp_path):
     draft = new_draft(target, SETTINGS)
     save_draft(draft, tmp_path)
-    loaded = load_draft(tmp_path, torch.bfloat16)
+    loaded = load_draft(tmp_path, target, torch.bfloat16)
     assert loaded.config.vocab_size == 259
     assert loaded.dtype == torch.bfloat16
     assert torch.equal(

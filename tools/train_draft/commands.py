@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from dynasurge.models.feature_draft import FeatureDraft
 from dynasurge.models.pair import load_target
 from tools.train_draft.evaluation import (
     Continuations,
@@ -24,13 +25,11 @@ from tools.train_draft.evaluation import (
     read_prompts,
 )
 from tools.train_draft.feature_training import FeatureTrainer
-from tools.train_draft.features import FeatureDraft, FeatureKernels
+from tools.train_draft.features import FeatureKernels, new_features
 from tools.train_draft.llama import EAGER, Kernels, Llama, compiled_kernels, view_of
 from tools.train_draft.loss import token_terms
 from tools.train_draft.pair import (
-    is_feature_draft,
     load_draft,
-    load_features,
     new_draft,
     save_draft,
     save_features,
@@ -167,7 +166,7 @@ def train(args: argparse.Namespace, settings: DistillSettings) -> None:
     save: Callable[..., None]
     evaluate: Callable[[Any], dict[str, float]]
     if isinstance(settings, FeatureSettings):
-        draft: Any = FeatureDraft(view, settings).to(args.device)
+        draft: Any = new_features(target, settings).to(args.device)
         compiled = FeatureKernels(kernels, compile=kernels is not EAGER)
         trainer: Trainer = FeatureTrainer(
             view, draft, sequences, settings, feature_kernels=compiled, **how
@@ -217,7 +216,7 @@ def evaluate(args: argparse.Namespace, settings: DistillSettings) -> dict[str, f
     """Measure a saved draft on every prompt file and temperature. Returns numbers by name."""
     target, tokenizer, view, *_ = prepare(args)
     scorer, sets = continuations(args, target, tokenizer, view)
-    if is_feature_draft(args.draft):
-        draft = load_features(args.draft, view).to(args.device)
+    draft = load_draft(args.draft, target).to(args.device)
+    if isinstance(draft, FeatureDraft):
         return measure_depths(draft, scorer, sets)
-    return measure(load_draft(args.draft).to(args.device), scorer.head, sets)
+    return measure(draft, scorer.head, sets)

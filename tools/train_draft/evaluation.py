@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from dynasurge.errors import UsageError
-from tools.train_draft.features import FeatureDraft, aligned, unroll
+from dynasurge.models.feature_draft import FeatureDraft
+from tools.train_draft.features import aligned, unroll
 from tools.train_draft.llama import Llama, forward, view_of
 from tools.train_draft.loss import overlap
 from tools.train_draft.sampling import Sampler
@@ -186,7 +187,7 @@ def measure_depths(
     for one in sets:
         parts = []
         for tokens in one.tokens.split(batch):
-            _, taps = forward(scorer, tokens, taps=draft.settings.taps)
+            _, taps = forward(scorer, tokens, taps=draft.config.taps)
             parts.append(aligned(unroll(draft, scorer, tokens, taps, depths)))
         hidden = torch.cat(parts, dim=1)[:, one.rows, one.positions]
         totals = torch.zeros(depths, dtype=torch.float64, device=hidden.device)

@@ -1,30 +1,25 @@
 """A draft that reads the target's hidden states, trained as it will be used: unrolled.
 
-At the time of a step, the target has scored the tokens x_0 .. x_t, and left its residual stream at
-some layers, the *taps*, at each of them: the feature f_0 .. f_t. The next token x_{t+1}, the root of
-the tree, is known, its feature is not. The draft predicts what follows x_{t+1}, and then, without
-any further feature, what follows x_{t+2}, x_{t+3}, ...: *depths* 1, 2, 3, ...
+The draft (dynasurge/models/feature_draft.py) continues x_0 .. x_{t+1}, of which the target has
+scored all but x_{t+1}. It predicts what follows x_{t+1}, and then, without any further feature, what
+follows x_{t+2}, x_{t+3}, ...: *depths* 1, 2, 3, ... Depth 1 reads x_{t+1} with fc(f_t); depth j reads
+x_{t+j} with what depth j - 1 carried. Every depth attends to what is known of x_0 .. x_t, and to
+depths 1 .. j of its own t.
 
-    depth 1   reads x_{t+1} with fc(f_t)
-    depth j   reads x_{t+j} with its own output at depth j - 1 in the feature's place (EAGLE-3)
-
-and every depth attends to what is known of x_0 .. x_t, and to depths 1 .. j of its own t. A sequence
-of T tokens trains all t at once: depth j is one pass over T positions, in which position t holds
-x_{t+j}. Keys of the past are causal in t; keys of a depth are seen from their own t only.
-
-What is known of the past is either the draft's own keys and values of depth 1 (EAGLE-3), or
-(``inject``) keys and values made straight from f_0 .. f_t, which costs no pass of the draft.
+A sequence of T tokens trains all t at once: depth j is one pass over T positions, in which position
+t holds x_{t+j}. Keys of the past are causal in t; keys of a depth are seen from their own t only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from dynasurge.models.feature_draft import FeatureDraft, FeatureDraftConfig
 from tools.train_draft.llama import (
     EAGER,
     Kernels,
@@ -36,47 +31,70 @@ from tools.train_draft.llama import (
 )
 from tools.train_draft.settings import FeatureSettings
 
-__all__ = ["DepthLoss", "FeatureDraft", "unroll"]
+__all__ = ["DepthLoss", "FeatureKernels", "aligned", "depth_weights", "new_features", "unroll"]
 
 
-class FeatureLayer(nn.Module):
-    """Weights of one layer. ``wide``: queries, keys and values read [embedding; feature]."""
+def new_features(target: Any, settings: FeatureSettings) -> FeatureDraft:
+    """An untrained draft of a LLaMA, float32 on the CPU. Its width, heads, embedding and head are
+    the target's."""
+    theirs = target.config
+    config = FeatureDraftConfig(
+        vocab_size=theirs.vocab_size,
+        hidden_size=theirs.hidden_size,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=theirs.num_attention_heads,
+        num_key_value_heads=theirs.num_key_value_heads,
+        intermediate_size=settings.mlp,
+        max_position_embeddings=theirs.max_position_embeddings,
+        rms_norm_eps=theirs.rms_norm_eps,
+        rope_parameters=dict(theirs.rope_parameters),
+        taps=list(settings.taps),
+        own_head=False,
+        inject=settings.inject,
+        residual_embedding=settings.residual == "both",
+        norm_taps=True,
+    )
+    draft = FeatureDraft(config)
+    generator = torch.Generator().manual_seed(settings.seed)
+    with torch.no_grad():
+        for name, parameter in draft.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):  # into the residual stream
+                parameter.zero_()
+            elif parameter.ndim == 2:
+                parameter.normal_(0, parameter.shape[1] ** -0.5 / 2, generator=generator)
+        draft.norm.weight.copy_(target.model.norm.weight)
+    trained: FeatureDraft = draft.train()
+    return trained
 
-    def __init__(self, target: Llama, settings: FeatureSettings, wide: bool) -> None:
-        super().__init__()
-        hidden = target.embedding.shape[1]
-        queries, keys = target.heads * target.head_dim, target.kv_heads * target.head_dim
-        mlp = settings.mlp
-        self.norm1 = nn.Parameter(torch.ones(hidden * (2 if wide else 1)))
-        self.qkv = nn.Parameter(torch.empty(queries + 2 * keys, len(self.norm1)))
-        self.out = nn.Parameter(torch.zeros(hidden, queries))
-        self.norm2 = nn.Parameter(torch.ones(hidden))
-        self.gate_up = nn.Parameter(torch.empty(2 * mlp, hidden))
-        self.down = nn.Parameter(torch.zeros(hidden, mlp))
-        if settings.inject:
-            self.past = nn.Parameter(torch.empty(2 * keys, hidden * len(settings.taps)))
+
+class Weights(NamedTuple):
+    """One layer in the compute dtype. q, k, v are stacked in one matrix, gate and up, and the past's
+    k and v. norm1 of the first layer has two halves: for the embedding, and for what is carried."""
+
+    norm1: Tensor
+    qkv: Tensor
+    out: Tensor
+    norm2: Tensor
+    gate_up: Tensor
+    down: Tensor
+    past: Tensor | None
 
 
-class FeatureDraft(nn.Module):
-    """A draft's weights, float32. Embedding and head are the target's, and stay as they are."""
-
-    def __init__(self, target: Llama, settings: FeatureSettings) -> None:
-        super().__init__()
-        hidden = target.embedding.shape[1]
-        self.settings = settings
-        self.fc = nn.Parameter(torch.empty(hidden, hidden * len(settings.taps)))
-        if settings.residual == "both":
-            self.embed = nn.Parameter(torch.empty(hidden, hidden))
-        self.layers = nn.ModuleList(
-            FeatureLayer(target, settings, wide=place == 0) for place in range(settings.layers)
-        )
-        self.norm = nn.Parameter(torch.full((hidden,), 1.0))
-        generator = torch.Generator().manual_seed(settings.seed)
-        for parameter in self.parameters():
-            if parameter.ndim == 2 and parameter.count_nonzero():
-                nn.init.normal_(parameter, 0, parameter.shape[1] ** -0.5 / 2, generator=generator)
-        with torch.no_grad():
-            self.norm.copy_(target.norm.float())
+def weights_of(layer: Any, dtype: torch.dtype) -> Weights:
+    """A layer as tensors, differentiable with respect to its parameters."""
+    own, mlp, norm1 = layer.self_attn, layer.mlp, layer.input_layernorm.weight
+    if layer.hidden_norm is not None:
+        norm1 = torch.cat([norm1, layer.hidden_norm.weight])
+    past = [layer.past_k.weight, layer.past_v.weight] if hasattr(layer, "past_k") else []
+    return Weights(
+        norm1=norm1.to(dtype),
+        qkv=torch.cat([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight]).to(dtype),
+        out=own.o_proj.weight.to(dtype),
+        norm2=layer.post_attention_layernorm.weight.to(dtype),
+        gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).to(dtype),
+        down=mlp.down_proj.weight.to(dtype),
+        past=torch.cat(past).to(dtype) if past else None,
+    )
 
 
 def tap_norm(taps: Tensor, width: int, eps: float) -> Tensor:
@@ -158,47 +176,41 @@ def unroll(
     t + j >= T on there is no such token, and the caller ignores what stands there.
     """
     kernels = kernels or FeatureKernels()
-    settings, dtype, eps = draft.settings, target.dtype, target.eps
-    length = tokens.shape[1]
-    cast = {name: value.to(dtype) for name, value in draft.named_parameters()}
-    layers = [
-        {name: cast[f"layers.{place}.{name}"] for name, _ in layer.named_parameters()}
-        for place, layer in enumerate(draft.layers)
-    ]
-    width = target.embedding.shape[1]
-    features = kernels.tap_norm(taps, width, eps)
+    dtype, eps, length = target.dtype, target.eps, tokens.shape[1]
+    layers = [weights_of(layer, dtype) for layer in draft.layers]
+    embedding_fc = draft.embedding_fc.weight.to(dtype) if draft.embedding_fc is not None else None
+    features = kernels.tap_norm(taps, target.embedding.shape[1], eps)
     positions = torch.arange(length, device=tokens.device)
     keys: list[list[Tensor]] = [[] for _ in layers]
     values: list[list[Tensor]] = [[] for _ in layers]
-    if settings.inject:
-        cos, sin = rotary_tables(target, positions)
-        for place, layer in enumerate(layers):
-            k, v = heads_of(features, layer["past"], 2 * target.kv_heads).chunk(2, dim=1)
+    cos, sin = rotary_tables(target, positions)
+    for place, layer in enumerate(layers):
+        if layer.past is not None:
+            k, v = heads_of(features, layer.past, 2 * target.kv_heads).chunk(2, dim=1)
             keys[place].append(kernels.rotate(k, cos, sin))
             values[place].append(v)
-    carried = F.linear(features, cast["fc"])
+    carried = F.linear(features, draft.fc.weight.to(dtype))
     outputs = []
     for depth in range(1, depths + 1):
         cos, sin = rotary_tables(target, positions + depth)
         read = F.pad(tokens[:, depth:], (0, min(depth, length)))
         embedded = F.embedding(read, target.embedding).to(dtype)
         x = carried
-        if settings.residual == "both":
-            x = x + F.linear(embedded, cast["embed"])
+        if embedding_fc is not None:
+            x = x + F.linear(embedded, embedding_fc)
+        how = (cos, sin, target.heads, target.kv_heads, eps)
         for place, layer in enumerate(layers):
-            how = (cos, sin, target.heads, target.kv_heads, eps)
             if place == 0:
-                q, k, v = kernels.wide(embedded, x, layer["norm1"], layer["qkv"], *how)
+                q, k, v = kernels.wide(embedded, x, layer.norm1, layer.qkv, *how)
             else:
-                q, k, v = kernels.base.inputs(x, layer["norm1"], layer["qkv"], *how)
+                q, k, v = kernels.base.inputs(x, layer.norm1, layer.qkv, *how)
             keys[place].append(k)
             values[place].append(v)
             attended = attend(q, keys[place], values[place])
-            x = kernels.outputs(
-                x, attended, layer["out"], layer["norm2"], layer["gate_up"], layer["down"], eps
-            )
+            own = (layer.out, layer.norm2, layer.gate_up, layer.down)
+            x = kernels.outputs(x, attended, *own, eps)
         carried = x
-        outputs.append(kernels.base.norm(x, cast["norm"], eps))
+        outputs.append(kernels.base.norm(x, draft.norm.weight.to(dtype), eps))
     return outputs
 
 

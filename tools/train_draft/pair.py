@@ -7,7 +7,6 @@ of words as its width allows.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,12 @@ from torch import Tensor
 
 from dynasurge.errors import UsageError
 from dynasurge.files import write_whole
-from dynasurge.models.loading import load_model
-from tools.train_draft.features import FeatureDraft
-from tools.train_draft.llama import Llama
-from tools.train_draft.settings import DistillSettings, FeatureSettings
+from dynasurge.models.draft_loading import load_draft as load_any
+from dynasurge.models.feature_draft import FeatureDraft
+from tools.train_draft.settings import DistillSettings
 
 __all__ = [
-    "is_feature_draft",
     "load_draft",
-    "load_features",
     "new_draft",
     "principal_embedding",
     "save_draft",
@@ -32,9 +28,9 @@ __all__ = [
 ]
 
 
-def load_draft(folder: str | Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A saved draft in evaluation mode."""
-    model: Any = load_model("--draft", str(folder), dtype)[0]
+def load_draft(folder: str | Path, target: Any, dtype: torch.dtype = torch.float32) -> Any:
+    """A saved draft of this target in evaluation mode."""
+    model: Any = load_any(str(folder), target, dtype)[0]
     return model.eval().requires_grad_(False)
 
 
@@ -110,33 +106,16 @@ def save_draft(draft: Any, folder: Path, dtype: torch.dtype = torch.bfloat16) ->
 
 
 def save_features(draft: FeatureDraft, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write a feature draft: config.json (its settings) and model.safetensors, in ``dtype``."""
+    """Write a feature draft as `load_pair` reads it, weights in ``dtype``."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    draft.config.dtype = dtype
+    draft.config.architectures = ["FeatureDraft"]
+    draft.config.save_pretrained(folder)
     weights = {
         name: value.detach().to("cpu", dtype).contiguous()
         for name, value in draft.state_dict().items()
     }
     with write_whole(folder / "model.safetensors") as partial:
         save_file(weights, partial, metadata={"format": "pt"})
-    with write_whole(folder / "config.json") as partial:
-        config = {"model_type": "feature_draft", **draft.settings.as_dict()}
-        partial.write_text(json.dumps(config, indent=1) + "\n")
-
-
-def is_feature_draft(folder: Path) -> bool:
-    """Whether ``save_features`` wrote this folder."""
-    config = json.loads((Path(folder) / "config.json").read_text())
-    return bool(config.get("model_type") == "feature_draft")
-
-
-def load_features(folder: Path, target: Llama) -> FeatureDraft:
-    """A saved feature draft of this target, float32."""
-    from safetensors.torch import load_file
-
-    config = json.loads((Path(folder) / "config.json").read_text())
-    del config["model_type"]
-    draft = FeatureDraft(target, FeatureSettings.from_dict(config))
-    draft.load_state_dict(load_file(Path(folder) / "model.safetensors"))
-    return draft.float().eval().requires_grad_(False)
