@@ -113,6 +113,42 @@ class TableEngine:
         self._cache |= {row: entry for row, entry in moved.items() if entry is not None}
 
 
+class FeatureTableEngine(TableEngine):
+    """A table that also looks at which tokens were read as text, with the target's features, and
+    which as nodes, without. Nothing of a tree may be seen later as if it were text."""
+
+    rereads = True
+
+    def __init__(self, table: Table, vocab: int = VOCAB) -> None:
+        super().__init__(lambda tokens: table((*tokens, vocab + self._known)), vocab)
+
+    def score(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        rows: torch.Tensor,
+        hidden: torch.Tensor,
+        parents: torch.Tensor | None = None,
+        *,
+        captured: bool = False,
+    ) -> torch.Tensor:
+        if parents is None:
+            self._known = int(positions[-1])  # tokens that have features
+            assert torch.equal(rows, positions)
+        else:
+            before = [self._cache[row] for row in parents.tolist()]
+            spare = [
+                place - 1 != at for place, (at, _) in zip(positions.tolist(), before, strict=True)
+            ]
+            assert not any(spare[: self.sure])
+        logits = super().score(tokens, positions, rows, hidden, captured=captured)
+        return logits[-1:] if parents is None else logits
+
+    sure = 1  # rows of a level that are certainly no spare ones
+
+    def move(self, rows: torch.Tensor, to: torch.Tensor) -> None: ...
+
+
 class Script:
     """A `Source` and a `Chance` that replays a prefix of outcomes, then takes the first possible
     one. Of rows to spare (phases: where they are) it takes any children."""
@@ -301,7 +337,7 @@ class Grown(NamedTuple):
 
 class Steps:
     """Single steps of the loop after a text, with tables for models. padded: whether all levels and
-    the target's pass have fixed shapes."""
+    the target's pass have fixed shapes. engine: the draft's."""
 
     def __init__(
         self,
@@ -314,13 +350,14 @@ class Steps:
         text: tuple[int, ...] = PROMPT,
         T: float = 1.0,
         vocab: int = VOCAB,
+        engine: type[TableEngine] = TableEngine,
         **judge: Any,
     ) -> None:
         self.text, self.trees = list(text), trees
         how = RULES[rule] if isinstance(rule, str) else rule
         self.phases = Phases(
             TableEngine(target, vocab),
-            TableEngine(draft, vocab),
+            engine(draft, vocab),
             trees,
             Judge(rule=how, T=T, P=1.0, **judge),
             padded=padded,

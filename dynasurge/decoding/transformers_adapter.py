@@ -39,8 +39,8 @@ from dynasurge.errors import UsageError
 from dynasurge.generation_config import check_config
 from dynasurge.models.attention_masks import layer_kinds
 from dynasurge.models.compatibility import CACHES, check_model, rope_switch
+from dynasurge.models.draft_loading import load_draft, seat
 from dynasurge.models.law import Law, law_of
-from dynasurge.models.loading import load_model
 from dynasurge.models.pair import Pair, check_pair
 from dynasurge.models.processors import processed
 from dynasurge.models.self_test import self_test
@@ -254,9 +254,9 @@ class TreeGenerate:
         """Load the draft for this target and check that they fit. Raises UsageError."""
         target, name = str(model.name_or_path) or type(model).__name__, self._settings.draft
         draft, tokenizer = (
-            load_model(
-                "--draft",
+            load_draft(
                 name,
+                model,
                 model.dtype,
                 device=model.device,
                 trust_remote_code=self._settings.trust_remote_code,
@@ -267,8 +267,8 @@ class TreeGenerate:
         targets = _beside(model)
         # If a tokenizer is missing, only the sizes of the vocabularies are compared.
         shared = check_pair(name, draft, tokenizer, target, model, targets)
-        torch.nn.Module.to(draft, model.device).eval()
-        self_test("--draft", name, draft)
+        if not seat(draft, model):
+            self_test("--draft", name, draft)
         self_test("--target", target, model)
         # Decoding uses token ids only: nothing calls this pair's tokenizer.
         tokenizer = cast(PreTrainedTokenizerBase, targets)

@@ -82,3 +82,13 @@ def _check_config(source: Source, config: FeatureDraftConfig, own: PreTrainedCon
     if config.taps and not 1 <= min(config.taps) <= max(config.taps) <= own.num_hidden_layers:
         reason = f"reads the target after layers {[*config.taps]}, it has {own.num_hidden_layers}"
         raise source.wrong(reason, remedy)
+
+
+def seat(draft: PreTrainedModel, target: PreTrainedModel) -> bool:
+    """Move a draft to its target, in evaluation mode. A feature draft takes the target's embedding
+    and head. Returns whether it is one."""
+    torch.nn.Module.to(draft, target.device).eval()
+    if not isinstance(draft, FeatureDraft):
+        return False
+    draft.attach(target)
+    return True

@@ -17,10 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dynasurge.errors import UsageError
 from dynasurge.models.compatibility import check_model
-from dynasurge.models.draft_loading import load_draft
+from dynasurge.models.draft_loading import load_draft, seat
 from dynasurge.models.engine import places
 from dynasurge.models.failures import shrinking
-from dynasurge.models.feature_draft import FeatureDraft
 from dynasurge.models.loading import load_model
 from dynasurge.models.model_changes import pack, restore
 from dynasurge.models.prompts import Prompt, chat_ids, is_chat, prompt_ids
@@ -136,16 +135,14 @@ def load_pair(
             raise UsageError(
                 "--device-map", device_map, reason, "use more or larger GPUs, or --dtype bfloat16"
             )
-        torch.nn.Module.to(draft_model, target_model.device)
-        if isinstance(draft_model, FeatureDraft):
-            draft_model.attach(target_model)
+        reads_features = seat(draft_model, target_model)
         for flag, name, model in (
             ("--draft", draft, draft_model),
             ("--target", target, target_model),
         ):
             model.train(False)
             pack(model)
-            if self_test and not isinstance(model, FeatureDraft):
+            if self_test and not (reads_features and model is draft_model):
                 test_model(flag, name, model)
     pair = Pair(
         draft=draft_model,

@@ -12,13 +12,19 @@ import pytest
 import torch
 from conftest import VOCAB, save_model, tiny_model
 from plain_feature_draft import PlainDraft
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 import dynasurge
 from dynasurge import Pair, Session, Settings, UsageError, load_pair
 from dynasurge.decoding import engines
+from dynasurge.decoding.assembly import Parts, make_trees
+from dynasurge.decoding.executors import Direct
+from dynasurge.decoding.loop import Decoder
+from dynasurge.decoding.phases import Judge, Phases
 from dynasurge.models.feature_draft import FeatureDraft, FeatureDraftConfig, published_config
 from dynasurge.models.feature_engine import FeatureEngine
+from dynasurge.probabilities import Random
+from dynasurge.verification.rules import RULES
 
 TAPS = [1, 2, 3]
 PROMPT = [5, 9, 13, 4, 70, 33, 8]
@@ -258,3 +264,34 @@ def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path: Path, target: str)
     torch.save(weights, path)
     with pytest.raises(UsageError, match=r"its checkpoint lacks fc\.weight"):
         load_pair(str(tmp_path / "head"), target, dtype="float32", device="cpu")
+
+
+@FORMS
+@pytest.mark.parametrize("T", [0.0, 0.8])
+def test_steps_of_fixed_shape_write_the_same_text(
+    form: dict[str, Any], T: float, models: Pair
+) -> None:
+    """As a GPU replays them: the draft reads a fixed number of tokens again, and spare rows."""
+    pair = pair_of(form, models)
+    settings = Settings(mode="sTree", growmap="2x3", T=T, P=1.0, new_tokens=16)
+    texts = []
+    for captured in (False, True):
+        target, draft = engines.engines_of(pair, 64, 64)
+        trees = make_trees(settings, Parts(), target.device, captured=captured)
+        judge = Judge(rule=RULES["traversal" if T else "topdown"], T=T, P=1.0)
+        phases = Phases(target, draft, trees, judge, padded=captured, captured=captured)
+        decoder = Decoder(Direct(phases, lag=2 if captured else 1))
+        decoder.prefill(PROMPT)
+        steps = decoder.steps(PROMPT, 16, Random.seeded(4))
+        texts.append([token for step in steps for token in step.emitted])
+    assert texts[0] == texts[1]
+
+
+def test_generate_of_transformers_takes_such_a_draft(tmp_path: Path, target: str) -> None:
+    publish(tmp_path / "head")
+    model = LlamaForCausalLM.from_pretrained(target)
+    ids = torch.tensor([PROMPT])
+    how = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    plain = model.generate(ids, **how)
+    own = dynasurge.custom_generate(str(tmp_path / "head"), mode="dTree", B=6)
+    assert torch.equal(model.generate(ids, custom_generate=own, **how), plain)

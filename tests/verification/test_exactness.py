@@ -101,6 +101,20 @@ def test_steps_with_dynamic_trees_are_lossless(
 
 @PADDED
 @pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("shape", [None, "2x2"], ids=["dynamic", "static"])
+def test_steps_with_a_draft_that_reads_features_are_lossless(
+    shape: str | None, policy: str, padded: bool
+) -> None:
+    """Its law depends on what the target has scored, and on which tokens it has not."""
+    target, draft = toy.random_table(3), toy.random_table(4)
+    trees = static(SHAPES[shape], policy) if shape else dynamic(3, 2, 2, policy, width=1)
+    how = {"padded": padded, "engine": toy.FeatureTableEngine}
+    steps = Steps(draft, target, trees, "traversal", **how)
+    assert steps.distance(target, 3) < 1e-12
+
+
+@PADDED
+@pytest.mark.parametrize("policy", POLICIES)
 def test_steps_with_copies_are_lossless(
     policy: str, padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

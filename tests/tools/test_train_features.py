@@ -1,0 +1,193 @@
+"""Training of drafts that read the target's hidden states: what is unrolled is what decodes, the
+loss and its gradient, runs that go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model, tiny_tokenizer
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from dynasurge.models.engine import Engine
+from dynasurge.models.feature_engine import FeatureEngine
+from tools.train_draft.__main__ import main
+from tools.train_draft.evaluation import Continuations, measure_depths
+from tools.train_draft.feature_training import FeatureTrainer
+from tools.train_draft.features import (
+    DepthLoss,
+    aligned,
+    depth_weights,
+    new_features,
+    unroll,
+)
+from tools.train_draft.llama import forward, view_of
+from tools.train_draft.loss import kl_divergence, overlap, token_terms
+from tools.train_draft.pair import load_draft, save_features
+from tools.train_draft.settings import FeatureSettings
+
+SMALL = {
+    "length": 16,
+    "batch_rows": 4,
+    "long_every": 2,
+    "long_pack": 2,
+    "max_tokens": 4 * 16 * 8,
+    "warmup_steps": 2,
+    "loss_chunk": 24,
+    "taps": (1, 2, 4),
+    "depths": 3,
+    "mlp": 48,
+}
+EAGLE = FeatureSettings(**SMALL)
+OURS = FeatureSettings(**SMALL, layers=2, inject=True, residual="both")
+FORMS = pytest.mark.parametrize("settings", [EAGLE, OURS], ids=["eagle", "ours"])
+
+
+@pytest.fixture(scope="module")
+def target() -> LlamaForCausalLM:
+    return tiny_model("llama", layers=4).requires_grad_(False)
+
+
+def sequences(count: int = 12) -> np.ndarray:
+    return np.random.default_rng(0).integers(3, 96, (count, 16)).astype(np.uint16)
+
+
+def random_draft(target: Any, settings: FeatureSettings) -> Any:
+    draft = new_features(target, settings)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.2, generator=generator)
+    return draft
+
+
+@FORMS
+def test_what_is_unrolled_is_what_decodes(settings: FeatureSettings, target: Any) -> None:
+    """Every start t and depth j: the logits that the engine gives after x_0 .. x_{t+1} and a chain
+    of the next j - 1 tokens."""
+    draft = random_draft(target, settings).eval()
+    view, tokens = view_of(target, torch.float32), torch.from_numpy(sequences(1).astype(np.int64))
+    with torch.no_grad():
+        _, taps = forward(view, tokens, taps=settings.taps)
+        found = [one[0] @ view.head.T for one in unroll(draft, view, tokens, taps, 3)]
+    draft.attach(target)
+    text = tokens[0].tolist()
+    reader = Engine(target, 32, taps=settings.taps)
+    reader.extend(text)
+    for t in (0, 1, 5, 9):
+        engine = FeatureEngine(draft, 32, reader)
+        engine.extend(text[: t + 1])
+        row = torch.tensor([t + 1])
+        for depth in (1, 2, 3):
+            place = row + depth - 1
+            seen = torch.arange(t + 1 + depth)[None] > place[:, None]
+            parents = None if depth == 1 else place - 1
+            logits = engine.score(tokens[0, place], place, place, seen, parents)
+            if t or settings.inject:  # the first token is not read here, but in training
+                torch.testing.assert_close(logits[-1], found[depth - 1][t], rtol=0, atol=2e-4)
+
+
+def test_the_loss_and_its_gradient_are_those_of_autograd() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    hidden, theirs, head = noise(2, 10, 8).requires_grad_(), noise(10, 8), noise(30, 8)
+    weights, T = depth_weights(2, 5, 2, 0.9), noise(10, 1).exp()
+    args = (theirs, head, weights, T, torch.tensor(0.7), torch.tensor(1.5), 4, token_terms)
+    loss, kl, shared = DepthLoss.apply(hidden, *args)
+    loss.backward()
+    found = hidden.grad.clone()
+    p = torch.softmax(theirs @ head.T / T, -1)
+    q = torch.softmax(hidden @ head.T / T, -1)
+    kls, tv = kl_divergence(p, q), 1 - overlap(p, q)
+    hidden.grad = None
+    expected = (weights * (0.7 * kls + 1.5 * tv)).sum()
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(found, hidden.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(kl, (weights * kls).sum(1) / weights.sum(1))
+    torch.testing.assert_close(shared, 1 - (weights * tv).sum(1) / weights.sum(1))
+    assert weights[0, 0] == weights[1, 1] == 0 < weights[1, 2] < weights[0, 1]
+
+
+@FORMS
+def test_a_resumed_run_equals_one_that_was_not_stopped(
+    settings: FeatureSettings, target: Any, tmp_path: Path
+) -> None:
+    def trainer() -> FeatureTrainer:
+        view = view_of(target, torch.float32)
+        return FeatureTrainer(view, new_features(target, settings), sequences(), settings)
+
+    whole = trainer()
+    whole.run(log_every=1)
+    first = trainer()
+    first.run(until=5, checkpoint=tmp_path / "c.pt", save_every=5)
+    second = trainer()
+    second.load(tmp_path / "c.pt")
+    second.run()
+    for mine, theirs in zip(whole.draft.parameters(), second.draft.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@FORMS
+def test_overlap_rises_at_all_depths(settings: FeatureSettings, target: Any) -> None:
+    long = FeatureSettings.from_dict(settings.as_dict() | {"max_tokens": 4 * 16 * 150})
+    run = FeatureTrainer(
+        view_of(target, torch.float32), new_features(target, long), sequences(), long
+    )
+    values = [run.train_step() for _ in range(long.steps)]
+    for name in ("overlap", "overlap_3"):
+        own = [float(value[name]) for value in values]
+        assert np.mean(own[-10:]) > np.mean(own[:10]) + 0.1
+
+
+@FORMS
+def test_a_saved_draft_measures_the_same(
+    settings: FeatureSettings, target: Any, tmp_path: Path
+) -> None:
+    draft, view = random_draft(target, settings), view_of(target, torch.float32)
+    save_features(draft, tmp_path, torch.float32)
+    tokens = torch.from_numpy(sequences(3).astype(np.int64))
+    rows, positions = torch.tensor([0, 0, 2]), torch.tensor([8, 9, 15])
+    hidden, taps = forward(view, tokens, taps=settings.taps)
+    one = Continuations(
+        name="x",
+        temperature=0.8,
+        tokens=tokens,
+        rows=rows,
+        positions=positions,
+        hidden=hidden[rows, positions],
+    )
+    found = measure_depths(load_draft(tmp_path, target), view, [one], depths=4)
+    assert found == measure_depths(draft, view, [one], depths=4)
+    second = aligned(unroll(draft, view, tokens, taps, 2))[1][rows, positions]
+    p = torch.softmax(one.hidden @ view.head.T / 0.8, -1)
+    expected = overlap(p, torch.softmax(second @ view.head.T / 0.8, -1)).mean()
+    assert found["x/T=0.8/overlap@2"] == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_the_command_trains_and_goes_on(target: Any, tmp_path: Path) -> None:
+    folder, samples = tmp_path / "target", tmp_path / "samples"
+    target.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    samples.mkdir()
+    np.save(samples / "shard-00000.npy", sequences())
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"ids": [5, 6, 7, 8]}\n')
+    line = f"train-features --target {folder} --device cpu --samples {samples} --out {tmp_path / 'run'}"
+    line += " --max-tokens 256 --batch-rows 8 --warmup-steps 1 --taps 1 2 4 --mlp 32 --depths 2"
+    line += f" --prompts {prompts} --prompt-tokens 4 --new-tokens 6 --eval-every 2 --inject"
+    assert main(line.split()) == 0
+    assert main(line.split()) == 0  # nothing is left to do
+    log = (tmp_path / "run" / "log.jsonl").read_text()
+    assert "prompts/T=0.6/overlap@8" in log
+    draft = tmp_path / "run" / "draft"
+    measured = f"evaluate --target {folder} --device cpu --draft {draft} --prompts {prompts}"
+    assert main([*measured.split(), "--prompt-tokens", "4", "--new-tokens", "6"]) == 0
