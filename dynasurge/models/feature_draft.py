@@ -50,7 +50,8 @@ class FeatureDraftConfig(LlamaConfig):  # type: ignore[misc]
     read. target_hidden_size: the stream's width; None: the draft's own. draft_vocab_size: how many
     tokens the head knows; None: all. own_head: whether the checkpoint has a head. inject, see above.
     residual_embedding: whether the embedding is added to `carried`. norm_taps: whether each tap is
-    divided by its root mean square. norm_before_residual: whether attention adds to norm(carried)
+    divided by its root mean square. carry: whether nodes read what their parents carried; else they
+    read zeros. norm_before_residual: whether attention adds to norm(carried)
     instead."""
 
     model_type = "feature_draft"
@@ -61,6 +62,7 @@ class FeatureDraftConfig(LlamaConfig):  # type: ignore[misc]
     inject: bool = False
     residual_embedding: bool = False
     norm_taps: bool = False
+    carry: bool = True
     norm_before_residual: bool = False
 
     @property
@@ -207,6 +209,8 @@ class FeatureDraft(PreTrainedModel):  # type: ignore[misc]
         if features is None:
             features = embedded.new_zeros(*input_ids.shape, self.fc.in_features)
         carried = features if own else self.fc(self.normed(features))
+        if own and not self.config.carry:
+            carried = torch.zeros_like(features)
         if self.embedding_fc is not None:
             carried = carried + self.embedding_fc(embedded)
         how = {

@@ -61,6 +61,7 @@ class PlainDraft:
             before = known[place - 1] if place else zeros
             carried = self._read(text[place], self.w["fc.weight"] @ before, place, cache)
         for depth, token in enumerate(path):
+            carried = carried if config.carry else torch.zeros_like(carried)
             carried = self._read(token, carried, len(text) + depth, cache)
         out = norm(carried, self.w["norm.weight"], config.rms_norm_eps)
         if "lm_head.weight" not in self.w:

@@ -36,7 +36,9 @@ OURS = {
     "residual_embedding": True,
     "norm_taps": True,
 }
-FORMS = pytest.mark.parametrize("form", [EAGLE, OURS], ids=["eagle", "ours"])
+FORMS = pytest.mark.parametrize(
+    "form", [EAGLE, OURS, OURS | {"carry": False}], ids=["eagle", "ours", "no carry"]
+)
 
 
 def random_draft(**form: Any) -> FeatureDraft:

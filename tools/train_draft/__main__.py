@@ -31,6 +31,16 @@ COMMANDS = {
     "evaluate": "measure a draft's overlap with the target",
 }
 COUNTS = ("layers", "mlp", "max_tokens", "batch_rows", "warmup_steps", "loss_chunk")
+SWITCHES = {
+    "inject": "the past's keys come from features",
+    "carry": "deeper levels read what their parents carried",
+    "blind": "features are zeros, as a control",
+}
+CHOICES = {
+    "residual": ("features", "both"),
+    "loss": ("tv", "lk"),
+    "optimizer": ("muon", "adamw"),
+}
 RATES = ("muon_lr", "adam_lr", "tv_start", "tv_end_weight", "decay_share")
 
 
@@ -75,8 +85,11 @@ def build_parser() -> Parser:
         add_fields(*COUNTS, *RATES)
         if isinstance(defaults, FeatureSettings):
             add("--taps", type=int, nargs="+", default=defaults.taps, help="layers that are read")
-            add("--inject", action="store_true", help="the past's keys come from features")
-            add("--residual", choices=("features", "both"), default=defaults.residual)
+            for name, what in SWITCHES.items():
+                value = getattr(defaults, name)
+                add(flag_of(name), action=optional, default=value, help=what)
+            for name, names in CHOICES.items():
+                add(flag_of(name), choices=names, default=getattr(defaults, name))
             add_fields("depths", "depth_decay")
         else:
             add_fields("hidden", "heads", "kv_heads")
@@ -116,14 +129,14 @@ def run(argv: Sequence[str] | None) -> int:
     check(args)
     settings = settings_of(args)
     args.rank, args.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if args.world > 1:  # launched by torchrun: each process has its own GPU
+    if args.world > 1 and torch.cuda.is_available():  # launched by torchrun: each has its own GPU
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     args.device = str(resolve_device(args.device))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     from tools.train_draft import commands  # slow to import
 
     if args.world > 1 and args.command.startswith("train"):
-        torch.distributed.init_process_group("nccl")
+        torch.distributed.init_process_group()
     results = getattr(commands, args.command.partition("-")[0])(args, settings)
     if args.command == "evaluate":
         text = json.dumps(results, indent=1)

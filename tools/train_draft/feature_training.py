@@ -29,6 +29,11 @@ class FeatureTrainer(Trainer):
     settings: FeatureSettings
     feature_kernels: FeatureKernels = field(default_factory=FeatureKernels)
 
+    @property
+    def uses_muon(self) -> bool:  # type: ignore[override]
+        """Whether matrices learn by Muon."""
+        return self.settings.optimizer == "muon"
+
     def matrices(self) -> list[Tensor]:
         """Every matrix of the draft."""
         return [p for p in self.draft.parameters() if p.ndim == 2]
@@ -41,6 +46,7 @@ class FeatureTrainer(Trainer):
         share = tv_share(self.step, settings)
         with torch.no_grad():
             hidden, taps = forward(self.target, batch, self.kernels, settings.taps)
+            taps = torch.zeros_like(taps) if settings.blind else taps
         outputs = unroll(
             self.draft, self.target, batch, taps, settings.depths, self.feature_kernels
         )
@@ -56,6 +62,7 @@ class FeatureTrainer(Trainer):
             torch.full((), settings.tv_scale * share, device=device),
             settings.loss_chunk,
             self.terms,
+            settings.loss == "lk",
         )
         return {
             "loss": loss,

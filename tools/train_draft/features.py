@@ -29,6 +29,7 @@ from tools.train_draft.llama import (
     rotary_tables,
     rotate,
 )
+from tools.train_draft.loss import LEAST
 from tools.train_draft.settings import FeatureSettings
 
 __all__ = ["DepthLoss", "FeatureKernels", "aligned", "depth_weights", "new_features", "unroll"]
@@ -53,6 +54,7 @@ def new_features(target: Any, settings: FeatureSettings) -> FeatureDraft:
         inject=settings.inject,
         residual_embedding=settings.residual == "both",
         norm_taps=True,
+        carry=settings.carry,
     )
     draft = FeatureDraft(config)
     generator = torch.Generator().manual_seed(settings.seed)
@@ -209,7 +211,7 @@ def unroll(
             attended = attend(q, keys[place], values[place])
             own = (layer.out, layer.norm2, layer.gate_up, layer.down)
             x = kernels.outputs(x, attended, *own, eps)
-        carried = x
+        carried = x if draft.config.carry else torch.zeros_like(x)
         outputs.append(kernels.base.norm(x, draft.norm.weight.to(dtype), eps))
     return outputs
 
@@ -218,9 +220,10 @@ class DepthLoss(torch.autograd.Function):
     """Mean of kl_weight * KL + tv_weight * TV over positions and depths, with logits in chunks.
 
     ``apply(hidden [depths, n, d], target_hidden [n, d], head [vocab, d], weights [depths, n],
-    temperature [n, 1], kl_weight, tv_weight, chunk, terms)``: ``weights`` sum to 1, and are 0 where
-    a depth has no token. Returns (loss, KL by depth, overlap by depth); only the loss carries a
-    gradient, to ``hidden``.
+    temperature [n, 1], kl_weight, tv_weight, chunk, terms, lk)``: ``weights`` sum to 1, and are 0
+    where a depth has no token. ``lk``: -log overlap in place of TV = 1 - overlap, whose slope is
+    larger where little is accepted (LK losses, arXiv 2602.23881). Returns (loss, KL by depth,
+    overlap by depth); only the loss carries a gradient, to ``hidden``.
     """
 
     @staticmethod
@@ -235,27 +238,30 @@ class DepthLoss(torch.autograd.Function):
         tv_weight: Tensor,
         chunk: int,
         terms: Callable[..., tuple[Tensor, Tensor, Tensor]],
+        lk: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Compute loss and gradient together. The target's logits serve all depths of a chunk."""
         depths, count = weights.shape
         grad = torch.empty_like(hidden)
         kls = torch.zeros(depths, device=hidden.device)
         overlaps = torch.zeros_like(kls)
+        losses = torch.zeros_like(kls)
         shares = torch.zeros_like(kls)
         for start in range(0, count, chunk):
             part = slice(start, min(start + chunk, count))
             theirs = target_hidden[part] @ head.T
             for depth in range(depths):
                 weight = weights[depth, part]
-                kl, shared, slope = terms(
-                    theirs, hidden[depth, part] @ head.T, temperature[part], kl_weight, tv_weight
-                )
+                mine = hidden[depth, part] @ head.T
+                kl, shared, slope = terms(theirs, mine, temperature[part], kl_weight, tv_weight, lk)
+                refused = -shared.clamp_min(LEAST).log() if lk else 1 - shared
+                losses[depth] += ((kl_weight * kl + tv_weight * refused) * weight).sum()
                 grad[depth, part] = (slope @ head) * weight[:, None].to(grad.dtype)
                 kls[depth] += (kl * weight).sum()
                 overlaps[depth] += (shared * weight).sum()
                 shares[depth] += weight.sum()
         ctx.save_for_backward(grad)
-        loss = kl_weight * kls.sum() + tv_weight * (shares - overlaps).sum()
+        loss = losses.sum()
         kls, overlaps = kls / shares, overlaps / shares
         ctx.mark_non_differentiable(kls, overlaps)
         return loss, kls, overlaps
@@ -264,7 +270,7 @@ class DepthLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         """Scale the gradient that ``forward`` computed."""
         (grad,) = ctx.saved_tensors
-        return ((grad * grads[0]).to(grad.dtype),) + (None,) * 8
+        return ((grad * grads[0]).to(grad.dtype),) + (None,) * 9
 
 
 def aligned(outputs: list[Tensor]) -> Tensor:

@@ -24,6 +24,8 @@ from torch import Tensor
 
 __all__ = ["DistillLoss", "kl_divergence", "overlap", "token_terms"]
 
+LEAST = 0.02  # overlaps below count as this much where they divide
+
 
 def overlap(p: Tensor, q: Tensor) -> Tensor:
     """sum_x min(p(x), q(x)) over the last dimension: the probability that a token drawn from q is
@@ -44,9 +46,10 @@ def token_terms(
     temperature: Tensor,
     kl_weight: Tensor,
     tv_weight: Tensor,
+    lk: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per position: KL [n], overlap [n], and the slope of kl_weight * KL + tv_weight * TV by draft
-    logits [n, vocab].
+    logits [n, vocab]. lk: of minus the logarithm of the overlap in place of TV.
 
     Logits are [n, vocab], temperature is [n, 1], the weights are scalars. All arithmetic is in
     float32. The gradient has the logits' own dtype, because matrix products use it next.
@@ -58,6 +61,8 @@ def token_terms(
     below = q < p
     shared = torch.where(below, q, p).sum(-1)
     mass_below = torch.where(below, q, 0.0).sum(-1, keepdim=True)
+    if lk:
+        tv_weight = tv_weight / shared[:, None].clamp_min(LEAST)
     slope = kl_weight * (q - p) - tv_weight * q * (below.float() - mass_below)
     return kl, shared, (slope / temperature).to(draft_logits.dtype)
 

@@ -139,6 +139,10 @@ class FeatureSettings(DistillSettings):
     mlp: int = 1536
     inject: bool = False  # the past's keys and values come straight from features
     residual: str = "features"  # what a layer adds to: "features", or "both" (and the embedding)
+    carry: bool = True  # deeper levels read what their parents carried; else the embedding alone
+    blind: bool = False  # features are zeros: the control that shows what they are worth
+    loss: str = "tv"  # what KL is blended into: "tv", or "lk", minus the logarithm of the overlap
+    optimizer: str = "muon"  # or "adamw", for matrices too, at adam_lr
     depths: int = 5  # how far a step is unrolled
     depth_decay: float = 0.9  # weight of depth j in the loss: depth_decay ** (j - 1)
     muon_lr: float = 0.01

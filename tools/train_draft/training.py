@@ -80,16 +80,20 @@ class Trainer:
         matrices = self.matrices()
         chosen = {id(p) for p in matrices}
         others = [p for p in self.draft.parameters() if id(p) not in chosen]
-        muon = torch.optim.Muon(matrices, lr=settings.muon_lr, momentum=0.95, weight_decay=0.01)
         fused = self.target.device.type == "cuda"
-        adam = torch.optim.AdamW(
-            others, lr=settings.adam_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused
-        )
-        self.optimizers: tuple[torch.optim.Optimizer, ...] = (muon, adam)
-        self.base_rates = (settings.muon_lr, settings.adam_lr)
+        adam: dict[str, Any] = {"lr": settings.adam_lr, "betas": (0.9, 0.95), "fused": fused}
+        rest = torch.optim.AdamW(others, weight_decay=0.0, **adam)
+        if self.uses_muon:
+            muon = torch.optim.Muon(matrices, lr=settings.muon_lr, momentum=0.95, weight_decay=0.01)
+            self.optimizers: tuple[torch.optim.Optimizer, ...] = (muon, rest)
+        else:
+            self.optimizers = (torch.optim.AdamW(matrices, weight_decay=0.01, **adam), rest)
+        self.base_rates = tuple(one.param_groups[0]["lr"] for one in self.optimizers)
         self.generator = torch.Generator().manual_seed(settings.seed + 1)
         self.cached: Tensor | None = None
         self._order: tuple[int, np.ndarray] | None = None
+
+    uses_muon = True
 
     def matrices(self) -> list[Tensor]:
         """What Muon trains; AdamW trains the rest."""
@@ -158,7 +162,8 @@ class Trainer:
         losses["loss"].backward()
         if self.world > 1:
             for parameter in self.draft.parameters():
-                torch.distributed.all_reduce(parameter.grad, op=torch.distributed.ReduceOp.AVG)
+                assert parameter.grad is not None
+                torch.distributed.all_reduce(parameter.grad.div_(self.world))
         torch.nn.utils.clip_grad_norm_(self.draft.parameters(), settings.clip_norm)
         scale = learning_rate_scale(self.step, settings)
         for optimizer, rate in zip(self.optimizers, self.base_rates, strict=True):
