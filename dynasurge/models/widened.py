@@ -11,7 +11,8 @@ large model. With h, d the small and H, D the large hidden and head size:
   of frequency theta^(-2j/D), j = i D / d, with the same theta;
 - attention divides by sqrt(D) instead of sqrt(d), so queries are multiplied by sqrt(D / d);
 - grouped keys and values are repeated, one copy for each query head of the group;
-- new heads, neurons and layers have output projections of zero.
+- new heads, neurons and layers have output projections of zero;
+- a matrix of a feature draft that reads several streams reads each of them padded.
 
 Weights that cannot reach the output keep their random initial values, so no kernel gains speed from
 zeros.
@@ -21,11 +22,16 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from dynasurge.models.feature_draft import FeatureDraft, FeatureDraftConfig
+
+Model = TypeVar("Model", LlamaForCausalLM, FeatureDraft)
 
 SHAPES: dict[str, dict[str, int]] = {
     "demo-7b": {
@@ -58,34 +64,38 @@ SHAPES: dict[str, dict[str, int]] = {
 
 @torch.no_grad()
 def widen(
-    small: LlamaForCausalLM,
+    small: Model,
     shape: dict[str, int],
     *,
     device: torch.device,
     dtype: torch.dtype,
     device_map: str | None = None,
-) -> LlamaForCausalLM:
-    """`small` in a LLaMA of `shape` (names of LlamaConfig; as many key heads as query heads), in a
-    dtype, made on a device, which has to hold all of it. device_map: how transformers then spreads
-    it; None leaves it there.
+) -> Model:
+    """`small`, a LLaMA or a feature draft, in the same class of `shape` (names of LlamaConfig; as
+    many key heads as query heads; a draft keeps its layers), in a dtype, made on a device, which has
+    to hold all of it. device_map: how transformers then spreads a LLaMA; None leaves it there.
 
     Raises ValueError if something in `shape` is too small, or if its head size is no multiple of
     the small one's.
     """
-    config = wide_config(small.config, shape)
+    old: Any = small.config
+    config: Any = wide_config(old, shape)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            wide = LlamaForCausalLM(config)
+            wide: Any = type(small)(config)
     finally:
         torch.set_default_dtype(before)
     given = {name: tensor.to(device, torch.float32) for name, tensor in small.state_dict().items()}
-    old = small.config
+    if isinstance(small, FeatureDraft):
+        given |= _by_input(small, config)
     norm = math.sqrt(old.hidden_size / config.hidden_size)
     for name, tensor in wide.state_dict().items():
         source = given.get(name)
-        if name.endswith("norm.weight"):
+        if name == "d2t":
+            tensor.copy_(small.d2t)
+        elif name.endswith("norm.weight"):
             tensor.fill_(1.0)
             if source is not None:
                 tensor[: len(source)] = (source * norm).to(dtype)
@@ -94,7 +104,9 @@ def widen(
                 tensor.zero_()
         elif name.endswith("_proj.weight") and ".self_attn." in name:
             _attention(name.split(".")[-2], tensor, source, old, config)
-        elif name.endswith(("down_proj.weight", "embed_tokens.weight")):
+        elif ".past_" in name:
+            _attention(name.split(".")[-2][-1] + "_proj", tensor, source, old, config)
+        elif name.endswith(("down_proj.weight", "embed_tokens.weight", "fc.weight")):
             tensor.zero_()
             _place(tensor, source)
         else:  # gate, up, the head: padding multiplies zeros
@@ -102,27 +114,48 @@ def widen(
     if device_map is not None:
         weights: dict[str, Any] = {"config": config, "state_dict": wide.state_dict()}
         wide = LlamaForCausalLM.from_pretrained(None, **weights, dtype=dtype, device_map=device_map)
-    wide.generation_config = copy.deepcopy(small.generation_config)
+    if isinstance(small, LlamaForCausalLM):
+        wide.generation_config = copy.deepcopy(small.generation_config)
     wide.eval()
-    return wide
+    return wide  # type: ignore[no-any-return]
+
+
+def _by_input(small: FeatureDraft, wide: FeatureDraftConfig) -> dict[str, Tensor]:
+    """The draft's matrices that read several streams side by side, as wide as those that read the
+    same streams padded. A tap over its root mean square is larger the more zeros it has."""
+    old, found = small.config, {}
+    scale = math.sqrt(old.tap_width / wide.tap_width) if old.norm_taps else 1.0
+    for name, value in small.state_dict().items():
+        of_taps = name == "fc.weight" or ".past_" in name
+        width = old.tap_width if of_taps else old.hidden_size
+        to = wide.tap_width if of_taps else wide.hidden_size
+        if of_taps or (value.ndim == 2 and value.shape[1] == 2 * width):
+            streams = value.float() * (scale if of_taps else 1.0)
+            padded = F.pad(streams.unflatten(1, (-1, width)), (0, to - width))
+            found[name] = padded.flatten(1)
+    return found
 
 
 def wide_config(old: LlamaConfig, shape: dict[str, int]) -> LlamaConfig:
     """The configuration of the large model."""
     heads = shape["num_attention_heads"]
     sizes: dict[str, Any] = dict(shape)
-    config = LlamaConfig(
-        **sizes,
-        num_key_value_heads=heads,
-        vocab_size=old.vocab_size,
-        max_position_embeddings=old.max_position_embeddings,
-        rms_norm_eps=old.rms_norm_eps * old.hidden_size / shape["hidden_size"],
-        rope_parameters=old.rope_parameters,
-        tie_word_embeddings=False,
-        bos_token_id=old.bos_token_id,
-        eos_token_id=old.eos_token_id,
-        pad_token_id=old.pad_token_id,
-    )
+    eps = old.rms_norm_eps * old.hidden_size / shape["hidden_size"]
+    sizes |= {"num_key_value_heads": heads, "rms_norm_eps": eps}
+    if isinstance(old, FeatureDraftConfig):
+        sizes |= {"num_hidden_layers": old.num_hidden_layers, "target_hidden_size": None}
+        config: LlamaConfig = FeatureDraftConfig(**old.to_dict() | sizes)
+    else:
+        config = LlamaConfig(
+            **sizes,
+            vocab_size=old.vocab_size,
+            max_position_embeddings=old.max_position_embeddings,
+            rope_parameters=old.rope_parameters,
+            tie_word_embeddings=False,
+            bos_token_id=old.bos_token_id,
+            eos_token_id=old.eos_token_id,
+            pad_token_id=old.pad_token_id,
+        )
     for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         if shape[name] < getattr(old, name):
             raise ValueError(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from test_feature_draft import EAGLE, OURS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynasurge.errors import UsageError
+from dynasurge.models.engine import Engine
+from dynasurge.models.feature_draft import FeatureDraft, FeatureDraftConfig
+from dynasurge.models.feature_engine import FeatureEngine
 from dynasurge.models.loading import load_model
 from dynasurge.models.widened import SHAPES, widen
 from dynasurge.settings import WIDE, pair_text
@@ -39,6 +44,42 @@ def small_model(**more: int | bool) -> LlamaForCausalLM:
     for weight in model.parameters():
         weight.data = torch.randn(weight.shape, generator=generator) * 0.3
     return model
+
+
+@pytest.mark.parametrize("widened", [False, True], ids=["as it is", "padded"])
+@pytest.mark.parametrize("form", [EAGLE, OURS], ids=["eagle", "ours"])
+def test_a_feature_draft_reads_a_wide_target_as_the_small_one(
+    form: dict[str, Any], widened: bool
+) -> None:
+    small = small_model()
+    config = FeatureDraftConfig(
+        vocab_size=50,
+        hidden_size=24,
+        intermediate_size=40,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        rms_norm_eps=1e-2,
+        rope_parameters=small.config.rope_parameters,
+        taps=[1, 2, 2],
+        **form,
+    )
+    draft, generator = FeatureDraft(config).eval(), torch.Generator().manual_seed(2)
+    for weight in draft.parameters():
+        weight.data = torch.randn(weight.shape, generator=generator) * 0.3
+    where: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}
+    wide, found = widen(small, LARGE, **where), []
+    other = widen(draft, LARGE, **where) if widened else copy.deepcopy(draft)
+    assert other.config.hidden_size == (80 if widened else 24)
+    for target, one in ((small, draft), (wide, other)):
+        one.attach(target)
+        width = one.config.tap_width
+        reader = Engine(target, 24, taps=one.config.taps, tap_width=width)
+        engine = FeatureEngine(one, 24, reader)
+        text = [3, 8, 2, 9, 30, 7]
+        reader.extend(text)
+        logits = [engine.extend(text), *engine.forward([5, 6], [-1, -1])]
+        found.append(torch.stack(logits))
+    torch.testing.assert_close(found[0], found[1], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("device_map", [None, "auto"])
