@@ -55,7 +55,7 @@ def model_flags(parser: argparse.ArgumentParser) -> None:
     draft, target = (", ".join(WIDE[flag]) for flag in ("--draft", "--target"))
     own = f"hub name (NAME@REVISION), folder, {DEMO}"
     cost = "the demo model's function at the cost of a LLaMA of that size"
-    draft_help = f"draft model: {own} or {draft} ({cost}) {default}"
+    draft_help = f"draft model, or a head that reads the target (EAGLE-3): {own} or {draft} ({cost}) {default}"
     add("--draft", default=DEFAULTS["draft"], metavar="NAME", help=draft_help)
     target_help = f"target model: {own}, {target} ({cost}) {default}"
     add("--target", default=DEFAULTS["target"], metavar="NAME", help=target_help)
