@@ -40,6 +40,8 @@ if TYPE_CHECKING:
         optimal_growmap,
     )
     from dynasurge.trees.token_tree import TokenTree
+    from dynasurge.verification.audit import AuditReport, audit
+    from dynasurge.verification.sampled_audit import audit_samples
 
 
 _HOME = {
@@ -62,9 +64,13 @@ _HOME = {
     "Trace": "plots.pictures",  # this module gives a trace its pictures
     "trace": "plots.pictures",
     "TokenTree": "trees.token_tree",
+    "AuditReport": "verification.audit",
+    "audit": "verification.audit",
+    "audit_samples": "verification.sampled_audit",
 }
 
 __all__ = [
+    "AuditReport",
     "Generation",
     "Growmap",
     "Pair",
@@ -75,6 +81,8 @@ __all__ = [
     "Trace",
     "UsageError",
     "__version__",
+    "audit",
+    "audit_samples",
     "best_size",
     "build_growmap",
     "custom_generate",

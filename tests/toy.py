@@ -1,9 +1,8 @@
 """Models small enough to enumerate: tables of probabilities behind the engine's interface, and
 scripted chance.
 
-`enumerate_runs` runs a function once for every sequence of random outcomes it can meet and yields
-each result with its exact probability. Whatever draws in the library is handed a `Chance`; here that
-is a `Script`, which knows which outcome comes next.
+`enumerate_runs` runs a function once for every sequence of random outcomes it can meet
+(dynasurge/verification/enumeration.py) and yields each result with its exact probability.
 
 `Steps` makes steps of the real loop with such models: growth, rule and all, with exact or with
 padded tensors.
@@ -11,8 +10,6 @@ padded tensors.
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -32,30 +29,22 @@ from dynasurge.drafting.proposals import POLICIES, Limits, Proposed, weighed, wi
 from dynasurge.drafting.tree_budget import Size, SizePlanner
 from dynasurge.trees.growmap import Growmap
 from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification import enumeration
+from dynasurge.verification.enumeration import (
+    Law,
+    Table,
+    completed_law,
+    continuation,
+    random_table,
+    target_law,
+    total_variation,
+)
 from dynasurge.verification.rules import RULES, Rule, path_to
+
+__all__ = ["Law", "Table", "continuation", "random_table", "target_law", "total_variation"]
 
 VOCAB = 3
 PROMPT = (0, 2, 1)
-Table = Callable[[tuple[int, ...]], list[float]]
-Law = dict[tuple[int, ...], float]
-
-
-def random_table(
-    seed: int, vocab: int = VOCAB, sharpness: float = 1.5, zeros: bool = False
-) -> Table:
-    """A language model: next-token probabilities for every context, different for each, float64."""
-    rows: dict[tuple[int, ...], list[float]] = {}
-
-    def table(context: tuple[int, ...]) -> list[float]:
-        if context not in rows:
-            generator = torch.Generator().manual_seed(hash((seed, *context)) % 2**31)
-            logits = sharpness * torch.randn(vocab, generator=generator, dtype=torch.float64)
-            if zeros:  # as top-p leaves them; never all
-                logits[int(torch.randint(vocab, (), generator=generator))] = -torch.inf
-            rows[context] = torch.softmax(logits, 0).tolist()
-        return rows[context]
-
-    return table
 
 
 class TableEngine:
@@ -149,39 +138,21 @@ class FeatureTableEngine(TableEngine):
     def move(self, rows: torch.Tensor, to: torch.Tensor) -> None: ...
 
 
-class Script:
-    """A `Source` and a `Chance` that replays a prefix of outcomes, then takes the first possible
-    one. Of rows to spare (phases: where they are) it takes any children."""
+class Script(enumeration.Script):
+    """A script that is also a `Source`: it makes the draws of a step. Of rows to spare (phases:
+    where they are) it takes any children."""
 
-    def __init__(self, prefix: Sequence[int], phases: Phases | None = None) -> None:
-        self._prefix, self.taken, self.options, self.weight = list(prefix), [], [], 1.0
+    def __init__(self, prefix: Sequence[int] = (), phases: Phases | None = None) -> None:
+        super().__init__(prefix)
         self._phases, self._rows = phases, slice(0)
-
-    def choose(self, weights: Sequence[float]) -> int:
-        possible = [i for i, w in enumerate(weights) if w > 0]
-        at = len(self.taken)
-        pick = self._prefix[at] if at < len(self._prefix) else possible[0]
-        self.taken.append(pick)
-        self.options.append(possible)
-        self.weight *= weights[pick]
-        return pick
 
     def draw(self, probs: torch.Tensor, k: int) -> torch.Tensor:
         """See `dynasurge.probabilities.Chance`."""
         tokens = torch.full((len(probs), k), -1)
-        for row, (left, exists) in enumerate(zip(probs.tolist(), self._exist(probs), strict=True)):
-            for j in range(k * exists):
-                total = sum(left)
-                if total <= 0:
-                    break
-                token = self.choose([x / total for x in left])
-                tokens[row, j] = token
-                left[token] = 0.0
+        for row, exists in enumerate(self._exist(probs)):
+            if exists:
+                tokens[row] = super().draw(probs[row : row + 1], k)[0]
         return tokens
-
-    def pick(self, weights: torch.Tensor) -> torch.Tensor:
-        """See `dynasurge.probabilities.Chance`."""
-        return self.draw(weights[None] / weights.sum(), 1)[0]
 
     def step(self, numbers: torch.Tensor, prepared: object) -> Script:
         """See `dynasurge.probabilities.Source`."""
@@ -229,18 +200,10 @@ class _Root:
 
 
 def enumerate_runs(
-    run: Callable[[Any], Any], script_of: Callable[[Sequence[int]], Script] = Script
+    run: Callable[[Any], Any], script_of: Callable[[Sequence[int]], Any] = Script
 ) -> Iterator[tuple[float, Any]]:
     """(probability, result) for every path of outcomes through `run(script)`."""
-    todo: list[list[int]] = [[]]
-    while todo:
-        prefix = todo.pop()
-        script = script_of(prefix)
-        result = run(script)
-        for at in range(len(prefix), len(script.taken)):
-            later = script.options[at][script.options[at].index(script.taken[at]) + 1 :]
-            todo.extend([*script.taken[:at], option] for option in later)
-        yield script.weight, result
+    return map(tuple, enumeration.outcomes(run, script_of))
 
 
 def copy_anything(monkeypatch: Any) -> None:
@@ -436,23 +399,6 @@ def acceptance_of(curves: dict[Kind, Callable[[float], float]], other: float = 0
 # --- laws
 
 
-def target_law(target: Table, prompt: tuple[int, ...], length: int, vocab: int = VOCAB) -> Law:
-    """The target's own law of the next `length` tokens."""
-    law: Law = {}
-    for tokens in itertools.product(range(vocab), repeat=length):
-        law[tokens] = continuation(target, prompt, tokens)
-    return law
-
-
-def continuation(target: Table, prompt: tuple[int, ...], tokens: Sequence[int]) -> float:
-    """The probability that the target follows `prompt` by `tokens`."""
-    mass, context = 1.0, prompt
-    for token in tokens:
-        mass *= target(context)[token]
-        context = (*context, token)
-    return mass
-
-
 def emitted_law(
     outcomes: Iterator[tuple[float, tuple[int, ...], torch.Tensor]],
     target: Table,
@@ -462,20 +408,12 @@ def emitted_law(
 ) -> Law:
     """The law of `length` tokens when (weight, accepted tokens, bonus distribution) are completed
     by the target."""
-    prefixes: dict[tuple[int, ...], float] = defaultdict(float)
-    for weight, accepted, bonus in outcomes:
-        for token, mass in enumerate(bonus.tolist()):
-            prefixes[(*accepted, token)] += weight * mass
-    law: Law = defaultdict(float)
-    for prefix, weight in prefixes.items():
-        for rest in itertools.product(range(vocab), repeat=length - len(prefix)):
-            law[prefix + rest] += weight * continuation(target, prompt + prefix, rest)
-    return law
-
-
-def total_variation(a: Law, b: Law) -> float:
-    """Half the l1 distance between two laws."""
-    return sum(abs(a.get(key, 0.0) - b.get(key, 0.0)) for key in a.keys() | b.keys()) / 2
+    emitted = (
+        (weight * mass, (*accepted, token))
+        for weight, accepted, bonus in outcomes
+        for token, mass in enumerate(bonus.tolist())
+    )
+    return completed_law(emitted, target, prompt, length, vocab)
 
 
 def verify_law(

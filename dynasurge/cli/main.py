@@ -5,12 +5,13 @@
     dynasurge sweep [flags]           a grid of settings, temperatures, seeds and datasets (sweep.py)
     dynasurge growmap SHAPE FILE      write a static tree shape; optimise, show and draw one (growmap.py)
     dynasurge calibrate               measure the curves of dynamic trees, here or for a pair (calibrate.py)
+    dynasurge audit RULE              is a rule, a drawing or a step lossless? (audit.py)
     dynasurge table FOLDER            print records as Markdown (table.py)
     dynasurge publish FOLDER          measure what figures need, publish the numbers (publish.py)
     dynasurge figures FOLDER          run the notebooks on published numbers (figures.py)
 
-Exit codes: 0 done; 2 a mistake that the user can correct, reported in one line; 130 stopped by
-Ctrl-C (run again to go on).
+Exit codes: 0 done; 1 an audit found a difference; 2 a mistake that the user can correct, reported in
+one line; 130 stopped by Ctrl-C (run again to go on).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ COMMANDS = {
     "sweep": ("sweep", RESUME),
     "growmap": ("growmap", "nothing was written"),
     "calibrate": ("calibrate", "nothing was written"),
+    "audit": ("audit", "nothing was printed"),
     "table": ("table", "nothing was printed"),
     "publish": ("publish", "nothing was written"),
     "figures": ("figures", "figures drawn so far are kept"),

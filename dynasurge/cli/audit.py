@@ -1,0 +1,55 @@
+"""`dynasurge audit`: is a verification rule, a drawing or a step lossless?
+
+    dynasurge audit traversal
+    dynasurge audit my_module:my_rule
+
+`my_module` is a Python file in this folder, or an installed module. What its function gets and
+returns, verification/audit.py says. The exit code is 1 if a difference was found.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from dynasurge.cli.flags import Parser
+from dynasurge.errors import UsageError
+from dynasurge.verification.audit import SHAPES, audit
+
+
+def audit_command(arguments: Sequence[str]) -> int:
+    """Audit, print the report; returns the exit code. Raises UsageError."""
+    parser = Parser(prog="dynasurge audit", description=__doc__)
+    parser.add_argument("what", metavar="RULE", help="a rule's name, or MODULE:FUNCTION")
+    policy = "how the trees of a rule are drawn: sampled, topk or hybrid (default: sampled)"
+    parser.add_argument("--policy", default="sampled", help=policy)
+    shapes = f"static shapes of a rule's trees (default: {' '.join(SHAPES)})"
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="SHAPE", help=shapes)
+    args = parser.parse_args(arguments)
+    report = audit(_found(args.what), policy=args.policy, shapes=args.shapes)
+    print(report)
+    return 0 if report.lossless else 1
+
+
+def _found(name: str) -> Any:
+    """The rule of a name, or the function at MODULE:FUNCTION. Raises UsageError."""
+    module, colon, function = name.partition(":")
+    if not colon:
+        return name
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        home = importlib.import_module(module)
+    except Exception as error:  # the module's own code may raise anything
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(
+            "RULE", name, f"cannot be imported ({said})", "check the module"
+        ) from error
+    if not callable(getattr(home, function, None)):
+        functions = [key for key, value in vars(home).items() if callable(value) and key[0] != "_"]
+        remedy = f"it has {', '.join(functions[:8])}" if functions else "it has no functions"
+        raise UsageError("RULE", name, f"{module} has no function {function!r}", remedy)
+    return getattr(home, function)

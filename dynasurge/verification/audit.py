@@ -1,0 +1,482 @@
+"""Is it lossless? The audit enumerates a verification rule, a way to draw trees, or a whole step, on
+small vocabularies, and compares what it emits with the target's law.
+
+    report = dynasurge.audit("traversal")
+    report = dynasurge.audit(my_rule)                    # def my_rule(tree, p, q, chance)
+    report = dynasurge.audit(my_drawing)                 # def my_drawing(q, chance)
+    report = dynasurge.audit(my_step)                    # def my_step(p, q, chance)
+    print(report)
+
+Which of the three a function is, the names of its arguments say:
+
+- a *rule* gets a drawn tree (`TokenTree`), the target's distributions p[u] at its nodes, the
+  distributions q[u] that the sampled children of u were drawn from, and a source of chance. It
+  returns the accepted nodes, from the root's child downwards, and the bonus token;
+- a *drawing* gets the draft, q(tokens) -> distribution after these tokens, and returns a `TokenTree`
+  whose root has the token -1. It is verified by our own rules;
+- a *step* gets target and draft as such functions, and returns the emitted tokens, at least one.
+
+All randomness must come from `chance` (verification/enumeration.py): `chance.token(probs)` draws a
+token, `chance.coin(t)` is True with probability t, `chance.uniform()` is a number that can only be
+compared. Every draw and every coin is followed, over pairs of models and trees, the smallest first.
+The emitted tokens, completed by the target, must have the target's law: the report gives the largest
+total variation, and the first, so the smallest, case in which it is not zero.
+
+A drawing is also compared with what "properly drawn" demands (docs/verification.md), and the report
+names the condition that it breaks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dynasurge.drafting.child_kinds import Kind
+from dynasurge.drafting.proposals import POLICIES, Limits
+from dynasurge.errors import UsageError
+from dynasurge.trees.growmap import Growmap, build_growmap
+from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.enumeration import (
+    Law,
+    Outcome,
+    Script,
+    Table,
+    completed_law,
+    outcomes,
+    random_table,
+    target_law,
+)
+from dynasurge.verification.prototype import bfs
+from dynasurge.verification.rules import RULES, Rule, Verdict, path_to
+
+EXACT = 1e-9  # a larger total variation is no rounding
+SHAPES = ("2x1", "chain2", "3x1", "2x2")
+KINDS = {
+    "rule": ("tree", "p", "q", "chance"),
+    "drawing": ("q", "chance"),
+    "step": ("p", "q", "chance"),
+}
+# of "properly drawn"; what shows in one case may be hidden in another, the last one is the clearest
+REORDERED = "siblings stand in another order than the one that they were drawn in (iii)"
+NOT_DRAWN = "a child's token does not come from its proposal (ii)"
+DROPPED = "a drawn node is dropped or merged because of the token that it turned out to be (iv)"
+CONDITIONS = ["", REORDERED, NOT_DRAWN, DROPPED]
+SIGNATURES = "rule(tree, p, q, chance), drawing(q, chance) or step(p, q, chance)"
+
+Drawn = tuple[TokenTree, list[torch.Tensor]]
+"""A tree, and what each node's sampled children were drawn from."""
+Emitted = tuple[tuple[int, ...], TokenTree | None]
+"""The tokens that a step emits, and the tree that it drew, if that is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """A target and a draft on a small vocabulary."""
+
+    name: str
+    p: Table
+    q: Table
+    vocab: int
+
+
+def fixed(*probs: float) -> Table:
+    """A model that says the same everywhere."""
+    return lambda context: list(probs)
+
+
+def models() -> list[Models]:
+    """The pairs that an audit goes through, the smallest first."""
+    pairs = [
+        ("a draft that is too sure", (0.5, 0.5), (0.9, 0.1)),
+        ("a draft without one of the tokens", (0.3, 0.7), (1.0, 0.0)),
+        ("a target without one of the tokens", (0.0, 1.0), (0.4, 0.6)),
+        ("a draft that is right", (0.25, 0.75), (0.25, 0.75)),
+        ("three tokens", (0.2, 0.3, 0.5), (0.5, 0.3, 0.2)),
+        ("one token that only the draft has", (0.6, 0.4, 0.0), (0.2, 0.3, 0.5)),
+        ("a token that half precision rounds to zero", (0.5, 0.3, 0.2), (0.6, 0.4 - 2e-8, 2e-8)),
+    ]
+    own = [Models(name=n, p=fixed(*p), q=fixed(*q), vocab=len(p)) for n, p, q in pairs]
+    for seed in range(3):
+        for zeros in (False, True):
+            name = f"random distributions {seed}" + (", with zeros" if zeros else "")
+            tables = [random_table(2 * seed + side, zeros=zeros) for side in (0, 1)]
+            own.append(Models(name=name, p=tables[0], q=tables[1], vocab=3))
+    return own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counterexample:
+    """The smallest case found. models, shape: where. tokens: the emitted tokens whose probability is
+    furthest from the target's; expected, found: both probabilities. tree: a drawn tree after which
+    they can be emitted, if known. p, q: both distributions after each prefix of the tokens. edge:
+    whether they need a uniform number that is exactly 0."""
+
+    models: str
+    shape: str
+    distance: float
+    tokens: tuple[int, ...]
+    expected: float
+    found: float
+    tree: TokenTree | None
+    p: tuple[tuple[float, ...], ...]
+    q: tuple[tuple[float, ...], ...]
+    edge: bool = False
+
+    def __str__(self) -> str:
+        where = f", tree {self.shape}" if self.shape else ""
+        said = f"{self.models}{where}: the tokens {list(self.tokens)} have probability"
+        lines = [f"{said} {self.expected:.6g}, and are emitted with {self.found:.6g}"]
+        if self.edge:
+            lines = [
+                f"{self.models}{where}: the tokens {list(self.tokens)} have probability 0, and are"
+                " emitted when a uniform number is exactly 0"
+            ]
+        for depth, (p, q) in enumerate(zip(self.p, self.q, strict=True)):
+            after = f"after {list(self.tokens[:depth])}" if depth else "at the root"
+            lines.append(f"  {after}: target {_numbers(p)}, draft {_numbers(q)}")
+        if self.tree is not None:
+            lines.append(f"  drawn: {_outline(self.tree)}")
+        return "\n".join(lines)
+
+
+def _numbers(probs: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{p:.4g}" for p in probs) + ")"
+
+
+def _outline(tree: TokenTree, node: int = 0) -> str:
+    """A tree as text: root -> 1 [-> 0], 2."""
+    own = [_outline(tree, child) for child in tree.children[node]]
+    name = "root" if node == 0 else str(tree.tokens[node])
+    return name + (f" -> ({', '.join(own)})" if own else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditReport:
+    """What an audit found. kind: rule, drawing or step. cases, paths: how many pairs of models and
+    trees, and how many paths of outcomes in all. distance: the largest total variation from the
+    target's law. condition: which condition of "properly drawn" a drawing breaks. accepted: the mean
+    number of accepted tokens, by case, and that of `traversal` on the same trees (NaN for steps,
+    whose trees are not known)."""
+
+    name: str
+    kind: str
+    cases: int
+    paths: int
+    distance: float
+    seconds: float
+    counterexample: Counterexample | None = None
+    condition: str = ""
+    accepted: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def lossless(self) -> bool:
+        """Whether no case was found in which the law differs."""
+        return self.counterexample is None
+
+    def __str__(self) -> str:
+        size = f"{self.cases} cases, {self.paths} paths of outcomes, {self.seconds:.1f} s"
+        if self.lossless:
+            said = f"{self.name}: lossless on all of {size}; total variation {self.distance:.1e}"
+            own = [pair for pair in self.accepted.values() if pair[1] == pair[1]]
+            if own:
+                mine, ours = (sum(pair[side] for pair in own) / len(own) for side in (0, 1))
+                said += (
+                    f"\n  accepts {mine:.3f} tokens a step, traversal {ours:.3f} of the same trees"
+                )
+            return said
+        lines = [f"{self.name}: NOT lossless ({size}); total variation up to {self.distance:.2g}"]
+        if self.condition:
+            lines.append(f"  not properly drawn: {self.condition}")
+        return "\n".join([*lines, "  " + str(self.counterexample).replace("\n", "\n  ")])
+
+
+def audit(
+    what: str | Rule | Callable[..., Any],
+    *,
+    policy: str = "sampled",
+    shapes: Sequence[str | Growmap] = SHAPES,
+    zoo: Sequence[Models] | None = None,
+    stop: bool = False,
+) -> AuditReport:
+    """Audit a rule, a drawing or a step (see above).
+
+    what: also the name of a rule, or a `Rule`. policy, shapes: how the trees of a rule are drawn, a
+    name of `POLICIES`, and growmaps or their names; a drawing and a step draw their own. zoo: pairs
+    of models (default: `models()`). stop: whether to end with the first counterexample. Raises
+    UsageError for what is none of these, and for a result of another form.
+    """
+    kind, name = _kind(what), what if isinstance(what, str) else _name(what)
+    if policy not in POLICIES:
+        raise UsageError("policy", policy, "is unknown", f"choose among: {', '.join(POLICIES)}")
+    trees = [(str(s), build_growmap(s) if isinstance(s, str) else s) for s in shapes]
+    tried = [(label, growmap) for label, growmap in trees] if kind == "rule" else [("", None)]
+    began, paths, worst, example, accepted = time.perf_counter(), 0, 0.0, None, {}
+    broken, cases = {""}, 0
+    for pair in zoo if zoo is not None else models():
+        for shape, growmap in tried:
+            run = _run(what, kind, pair, policy, growmap)
+            found = list(run())
+            cases, paths = cases + 1, paths + len(found)
+            case = ", ".join(filter(None, [pair.name, shape]))
+            accepted[case] = _lengths(what, kind, pair, policy, growmap, found)
+            length = max((len(one.result[0]) for one in found), default=1)
+            law = target_law(pair.p, (), length, pair.vocab)
+            emitted = [(one.weight, one.result[0]) for one in found]
+            got = completed_law(emitted, pair.p, (), length, pair.vocab)
+            distance = sum(abs(got.get(key, 0.0) - law[key]) for key in law) / 2
+            worst = max(worst, distance)
+            edges = [one for one in found if one.edge and _impossible(pair.p, one.result[0])]
+            if example is None and (distance > EXACT or edges):
+                example = _example(pair, shape, law, got, distance, found, edges)
+            if kind == "drawing":
+                broken.add(broken_condition(what, pair))  # type: ignore[arg-type]
+        if stop and example is not None:
+            break
+    return AuditReport(
+        name=name,
+        kind=kind,
+        cases=cases,
+        paths=paths,
+        distance=worst,
+        seconds=time.perf_counter() - began,
+        counterexample=example,
+        condition=max(broken, key=CONDITIONS.index) if example is not None else "",
+        accepted=accepted,
+    )
+
+
+def _kind(what: Any) -> str:
+    if isinstance(what, str) and what not in (*RULES, "bfs"):
+        remedy = f"choose among: {', '.join((*RULES, 'bfs'))}"
+        raise UsageError("rule", what, "is unknown", remedy)
+    if isinstance(what, str | Rule):
+        return "rule"
+    try:
+        names = tuple(inspect.signature(what).parameters)
+    except (TypeError, ValueError):
+        names = ()
+    for kind, own in KINDS.items():
+        if names[: len(own)] == own:
+            return kind
+    raise UsageError("audit", _name(what), "is no rule, drawing or step", f"write {SIGNATURES}")
+
+
+def _name(what: Any) -> str:
+    return getattr(what, "__name__", type(what).__name__)
+
+
+def _run(
+    what: Any, kind: str, pair: Models, policy: str, growmap: Growmap | None
+) -> Callable[[], Iterator[Outcome[Emitted]]]:
+    """Everything that can happen in one step."""
+
+    def p(tokens: Sequence[int] = ()) -> torch.Tensor:
+        return torch.tensor(pair.p(tuple(tokens)), dtype=torch.float64)
+
+    def q(tokens: Sequence[int] = ()) -> torch.Tensor:
+        return torch.tensor(pair.q(tuple(tokens)), dtype=torch.float64)
+
+    if kind == "step":
+        return lambda: outcomes(lambda chance: (_tokens(what(p, q, chance), pair), None))
+    if kind == "drawing":
+        return lambda: _judged(lambda chance: _own(what, q, chance), RULES["traversal"], p)
+    assert growmap is not None
+    rule = RULES.get(what, bfs) if isinstance(what, str) else what
+    return lambda: _judged(lambda chance: draw_tree(growmap, policy, q, chance), rule, p)
+
+
+def _judged(
+    drawing: Callable[[Script], Drawn], rule: Any, p: Callable[..., torch.Tensor]
+) -> Iterator[Outcome[Emitted]]:
+    """Draw a tree and verify it. A `Rule` has no chance of its own: its stop law is enumerated."""
+
+    def run(chance: Script) -> Emitted:
+        tree, q = drawing(chance)
+        rows = torch.stack([p(tokens_to(tree, node)) for node in range(tree.size + 1)])
+        if isinstance(rule, Rule):
+            law = rule(tree, rows, q)
+            end = int(chance.pick(law.stop)[0])
+            bonus = int(chance.pick(law.bonus[end])[0])
+        else:
+            verdict = rule(tree, rows, q, chance)
+            path, bonus = (verdict.path, verdict.bonus) if isinstance(verdict, Verdict) else verdict
+            end = (0, *map(int, path))[-1]
+            if path_to(tree, end) != tuple(map(int, path)):
+                raise UsageError(
+                    "rule", [*path], "is no path of the tree", "return its nodes in order"
+                )
+        return (*tokens_to(tree, end), int(bonus)), tree
+
+    return outcomes(run)
+
+
+def tokens_to(tree: TokenTree, node: int) -> tuple[int, ...]:
+    """The tokens of the path to a node, without the root's."""
+    return tuple(tree.tokens[u] for u in path_to(tree, node))
+
+
+def draw_tree(
+    growmap: Growmap, policy: str, q: Callable[..., torch.Tensor], chance: Script
+) -> Drawn:
+    """Draw a static tree's tokens, node by node. Where a distribution has too few tokens, there are
+    fewer children."""
+    tokens, parents, proposal, point = [-1], [-1], [1.0], [True]
+    base: list[torch.Tensor] = [torch.empty(0)]
+    todo: list[tuple[int, int]] = [(0, 0)]  # (node of the growmap, node of the tree)
+    paths: list[tuple[int, ...]] = [()]
+    while todo:
+        shape, node = todo.pop(0)
+        count = len(growmap.children[shape])
+        if not count:
+            continue
+        row, drawn = POLICIES[policy].draw(q(paths[node])[None], chance, count, Limits())
+        made = POLICIES[policy].propose(drawn)
+        base[node] = row[0] if row is not None else torch.empty(0)
+        for child, place in zip(growmap.children[shape], range(count), strict=True):
+            if not made.exists[0, place]:
+                continue
+            todo.append((child, len(tokens)))
+            paths.append((*paths[node], int(made.token[0, place])))
+            tokens.append(int(made.token[0, place]))
+            parents.append(node)
+            proposal.append(float(made.proposal[0, place]))
+            point.append(bool(made.kind[0, place] >= Kind.POINT))
+            base.append(torch.empty(0))
+    tree = TokenTree(
+        tokens=tuple(tokens), parents=tuple(parents), proposal=tuple(proposal), point=tuple(point)
+    )
+    return tree, base
+
+
+def _own(drawing: Callable[..., Any], q: Callable[..., torch.Tensor], chance: Script) -> Drawn:
+    tree = drawing(q, chance)
+    if not isinstance(tree, TokenTree):
+        raise UsageError("drawing", type(tree).__name__, "is no TokenTree", "return one")
+    return tree, [q(tokens_to(tree, node)) for node in range(tree.size + 1)]
+
+
+def _tokens(tokens: Any, pair: Models) -> tuple[int, ...]:
+    try:
+        own = tuple(int(token) for token in tokens)
+    except TypeError as error:
+        raise UsageError("step", tokens, "are no tokens", "return a list of tokens") from error
+    if not own or not set(own) <= set(range(pair.vocab)):
+        reason = f"are not one or more of the tokens 0 to {pair.vocab - 1}"
+        raise UsageError("step", [*own], reason, "return what the step emits")
+    return own
+
+
+def _lengths(
+    what: Any, kind: str, pair: Models, policy: str, growmap: Growmap | None, found: Iterable[Any]
+) -> tuple[float, float]:
+    """The mean number of accepted tokens, and `traversal`'s on the same trees."""
+    mine = sum(one.weight * (len(one.result[0]) - 1) for one in found)
+    if kind == "step":
+        return mine, float("nan")
+    same = kind == "drawing" or what == "traversal"
+    ours = found if same else _run("traversal", "rule", pair, policy, growmap)()
+    return mine, sum(one.weight * (len(one.result[0]) - 1) for one in ours)
+
+
+def _impossible(p: Table, tokens: tuple[int, ...]) -> bool:
+    return any(p(tokens[:depth])[token] == 0 for depth, token in enumerate(tokens))
+
+
+def _example(
+    pair: Models,
+    shape: str,
+    law: Law,
+    got: Law,
+    distance: float,
+    found: Sequence[Outcome[Emitted]],
+    edges: Sequence[Outcome[Emitted]],
+) -> Counterexample:
+    edge = distance <= EXACT
+    tokens = edges[0].result[0] if edge else _furthest(law, got)
+    heads = [tokens[:depth] for depth in range(len(tokens))]
+    likely = sorted(edges if edge else found, key=lambda one: -one.weight)
+    trees = [one.result[1] for one in likely if one.result[0][: len(tokens)] == tokens]
+    return Counterexample(
+        models=pair.name,
+        shape=shape,
+        distance=distance,
+        tokens=tokens,
+        expected=0.0 if edge else _mass(law, tokens),
+        found=0.0 if edge else _mass(got, tokens),
+        tree=trees[0] if trees else None,
+        p=tuple(tuple(pair.p(head)) for head in heads),
+        q=tuple(tuple(pair.q(head)) for head in heads),
+        edge=edge,
+    )
+
+
+def _furthest(law: Law, got: Law) -> tuple[int, ...]:
+    """The shortest beginning whose probability differs by most, at its length."""
+    for length in range(1, len(next(iter(law))) + 1):
+        heads = {key[:length] for key in law}
+        gap, tokens = max((abs(_mass(law, h) - _mass(got, h)), h) for h in sorted(heads))
+        if gap > EXACT:
+            return tokens
+    raise AssertionError("both laws are equal")
+
+
+def _mass(law: Law, head: tuple[int, ...]) -> float:
+    return sum(mass for key, mass in law.items() if key[: len(head)] == head)
+
+
+def broken_condition(drawing: Callable[..., Any], pair: Models) -> str:
+    """Which condition of "properly drawn" a drawing breaks at the root; empty if none. Decided from
+    the exact law of the root's sampled children, in the order in which the tree has them."""
+
+    def q(tokens: Sequence[int] = ()) -> torch.Tensor:
+        return torch.tensor(pair.q(tuple(tokens)), dtype=torch.float64)
+
+    law: dict[tuple[int, ...], float] = defaultdict(float)
+    lost = False
+    for one in outcomes(lambda chance: drawing(q, chance)):
+        tree: TokenTree = one.result
+        own = [u for u in tree.children[0] if not tree.point[u]]
+        law[tuple(tree.tokens[u] for u in own)] += one.weight
+        lost |= one.draws > tree.size - sum(tree.point[1:])
+    root = pair.q(())
+    if all(abs(gap) <= EXACT for gap in _gaps(law, root)):
+        return ""
+    if lost:
+        return (
+            "a drawn node is dropped or merged because of the token that it turned out to be (iv)"
+        )
+    sets: dict[frozenset[int], float] = defaultdict(float)
+    for key in {frozenset(key) for key in law}:
+        sets[key] = sum(law[k] for k in law if frozenset(k) == key)
+        sets[key] -= sum(_mass_of_draws(order, root) for order in itertools.permutations(key))
+    if max(map(abs, sets.values())) <= EXACT:
+        return REORDERED
+    return NOT_DRAWN
+
+
+def _gaps(law: dict[tuple[int, ...], float], root: Sequence[float]) -> Iterator[float]:
+    """For each beginning of the siblings: the next one's law, less the draft's without them."""
+    heads = {key[:length] for key in law for length in range(len(key))}
+    for head in heads:
+        longer = [(key, mass) for key, mass in law.items() if key[: len(head)] == head != key]
+        total = sum(mass for _, mass in longer)
+        left = 1.0 - sum(root[token] for token in head)
+        for token, mass in enumerate(root):
+            found = sum(own for key, own in longer if key[len(head)] == token)
+            proper = 0.0 if token in head or left <= EXACT else mass / left
+            yield found / total - proper if total > EXACT else 0.0
+
+
+def _mass_of_draws(tokens: Sequence[int], root: Sequence[float]) -> float:
+    """The probability that these tokens are drawn without replacement in this order."""
+    mass, left = 1.0, 1.0
+    for token in tokens:
+        mass, left = mass * (root[token] / left if left > EXACT else 0.0), left - root[token]
+    return mass
