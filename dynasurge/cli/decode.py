@@ -27,6 +27,7 @@ other commands (each has its own --help):
   dynasurge calibrate            measure this machine's passes again, for --B auto
   dynasurge calibrate acceptance FILE   measure a pair's acceptance, for --priors
   dynasurge table FOLDER         print records as tables; --trees, --against, --refresh docs/*.md
+  dynasurge audit RULE           is a rule, a drawing or a step lossless?
   dynasurge publish FOLDER       measure what figures need, keep numbers only
   dynasurge figures FOLDER       run the notebooks on such numbers, write their figures
 

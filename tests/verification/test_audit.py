@@ -256,6 +256,22 @@ def test_the_command_audits_names_and_files(
         assert captured.err.count("\n") == 1
 
 
+def test_the_page_lists_every_mistake() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "lossless.md").read_text()
+    listed = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
+    assert listed[1:] == [*MISTAKES]
+    for line in page.splitlines():
+        name = line.split("|")[1].strip() if line.startswith("| ") else ""
+        if name in MISTAKES and name != "a coin of exactly 0":
+            report = audit(MISTAKES[name].what, stop=True)
+            example = report.counterexample
+            assert example is not None
+            said = [cell.strip() for cell in line.split("|")[4].split("`")]
+            assert said[1] == str([*example.tokens])
+            numbers = [float(number) for number in said[2].split(",") if number.strip()]
+            assert numbers == pytest.approx([example.expected, example.found], abs=1e-3)
+
+
 def test_the_audit_is_public() -> None:
     assert dynasurge.audit is audit
     assert dynasurge.audit_samples is audit_samples
