@@ -181,7 +181,7 @@ class AuditReport:
         return self.counterexample is None
 
     def __str__(self) -> str:
-        size = f"{self.cases} cases, {self.paths} paths of outcomes, {self.seconds:.1f} s"
+        size = f"{self.cases} cases, {self.paths} paths of outcomes"
         if self.lossless:
             said = f"{self.name}: lossless on all of {size}; total variation {self.distance:.1e}"
             own = [pair for pair in self.accepted.values() if pair[1] == pair[1]]

@@ -3,18 +3,17 @@ says of a case is what a hand count gives."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import tiny_model
 
 import dynasurge
 from dynasurge.cli.main import main
 from dynasurge.drafting.proposals import POLICIES
 from dynasurge.errors import UsageError
+from dynasurge.experiments.assisted_generation import assisted_generation, tiny_model
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.audit import (
     DROPPED,
@@ -207,24 +206,11 @@ def test_an_impossible_sequence_decides() -> None:
 @pytest.mark.slow
 def test_assisted_generation_of_transformers_passes() -> None:
     """An engine of which only tokens come out."""
-    target, draft = (tiny_model("llama", vocab=6, layers=n) for n in (2, 1))
-    prompt = [3, 4, 5]
-
-    @torch.inference_mode()
-    def law(tokens: tuple[int, ...]) -> Sequence[float]:
-        logits = target(torch.tensor([[*prompt, *tokens]])).logits[0, -1]
-        probs: list[float] = torch.softmax(logits.double(), 0).tolist()
-        return probs
-
-    def sample(seed: int) -> list[int]:
-        torch.manual_seed(seed)
-        how = {"max_new_tokens": 2, "do_sample": True, "top_k": 0, "eos_token_id": None}
-        ids = torch.tensor([prompt])
-        out = target.generate(ids, assistant_model=draft, pad_token_id=0, **how)
-        return out[0, len(prompt) :].tolist()
-
+    sample, law = assisted_generation(tiny_model(1), tiny_model(2), [3, 4, 5], 2)
     report = audit_samples(sample, law, vocab=6, samples=600)
     assert report.passes, report
+    wrong = audit_samples(sample, lambda tokens: law((*tokens, 0)), vocab=6, samples=600)
+    assert not wrong.passes
 
 
 # --- the command
