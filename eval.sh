@@ -4,6 +4,7 @@
 #
 #   bash eval.sh                     the demo pair, on every GPU of this machine; the datasets need a network
 #   bash eval.sh --quick             a small version in a few minutes: demo pair, bundled prompts, no network, no GPU
+#   bash eval.sh --target demo-7b --compile      at the cost of LLaMA-7B, without a hub; one GPU of 80 GB
 #   bash eval.sh --draft JackFram/llama-68m --target huggyllama/llama-7b --output runs/llama      as published
 #
 # Every flag of `dynasurge sweep` can be added and replaces those below. PYTHON: another environment's interpreter.

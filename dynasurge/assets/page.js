@@ -13,7 +13,7 @@ function go(step) {
   const goals = { next: now + 1, previous: now - 1, first: 0, last };
   now = Math.min(last, Math.max(0, goals[step] ?? Number(step)));
   slider.value = now;
-  document.querySelector("output").textContent = `${now} of ${last}`;
+  document.querySelector("output").textContent = `${now} (0 to ${last})`;
   for (const model of models) for (const action of model.actions) action();
 }
 

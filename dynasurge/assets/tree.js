@@ -80,16 +80,26 @@ function viewport(stage) {
     },
     { passive: false },
   );
+  /** Bring a node into sight, once the page has its new size. */
+  const reveal = (node) =>
+    requestAnimationFrame(() => {
+      if (!svg?.contains(node)) return;
+      const box = node.getBBox();
+      const inside = (at, size, start, shown) => Math.max(Math.min(start, at - 8), at + size + 8 - shown);
+      view = { ...view, x: inside(box.x, box.width, view.x, stage.clientWidth / view.k), y: inside(box.y, box.height, view.y, stage.clientHeight / view.k) };
+      moved = true;
+      apply();
+    });
   const observer = new ResizeObserver(() => (moved ? apply() : fit(false)));
   observer.observe(stage);
-  return { show, zoom, fit, held: () => held !== null, stop: () => observer.disconnect() };
+  return { show, zoom, fit, reveal, held: () => held !== null, stop: () => observer.disconnect() };
 }
 
 function hover(el, stage, tip, busy) {
   stage.addEventListener("pointermove", (event) => {
     const node = busy() ? null : event.target.closest?.("[data-tip]");
-    tip.hidden = !node;
-    if (!node) return;
+    tip.hidden = !node || node.classList.contains("pinned"); // the panel has its facts
+    if (tip.hidden) return;
     const [name, ...facts] = node.dataset.tip.split("\n");
     tip.replaceChildren();
     element(tip, "b", "", name);
@@ -104,7 +114,7 @@ function hover(el, stage, tip, busy) {
 }
 
 /** A click on a node, or Enter for the one where verification stopped, pins what both models thought likely in its place. */
-function pinning(el, stage, panel) {
+function pinning(el, stage, panel, tip, reveal) {
   let node = null;
   const unpin = () => {
     if (panel.contains(document.activeElement)) el.focus(); // or the arrow keys would go to the page
@@ -139,6 +149,8 @@ function pinning(el, stage, panel) {
     close.title = "close (Esc)";
     close.setAttribute("aria-label", "close");
     close.addEventListener("click", unpin);
+    tip.hidden = true;
+    reveal(node);
   };
   let down = null;
   stage.addEventListener("pointerdown", (event) => (down = event.button ? null : [event.clientX, event.clientY, event.target.closest?.(".node")]));
@@ -173,7 +185,7 @@ function render({ model, el }) {
   const strip = element(el, "div", "bars");
   const legend = element(el, "div", "hint");
   for (const [name, meaning] of Object.entries(LEGEND)) element(legend, "span", name, meaning);
-  element(el, "div", "hint", "← → Home End: step · + − 0 or Ctrl+wheel: zoom · drag: move · click, or Enter: what both models thought likely there · round: sampled, square: chosen outright · ◌: a part of a letter");
+  element(el, "div", "hint", "← → Home End: step · + − 0 or Ctrl+wheel: zoom · drag: move · click, or Enter: what both models thought likely there · round: sampled, square: chosen outright · ◌: a part of a letter · in the text: underlined as in the legend, struck out: drafted and not accepted");
   const tip = element(el, "div", "tip");
   tip.hidden = true;
   const panel = element(frame, "div", "panel");
@@ -182,7 +194,7 @@ function render({ model, el }) {
 
   const tree = viewport(stage);
   hover(el, stage, tip, tree.held);
-  const unpin = pinning(el, stage, panel);
+  const unpin = pinning(el, stage, panel, tip, tree.reveal);
   const ask = (step) => model.send({ step });
   for (const [label, title, action] of [
     ["−", "zoom out", () => tree.zoom(1 / 1.3)],

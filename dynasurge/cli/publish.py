@@ -11,6 +11,7 @@ need the texts of the first folder; if that was published, its probes are taken 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import shlex
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ def publish_command(arguments: Sequence[str]) -> int:
         "folders",
         nargs="+",
         metavar="FOLDER",
-        help="folders of `dynasurge sweep` or of this command; the first gives costs and texts",
+        help="folders of `dynasurge sweep` or of this command; the first gives costs, bounds, bias",
     )
     add(
         "--output",
@@ -71,17 +72,27 @@ def publish_command(arguments: Sequence[str]) -> int:
         raise UsageError(
             "--output", output, "is the sweep's own folder", f"try --output {output}-numbers"
         )
-    made(output)
     evidence = Evidence.read(*args.folders)
     if evidence.frame["every"].any():
         reason, remedy = "has rows of --every, which decode nothing", "name sweeps without it"
         raise UsageError("folder", ", ".join(args.folders), reason, remedy)
-    first = labelled(load_frame(args.folders[0]))
-    if set(TEXT) <= set(first):
-        evidence = dataclasses.replace(evidence, probes=_probes(args, first))
-    elif missing := ", ".join(sorted(set(PROBES) - set(evidence.probes))):
-        reason = f"holds no texts, it was published, and lacks {missing}"
-        raise UsageError("folder", args.folders[0], reason, "name the sweep's own folder")
+    new = not output.exists()
+    made(output)
+    try:
+        evidence = dataclasses.replace(evidence, probes=_probes(args, evidence))
+        _finish(args, arguments, evidence, output)
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):  # it holds something
+                output.rmdir()
+        raise
+    return 0
+
+
+def _finish(
+    args: argparse.Namespace, arguments: Sequence[str], evidence: Evidence, output: Path
+) -> None:
+    """Write the evidence, with what is said about it."""
     frame, own = evidence.frame, [*map(_command, args.folders)]
     about = {
         "machine": args.machine or evidence.about.get("machine") or str(frame["device"].iloc[0]),
@@ -91,11 +102,31 @@ def publish_command(arguments: Sequence[str]) -> int:
     }
     dataclasses.replace(evidence, about=about).write(output)
     print(f"written: {output}")
-    return 0
 
 
-def _probes(args: argparse.Namespace, frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The tables of PROBES, measured on the texts of a sweep's rows, with a bar for the slow ones."""
+def _probes(args: argparse.Namespace, evidence: Evidence) -> dict[str, pd.DataFrame]:
+    """The tables of PROBES: `positions` of every folder with texts, the others of the first one, if
+    that has texts; else what was published there. Raises UsageError if one is missing."""
+    tables, parts = dict(evidence.probes), []
+    for number, folder in enumerate(args.folders):
+        frame = labelled(load_frame(folder))
+        if set(TEXT) <= set(frame):
+            measured = _measured(args, frame, ["positions"] if number else list(PROBES))
+            parts.append(measured.pop("positions"))
+            tables |= measured
+    if parts:
+        published = [evidence.probes["positions"]] if "positions" in evidence.probes else []
+        tables["positions"] = pd.concat([*published, *parts], ignore_index=True)
+    if missing := ", ".join(sorted(set(PROBES) - set(tables))):
+        reason = f"holds no texts, it was published, and lacks {missing}"
+        raise UsageError("folder", args.folders[0], reason, "name the sweep's own folder")
+    return tables
+
+
+def _measured(
+    args: argparse.Namespace, frame: pd.DataFrame, names: Sequence[str]
+) -> dict[str, pd.DataFrame]:
+    """Tables of PROBES, measured on the texts of a sweep's rows, with a bar for the slow ones."""
     options: dict[str, Any] = {
         name: frame[name].iloc[0] for name in ("draft", "target", "dtype", "device_map")
     }
@@ -109,6 +140,8 @@ def _probes(args: argparse.Namespace, frame: pd.DataFrame) -> dict[str, pd.DataF
     tables = {}
     with tqdm(total=len(measurements.texts(frame)), desc="positions", disable=None) as bar:
         tables["positions"] = measurements.positions(pair, frame, on_text=bar.update)
+    if "bounds" not in names:
+        return tables
     with tqdm(total=args.nodes * frame["T"].nunique(), desc="bounds", disable=None) as bar:
         tables["bounds"] = measurements.bounds(pair, frame, nodes=args.nodes, on_node=bar.update)
     with tqdm(total=min(args.contexts, prompts), desc="bias", disable=None) as bar:

@@ -18,12 +18,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from dynasurge.cli.flags import Parser
 from dynasurge.errors import UsageError
 from dynasurge.experiments.per_step import predictions_by_depth
-from dynasurge.experiments.results_frame import load_frame
+from dynasurge.experiments.results_frame import load_frames
 from dynasurge.experiments.tables import (
     SIDE_BY_SIDE,
     against_table,
@@ -91,7 +89,7 @@ def table(arguments: Sequence[str]) -> str:
     if not args.folders:
         reason = "a table is printed from a folder of records"
         raise UsageError("FOLDER", None, reason, "name one, as figures/data")
-    frame = pd.concat([load_frame(folder) for folder in args.folders], ignore_index=True)
+    frame = load_frames(args.folders)
     if frame["every"].nunique() > 1:
         reason = "hold rows of --every beside rows that were decoded"
         raise UsageError("FOLDER", ", ".join(args.folders), reason, "print each on its own")

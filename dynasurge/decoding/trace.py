@@ -170,8 +170,14 @@ def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:
     ids = session.encode(prompt)
     steps = list(watch(session, ids))
     read, text = (
-        str(pair.tokenizer.decode(part))
-        for part in (ids, [t for step in steps for t in step.emitted])
+        str(pair.tokenizer.decode(part, **how))
+        for part, how in (
+            (ids, {}),
+            (
+                [t for step in steps for t in step.emitted],
+                {"skip_special_tokens": True} if session.settings.chat else {},
+            ),
+        )
     )
     return Trace(prompt=read, settings=session.settings, text=text, steps=steps)
 

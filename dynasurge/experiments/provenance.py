@@ -24,7 +24,8 @@ def provenance(pair: Pair) -> dict[str, str | None]:
     commit (see `git_commit`). floor_ms: a token's milliseconds at the memory floor of the target
     (models/memory_floor.py)."""
     device = pair.target.device
-    threads = f"{torch.get_num_threads()} threads of {processor()}"
+    count = torch.get_num_threads()
+    threads = f"{count} thread{'s' * (count > 1)} of {processor()}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     return {
         "device": name,

@@ -28,7 +28,7 @@ from dynasurge.errors import UsageError
 from dynasurge.experiments import measurements
 from dynasurge.experiments.datasets import Prompt
 from dynasurge.experiments.intervals import PROMPT
-from dynasurge.experiments.results_frame import load_frame
+from dynasurge.experiments.results_frame import load_frame, load_frames
 from dynasurge.experiments.sweep import sweep
 from dynasurge.files import find_above, write_whole
 from dynasurge.models.pair import Pair
@@ -62,8 +62,7 @@ class Evidence:
         """The evidence of one or more folders. `positions` are those of all; costs, the other
         probes and `about` are the first folder's. Raises UsageError if a folder holds no rows, or
         if two hold the same rows."""
-        frames = [load_frame(folder) for folder in folders]
-        frame = labelled(pd.concat(frames, ignore_index=True))
+        frame = labelled(load_frames(folders))
         if frame.duplicated(["run", "index"]).any():
             raise UsageError(
                 "folders",
@@ -75,11 +74,13 @@ class Evidence:
         for name in PROBES:
             places = map(Path, folders if name == "positions" else [home])
             files = [place / f"{name}.parquet" for place in places if place.is_dir()]
-            tables = [pd.read_parquet(file) for file in files if file.exists()]
+            tables = [_probe(name, file) for file in files if file.exists()]
             if tables:
                 probes[name] = _kinds(pd.concat(tables, ignore_index=True))
         costs = read_costs(home / "costs.json")
-        return cls(frame=frame, costs=costs, probes=probes, about=dict(frames[0].attrs))
+        return cls(
+            frame=frame, costs=costs, probes=probes, about=dict(load_frame(folders[0]).attrs)
+        )
 
     @classmethod
     def published(cls) -> Evidence:
@@ -141,6 +142,7 @@ class Evidence:
         tables = {
             name: table[table["T"] == nearest] if nearest in set(table["T"]) else table
             for name, table in self.probes.items()
+            if name != "positions" or nearest in set(table["T"])  # those of other texts say nothing
         }
         return dataclasses.replace(
             self, frame=self.frame[self.frame["T"] == nearest], probes=tables
@@ -182,6 +184,9 @@ class Evidence:
         if self.costs is not None:
             with write_whole(folder / "costs.json") as partial:
                 partial.write_text(json.dumps(dataclasses.asdict(self.costs)) + "\n")
+        for name in ("costs.json", *(f"{name}.parquet" for name in PROBES)):
+            if name.partition(".")[0] not in ({"costs"} if self.costs else set()) | {*self.probes}:
+                (folder / name).unlink(missing_ok=True)  # of what was published there before
         about = "\n".join(f"- {name}: {value}" for name, value in self.about.items())
         size = f"{len(numbers)} rows. {self.caption()}."
         with write_whole(folder / "README.md") as partial:
@@ -209,6 +214,26 @@ def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
         if name in out:
             out[name] = [[_rounded(value, digits) for value in values] for values in out[name]]
     return out
+
+
+COLUMNS = {  # what figures need of a probe
+    "positions": {"dataset", "index", "T"},
+    "bounds": {"T", "k", "policy", "rule", "bound", "accepted", "texts", "nodes"},
+    "bias": {"rule", "index", "total_variation", "samples", "shape", "texts"},
+}
+
+
+def _probe(name: str, file: Path) -> pd.DataFrame:
+    """A measured table. Raises UsageError if it cannot be read."""
+    try:
+        table = pd.read_parquet(file)
+    except (OSError, ValueError) as error:  # pyarrow's errors are both
+        said = " ".join(str(error).split())[:200]
+        raise UsageError("folder", file, f"cannot be read ({said})", "publish it again") from error
+    missing = sorted(COLUMNS[name] - set(table))
+    if missing:
+        raise UsageError("folder", file, f"has no column {missing[0]}", "publish it again")
+    return table
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -109,6 +109,21 @@ def load_frame(path: str | Path) -> pd.DataFrame:
         ) from error
 
 
+def load_frames(paths: Sequence[str | Path]) -> pd.DataFrame:
+    """The rows of several folders or files, see `load_frame`. Raises UsageError if they were made on
+    different devices or with different models: their times do not compare."""
+    frames = [load_frame(path) for path in paths]
+    frame = pd.concat(frames, ignore_index=True)
+    for name in ("device", "dtype", "draft", "target") if len(frames) > 1 else ():
+        found = [str(value) for value in frame[name].unique()]
+        if len(found) > 1:
+            reason = f"have different values of {name}: {', '.join(found)}"
+            raise UsageError(
+                "FOLDER", ", ".join(map(str, paths)), reason, "name one kind at a time"
+            )
+    return frame
+
+
 def _parquet(path: Path) -> pd.DataFrame:
     frame = pd.read_parquet(path)
     needed = {"label", "P", *PAIRING, *(name for pair in MEASURES.values() for name in pair)}
@@ -270,7 +285,9 @@ def results(frame: pd.DataFrame) -> pd.DataFrame:
         speedup_by_prompt(frame).groupby([*COLUMN, "index"])["speedup"].mean()
     )  # the mean over its seeds
     own = by_prompt.groupby(level=COLUMN)
-    medians = {key: (values.median(), *of_median(values)) for key, values in own}
+    medians = {
+        key: (values[np.isfinite(values)].median(), *of_median(values)) for key, values in own
+    }
     for place, name in enumerate(("speedup", "speedup_low", "speedup_high")):
         out[name] = [medians.get(key, (np.nan,) * 3)[place] for key in out.index]
     out.loc[out.index.get_level_values("label") == "auto", "speedup"] = 1.0
@@ -281,7 +298,8 @@ def _times(frame: pd.DataFrame) -> pd.DataFrame:
     """The three measures of time by COLUMN and prompt; a prompt's seeds are pooled."""
     names = ["tokens", "decode_seconds", "prefill_seconds", "new_tokens", "requests"]
     sums = frame.groupby([*COLUMN, "index"], sort=False)[names].sum()
-    token = sums["decode_seconds"] / sums["tokens"]
+    # a text that ended at once took no time to decode, and has no speed
+    token = (sums["decode_seconds"] / sums["tokens"]).where(sums["decode_seconds"] > 0)
     request = (sums["prefill_seconds"] + token * sums["new_tokens"]) / sums["requests"]
     return pd.DataFrame(
         {

@@ -140,11 +140,12 @@ class Summary:
 
     accepted_per_step: mean drafted tokens accepted per target pass. tokens_per_step: that + 1, the
     bonus token. tokens_per_second and latency_per_token_s: decoding only, medians over prompts, so
-    one stalled prompt does not change them. latency_per_request_s: a whole prompt, with prefill,
-    the median. speedup: tokens per second over those of the first setting on the same prompt, the
-    median. over_floor: the speed over that of reading the target's weights once
-    a token (models/memory_floor.py); None if rows do not know it. acceptance_histogram: {accepted:
-    steps}. *_seconds: totals over the run; the four phases make up decoding.
+    one stalled prompt does not change them. latency_per_request_s: reading the prompt, and all
+    `new_tokens` at its speed, also if its text ended early; the median. speedup: tokens per second
+    over those of the first setting on the same prompt, the median. over_floor: the speed over that
+    of reading the target's weights once a token (models/memory_floor.py); None if rows do not know
+    it. acceptance_histogram: {accepted: steps}. *_seconds: totals over the run; the four phases make
+    up decoding.
     """
 
     label: str
@@ -186,7 +187,9 @@ def summarise(rows: Sequence[Row], first: Sequence[Row]) -> Summary:
         tokens_per_second=statistics.median(1 / seconds for seconds in token.values()),
         speedup=statistics.median(base[index] / seconds for index, seconds in token.items()),
         latency_per_token_s=latency,
-        latency_per_request_s=statistics.median(row.seconds for row in rows),
+        latency_per_request_s=statistics.median(
+            row.prefill_seconds + token[row.index] * row.settings["new_tokens"] for row in rows
+        ),
         accepted_per_step=mean,
         tokens_per_step=mean + 1,
         tree_size_per_step=sum(size for row in rows for size in row.tree_size) / len(accepted),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+import psutil
 import torch
 
 from dynasurge.errors import UsageError
@@ -36,6 +37,16 @@ def shrinking(part: Part) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         doing, remedy = SHRINK[part]
         raise UsageError("--device", _memory(), f"ran out of memory {doing}", remedy) from error
+
+
+def check_memory(device: torch.device, size: int) -> None:
+    """Raise UsageError if a model of `size` bytes is to be made in the host's memory and does not fit:
+    the system would end the process without a word."""
+    free = psutil.virtual_memory().available
+    if device.type == "cpu" and size > free:
+        have = f"cpu with {free / 2**30:.1f} GiB free"
+        reason = f"the model needs {size / 2**30:.1f} GiB"
+        raise UsageError("--device", have, reason, "use a smaller model, or a machine with more")
 
 
 def no_numbers(field: str, value: object) -> UsageError:

@@ -141,6 +141,9 @@ def find_source(flag: str, name: str, trust_remote_code: bool = False) -> Source
     if name in SHAPES:
         other = next(other for other in WIDE if other != flag)
         raise UsageError(flag, name, f"is for {other}", f"use {flag} {DEMO}, or another model")
+    if name.startswith(f"{DEMO}-"):
+        known = ", ".join((DEMO, *WIDE[flag]))
+        raise UsageError(flag, name, "is no demo model", f"choose among: {known}")
     path = os.path.expanduser(name)
     source = Source(flag=flag, name=name, path=path, options=options)
     if os.path.isdir(path):

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dynasurge.models.failures import check_memory
 from dynasurge.models.feature_draft import FeatureDraft, FeatureDraftConfig
 
 Model = TypeVar("Model", LlamaForCausalLM, FeatureDraft)
@@ -75,11 +76,14 @@ def widen(
     many key heads as query heads; a draft keeps its layers), in a dtype, made on a device, which has
     to hold all of it. device_map: how transformers then spreads a LLaMA; None leaves it there.
 
-    Raises ValueError if something in `shape` is too small, or if its head size is no multiple of
-    the small one's.
+    Raises UsageError if a CPU has no memory for it, and ValueError if something in `shape` is too
+    small, or if its head size is no multiple of the small one's.
     """
     old: Any = small.config
     config: Any = wide_config(old, shape)
+    with torch.device("meta"):
+        size = sum(weight.numel() for weight in type(small)(config).parameters()) * dtype.itemsize
+    check_memory(device, size)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

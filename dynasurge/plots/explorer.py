@@ -85,6 +85,9 @@ class Explorer:
                 raise UsageError(
                     "compare", name, "is the same on both sides", "give it to Explorer itself"
                 )
+        known = {field.name for field in dataclasses.fields(Settings)}
+        for name in set(compare or {}) - known:
+            raise UsageError("compare", name, "is no field of Settings", "check its name")
         if prompt is not None and not isinstance(prompt, str):
             raise UsageError(
                 "prompt", str(prompt)[:40], "is no text", "give the user's turn as text"
@@ -93,6 +96,11 @@ class Explorer:
             first.draft, first.target, dtype=first.dtype, device=first.device
         )
         first = first.under(models.generation_config)
+        most = {"T": 100.0, "seed": LARGEST_SEED}  # what the page can show
+        for name, value in most.items():
+            if getattr(first, name) > value:
+                reason = f"is above {value:g}, the largest that the page can show"
+                raise UsageError(name, getattr(first, name), reason, "use a smaller one")
         second = dataclasses.replace(first, **(compare or {}))
         self._sides = [
             make_side(chosen, lambda side: self._start([side])) for chosen in (first, second)

@@ -27,7 +27,7 @@ from dynasurge.plots.tree_svg import (
 )
 
 BUTTONS = {"first": "|◀", "previous": "◀", "next": "▶", "last": "▶|"}
-HEIGHT = 660  # pixels of a page inside a notebook
+HEIGHT = 740  # pixels of a page inside a notebook
 # JupyterLab has the widget (a panel) and then the page, each in an output of its own. Whichever is
 # alive is shown. A widget without a kernel is a message, or says itself that it is dead.
 SWITCH = (

@@ -97,7 +97,7 @@ def comparison_figure(
             axes.set_ylabel(title)
             _divide(axes, names, static)
             quiet(axes)
-        what = f"{Path(str(dataset)).stem} (n = {at['prompts'].max()}), T = {T:g}"
+        what = f"{Path(str(dataset)).stem} (n = {_count(at['prompts'])}), T = {T:g}"
         panels[0].set_ylabel(f"{what}\n{PANELS[0][2]}")
         if gains is not None and "ETV" in rules:
             here = gains[(gains["dataset"] == dataset) & (gains["T"] == T)]
@@ -109,11 +109,19 @@ def comparison_figure(
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
+    if table["tokens_per_second_low"].notna().any():
+        caption += ". Lines: 95% intervals"
     if gains is not None and len(gains):
         caption += ". On bars: what ETV gains in accepted tokens, paired by prompt"
-        caption += " (in brackets: perhaps nothing); lines: 95% intervals"
+        caption += " (in brackets: perhaps nothing)"
     say(figure, caption)
     return figure
+
+
+def _count(prompts: pd.Series) -> str:
+    """How many prompts the settings of a panel have: one number, or the least and the most."""
+    least, most = prompts.min(), prompts.max()
+    return f"{most}" if least == most else f"{least} to {most}"
 
 
 def _heights(table: pd.DataFrame, rule: str, names: Sequence[str], column: str) -> np.ndarray:
@@ -220,7 +228,7 @@ def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
     axes.set_xticks(range(len(rules)), rules)
     axes.set_ylabel("total variation from the target")
     quiet(axes)
-    say(figure, caption)
+    say(figure, f"{caption}; bars: means with 95% intervals, dots: contexts")
     return figure
 
 
@@ -254,5 +262,5 @@ def bound_figure(bounds: pd.DataFrame, caption: str) -> Figure:
         axes.set_ylim(0, 1)
     panels[0].set_ylabel("probability that one is accepted")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=5)
-    say(figure, caption)
+    say(figure, f"{caption}; lines: 95% intervals that the drawn children leave")
     return figure

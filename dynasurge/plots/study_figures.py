@@ -166,7 +166,9 @@ def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
             for _, row in lines[lines["mode"] == "sTree"].iterrows():
                 tree, at = row["tree"].removeprefix("sTree "), (row["nodes"], row[column])
                 own: dict[str, Any] = {"va": "top", "fontsize": 6, "path_effects": HALO}
-                axes.annotate(tree, at, (4, -3), textcoords="offset points", **own)
+                side = -1 if row["nodes"] == plain["nodes"].max() else 1  # stay inside the axes
+                own["ha"] = "right" if side < 0 else "left"
+                axes.annotate(tree, at, (4 * side, -3), textcoords="offset points", **own)
             whiskers(axes, lines["nodes"], lines[[column, f"{column}_low", f"{column}_high"]].T)
         for auto in plain.loc[plain["mode"] == "auto", column]:
             axes.axhline(auto, color=INK, linestyle="--", linewidth=0.9, label="auto (no tree)")
@@ -175,6 +177,8 @@ def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
         axes.set_xlabel("drafted nodes (a step, mean)")
         axes.set_ylabel(title)
         axes.margins(x=0.2, y=0.15)
+        ends = np.log2(plain.loc[plain["nodes"] > 0, "nodes"].agg(["min", "max"]))
+        axes.set_xlim(2 ** (np.floor(ends["min"]) - 0.2), 2 ** (np.ceil(ends["max"]) + 0.2))
         quiet(axes)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     say(figure, f"{caption}; top-down; lines: 95% intervals over prompts")

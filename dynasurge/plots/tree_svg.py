@@ -71,7 +71,8 @@ def headline(step: StepView) -> str:
     """One line about a step."""
     if not step.tree.size:
         return f"step {step.number} · no tree drafted"
-    return f"step {step.number} · {step.tree.size} drafted, {len(step.path)} accepted ({step.rule})"
+    rule = f"{step.rule}, lossy" if step.rule == "bfs" else step.rule
+    return f"step {step.number} · {step.tree.size} drafted, {len(step.path)} accepted ({rule})"
 
 
 def timed(step: StepView) -> str:

@@ -76,7 +76,10 @@ def test_a_run_writes_records_and_a_summary_that_agree(
     speeds = [1 / seconds for seconds in token]
     assert run["tokens_per_second"] == pytest.approx(statistics.median(speeds))
     assert run["latency_per_request_s"] == pytest.approx(
-        statistics.median(row["seconds"] for row in rows)
+        statistics.median(
+            row["prefill_seconds"] + row["settings"]["new_tokens"] * seconds
+            for row, seconds in zip(rows, token, strict=True)
+        )
     )
     assert summary["about"]["torch"] == torch.__version__
     printed = capsys.readouterr().out

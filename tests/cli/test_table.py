@@ -74,7 +74,7 @@ def test_rows_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         (["docs/data/7b", "--T", "1", "3"], "--T 3.0: is in no row; choose among: 0.0, 0.6, 1.0"),
         (["docs/data/7b", "--labels", "auto", "EAGLE"], "--labels EAGLE: is in no row; choose"),
         (["docs/data/7b", "--labels", "auto", "--trees"], "records auto alone: there is no tree"),
-        (["docs/data/7b", "docs/data/trees"], "hold rows of --every beside rows that were decoded"),
+        (["docs/data/7b", "docs/data/trees"], "have different values of device: "),
         (
             ["figures/laptop/data", "--predictions"],
             "records predicted: no row knows what its slots",

@@ -59,7 +59,7 @@ def test_results_agree_with_the_summary(frame: pd.DataFrame) -> None:
     assert summary.speedup == 1.0
     for name in (
         *("tokens_per_step", "accepted_per_step", "prompts"),
-        *("tokens_per_second", "latency_per_token_s"),
+        *("tokens_per_second", "latency_per_token_s", "latency_per_request_s"),
     ):
         assert line[name] == pytest.approx(getattr(summary, name)), name
     assert line["tokens_per_second"] == pytest.approx((6 / 3 + 5 / 2) / 2), (

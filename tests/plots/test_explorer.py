@@ -324,6 +324,8 @@ def test_wrong_settings_are_refused_at_once(models: Pair) -> None:
         Explorer(models, T=-1)
     with pytest.raises(UsageError, match="--policy best"):
         Explorer(models, compare={"policy": "best"})
+    with pytest.raises(UsageError, match="compare foo: is no field of Settings"):
+        Explorer(models, compare={"T": 1.0, "foo": 2})
     with pytest.raises(UsageError, match="compare seed"):
         Explorer(models, compare={"seed": 3})
     explorer = Explorer(models, prompt=PROMPT, B=500, M=900)
