@@ -167,8 +167,8 @@ def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
                 tree, at = row["tree"].removeprefix("sTree "), (row["nodes"], row[column])
                 own: dict[str, Any] = {"va": "top", "fontsize": 6, "path_effects": HALO}
                 side = -1 if row["nodes"] == plain["nodes"].max() else 1  # stay inside the axes
-                own["ha"] = "right" if side < 0 else "left"
-                axes.annotate(tree, at, (4 * side, -3), textcoords="offset points", **own)
+                own |= {"ha": "right", "va": "bottom"} if side < 0 else {"ha": "left"}
+                axes.annotate(tree, at, (4 * side, -3 * side), textcoords="offset points", **own)
             whiskers(axes, lines["nodes"], lines[[column, f"{column}_low", f"{column}_high"]].T)
         for auto in plain.loc[plain["mode"] == "auto", column]:
             axes.axhline(auto, color=INK, linestyle="--", linewidth=0.9, label="auto (no tree)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -73,7 +74,8 @@ def test_what_is_published_is_numbers_with_their_origin(swept: Path, tmp_path: P
 def test_a_study_can_be_published_in_parts(
     swept: Path, pair: list[str], prompts: str, tmp_path: Path
 ) -> None:
-    """Published numbers and a further sweep: all rows, the probes of the published ones."""
+    """Published numbers and a further sweep: all rows, positions of both, other probes of the
+    first."""
     first, more, both = (tmp_path / name for name in ("first", "more", "both"))
     assert publish([str(swept), "--output", str(first), "--machine", "m", *SIZES]) == 0
     flags = argv(f"--dataset {prompts} --end 2 --new-tokens 6 --dtype float32 --T 0.5 --B 2")
@@ -83,8 +85,11 @@ def test_a_study_can_be_published_in_parts(
     assert set(new.frame["T"]) == {0.5, 1.0}
     assert len(new.frame) == len(old.frame) + 4
     assert new.about["machine"] == "m"
-    for name in PROBES:
+    for name in ("bounds", "bias"):
         pd.testing.assert_frame_equal(new.probe(name), old.probe(name))
+    places = new.probe("positions")
+    pd.testing.assert_frame_equal(places[places["T"] == 1.0], old.probe("positions"))
+    assert set(new.at(0.5).probe("positions")["T"]) == {0.5}
     assert new.about["commands"].startswith(old.about["commands"])
     places = tmp_path / "places"
     every = argv(f"--every 2 --mode dTree --output {places}")
@@ -175,6 +180,24 @@ def test_mistakes_cost_one_line(swept: Path, tmp_path: Path) -> None:
     Evidence.read(swept).write(published)
     with pytest.raises(UsageError, match="holds no texts"):
         publish([str(published), "--output", str(tmp_path / "data")])
+    assert not (tmp_path / "data").exists(), "nothing is left behind"
+    with pytest.raises(UsageError, match="have different values of device"):
+        publish([str(swept), "figures/data", "--output", str(tmp_path / "data")])
+    (published / "bias.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UsageError, match=r"bias\.parquet: cannot be read"):
+        Evidence.read(published)
+    pd.DataFrame({"rule": []}).to_parquet(published / "bias.parquet")
+    with pytest.raises(UsageError, match=r"bias\.parquet: has no column index"):
+        Evidence.read(published)
+
+
+def test_what_was_published_there_before_is_gone(swept: Path, tmp_path: Path) -> None:
+    output = tmp_path / "data"
+    output.mkdir()
+    (output / "costs.json").write_text("{}")
+    (output / "bias.parquet").write_bytes(b"old")
+    replace(Evidence.read(swept), costs=None).write(output)
+    assert {path.name for path in output.iterdir()} == {"records.parquet", "README.md"}
 
 
 @pytest.mark.slow

@@ -261,3 +261,16 @@ def test_trees_side_by_side_and_against_each_other() -> None:
     assert ratio["DySpec B=4"] == []
     with pytest.raises(UsageError, match="--against EAGLE: is no setting there; choose among: "):
         against_table(to_frame(rows), ["EAGLE"])
+
+
+def test_a_text_that_ended_at_once_has_no_speed() -> None:
+    """Its ratio and its seconds do not enter medians, with or without intervals."""
+    rows = [row(AUTO, n, [[]] * 4, seconds=2.0 + n) for n in range(3)]
+    rows += [row(TREE, n, [[0], []], seconds=2.0) for n in range(2)]
+    frame = to_frame([*rows, row(TREE, 2, [[0], []], seconds=2.0)])
+    ended = (frame["label"] != "auto") & (frame["index"] == 2)
+    frame.loc[ended, "decode_seconds"] = 0.0
+    line = results(frame).query("label != 'auto'").iloc[0]
+    kept = results(frame[~ended]).query("label != 'auto'").iloc[0]
+    for name in ("tokens_per_second", "latency_per_token_s", "latency_per_request_s", "speedup"):
+        assert line[name] == pytest.approx(kept[name])

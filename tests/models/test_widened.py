@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,3 +139,11 @@ def test_every_wide_name_is_known_and_for_one_flag() -> None:
 )
 def test_captions_say_what_a_wide_pair_is(draft: str, target: str, text: str) -> None:
     assert pair_text(draft, target) == text
+
+
+def test_a_model_too_large_for_the_host_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system would end the process without a word."""
+    free = SimpleNamespace(available=1000)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: free)
+    with pytest.raises(UsageError, match=r"--device cpu with 0\.0 GiB free: the model needs"):
+        widen(small_model(), LARGE, device=torch.device("cpu"), dtype=torch.float32)

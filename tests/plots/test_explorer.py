@@ -324,6 +324,8 @@ def test_wrong_settings_are_refused_at_once(models: Pair) -> None:
         Explorer(models, T=-1)
     with pytest.raises(UsageError, match="--policy best"):
         Explorer(models, compare={"policy": "best"})
+    with pytest.raises(UsageError, match=r"T 101\.0: is above 100, the largest"):
+        Explorer(models, T=101.0)
     with pytest.raises(UsageError, match="compare foo: is no field of Settings"):
         Explorer(models, compare={"T": 1.0, "foo": 2})
     with pytest.raises(UsageError, match="compare seed"):
