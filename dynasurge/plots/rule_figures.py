@@ -24,6 +24,7 @@ from dynasurge.plots.style import (
     LOSSY,
     MARKERS,
     PLAIN,
+    across,
     new_figure,
     quiet,
     say,
@@ -91,9 +92,9 @@ def comparison_figure(
         for axes, (column, factor, title) in zip(panels, PANELS, strict=True):
             draw = _points if column == "accepted_per_step" else _bars
             draw(axes, names, {rule: _heights(at, rule, names, column) * factor for rule in rules})
-            for auto in at.loc[at["mode"] == "auto", column] if draw is _bars else ():
-                style: dict[str, Any] = {"color": INK, "linestyle": "--", "linewidth": 0.9}
-                axes.axhline(auto * factor, **style, label="auto (no tree)")
+            ends = [column, f"{column}_low", f"{column}_high"]
+            for _, auto in at[at["mode"] == "auto"].iterrows() if draw is _bars else ():
+                across(axes, auto[ends].astype(float) * factor)
             axes.set_ylabel(title)
             _divide(axes, names, static)
             quiet(axes)
@@ -220,6 +221,12 @@ def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
         ends = of_ratio(np.column_stack([values, np.ones(len(values))]))
         whiskers(axes, [x + 0.22], [[values.mean()], [ends[0]], [ends[1]]])
         axes.plot(x + np.linspace(-0.2, 0.1, len(values)), values, ".", color=INK, markersize=3)
+        more = values.to_numpy() - bias.loc[bias["rule"] == rules[0], "total_variation"].to_numpy()
+        if x:  # the same contexts, so pairs tell more than two bars
+            low, high = of_ratio(np.column_stack([more, np.ones(len(more))]))
+            text = f"{more.mean():+.3f}\n[{low:+.3f}, {high:+.3f}]"
+            place = axes.get_xaxis_transform()
+            axes.text(x, 1.0, text, transform=place, ha="center", va="bottom", fontsize=6.5)
     noise = bias.loc[bias["rule"] == rules[0], "total_variation"].mean()
     axes.axhline(
         noise, color=INK, linestyle=":", linewidth=0.9, label="counting noise, of a lossless rule"
@@ -228,7 +235,10 @@ def bias_figure(bias: pd.DataFrame, caption: str) -> Figure:
     axes.set_xticks(range(len(rules)), rules)
     axes.set_ylabel("total variation from the target")
     quiet(axes)
-    say(figure, f"{caption}; bars: means with 95% intervals, dots: contexts")
+    say(
+        figure,
+        f"{caption}; bars: means with 95% intervals, dots: contexts; above: more than {rules[0]}, paired",
+    )
     return figure
 
 

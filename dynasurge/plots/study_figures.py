@@ -25,6 +25,7 @@ from dynasurge.plots.figures import save_figure
 from dynasurge.plots.style import (
     INK,
     PLAIN,
+    across,
     band,
     line_style,
     new_figure,
@@ -69,14 +70,16 @@ def acceptance_figure(frame: pd.DataFrame, caption: str) -> Figure:
         table = measure(frame, by=["label"])
         y = "accepted" if "accepted" in table else "accepted_per_step"
         for number, (label, lines) in enumerate(table.groupby("label")):
-            band(axes, lines, x, y, number, str(label))
+            prompts = len(frame.loc[frame["label"] == label, PROMPT].drop_duplicates())
+            band(axes, lines, x, y, number, f"{label} (n = {prompts})")
         axes.set_xlabel(title)
         axes.set_ylabel("share accepted" if y == "accepted" else ACCEPTED)
         quiet(axes)
         if x in ("depth", "rank"):
             axes.xaxis.get_major_locator().set_params(integer=True)
     figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
-    say(figure, f"{caption}; {BANDS}")
+    rule = "" if frame["use_bfs"].any() else "; top-down"
+    say(figure, f"{caption}{rule}; {BANDS}")
     return figure
 
 
@@ -170,8 +173,8 @@ def budget_figure(table: pd.DataFrame, caption: str) -> Figure:
                 own |= {"ha": "right", "va": "bottom"} if side < 0 else {"ha": "left"}
                 axes.annotate(tree, at, (4 * side, -3 * side), textcoords="offset points", **own)
             whiskers(axes, lines["nodes"], lines[[column, f"{column}_low", f"{column}_high"]].T)
-        for auto in plain.loc[plain["mode"] == "auto", column]:
-            axes.axhline(auto, color=INK, linestyle="--", linewidth=0.9, label="auto (no tree)")
+        for _, auto in plain[plain["mode"] == "auto"].iterrows():
+            across(axes, [auto[column], auto[f"{column}_low"], auto[f"{column}_high"]])
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("drafted nodes (a step, mean)")

@@ -100,6 +100,15 @@ def band(axes: Axes, table: pd.DataFrame, x: str, y: str, number: int, label: st
     axes.plot(few[x], few[y], markerfacecolor="white", **own)
 
 
+def across(axes: Axes, heights: ArrayLike) -> None:
+    """Draw ordinary decoding, `auto`: a dashed line, and a band for its interval. heights: the value
+    and both ends; NaN for no interval."""
+    value, low, high = np.asarray(heights, dtype=float)
+    axes.axhline(value, color=INK, linestyle="--", linewidth=0.9, label="auto (no tree)")
+    if np.isfinite(low):
+        axes.axhspan(low, high, color=INK, alpha=0.12, linewidth=0, zorder=0.5)
+
+
 def whiskers(axes: Axes, x: ArrayLike, heights: ArrayLike) -> None:
     """Draw the intervals of values at x. heights: [3, n], the values and both ends; an end that is
     NaN is not drawn."""

@@ -18,6 +18,7 @@ import torch
 
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.enumeration import Script
+from dynasurge.verification.others import hierarchical
 from dynasurge.verification.prototype import bfs, proposals
 
 Model = Callable[..., torch.Tensor]
@@ -193,6 +194,23 @@ def tokens_compared(p: Model, q: Model, chance: Script) -> list[int]:
     return [token, chance.token(p([token]))] if own == token else [chance.token(p())]
 
 
+def ratio_not_capped(p: Model, q: Model, chance: Script) -> list[int]:
+    """A chain of two tokens is accepted as a whole by the product of p / q, which may have been above
+    1 on the way (see `hierarchical` in verification/others.py)."""
+    tokens = [chance.token(q())]
+    tokens.append(chance.token(q(tokens)))
+    tree = TokenTree(
+        tokens=(-1, *tokens),
+        parents=(-1, 0, 1),
+        proposal=(1.0, float(q()[tokens[0]]), float(q(tokens[:1])[tokens[1]])),
+        point=(True, False, False),
+    )
+    heads = [tokens[:depth] for depth in range(3)]
+    rows = torch.stack([p(head) for head in heads])
+    path, bonus = hierarchical(tree, rows, [q(head) for head in heads], chance, capped=False)
+    return [*tokens[: len(path)], bonus]
+
+
 MISTAKES: dict[str, Mistake] = {
     "siblings sorted after drawing": Mistake(
         what=siblings_sorted, seen="tree drafters that keep children in a heap or a sorted list"
@@ -227,5 +245,8 @@ MISTAKES: dict[str, Mistake] = {
     "greedy bonus": Mistake(what=greedy_bonus, seen="argmax of the residual"),
     "draw and compare, then draw again": Mistake(
         what=tokens_compared, seen="acceptance by equality with the target's own sample"
+    ),
+    "joint ratio not capped": Mistake(
+        what=ratio_not_capped, seen="an implementation of hierarchical verification"
     ),
 }
