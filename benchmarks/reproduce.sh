@@ -5,6 +5,7 @@
 #   bash benchmarks/reproduce.sh study     README's figure, docs/results.md; one GPU of 80 GB, an hour and a half
 #   bash benchmarks/reproduce.sh cpu       figures/laptop, docs/results.md; two cores, two hours
 #   bash benchmarks/reproduce.sh gpu       docs/performance.md; one GPU of 80 GB, half an hour
+#   bash benchmarks/reproduce.sh drafts    the ablations of drafts that read the target; one GPU or more, six minutes a run
 #   bash benchmarks/reproduce.sh trees     docs/trees.md, docs/verification.md; one GPU, nine runs of five minutes
 #   bash benchmarks/reproduce.sh original  eval.sh: the original study; a network, a GPU, hours
 set -euo pipefail
@@ -65,6 +66,30 @@ trees() {
         --output "$OUT/spec"
 }
 
+drafts() {
+    # one text for all: GPUS processes share its shards, and each batch of a run
+    local gpus=${GPUS:-1} launch
+    launch=(python -m torch.distributed.run --nproc_per_node "$gpus" -m tools.train_draft)
+    "${launch[@]}" sample --out "$OUT/samples"
+    ablation() {  # a name, flags; killed runs go on
+        "${launch[@]}" train-features --samples "$OUT/samples" --prompts "${all[@]}" --max-tokens "${TOKENS:-80000000}" \
+            --eval-every 800 --out "$OUT/$1" "${@:2}"
+    }
+    ablation eagle-1
+    ablation inject-1 --inject --residual both
+    ablation inject-2 --inject --residual both --layers 2
+    ablation inject-4 --inject --residual both --layers 4
+    ablation eagle-2 --residual both --layers 2
+    ablation inject-2-features --inject --layers 2
+    ablation inject-2-alone --inject --residual both --layers 2 --no-carry
+    ablation blind-2 --blind --residual both --layers 2
+    ablation inject-2-adamw --inject --residual both --layers 2 --optimizer adamw
+    ablation inject-2-kl --inject --residual both --layers 2 --tv-end-weight 0
+    ablation inject-2-lk --inject --residual both --layers 2 --loss lk
+    ablation inject-2-deep --inject --residual both --layers 2 --depths 8 --depth-decay 1.0
+    ablation inject-2-fast --inject --residual both --layers 2 --muon-lr 0.02
+}
+
 study() {
     # 200 articles and 120 web pages of at least 128 tokens. A folder each: a sweep that goes on has the same flags
     local seven=(bash eval.sh --target demo-7b --compile)
@@ -78,9 +103,9 @@ original() {
     bash eval.sh --output "$OUT/eval"
 }
 
-for part in "${@:?name one or more of: study cpu gpu trees original}"; do
+for part in "${@:?name one or more of: study cpu gpu drafts trees original}"; do
     case $part in
-        cpu | gpu | trees | study | original) "$part" ;;
-        *) echo "error: $part is unknown; name one or more of: study cpu gpu trees original" >&2; exit 2 ;;
+        cpu | gpu | drafts | trees | study | original) "$part" ;;
+        *) echo "error: $part is unknown; name one or more of: study cpu gpu drafts trees original" >&2; exit 2 ;;
     esac
 done

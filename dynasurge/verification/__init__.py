@@ -6,7 +6,7 @@ token after it.
 
 Read: rules (topdown, traversal, reserved), families (what they work on), audit (is a rule lossless?),
 enumeration (every outcome of a function of chance), sampled_audit (for engines of which only tokens
-come out), mistakes (what looks right and is not), properly_drawn (why the order of drawing matters),
+come out), mistakes (what looks right and is not),
 single_node_bound (what no rule can exceed), others (rules of other papers), prototype (the original
 rule, lossy).
 """

@@ -431,6 +431,18 @@ def _mass(law: Law, head: tuple[int, ...]) -> float:
     return sum(mass for key, mass in law.items() if key[: len(head)] == head)
 
 
+def first_token(
+    drawing: Callable[..., TokenTree], p: Sequence[float], q: Sequence[float]
+) -> list[float]:
+    """The exact law of the first token that is emitted, if both models say the same everywhere and
+    the drawing's trees are verified by our own rule."""
+    pair = Models(name="", p=fixed(*p), q=fixed(*q), vocab=len(p))
+    law = [0.0] * len(p)
+    for one in _run(drawing, "drawing", pair, "sampled", None)():
+        law[one.result[0][0]] += one.weight
+    return law
+
+
 def broken_condition(drawing: Callable[..., Any], pair: Models) -> str:
     """Which condition of "properly drawn" a drawing breaks at the root; empty if none. Decided from
     the exact law of the root's sampled children, in the order in which the tree has them."""

@@ -56,6 +56,11 @@ def two_draws(q: Model, chance: Script) -> list[int]:
 # --- drawings
 
 
+def properly_drawn(q: Model, chance: Script) -> TokenTree:
+    """No mistake: two children without replacement, in the order in which they were drawn."""
+    return children(two_draws(q, chance), q())
+
+
 def siblings_sorted(q: Model, chance: Script) -> TokenTree:
     """Children are drawn, then sorted by probability."""
     tokens = sorted(two_draws(q, chance), key=lambda token: -float(q()[token]))

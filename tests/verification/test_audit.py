@@ -21,10 +21,11 @@ from dynasurge.verification.audit import (
     REORDERED,
     Models,
     audit,
+    first_token,
     fixed,
 )
 from dynasurge.verification.enumeration import Script, outcomes, random_table
-from dynasurge.verification.mistakes import MISTAKES, children, two_draws, walk
+from dynasurge.verification.mistakes import MISTAKES, children, properly_drawn, walk
 from dynasurge.verification.rules import RULES
 from dynasurge.verification.sampled_audit import audit_samples
 
@@ -74,10 +75,6 @@ def right(tree: Any, p: Any, q: Any, chance: Any) -> Any:
     return walk(tree, p, q, lambda own, drawn: chance.uniform() < own / drawn, chance.token)
 
 
-def drawing(q: Any, chance: Script) -> TokenTree:
-    return children(two_draws(q, chance), q())
-
-
 def step(p: Any, q: Any, chance: Script) -> list[int]:
     token = chance.token(q())
     if chance.coin(float(p()[token] / q()[token])):
@@ -85,7 +82,7 @@ def step(p: Any, q: Any, chance: Script) -> list[int]:
     return [chance.token(torch.relu(p() - q()))]
 
 
-@pytest.mark.parametrize("what", [right, drawing, step])
+@pytest.mark.parametrize("what", [right, properly_drawn, step])
 def test_a_readers_own_lossless_code_is_clean(what: Any) -> None:
     report = audit(what)
     assert report.lossless
@@ -117,6 +114,14 @@ def test_numbers_of_a_counterexample_are_those_of_a_hand_count() -> None:
     share = 5 / 9 if example.tokens == (0,) else 4 / 9
     assert found == pytest.approx({"expected": 0.5, "found": share})
     assert report.distance == pytest.approx(1 / 18)
+
+
+def test_the_law_of_the_first_token() -> None:
+    p, q = (0.5, 0.2, 0.3), (0.3, 0.5, 0.2)
+    assert first_token(properly_drawn, p, q) == pytest.approx(p, abs=1e-12)
+    law = first_token(MISTAKES["siblings sorted after drawing"].what, p, q)
+    assert sum(law) == pytest.approx(1)
+    assert sum(abs(a - b) for a, b in zip(law, p, strict=True)) / 2 > 0.1
 
 
 def test_lengths_stand_beside_those_of_traversal() -> None:
