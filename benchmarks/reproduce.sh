@@ -59,6 +59,8 @@ trees() {
                 --use_bfs --methods Sequoia prototype DySpec OPT-Tree --output "$OUT/trees/T$T-B$B"
         done
     done
+    # docs/verification.md: rules on the same static trees
+    python benchmarks/bench_rules.py "$cnn" --end 120 --T 0.9 1 --shapes chain4 2ary3 2x4 4x4 optimal15
     dynasurge table "$OUT"/trees/* --trees
     dynasurge table "$OUT"/trees/* --predictions
     # docs/trees.md: kinds of prompt

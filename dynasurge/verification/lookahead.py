@@ -20,7 +20,8 @@ and after x, the child that is tried second is y with a probability in proportio
     q[y] / (1 - q[x]) + [y in H] q[y] / (1 - q[y])      x needy
     [y in H] q[y]                                       x not needy
 
-(y is not x). `traversal` with these laws in the place of proposals is lossless by its own proof: it
+(y is not x). So they are tried if the second child has at least as much below it as the first, which
+the shape says. `traversal` with these laws in the place of proposals is lossless by its own proof: it
 needs the law of the next child given what was tried before. Further children come in pairs, too,
 drawn from what is left of q; a last one alone has its own law.
 
@@ -106,15 +107,22 @@ def tried(
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """The children of node u in the order in which they are tried, each with its law [V] given those
     tried before. `node` changes on the way: what is needy depends on what is still wanted."""
-    children = tree.children[u]
-    left = q.clone()
-    for first, second in zip(children[::2], [*children[1::2], None], strict=False):
+    children, left = list(tree.children[u]), q.clone()
+    while children:
         left = left / left.sum()
-        if second is None:
-            yield first, left
-            return
-        yield from _pair(tree.tokens, first, second, left, node.wanted)
-        left[[tree.tokens[first], tree.tokens[second]]] = 0.0
+        some = children[:2]
+        if len(some) == 2 and _size(tree, some[1]) >= _size(tree, some[0]):
+            yield from _pair(tree.tokens, some[0], some[1], left, node.wanted)
+        else:  # a last one, or one with more below it than the next
+            some = some[:1]
+            yield some[0], left.clone()
+        left[[tree.tokens[child] for child in some]] = 0.0
+        del children[: len(some)]
+
+
+def _size(tree: TokenTree, u: int) -> int:
+    """How many nodes the subtree of u has."""
+    return 1 + sum(_size(tree, child) for child in tree.children[u])
 
 
 def _pair(
