@@ -28,7 +28,7 @@ from dynasurge.errors import UsageError
 from dynasurge.experiments import measurements
 from dynasurge.experiments.datasets import Prompt
 from dynasurge.experiments.intervals import PROMPT
-from dynasurge.experiments.results_frame import load_frame, load_frames
+from dynasurge.experiments.results_frame import load_frames
 from dynasurge.experiments.sweep import sweep
 from dynasurge.files import find_above, write_whole
 from dynasurge.models.pair import Pair
@@ -62,7 +62,8 @@ class Evidence:
         """The evidence of one or more folders. `positions` are those of all; costs, the other
         probes and `about` are the first folder's. Raises UsageError if a folder holds no rows, or
         if two hold the same rows."""
-        frame = labelled(load_frames(folders))
+        read = load_frames(folders)
+        frame = labelled(read)
         if frame.duplicated(["run", "index"]).any():
             raise UsageError(
                 "folders",
@@ -78,9 +79,7 @@ class Evidence:
             if tables:
                 probes[name] = _kinds(pd.concat(tables, ignore_index=True))
         costs = read_costs(home / "costs.json")
-        return cls(
-            frame=frame, costs=costs, probes=probes, about=dict(load_frame(folders[0]).attrs)
-        )
+        return cls(frame=frame, costs=costs, probes=probes, about=dict(read.attrs))
 
     @classmethod
     def published(cls) -> Evidence:

@@ -110,10 +110,12 @@ def load_frame(path: str | Path) -> pd.DataFrame:
 
 
 def load_frames(paths: Sequence[str | Path]) -> pd.DataFrame:
-    """The rows of several folders or files, see `load_frame`. Raises UsageError if they were made on
-    different devices or with different models: their times do not compare."""
+    """The rows of several folders or files, with what is said about the first, see `load_frame`.
+    Raises UsageError if they were made on different devices or with different models: their times
+    do not compare."""
     frames = [load_frame(path) for path in paths]
     frame = pd.concat(frames, ignore_index=True)
+    frame.attrs = dict(frames[0].attrs)
     for name in ("device", "dtype", "draft", "target") if len(frames) > 1 else ():
         found = [str(value) for value in frame[name].unique()]
         if len(found) > 1:

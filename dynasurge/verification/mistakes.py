@@ -106,9 +106,11 @@ def walk(
     q: Sequence[torch.Tensor],
     accepts: Callable[[float, float], bool],
     bonus: Callable[[torch.Tensor], int],
+    normalised: bool = True,
 ) -> Path:
-    """The lossless top-down walk, with two parts to be filled in: whether a child with target mass p
-    and proposal q is accepted, and how the bonus token is drawn from what is left."""
+    """The lossless top-down walk, with parts to be filled in: whether a child with target mass p and
+    proposal q is accepted, how the bonus token is drawn from what is left, and whether what a
+    refused child leaves is divided by its sum."""
     node, path = 0, []
     left = p[0]
     while True:
@@ -119,7 +121,8 @@ def walk(
                 path.append(child)
                 break
             left = torch.relu(left - proposal)
-            left = left / left.sum() if left.sum() > 0 else p[node]
+            if normalised:
+                left = left / left.sum() if left.sum() > 0 else p[node]
         else:
             return tuple(path), bonus(left)
 
@@ -165,20 +168,12 @@ def residual_not_normalised(
 ) -> Path:
     """What a refused child leaves, relu(p - q), is used without a division by its sum: the next
     child is accepted too rarely, and the bonus token falls off the end of the cumulative sum."""
-    node, path, left = 0, [], p[0]
-    while True:
-        for child, proposal in proposals(tree, q[node], node) if tree.children[node] else ():
-            token = tree.tokens[child]
-            if chance.coin(float(left[token] / proposal[token])):
-                node, left = child, p[child]
-                path.append(child)
-                break
-            left = torch.relu(left - proposal)
-        else:
-            u = chance.uniform()
-            sums = left.cumsum(0).tolist()
-            below = [token for token, most in enumerate(sums) if u < most]
-            return tuple(path), min([*below, len(sums) - 1])
+
+    def bonus(left: torch.Tensor) -> int:
+        u, sums = chance.uniform(), left.cumsum(0).tolist()
+        return min([*(token for token, most in enumerate(sums) if u < most), len(sums) - 1])
+
+    return walk(tree, p, q, lambda own, drawn: chance.coin(own / drawn), bonus, normalised=False)
 
 
 # --- steps

@@ -25,9 +25,11 @@ from tools.train_draft.llama import (
     Kernels,
     Llama,
     attention_outputs,
+    heads_of,
     rms_norm,
     rotary_tables,
     rotate,
+    rotated,
 )
 from tools.train_draft.loss import LEAST
 from tools.train_draft.settings import FeatureSettings
@@ -106,12 +108,6 @@ def tap_norm(taps: Tensor, width: int, eps: float) -> Tensor:
     return scaled.flatten(-2).to(taps.dtype)
 
 
-def heads_of(x: Tensor, weight: Tensor, heads: int) -> Tensor:
-    """x [batch, positions, width] @ weight.T -> [batch, heads, positions, head_dim]."""
-    projected: Tensor = F.linear(x, weight).unflatten(-1, (heads, -1)).transpose(1, 2)
-    return projected
-
-
 def wide_inputs(
     embedded: Tensor,
     x: Tensor,
@@ -126,9 +122,7 @@ def wide_inputs(
     """The first layer's rotated q and k, and v, from [embedding; feature], each half normed."""
     half = embedded.shape[-1]
     joint = torch.cat([rms_norm(embedded, norm[:half], eps), rms_norm(x, norm[half:], eps)], dim=-1)
-    stacked = heads_of(joint, qkv, heads + 2 * kv_heads)
-    q, k, v = stacked.split((heads, kv_heads, kv_heads), dim=1)
-    return rotate(q, cos, sin), rotate(k, cos, sin), v
+    return rotated(joint, qkv, cos, sin, heads, kv_heads)
 
 
 def seen(length: int, depths: int, device: torch.device) -> Tensor:

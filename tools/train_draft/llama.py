@@ -127,6 +127,21 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
+def heads_of(x: Tensor, weight: Tensor, heads: int) -> Tensor:
+    """x [batch, positions, width] @ weight.T -> [batch, heads, positions, head_dim]."""
+    projected: Tensor = F.linear(x, weight).unflatten(-1, (heads, -1)).transpose(1, 2)
+    return projected
+
+
+def rotated(
+    x: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The fused projection of a normed x, split: rotated q, rotated k, v."""
+    stacked = heads_of(x, qkv, heads + 2 * kv_heads)
+    q, k, v = stacked.split((heads, kv_heads, kv_heads), dim=1)
+    return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+
 def attention_inputs(
     x: Tensor,
     norm: Tensor,
@@ -139,13 +154,7 @@ def attention_inputs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """x [batch, positions, hidden] -> rotated q, rotated k, v, each [batch, its heads, positions,
     head_dim]."""
-    stacked = (
-        F.linear(rms_norm(x, norm, eps), qkv)
-        .unflatten(-1, (heads + 2 * kv_heads, -1))
-        .transpose(1, 2)
-    )
-    q, k, v = stacked.split((heads, kv_heads, kv_heads), dim=1)
-    return rotate(q, cos, sin), rotate(k, cos, sin), v
+    return rotated(rms_norm(x, norm, eps), qkv, cos, sin, heads, kv_heads)
 
 
 def attention_outputs(
