@@ -22,13 +22,14 @@ from tools.train_draft.evaluation import Continuations, measure_depths
 from tools.train_draft.feature_training import FeatureTrainer
 from tools.train_draft.features import (
     DepthLoss,
+    FeatureKernels,
     aligned,
     depth_weights,
     new_features,
     unroll,
 )
 from tools.train_draft.llama import forward, view_of
-from tools.train_draft.loss import kl_divergence, overlap, token_terms
+from tools.train_draft.loss import kl_divergence, overlap
 from tools.train_draft.pair import load_draft, save_features
 from tools.train_draft.settings import FeatureSettings
 
@@ -48,7 +49,10 @@ SMALL = {
 EAGLE = FeatureSettings(**SMALL)
 OURS = FeatureSettings(**SMALL, layers=2, inject=True, residual="both")
 ALONE = FeatureSettings(**SMALL, inject=True, residual="both", carry=False, optimizer="adamw")
-FORMS = pytest.mark.parametrize("settings", [EAGLE, OURS, ALONE], ids=["eagle", "ours", "alone"])
+FEW = FeatureSettings(**SMALL, layers=2, inject=True, residual="both", draft_vocab=40)
+FORMS = pytest.mark.parametrize(
+    "settings", [EAGLE, OURS, ALONE, FEW], ids=["eagle", "ours", "alone", "few"]
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +65,7 @@ def sequences(count: int = 12) -> np.ndarray:
 
 
 def random_draft(target: Any, settings: FeatureSettings) -> Any:
-    draft = new_features(target, settings)
+    draft = new_features(target, settings, sequences())
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in draft.parameters():
@@ -79,6 +83,9 @@ def test_what_is_unrolled_is_what_decodes(settings: FeatureSettings, target: Any
     with torch.no_grad():
         _, taps = forward(view, tokens, taps=settings.taps)
         found = [one[0] @ view.head.T for one in unroll(draft, view, tokens, taps, 3)]
+    if draft.ids is not None:
+        unknown = ~torch.isin(torch.arange(96), draft.ids)
+        found = [one.masked_fill(unknown, -torch.inf) for one in found]
     draft.attach(target)
     text = tokens[0].tolist()
     reader = Engine(target, 32, taps=settings.taps)
@@ -97,7 +104,8 @@ def test_what_is_unrolled_is_what_decodes(settings: FeatureSettings, target: Any
 
 
 @pytest.mark.parametrize("lk", [False, True])
-def test_the_loss_and_its_gradient_are_those_of_autograd(lk: bool) -> None:
+@pytest.mark.parametrize("few", [False, True])
+def test_the_loss_and_its_gradient_are_those_of_autograd(lk: bool, few: bool) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
@@ -105,12 +113,13 @@ def test_the_loss_and_its_gradient_are_those_of_autograd(lk: bool) -> None:
 
     hidden, theirs, head = (noise(2, 10, 8) / 4).requires_grad_(), noise(10, 8) / 4, noise(30, 8)
     weights, T = depth_weights(2, 5, 2, 0.9), noise(10, 1).exp()
-    args = (theirs, head, weights, T, torch.tensor(0.7), torch.tensor(1.5), 4, token_terms, lk)
-    loss, kl, shared = DepthLoss.apply(hidden, *args)
+    ids = torch.tensor([0, 3, 4, 11, 29]) if few else torch.arange(30)
+    shares = (weights, T, torch.tensor(0.7), torch.tensor(1.5), 4, FeatureKernels(), lk)
+    loss, kl, shared = DepthLoss.apply(hidden, theirs, head, ids if few else None, *shares)
     loss.backward()
     found = hidden.grad.clone()
-    p = torch.softmax(theirs @ head.T / T, -1)
-    q = torch.softmax(hidden @ head.T / T, -1)
+    p = torch.softmax(theirs @ head.T / T, -1)[:, ids]
+    q = torch.softmax(hidden @ head[ids].T / T, -1)
     kls, tv = kl_divergence(p, q), 1 - overlap(p, q)
     hidden.grad = None
     expected = (weights * (0.7 * kls + 1.5 * (-(1 - tv).log() if lk else tv))).sum()
@@ -128,7 +137,9 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
 ) -> None:
     def trainer() -> FeatureTrainer:
         view = view_of(target, torch.float32)
-        return FeatureTrainer(view, new_features(target, settings), sequences(), settings)
+        return FeatureTrainer(
+            view, new_features(target, settings, sequences()), sequences(), settings
+        )
 
     whole = trainer()
     whole.run(log_every=1)
@@ -145,7 +156,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
 def test_overlap_rises_at_all_depths(settings: FeatureSettings, target: Any) -> None:
     long = FeatureSettings.from_dict(settings.as_dict() | {"max_tokens": 4 * 16 * 150})
     run = FeatureTrainer(
-        view_of(target, torch.float32), new_features(target, long), sequences(), long
+        view_of(target, torch.float32), new_features(target, long, sequences()), sequences(), long
     )
     values = [run.train_step() for _ in range(long.steps)]
     for name in ("overlap", "overlap_3"):
@@ -173,8 +184,9 @@ def test_a_saved_draft_measures_the_same(
     found = measure_depths(load_draft(tmp_path, target), view, [one], depths=4)
     assert found == measure_depths(draft, view, [one], depths=4)
     second = aligned(unroll(draft, view, tokens, taps, 2))[1][rows, positions]
-    p = torch.softmax(one.hidden @ view.head.T / 0.8, -1)
-    expected = overlap(p, torch.softmax(second @ view.head.T / 0.8, -1)).mean()
+    ids = torch.arange(96) if draft.ids is None else draft.ids
+    p = torch.softmax(one.hidden @ view.head.T / 0.8, -1)[:, ids]
+    expected = overlap(p, torch.softmax(second @ view.head[ids].T / 0.8, -1)).mean()
     assert found["x/T=0.8/overlap@2"] == pytest.approx(float(expected), abs=1e-6)
 
 

@@ -166,7 +166,7 @@ def train(args: argparse.Namespace, settings: DistillSettings) -> None:
     save: Callable[..., None]
     evaluate: Callable[[Any], dict[str, float]]
     if isinstance(settings, FeatureSettings):
-        draft: Any = new_features(target, settings).to(args.device)
+        draft: Any = new_features(target, settings, sequences).to(args.device)
         compiled = FeatureKernels(kernels, compile=kernels is not EAGER)
         trainer: Trainer = FeatureTrainer(
             view, draft, sequences, settings, feature_kernels=compiled, **how

@@ -184,6 +184,8 @@ def measure_depths(
     """Overlap of a feature draft by depth on each set, with keys such as ``name/T=0.6/overlap@1``.
     ``scorer`` is the target in float32."""
     results: dict[str, float] = {}
+    ids = draft.ids
+    head = scorer.head if ids is None else scorer.head[ids]
     for one in sets:
         parts = []
         for tokens in one.tokens.split(batch):
@@ -194,8 +196,9 @@ def measure_depths(
         for start in range(0, len(one.hidden), chunk):
             part = slice(start, start + chunk)
             p = torch.softmax(one.hidden[part] @ scorer.head.T / one.temperature, dim=-1)
+            p = p if ids is None else p[:, ids]
             for depth in range(depths):
-                mine = hidden[depth, part] @ scorer.head.T / one.temperature
+                mine = hidden[depth, part] @ head.T / one.temperature
                 totals[depth] += overlap(p, torch.softmax(mine, dim=-1)).double().sum()
         for depth, value in enumerate((totals / len(one.hidden)).tolist(), start=1):
             results[f"{one.name}/T={one.temperature:g}/overlap@{depth}"] = value

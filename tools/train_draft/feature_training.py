@@ -56,12 +56,13 @@ class FeatureTrainer(Trainer):
             aligned(outputs).flatten(1, 2),
             hidden.flatten(0, 1),
             self.target.head,
+            self.draft.ids,
             self._send(weights),
             temperature,
             torch.full((), 1 - share, device=device),
             torch.full((), settings.tv_scale * share, device=device),
             settings.loss_chunk,
-            self.terms,
+            self.feature_kernels,
             settings.loss == "lk",
         )
         return {

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +24,7 @@ from dynasurge.models.feature_draft import FeatureDraft, FeatureDraftConfig
 from tools.train_draft.llama import (
     EAGER,
     Kernels,
+    KeyValue,
     Llama,
     attention_outputs,
     heads_of,
@@ -31,15 +33,15 @@ from tools.train_draft.llama import (
     rotate,
     rotated,
 )
-from tools.train_draft.loss import LEAST
+from tools.train_draft.loss import LEAST, law_terms, log_law
 from tools.train_draft.settings import FeatureSettings
 
 __all__ = ["DepthLoss", "FeatureKernels", "aligned", "depth_weights", "new_features", "unroll"]
 
 
-def new_features(target: Any, settings: FeatureSettings) -> FeatureDraft:
+def new_features(target: Any, settings: FeatureSettings, sequences: np.ndarray) -> FeatureDraft:
     """An untrained draft of a LLaMA, float32 on the CPU. Its width, heads, embedding and head are
-    the target's."""
+    the target's. If its vocabulary is reduced, it knows what is most frequent in ``sequences``."""
     theirs = target.config
     config = FeatureDraftConfig(
         vocab_size=theirs.vocab_size,
@@ -52,6 +54,7 @@ def new_features(target: Any, settings: FeatureSettings) -> FeatureDraft:
         rms_norm_eps=theirs.rms_norm_eps,
         rope_parameters=dict(theirs.rope_parameters),
         taps=list(settings.taps),
+        draft_vocab_size=settings.draft_vocab or None,
         own_head=False,
         inject=settings.inject,
         residual_embedding=settings.residual == "both",
@@ -67,8 +70,17 @@ def new_features(target: Any, settings: FeatureSettings) -> FeatureDraft:
             elif parameter.ndim == 2:
                 parameter.normal_(0, parameter.shape[1] ** -0.5 / 2, generator=generator)
         draft.norm.weight.copy_(target.model.norm.weight)
+        if draft.ids is not None:
+            known = frequent(sequences, theirs.vocab_size, settings.draft_vocab)
+            draft.d2t = known - torch.arange(len(known))
     trained: FeatureDraft = draft.train()
     return trained
+
+
+def frequent(sequences: np.ndarray, vocabulary: int, count: int) -> Tensor:
+    """The ``count`` most frequent tokens, in order of their ids; equals by id."""
+    often = np.bincount(sequences.ravel(), minlength=vocabulary)
+    return torch.from_numpy(np.sort(np.argsort(-often, kind="stable")[:count]))
 
 
 class Weights(NamedTuple):
@@ -125,25 +137,22 @@ def wide_inputs(
     return rotated(joint, qkv, cos, sin, heads, kv_heads)
 
 
-def seen(length: int, depths: int, device: torch.device) -> Tensor:
-    """bool [length, (1 + depths) * length], True = may attend: the past causally, each depth's keys
-    only from their own position."""
-    past = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    own = torch.eye(length, dtype=torch.bool, device=device)
-    return torch.cat([past, *(own,) * depths], dim=1)
-
-
-def attend(q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-    """Attention of one depth. The first of ``keys`` are the past's, the others depths' own."""
-    length, groups = q.shape[2], q.shape[1] // keys[0].shape[1]
-    if len(keys) == 1:
-        return F.scaled_dot_product_attention(
-            q, keys[0], values[0], is_causal=True, enable_gqa=groups > 1
-        )
-    k = torch.cat(keys, dim=2).repeat_interleave(groups, dim=1)
-    v = torch.cat(values, dim=2).repeat_interleave(groups, dim=1)
-    mask = seen(length, len(keys) - 1, q.device)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+def attend(q: Tensor, past: KeyValue, own_k: list[Tensor], own_v: list[Tensor]) -> Tensor:
+    """Attention of one depth: q [batch, heads, T, head_dim] sees the past's keys causally, and of
+    each depth so far the key of its own position. Keys and values are [batch, kv_heads, T, ...]."""
+    keys, values = past
+    batch, heads, length, size = q.shape
+    q = q.view(batch, keys.shape[1], -1, length, size) * size**-0.5  # a key's queries side by side
+    scores = (q.flatten(2, 3) @ keys.transpose(2, 3)).view(*q.shape[:4], length)
+    unseen = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    own = [(q * k[:, :, None]).sum(-1, keepdim=True) for k in own_k]
+    scores = torch.cat([scores.masked_fill(unseen, -torch.inf), *own], dim=-1)
+    shares = torch.softmax(scores.float(), dim=-1).to(q.dtype)
+    read = shares[..., :length].flatten(2, 3) @ values
+    read = read.view(q.shape)
+    for number, v in enumerate(own_v):
+        read = read + shares[..., length + number, None] * v[:, :, None]
+    return read.view(batch, heads, length, size)
 
 
 class FeatureKernels:
@@ -153,9 +162,12 @@ class FeatureKernels:
         build: Callable[[Any], Any] = (
             (lambda f: torch.compile(f, dynamic=False)) if compile else (lambda f: f)
         )
+        if compile:  # each depth and each length of a batch is a shape of its own
+            torch._dynamo.config.recompile_limit = 64
         self.base = kernels
         self.wide, self.tap_norm, self.rotate = build(wide_inputs), build(tap_norm), build(rotate)
-        self.outputs = build(attention_outputs)
+        self.outputs, self.attend = build(attention_outputs), build(attend)
+        self.log_law, self.terms = build(log_law), build(law_terms)
 
 
 def unroll(
@@ -177,14 +189,14 @@ def unroll(
     embedding_fc = draft.embedding_fc.weight.to(dtype) if draft.embedding_fc is not None else None
     features = kernels.tap_norm(taps, target.embedding.shape[1], eps)
     positions = torch.arange(length, device=tokens.device)
-    keys: list[list[Tensor]] = [[] for _ in layers]
-    values: list[list[Tensor]] = [[] for _ in layers]
+    past: list[KeyValue | None] = [None] * len(layers)
+    own_k: list[list[Tensor]] = [[] for _ in layers]
+    own_v: list[list[Tensor]] = [[] for _ in layers]
     cos, sin = rotary_tables(target, positions)
     for place, layer in enumerate(layers):
         if layer.past is not None:
             k, v = heads_of(features, layer.past, 2 * target.kv_heads).chunk(2, dim=1)
-            keys[place].append(kernels.rotate(k, cos, sin))
-            values[place].append(v)
+            past[place] = (kernels.rotate(k, cos, sin), v)
     carried = F.linear(features, draft.fc.weight.to(dtype))
     outputs = []
     for depth in range(1, depths + 1):
@@ -200,9 +212,14 @@ def unroll(
                 q, k, v = kernels.wide(embedded, x, layer.norm1, layer.qkv, *how)
             else:
                 q, k, v = kernels.base.inputs(x, layer.norm1, layer.qkv, *how)
-            keys[place].append(k)
-            values[place].append(v)
-            attended = attend(q, keys[place], values[place])
+            known = past[place]
+            if known is None:  # depth 1 of the form that reads the past itself
+                attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+                past[place] = (k, v)
+            else:
+                own_k[place].append(k)
+                own_v[place].append(v)
+                attended = kernels.attend(q, known, own_k[place], own_v[place])
             own = (layer.out, layer.norm2, layer.gate_up, layer.down)
             x = kernels.outputs(x, attended, *own, eps)
         carried = x if draft.config.carry else torch.zeros_like(x)
@@ -213,11 +230,12 @@ def unroll(
 class DepthLoss(torch.autograd.Function):
     """Mean of kl_weight * KL + tv_weight * TV over positions and depths, with logits in chunks.
 
-    ``apply(hidden [depths, n, d], target_hidden [n, d], head [vocab, d], weights [depths, n],
-    temperature [n, 1], kl_weight, tv_weight, chunk, terms, lk)``: ``weights`` sum to 1, and are 0
-    where a depth has no token. ``lk``: -log overlap in place of TV = 1 - overlap, whose slope is
-    larger where little is accepted (LK losses, arXiv 2602.23881). Returns (loss, KL by depth,
-    overlap by depth); only the loss carries a gradient, to ``hidden``.
+    ``apply(hidden [depths, n, d], target_hidden [n, d], head [vocab, d], ids, weights [depths, n],
+    temperature [n, 1], kl_weight, tv_weight, chunk, kernels, lk)``: ``ids`` are the tokens that the
+    draft knows, None: all. ``weights`` sum to 1, and are 0 where a depth has no token. ``lk``: -log
+    overlap in place of TV = 1 - overlap, whose slope is larger where little is accepted (LK losses,
+    arXiv 2602.23881). Returns (loss, KL by depth, overlap by depth); only the loss carries a
+    gradient, to ``hidden``.
     """
 
     @staticmethod
@@ -226,15 +244,17 @@ class DepthLoss(torch.autograd.Function):
         hidden: Tensor,
         target_hidden: Tensor,
         head: Tensor,
+        ids: Tensor | None,
         weights: Tensor,
         temperature: Tensor,
         kl_weight: Tensor,
         tv_weight: Tensor,
         chunk: int,
-        terms: Callable[..., tuple[Tensor, Tensor, Tensor]],
+        kernels: FeatureKernels,
         lk: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute loss and gradient together. The target's logits serve all depths of a chunk."""
+        """Compute loss and gradient together. The target's law serves all depths of a chunk."""
+        own_head = head if ids is None else head[ids]
         depths, count = weights.shape
         grad = torch.empty_like(hidden)
         kls = torch.zeros(depths, device=hidden.device)
@@ -243,14 +263,15 @@ class DepthLoss(torch.autograd.Function):
         shares = torch.zeros_like(kls)
         for start in range(0, count, chunk):
             part = slice(start, min(start + chunk, count))
-            theirs = target_hidden[part] @ head.T
+            log_p = kernels.log_law(target_hidden[part] @ head.T, temperature[part], ids)
             for depth in range(depths):
                 weight = weights[depth, part]
-                mine = hidden[depth, part] @ head.T
-                kl, shared, slope = terms(theirs, mine, temperature[part], kl_weight, tv_weight, lk)
+                mine = hidden[depth, part] @ own_head.T
+                how = (temperature[part], kl_weight, tv_weight, lk)
+                kl, shared, slope = kernels.terms(log_p, mine, *how)
                 refused = -shared.clamp_min(LEAST).log() if lk else 1 - shared
                 losses[depth] += ((kl_weight * kl + tv_weight * refused) * weight).sum()
-                grad[depth, part] = (slope @ head) * weight[:, None].to(grad.dtype)
+                grad[depth, part] = (slope @ own_head) * weight[:, None].to(grad.dtype)
                 kls[depth] += (kl * weight).sum()
                 overlaps[depth] += (shared * weight).sum()
                 shares[depth] += weight.sum()
@@ -264,7 +285,7 @@ class DepthLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         """Scale the gradient that ``forward`` computed."""
         (grad,) = ctx.saved_tensors
-        return ((grad * grads[0]).to(grad.dtype),) + (None,) * 9
+        return ((grad * grads[0]).to(grad.dtype),) + (None,) * 10
 
 
 def aligned(outputs: list[Tensor]) -> Tensor:

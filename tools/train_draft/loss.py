@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["DistillLoss", "kl_divergence", "overlap", "token_terms"]
+__all__ = ["DistillLoss", "kl_divergence", "law_terms", "log_law", "overlap", "token_terms"]
 
 LEAST = 0.02  # overlaps below count as this much where they divide
 
@@ -54,7 +54,26 @@ def token_terms(
     Logits are [n, vocab], temperature is [n, 1], the weights are scalars. All arithmetic is in
     float32. The gradient has the logits' own dtype, because matrix products use it next.
     """
-    log_p = torch.log_softmax(target_logits.float() / temperature, dim=-1)
+    log_p = log_law(target_logits, temperature)
+    return law_terms(log_p, draft_logits, temperature, kl_weight, tv_weight, lk)
+
+
+def log_law(logits: Tensor, temperature: Tensor, ids: Tensor | None = None) -> Tensor:
+    """log p [n, vocab] in float32; of ``ids`` only [n, count], whose sum then lacks the others."""
+    log_p = torch.log_softmax(logits.float() / temperature, dim=-1)
+    return log_p if ids is None else log_p[:, ids]
+
+
+def law_terms(
+    log_p: Tensor,
+    draft_logits: Tensor,
+    temperature: Tensor,
+    kl_weight: Tensor,
+    tv_weight: Tensor,
+    lk: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``token_terms`` from log p, of all tokens or of those that the draft knows. Of these, KL is
+    the sum over the tokens that are known: only its slope has a meaning."""
     log_q = torch.log_softmax(draft_logits.float() / temperature, dim=-1)
     p, q = log_p.exp(), log_q.exp()
     kl = (p * (log_p - log_q)).sum(-1)
@@ -63,7 +82,9 @@ def token_terms(
     mass_below = torch.where(below, q, 0.0).sum(-1, keepdim=True)
     if lk:
         tv_weight = tv_weight / shared[:, None].clamp_min(LEAST)
-    slope = kl_weight * (q - p) - tv_weight * q * (below.float() - mass_below)
+    slope = kl_weight * (p.sum(-1, keepdim=True) * q - p) - tv_weight * q * (
+        below.float() - mass_below
+    )
     return kl, shared, (slope / temperature).to(draft_logits.dtype)
 
 

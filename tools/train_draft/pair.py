@@ -114,7 +114,7 @@ def save_features(draft: FeatureDraft, folder: Path, dtype: torch.dtype = torch.
     draft.config.architectures = ["FeatureDraft"]
     draft.config.save_pretrained(folder)
     weights = {
-        name: value.detach().to("cpu", dtype).contiguous()
+        name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
         for name, value in draft.state_dict().items()
     }
     with write_whole(folder / "model.safetensors") as partial:

@@ -140,6 +140,7 @@ class FeatureSettings(DistillSettings):
     inject: bool = False  # the past's keys and values come straight from features
     residual: str = "features"  # what a layer adds to: "features", or "both" (and the embedding)
     carry: bool = True  # deeper levels read what their parents carried; else the embedding alone
+    draft_vocab: int = 0  # how many tokens the head knows, the most frequent ones; 0: all
     blind: bool = False  # features are zeros: the control that shows what they are worth
     loss: str = "tv"  # what KL is blended into: "tv", or "lk", minus the logarithm of the overlap
     optimizer: str = "muon"  # or "adamw", for matrices too, at adam_lr
