@@ -52,6 +52,7 @@ from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.runner import Decodes, Evaluation, make_session
 from dynasurge.experiments.sweep import write_frame
 from dynasurge.experiments.tables import against_table, results_table
+from dynasurge.models.feature_draft import FeatureDraft
 from dynasurge.trees.token_tree import TokenTree
 
 GENERATE, COMPILED = "generate", "compiled generate"
@@ -206,6 +207,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--output", None, "needs a folder for records", "try --output runs/peers")
     output, plan = Path(args.output), plan_of(args)
     pair = load_pair(**pair_options(args), device_map=args.device_map)
+    assisted = [name for name in args.peers if name.startswith("assisted")]
+    if assisted and isinstance(pair.draft, FeatureDraft):
+        reason = f"assists no model of transformers, {assisted[0]} needs one that reads text"
+        raise UsageError("--draft", args.draft, reason, "give such a draft, or other --peers")
     cuda = pair.target.device.type == "cuda"
     alone = {"mode": "auto", "use_bfs": False, "etv": "traversal", "policy": "sampled"}
     alone |= {"growmap": None, "B": "auto", "fill": False}

@@ -41,7 +41,7 @@ VERSION = "0.1.0"  # the package's version; also in pyproject.toml
 DEMO = "demo"
 # the demo models at the cost of large ones (models/widened.py)
 PHASES = ("draft", "target", "verify", "other")  # of a step's time
-WIDE = {"--target": ("demo-1b", "demo-7b", "demo-13b"), "--draft": ("demo-68m",)}
+WIDE = ("demo-1b", "demo-7b", "demo-13b")
 AUTO_NODES, AUTO_DEPTH = 128, 16
 STUDY_PROMPT, STUDY_ROWS = 128, 384  # prompt_len and M of the study, and of the command
 
@@ -309,11 +309,11 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
 
 def pair_text(draft: str, target: str) -> str:
     """A pair in a caption. Widened demo models are the demo models' functions at a cost."""
-    names = [name for name in (draft, target) if name != DEMO]
-    if not set(names) <= {name for own in WIDE.values() for name in own}:
+    if not {draft, target} <= {DEMO, *WIDE}:
         return f"{draft} -> {target}"
-    sizes = [f"LLaMA-{name.removeprefix('demo-').upper()}" for name in names]
-    return "demo pair" + (f" at the cost of {' -> '.join(sizes)}" if sizes else "")
+    size = target.removeprefix("demo-").upper()
+    cost = f" at the cost of LLaMA-{size}" if target in WIDE else ""
+    return f"demo pair{cost}" + (", the draft as wide" if draft in WIDE else "")
 
 
 def growmap_name(path: str) -> str:

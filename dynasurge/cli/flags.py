@@ -52,13 +52,11 @@ class Parser(argparse.ArgumentParser):
 def model_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `load_pair`."""
     add, default = parser.add_argument, "(default: %(default)s)"
-    draft, target = (", ".join(WIDE[flag]) for flag in ("--draft", "--target"))
-    own = f"hub name (NAME@REVISION), folder, {DEMO}"
-    cost = "the demo model's function at the cost of a LLaMA of that size"
-    draft_help = f"draft model, or a head that reads the target (EAGLE-3): {own} or {draft} ({cost}) {default}"
-    add("--draft", default=DEFAULTS["draft"], metavar="NAME", help=draft_help)
-    target_help = f"target model: {own}, {target} ({cost}) {default}"
-    add("--target", default=DEFAULTS["target"], metavar="NAME", help=target_help)
+    wide = f"{', '.join(WIDE)} (the demo model's function as wide as a LLaMA of that size)"
+    own = f"hub name (NAME@REVISION), folder, {DEMO}, {wide} {default}"
+    draft = f"draft model, or a head that reads the target (EAGLE-3): {own}"
+    add("--draft", default=DEFAULTS["draft"], metavar="NAME", help=draft)
+    add("--target", default=DEFAULTS["target"], metavar="NAME", help=f"target model: {own}")
     add(
         "--trust-remote-code",
         action="store_true",

@@ -133,7 +133,7 @@ def _measured(
     if not isinstance(options["device_map"], str):  # a table's missing value is not None
         options["device_map"] = None
     for flag in ("draft", "target"):
-        if options[flag] in WIDE[f"--{flag}"]:  # the demo model has its function, and is small
+        if options[flag] in WIDE:  # the demo model has its function, and is small
             options |= {flag: DEMO, "dtype": "auto"}
     pair = load_pair(**options)
     prompts = len(frame.drop_duplicates(["dataset", "index"]))

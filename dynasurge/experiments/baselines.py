@@ -7,8 +7,8 @@ kernels: only the trees differ. Each is verified top-down, as its authors do it,
 
 - `chain3`, `chain5`, `chain8`: speculative decoding (Leviathan et al., arXiv 2211.17192);
 - `Sequoia` (arXiv 2402.12374): the optimal static tree of B nodes and at most 8 levels, with
-  sampled children; its acceptance by rank was measured on the bundled prompts at the same
-  temperature;
+  sampled children; its acceptance by rank (and level, if the draft reads hidden states) was
+  measured on the bundled prompts at the same temperature;
 - `EAGLE-2` (arXiv 2406.16858): the 10 likeliest tokens a node, 6 levels, then the B best by the
   draft's probabilities;
 - `OPT-Tree` (arXiv 2406.17276): the likeliest tokens, best-first by the draft's probabilities, of
@@ -33,9 +33,10 @@ from dynasurge.decoding.session import Session
 from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.grid import check_methods
-from dynasurge.experiments.text_distributions import rank_acceptance, text_distributions
+from dynasurge.experiments.text_distributions import level_distributions, rank_acceptance
 from dynasurge.files import cache_folder
 from dynasurge.generation_config import LAW_FIELDS
+from dynasurge.models.feature_draft import FeatureDraft
 from dynasurge.models.law import Asked
 from dynasurge.models.pair import Pair
 from dynasurge.probabilities import Random
@@ -91,7 +92,7 @@ def _trees(
     method: str,
     budgets: Sequence[int],
     base: Settings,
-    measure: Callable[[], list[float]],
+    measure: Callable[[], list[list[float]]],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name and the fields of Settings of each tree of a method. measure: acceptance by rank,
     for Sequoia's trees, if they have to be made."""
@@ -143,17 +144,22 @@ def _tokens(base: Settings) -> int:
     return min(TOKENS, base.new_tokens)
 
 
-def acceptance_by_rank(pair: Pair, base: Settings, ranks: int = RANKS) -> list[float]:
+def acceptance_by_rank(pair: Pair, base: Settings, ranks: int = RANKS) -> list[list[float]]:
     """How often the child of each rank is accepted top-down, on text that the target wrote after
-    the bundled prompts, cut as the settings' are."""
+    the bundled prompts, cut as the settings' are: one vector, or, if the draft reads the target's
+    hidden states, one for each level."""
     settings = replace(base, mode="auto", new_tokens=_tokens(base), method=None)
     session, asked, chance = Session(pair, settings), Asked(pair, settings), Random.seeded(0)
-    total, count = torch.zeros(ranks), 0
+    levels = LEVELS if isinstance(pair.draft, FeatureDraft) else 1
+    total, count = torch.zeros(levels, ranks), 0
     for prompt in load_prompts("demo", 0, PROMPTS):
         ids = session.encode(prompt.text)
         text = session.generate(ids, index=prompt.index).output_ids
         T, P, processors, _ = asked.after(ids, len(text))
-        p, q = text_distributions(pair, ids, text, T=T, P=P, processors=processors)
-        accepted, _ = rank_acceptance(p, q, "sampled" if T else "topk", ranks, chance)
-        total, count = total + accepted.sum(0).cpu(), count + len(accepted)
-    return [round(float(x), 4) for x in total / count]
+        own: dict[str, Any] = {"T": T, "P": P, "processors": processors}
+        p, by_level = level_distributions(pair, ids, text, levels, **own)
+        for level, q in enumerate(by_level):
+            accepted, _ = rank_acceptance(p, q, "sampled" if T else "topk", ranks, chance)
+            total[level] += accepted.sum(0).cpu()
+        count += len(text)
+    return [[round(float(x), 4) for x in row] for row in total / count]

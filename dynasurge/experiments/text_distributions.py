@@ -59,7 +59,6 @@ def rank_acceptance(
     return (weights * before).to(p.dtype), proposal.to(p.dtype)
 
 
-@torch.inference_mode()
 def text_distributions(
     pair: Pair,
     prompt: Sequence[int],
@@ -71,14 +70,34 @@ def text_distributions(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(p, q), float32 [len(output), V] each: the target's distribution and the draft's proposal
     before every token of `output`. T, P, processors: see models/law.py."""
+    p, q = level_distributions(pair, prompt, output, 1, T=T, P=P, processors=processors)
+    return p, q[0]
+
+
+@torch.inference_mode()
+def level_distributions(
+    pair: Pair,
+    prompt: Sequence[int],
+    output: Sequence[int],
+    levels: int,
+    *,
+    T: float,
+    P: float = 1.0,
+    processors: LogitsProcessorList | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`text_distributions` with the draft's proposals at nodes of every level of a tree, [levels,
+    len(output), V]. A draft that reads the target's hidden states knows less deeper down; to
+    another all levels are the same."""
     text, vocab = [*prompt, *output[:-1]], pair.target.config.get_text_config().vocab_size
-    engines = engines_of(pair, len(text), len(text), vocab=vocab)
-    target, draft = (engine.along(text, len(output)) for engine in engines if engine is not None)
+    readers = engines_of(pair, len(text), len(text) + levels, vocab=vocab)
+    target, *drafted_by = (engine for engine in readers if engine is not None)
+    theirs = target.along(text, len(output))[0]
+    mine = drafted_by[0].along(text, len(output), levels)
     if processors is not None:
-        before, path = (torch.tensor(part, device=target.device) for part in (prompt, output))
-        depth = torch.arange(len(output), device=target.device)
+        before, path = (torch.tensor(part, device=theirs.device) for part in (prompt, output))
+        depth = torch.arange(len(output), device=theirs.device)
         path = path.expand(len(output), -1)
-        target = processed(processors, before, path, depth, target)
-        draft = drafted(processors, before, path, depth, draft)
+        theirs = processed(processors, before, path, depth, theirs)
+        mine = torch.stack([drafted(processors, before, path, depth, one) for one in mine])
         T, P = (1.0 if T > 0 else 0.0), 1.0
-    return probabilities.to_probs(target, T, P), probabilities.to_proposal(draft, T, P)
+    return probabilities.to_probs(theirs, T, P), probabilities.to_proposal(mine, T, P)

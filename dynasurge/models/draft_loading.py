@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dynasurge.models.failures import shrinking
-from dynasurge.models.feature_draft import KEYS, FeatureDraft, FeatureDraftConfig, published_config
+from dynasurge.models.feature_draft import KEYS, FeatureDraft, published_config
 from dynasurge.models.loading import (
     Quiet,
     Source,
@@ -18,6 +18,7 @@ from dynasurge.models.loading import (
     load_model,
     unloadable,
 )
+from dynasurge.models.widened import SHAPES, widen
 
 
 def load_draft(
@@ -67,10 +68,15 @@ def load_draft(
     ids = draft.ids
     if ids is not None and (int(ids.min()) < 0 or int(ids.max()) >= config.vocab_size):
         raise source.wrong("its d2t names tokens outside the vocabulary", "fetch it again")
+    if name in SHAPES:
+        with Quiet(), shrinking("model"):
+            where = device or draft.device
+            draft = widen(draft, SHAPES[name], device=where, dtype=dtype)
+        _check_config(source, draft.config, own)
     return draft, None
 
 
-def _check_config(source: Source, config: FeatureDraftConfig, own: PreTrainedConfig) -> None:
+def _check_config(source: Source, config: Any, own: PreTrainedConfig) -> None:
     """Raise UsageError unless a feature draft fits a target with the config `own`."""
     remedy = "give the target that this draft was trained for"
     if config.vocab_size != own.vocab_size:

@@ -185,10 +185,12 @@ class Engine:
         with self._cache.writing_to(torch.arange(length, end, device=self.device), end):
             return self._fitted(self._run(ids[:1], ids[1:], hidden, keep))
 
-    def along(self, tokens: Sequence[int], keep: int) -> torch.Tensor:
-        """The logits [keep, V] after each of the last `keep` of these tokens, which follow the
-        text."""
-        return self.forward(tokens, range(-1, len(tokens) - 1), keep=keep)
+    def along(self, tokens: Sequence[int], keep: int, levels: int = 1) -> torch.Tensor:
+        """The logits [levels, keep, V] after each of the last `keep` of these tokens, which follow
+        the text. At level j the token is read as a node j - 1 levels below the root; to a model
+        that reads tokens only, all levels are the same."""
+        logits = self.forward(tokens, range(-1, len(tokens) - 1), keep=keep)
+        return logits.expand(levels, *logits.shape)
 
     @torch.inference_mode()
     def score(

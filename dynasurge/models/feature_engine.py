@@ -54,11 +54,27 @@ class FeatureEngine(Engine):
             self._cache.length += len(part)
         return logits[-1]
 
-    def along(self, tokens: Sequence[int], keep: int) -> torch.Tensor:
-        """See `Engine.along`. The target has read the tokens."""
-        if len(tokens) > keep:
-            self.extend(tokens[:-keep])
-        return torch.stack([self.extend([token]) for token in tokens[-keep:]])
+    @torch.inference_mode()
+    def along(self, tokens: Sequence[int], keep: int, levels: int = 1) -> torch.Tensor:
+        """See `Engine.along`. The target has read the tokens. Where the text is shorter than a node
+        is deep, its logits are those of the level above."""
+        start = len(tokens) - keep
+        first = max(0, start - levels + 1)
+        if first:
+            self.extend(tokens[:first])
+        out: list[torch.Tensor] = [torch.empty(0)] * (levels * keep)
+        for root in range(first, len(tokens)):
+            for level, token in enumerate(tokens[root : root + levels]):
+                place = torch.tensor([self.length + level], device=self.device)
+                visible = torch.zeros(1, int(place) + 1, dtype=torch.bool, device=self.device)
+                ids = torch.tensor([token], device=self.device)
+                logits = self.score(ids, place, place, visible, place - 1 if level else None)[0]
+                if 0 <= (at := root + level - start) < keep:
+                    out[level * keep + at] = logits
+            self.extend([tokens[root]])
+        for at in range(keep, len(out)):
+            out[at] = out[at] if len(out[at]) else out[at - keep]
+        return torch.stack(out).view(levels, keep, -1)
 
     @torch.inference_mode()
     def forward(

@@ -136,13 +136,10 @@ def find_source(flag: str, name: str, trust_remote_code: bool = False) -> Source
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not isinstance(name, str) or not name.strip():
         raise UsageError(flag, repr(name), "is no name of a model", "give a hub name or a folder")
-    if name == DEMO or name in WIDE[flag]:
+    if name == DEMO or name in WIDE:
         return _demo_source(flag)
-    if name in SHAPES:
-        other = next(other for other in WIDE if other != flag)
-        raise UsageError(flag, name, f"is for {other}", f"use {flag} {DEMO}, or another model")
     if name.startswith(f"{DEMO}-"):
-        known = ", ".join((DEMO, *WIDE[flag]))
+        known = ", ".join((DEMO, *WIDE))
         raise UsageError(flag, name, "is no demo model", f"choose among: {known}")
     path = os.path.expanduser(name)
     source = Source(flag=flag, name=name, path=path, options=options)

@@ -102,7 +102,7 @@ def load_pair(
     self_test: bool = True,
 ) -> Pair:
     """Load a pair by hub name (also `name@revision`) or folder; `demo` names the pair that ships,
-    `demo-7b` its target at the cost of a larger model, `demo-68m` its draft (models/widened.py).
+    `demo-7b` its target, or its draft, at the cost of a larger one (models/widened.py).
 
     dtype: auto, float32, bfloat16 or float16, or torch's own; auto is bfloat16 if the hardware
     computes in it, otherwise float32. device: auto (cuda if there is one, otherwise cpu), cpu,

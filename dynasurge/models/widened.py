@@ -53,13 +53,6 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_hidden_layers": 30,
         "num_attention_heads": 16,
     },
-    # a draft: LLaMA-68M has two layers, with neurons of 3072; its layers' weights are as many
-    "demo-68m": {
-        "hidden_size": 768,
-        "intermediate_size": 1024,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 12,
-    },
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dynasurge.decoding.assembly import Parts, make_trees
 from dynasurge.decoding.executors import Direct
 from dynasurge.decoding.loop import Decoder
 from dynasurge.decoding.phases import Judge, Phases
+from dynasurge.experiments.text_distributions import level_distributions
 from dynasurge.models.feature_draft import FeatureDraft, FeatureDraftConfig, published_config
 from dynasurge.models.feature_engine import FeatureEngine
 from dynasurge.probabilities import Random
@@ -137,6 +139,46 @@ def test_a_prompt_of_one_token_and_a_long_one(
         settings = Settings(mode="dTree", B=4, fill=True, T=0.8, P=1.0, new_tokens=4)
         for prompt in ([7], PROMPT):
             assert Session(pair, settings, longest=len(prompt)).generate(prompt).output_ids
+
+
+@FORMS
+def test_distributions_by_level_are_the_plain_reading(form: dict[str, Any], models: Pair) -> None:
+    """Before each token of a text, read as the root and deeper; a text too short for it counts as
+    read from its first token."""
+    pair = pair_of(form, models)
+    plain = PlainDraft(pair.draft, pair.target)
+    for prompt in (PROMPT, PROMPT[:1]):
+        output = [5, 9, 11, 4]
+        _, found = level_distributions(pair, prompt, output, 3, T=0.8)
+        text = [*prompt, *output[:-1]]
+        for level in range(3):
+            for number in range(4):
+                end = len(prompt) + number
+                root = max(1, end - level)
+                logits = plain.logits(text[:root], text[root:end])
+                expected = torch.softmax(logits / 0.8, -1)
+                torch.testing.assert_close(found[level, number], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("T", [0.0, 0.8])
+@FORMS
+def test_captured_steps_write_the_texts_of_direct_ones(
+    form: dict[str, Any], T: float, models: Pair
+) -> None:
+    on_cpu = pair_of(form, models)
+    texts = []
+    for where in ("cpu", "cuda"):
+        own = {"draft": on_cpu.draft.float().to(where), "target": on_cpu.target.float().to(where)}
+        pair = replace(on_cpu, **own)
+        on_cpu.draft.attach(pair.target)
+        settings = Settings(mode="dTree", B=8, fill=True, T=T, P=1.0, new_tokens=24)
+        session = Session(pair, settings, longest=len(PROMPT))
+        assert session.engines.captures == (where == "cuda")
+        texts.append(session.generate(PROMPT).output_ids)
+    if T == 0:
+        assert texts[0] == texts[1]
+    assert len(texts[0]) == len(texts[1]) == 24
 
 
 @FORMS

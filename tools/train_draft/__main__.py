@@ -131,6 +131,7 @@ def run(argv: Sequence[str] | None) -> int:
     args.rank, args.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if args.world > 1 and torch.cuda.is_available():  # launched by torchrun: each has its own GPU
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(args.device)  # graphs are captured on the current one
     args.device = str(resolve_device(args.device))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     from tools.train_draft import commands  # slow to import
