@@ -84,9 +84,10 @@ def widen(
             wide: Any = type(small)(config)
     finally:
         torch.set_default_dtype(before)
-    given = {name: tensor.to(device, torch.float32) for name, tensor in small.state_dict().items()}
+    given: dict[str, Tensor] = dict(small.state_dict())
     if isinstance(small, FeatureDraft):
         given |= _by_input(small, config)
+    given = {name: tensor.to(device, torch.float32) for name, tensor in given.items()}
     norm = math.sqrt(old.hidden_size / config.hidden_size)
     for name, tensor in wide.state_dict().items():
         source = given.get(name)

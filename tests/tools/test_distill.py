@@ -22,8 +22,8 @@ from tools.train_draft.loss import DistillLoss, kl_divergence, overlap, token_te
 from tools.train_draft.pair import load_draft, new_draft, principal_embedding, save_draft
 from tools.train_draft.prompts import KINDS, TEMPLATES, openers, write_opener
 from tools.train_draft.sampling import Sampler, draw_tokens, load_shards, shard_draws, write_shard
-from tools.train_draft.settings import DistillSettings
-from tools.train_draft.training import Trainer, learning_rate_scale, tv_share
+from tools.train_draft.settings import DistillSettings, learning_rate_scale, tv_share
+from tools.train_draft.training import Trainer
 
 SETTINGS = DistillSettings(
     seed=5,

@@ -3,6 +3,7 @@ loss and its gradient, runs that go on."""
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,54 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(
     second.run()
     for mine, theirs in zip(whole.draft.parameters(), second.draft.parameters(), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@FORMS
+def test_a_share_of_a_full_step_is_a_step_at_that_rate(
+    settings: FeatureSettings, target: Any
+) -> None:
+    """Two steps: of the second, momentum and second moments are part."""
+    view = view_of(target, torch.float32)
+    run = FeatureTrainer(view, random_draft(target, settings), sequences(), settings)
+    plain = random_draft(target, settings)
+    matrices = [p for p in plain.parameters() if p.ndim == 2]
+    others = [p for p in plain.parameters() if p.ndim != 2]
+    adam: dict[str, Any] = {"lr": settings.adam_lr, "betas": (0.9, 0.95)}
+    steps: list[Any] = [torch.optim.AdamW(others, weight_decay=0.0, **adam)]
+    if settings.optimizer == "muon":
+        steps.append(torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=0.01))
+    else:
+        steps.append(torch.optim.AdamW(matrices, weight_decay=0.01, **adam))
+    generator = torch.Generator().manual_seed(3)
+    for scale in (1.0, 0.3):
+        for mine, theirs in zip(run.draft.parameters(), plain.parameters(), strict=True):
+            mine.grad.copy_(torch.randn(mine.shape, generator=generator) / 100)
+            theirs.grad = mine.grad.clone()
+        torch.nn.utils.clip_grad_norm_(plain.parameters(), settings.clip_norm)
+        run._optimize(torch.tensor([scale]))
+        for step in steps:
+            for group in step.param_groups:
+                group["lr"] *= scale
+            step.step()
+    for mine, theirs in zip(run.draft.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@FORMS
+def test_captured_steps_train_as_eager_ones(
+    settings: FeatureSettings, target: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafts = []
+    for eager in (100, 1):
+        monkeypatch.setattr("tools.train_draft.captured.EAGER_CALLS", eager)
+        view = view_of(copy.deepcopy(target).cuda(), torch.float32)
+        draft = new_features(target, settings, sequences()).cuda()
+        run = FeatureTrainer(view, draft, sequences(), settings)
+        run.run()
+        drafts.append(draft)
+    for mine, theirs in zip(*(draft.parameters() for draft in drafts), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
 
 
 @FORMS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from tools.train_draft.features import (
 )
 from tools.train_draft.llama import forward
 from tools.train_draft.settings import FeatureSettings
-from tools.train_draft.training import Trainer, tv_share
+from tools.train_draft.training import Trainer
 
 __all__ = ["FeatureTrainer"]
 
@@ -28,6 +27,7 @@ class FeatureTrainer(Trainer):
 
     settings: FeatureSettings
     feature_kernels: FeatureKernels = field(default_factory=FeatureKernels)
+    depth_weights: dict[torch.Size, Tensor] = field(default_factory=dict)  # by a batch's shape
 
     @property
     def uses_muon(self) -> bool:  # type: ignore[override]
@@ -39,28 +39,29 @@ class FeatureTrainer(Trainer):
         return [p for p in self.draft.parameters() if p.ndim == 2]
 
     def losses(
-        self, batch: Tensor, temperature: Tensor, chosen: np.ndarray | None
+        self, batch: Tensor, temperature: Tensor, blend: Tensor, chosen: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The loss over all depths, with KL and overlap at the first and the last."""
-        settings, device = self.settings, self.target.device
-        share = tv_share(self.step, settings)
+        settings = self.settings
+        if batch.shape not in self.depth_weights:
+            rows, length = batch.shape
+            weights = depth_weights(rows, length, settings.depths, settings.depth_decay)
+            self.depth_weights[batch.shape] = self._send(weights)
         with torch.no_grad():
             hidden, taps = forward(self.target, batch, self.kernels, settings.taps)
             taps = torch.zeros_like(taps) if settings.blind else taps
         outputs = unroll(
             self.draft, self.target, batch, taps, settings.depths, self.feature_kernels
         )
-        rows, length = batch.shape
-        weights = depth_weights(rows, length, settings.depths, settings.depth_decay)
         loss, kl, shared = DepthLoss.apply(  # type: ignore[no-untyped-call]
             aligned(outputs).flatten(1, 2),
             hidden.flatten(0, 1),
             self.target.head,
             self.draft.ids,
-            self._send(weights),
+            self.depth_weights[batch.shape],
             temperature,
-            torch.full((), 1 - share, device=device),
-            torch.full((), settings.tv_scale * share, device=device),
+            blend[0],
+            blend[1],
             settings.loss_chunk,
             self.feature_kernels,
             settings.loss == "lk",

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from dynasurge.errors import UsageError, at_least, flag_of
 
-__all__ = ["DistillSettings", "FeatureSettings"]
+__all__ = ["DistillSettings", "FeatureSettings", "learning_rate_scale", "tv_share"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,3 +147,20 @@ class FeatureSettings(DistillSettings):
     depths: int = 5  # how far a step is unrolled
     depth_decay: float = 0.9  # weight of depth j in the loss: depth_decay ** (j - 1)
     muon_lr: float = 0.01
+
+
+def learning_rate_scale(step: int, settings: DistillSettings) -> float:
+    """The factor on learning rates: it rises linearly, stays at 1, and falls linearly to zero over
+    the last ``decay_share`` of the schedule."""
+    warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
+    left = (settings.steps - step) / settings.steps
+    return warm * min(1.0, left / settings.decay_share if settings.decay_share else 1.0)
+
+
+def tv_share(step: int, settings: DistillSettings) -> float:
+    """The share of total variation in the loss: zero until ``tv_start``, then linear up to
+    ``tv_end_weight``."""
+    if settings.tv_start >= 1:
+        return 0.0
+    passed = (step / settings.steps - settings.tv_start) / (1 - settings.tv_start)
+    return settings.tv_end_weight * min(1.0, max(0.0, passed))

@@ -6,6 +6,10 @@ the same joined context, so its distributions stay right.) The step gives each r
 makes one optimiser step on ``DistillLoss``. Matrices inside layers learn by Muon (orthogonalised
 momentum), the embedding and the norms by AdamW.
 
+On CUDA a step is two graphs (captured.py): the gradients, and what the optimisers make of them. The
+learning rate changes from step to step, and a graph can't: so the optimisers step at their full
+rates, and the weights go the present share of that way. (Both steps are linear in the rate.)
+
 The sequences of a step follow from (seed, epoch). Temperatures come from one generator whose state
 is in the checkpoint. So a run that was stopped and resumed makes the same draft as one that was
 not.
@@ -25,28 +29,12 @@ from torch import Tensor
 
 from dynasurge.errors import UsageError, flag_of
 from dynasurge.files import write_whole
+from tools.train_draft.captured import Captured
 from tools.train_draft.llama import EAGER, Kernels, Llama, forward, view_of
 from tools.train_draft.loss import DistillLoss, token_terms
-from tools.train_draft.settings import DistillSettings
+from tools.train_draft.settings import DistillSettings, learning_rate_scale, tv_share
 
-__all__ = ["Trainer", "learning_rate_scale", "tv_share"]
-
-
-def learning_rate_scale(step: int, settings: DistillSettings) -> float:
-    """The factor on learning rates: it rises linearly, stays at 1, and falls linearly to zero over
-    the last ``decay_share`` of the schedule."""
-    warm = min(1.0, (step + 1) / settings.warmup_steps) if settings.warmup_steps else 1.0
-    left = (settings.steps - step) / settings.steps
-    return warm * min(1.0, left / settings.decay_share if settings.decay_share else 1.0)
-
-
-def tv_share(step: int, settings: DistillSettings) -> float:
-    """The share of total variation in the loss: zero until ``tv_start``, then linear up to
-    ``tv_end_weight``."""
-    if settings.tv_start >= 1:
-        return 0.0
-    passed = (step / settings.steps - settings.tv_start) / (1 - settings.tv_start)
-    return settings.tv_end_weight * min(1.0, max(0.0, passed))
+__all__ = ["Trainer"]
 
 
 @dataclass
@@ -82,18 +70,32 @@ class Trainer:
         others = [p for p in self.draft.parameters() if id(p) not in chosen]
         fused = self.target.device.type == "cuda"
         adam: dict[str, Any] = {"lr": settings.adam_lr, "betas": (0.9, 0.95), "fused": fused}
+        adam["capturable"] = fused
         rest = torch.optim.AdamW(others, weight_decay=0.0, **adam)
         if self.uses_muon:
             muon = torch.optim.Muon(matrices, lr=settings.muon_lr, momentum=0.95, weight_decay=0.01)
             self.optimizers: tuple[torch.optim.Optimizer, ...] = (muon, rest)
         else:
             self.optimizers = (torch.optim.AdamW(matrices, weight_decay=0.01, **adam), rest)
-        self.base_rates = tuple(one.param_groups[0]["lr"] for one in self.optimizers)
+        parameters = [p for p in self.draft.parameters() if p.requires_grad]
+        self._gradient = torch.zeros(sum(p.numel() for p in parameters), device=self.target.device)
+        parts = self._gradient.split([p.numel() for p in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
+        self._parameters = parameters
+        self._capture()
         self.generator = torch.Generator().manual_seed(settings.seed + 1)
         self.cached: Tensor | None = None
         self._order: tuple[int, np.ndarray] | None = None
 
     uses_muon = True
+
+    def _capture(self) -> None:
+        """Forget what was captured: it reads weights and optimisers where they were."""
+        device = self.target.device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._gradients = Captured(self._accumulate, device)
+        self._update = Captured(self._optimize, device)
 
     def matrices(self) -> list[Tensor]:
         """What Muon trains; AdamW trains the rest."""
@@ -157,35 +159,58 @@ class Trainer:
         choices = torch.tensor(settings.loss_temperatures)
         picked = choices[torch.randint(len(choices), (len(batch),), generator=self.generator)]
         mine = slice(self.rank, None, self.world)
-        temperature = self._send(picked[mine])[:, None].expand(-1, batch.shape[1]).reshape(-1, 1)
-        losses = self.losses(self._send(batch[mine]), temperature, None if packed else chosen[mine])
-        losses["loss"].backward()
-        if self.world > 1:
-            for parameter in self.draft.parameters():
-                assert parameter.grad is not None
-                torch.distributed.all_reduce(parameter.grad.div_(self.world))
-        torch.nn.utils.clip_grad_norm_(self.draft.parameters(), settings.clip_norm)
-        scale = learning_rate_scale(self.step, settings)
-        for optimizer, rate in zip(self.optimizers, self.base_rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        temperature = picked[mine][:, None].expand(-1, batch.shape[1]).reshape(-1, 1)
+        share = tv_share(self.step, settings)
+        blend = torch.tensor([1 - share, settings.tv_scale * share])
+        scale = torch.tensor([learning_rate_scale(self.step, settings)])
+        inputs = [batch[mine], temperature, blend]
+        if self.cached is not None and not packed:
+            inputs.append(torch.from_numpy(chosen[mine]))
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            losses = self._gradients(*map(self._send, inputs))
+            losses = {name: value.clone() for name, value in losses.items()}
+            if self.world > 1:
+                torch.distributed.all_reduce(self._gradient)
+            self._update(self._send(scale))
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
         self.step += 1
+        return losses
+
+    def _accumulate(self, batch: Tensor, *others: Tensor) -> dict[str, Tensor]:
+        """Write the gradient of a batch's loss to the parameters. Arguments: see `losses`."""
+        self._gradient.zero_()
+        losses = self.losses(batch, *others)
+        losses["loss"].backward()
         return {name: value.detach() for name, value in losses.items()}
 
+    def _optimize(self, scale: Tensor) -> None:
+        """Make an optimiser step with the gradient, the sum of all processes', at `scale` [1] of the
+        full learning rates."""
+        self._gradient.div_(self.world)
+        torch.nn.utils.clip_grad_norm_(self._parameters, self.settings.clip_norm)
+        before = [parameter.detach().clone() for parameter in self._parameters]
+        for optimizer in self.optimizers:
+            optimizer.step()
+        with torch.no_grad():
+            for parameter, old in zip(self._parameters, before, strict=True):
+                parameter.copy_(old.lerp(parameter, scale))
+
     def losses(
-        self, batch: Tensor, temperature: Tensor, chosen: np.ndarray | None
+        self, batch: Tensor, temperature: Tensor, blend: Tensor, chosen: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The loss of a batch [rows, length] at temperature [rows * length, 1], with mean KL and
-        overlap. ``chosen``: which sequences these are, if they are not joined."""
-        settings, device = self.settings, self.target.device
-        share = tv_share(self.step, settings)
+        overlap. blend: the weights of KL and TV [2]. ``chosen``: which sequences these are [rows],
+        if the target's hidden states are kept."""
+        settings = self.settings
         with torch.no_grad():
-            if chosen is None or self.cached is None:
+            if chosen is None:
                 target_hidden = forward(self.target, batch, self.kernels).flatten(0, 1)
             else:
-                target_hidden = self.cached[self._send(torch.from_numpy(chosen))].flatten(0, 1)
+                assert self.cached is not None
+                target_hidden = self.cached[chosen].flatten(0, 1)
         view = view_of(self.draft, self.target.dtype)
         draft_hidden = forward(view, batch, self.kernels).flatten(0, 1)
         loss, kl, shared = DistillLoss.apply(  # type: ignore[no-untyped-call]
@@ -194,8 +219,8 @@ class Trainer:
             target_hidden,
             self.target.head,
             temperature,
-            torch.full((), 1 - share, device=device),
-            torch.full((), settings.tv_scale * share, device=device),
+            blend[0],
+            blend[1],
             settings.loss_chunk,
             self.terms,
         )
@@ -280,4 +305,5 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.generator.set_state(state["generator"].cpu())
+        self._capture()
         self.step, self.history = state["step"], state["history"]
