@@ -35,7 +35,6 @@ SETTINGS = {
 
 def make(app: Sphinx) -> None:
     """Decode each prompt once, unless its page is newer than the package."""
-    PAGES.mkdir(parents=True, exist_ok=True)
     if os.environ.get("DYNASURGE_GALLERY") == "off":
         logging.getLogger(__name__).info("gallery: left out (DYNASURGE_GALLERY=off)")
         return
@@ -80,6 +79,7 @@ def read(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    PAGES.mkdir(parents=True, exist_ok=True)  # now, because Sphinx wants html_extra_path to exist
     app.connect("builder-inited", make)
     app.connect("source-read", read)
     return {"parallel_read_safe": True}
