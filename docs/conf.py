@@ -30,6 +30,7 @@ extensions += ["docstrings", "gallery", "pages", "sources"]  # of docs/_ext
 nb_execution_mode = "off"  # notebooks keep their outputs; `make notebooks` runs them
 myst_heading_anchors = 4
 myst_links_external_new_tab = True
+viewcode_follow_imported_members = False  # a source leads back to its own module's page
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True}

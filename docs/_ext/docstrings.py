@@ -32,7 +32,13 @@ def read(
     lines[:] = indented(lines)
 
 
+def skip(app: Sphinx, what: str, name: str, value: object, skipped: bool, options: object) -> bool:
+    """Leave out what `NamedTuple` says of its fields: their numbers."""
+    return skipped or type(value).__name__ == "_tuplegetter"
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("markdown", Markdown)
     app.connect("autodoc-process-docstring", read)
+    app.connect("autodoc-skip-member", skip)
     return {"parallel_read_safe": True}

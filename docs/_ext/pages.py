@@ -66,6 +66,8 @@ def modules() -> Iterator[tuple[Path, str]]:
 
 
 def first_sentence(text: str) -> str:
+    """The first sentence, without the name of a command before it."""
+    text = re.sub(r"^`(dynasurge|make) \w+`: ", "", text)
     return " ".join(re.split(r"(?<=[.?])\s|\n\n", text)[0].split())
 
 
@@ -75,6 +77,8 @@ def parsers() -> dict[Path, argparse.ArgumentParser]:
     found = [parser_of(words) for words in [*lines, *(["growmap", form] for form in FORMS)]]
     for action in build_parser()._actions:
         if isinstance(action, argparse._SubParsersAction):
+            for about in action._choices_actions:
+                action.choices[about.dest].description = about.help
             found += action.choices.values()
     name = {parser.prog: re.sub(r"[^\w]+", "-", parser.prog) for parser in found}
     return {REFERENCE / "commands" / f"{name[parser.prog]}.md": parser for parser in found}
