@@ -60,7 +60,7 @@ trees() {
         done
     done
     # docs/verification.md: rules on the same static trees
-    python benchmarks/bench_rules.py "$cnn" --end 120 --T 0.9 1 --shapes chain4 2ary3 2x4 4x4 optimal15
+    python benchmarks/bench_rules.py "$cnn" --end 120 --T 0.6 0.9 1 --shapes chain4 2ary3 2x4 4x4 optimal15 dTree
     dynasurge table "$OUT"/trees/* --trees
     dynasurge table "$OUT"/trees/* --predictions
     # docs/trees.md: kinds of prompt
