@@ -1,6 +1,7 @@
 # make demo    from a bare clone: environment, demo target, three modes on the bundled prompts (runs/demo)
 # make test    from a bare clone: environment, linters, types, every test but the nightly ones
 # make fast    the tests that take seconds
+# make coverage    the tests of CI, and how many lines of the package they run: at least 90%
 # make nightly the long ones: many seeds, many samples, a sweep killed again and again
 # make notebooks   run the notebooks with their defaults, and remove traces of this machine from them
 # make figures     draw figures/ and figures/laptop again, each from its data; RECORDS=folder OUTPUT=folder draws your own
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast nightly notebooks figures records docs lint install clean
+.PHONY: demo test fast coverage nightly notebooks figures records docs lint install clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -70,6 +71,9 @@ test: lint
 
 fast: install
 	$(BIN)/python -m pytest -m "not slow and not nightly"
+
+coverage: install
+	$(BIN)/python -m pytest --cov=dynasurge --cov-report=term:skip-covered --cov-fail-under=90
 
 nightly: install
 	$(BIN)/python -m pytest -m nightly

@@ -1,103 +1,150 @@
-"""Which rule accepts most? Rules beside each other on the same static trees.
+"""Which rule accepts most? Rules beside each other on the same trees.
 
-    python benchmarks/bench_rules.py cnn_dailymail.jsonl --end 100 --T 0.6 0.9 1 --shapes chain4 2ary3 4x4 optimal15
+    python benchmarks/bench_rules.py cnn_dailymail.jsonl --end 100 --T 0.6 0.9 1 --shapes chain4 2ary3 4x4 optimal15 dTree
 
-At some places of each text a static tree of sampled children is drawn, and scored by the target. The
-expected number of accepted tokens of each rule is exact, given the tree, so only the trees are luck,
-and they are the same for all. One line a tree shape and temperature: the mean of `topdown`, and the
-others over `traversal` (ratios of sums, 95% intervals over texts). A killed run is to be run again.
+After some tokens of each text one step is made. Its tree has sampled children, and a static shape or
+(`dTree`) that of a dynamic tree of `--B` nodes. The expected number of accepted tokens of each rule is
+exact, given the tree, so only the trees are luck, and they are the same for all; but the paths of GBV
+(`greedy`, verification/others.py; for shapes such as 4x4) are drawn independently of each other. One
+line a tree shape and temperature: the mean of `topdown`, and the others over `traversal` (ratios of
+sums, 95% intervals over texts). A killed run is to be run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 import dynasurge
-from dynasurge import Growmap, Pair, probabilities
+from dynasurge import Pair, Session, Settings
 from dynasurge.cli.main import guarded
-from dynasurge.decoding.engines import engines_of
+from dynasurge.drafting.proposals import POLICIES, Drawn, Limits, Policy
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.intervals import of_ratio
 from dynasurge.experiments.text_distributions import mean_accepted
-from dynasurge.models.engine import Engine
-from dynasurge.probabilities import Random
+from dynasurge.probabilities import Uniforms
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.lookahead import expected_length
-from dynasurge.verification.rules import RULES
+from dynasurge.verification.others import choose_path
+from dynasurge.verification.rules import RULES, Verdict
 
 PLACES = (64, 96, 128)
-NAMES = ("topdown", "traversal", "reserved", "lookahead")
-Scored = tuple[TokenTree, torch.Tensor, list[torch.Tensor]]
+DYNAMIC = "dTree"
+ON_ALL, ON_STATIC = ("topdown", "traversal"), ("reserved", "lookahead", "greedy")
+GROWMAPS = Path(__file__).parents[1] / "growmaps"
+Found = dict[str, float]  # expected accepted tokens by rule
 
 
-def scored_tree(
-    target: Engine, draft: Engine, growmap: Growmap, root: int, T: float, chance: Random
-) -> Scored:
-    """A tree below the text that both engines have read and a root, with p and q."""
-    tokens, q = [root] + [0] * (growmap.size - 1), [torch.empty(0)] * growmap.size
-    proposal = [1.0] * growmap.size
-    for depth in range(growmap.depth):
-        nodes = [u for u in range(growmap.size) if growmap.depths[u] <= depth]
-        logits = draft.forward([tokens[u] for u in nodes], [growmap.parents[u] for u in nodes])
-        for row, u in enumerate(nodes):
-            if growmap.depths[u] == depth and growmap.children[u]:
-                q[u] = probabilities.to_probs(logits[row].float(), T).double()
-                drawn = chance.draw(q[u][None], len(growmap.children[u]))[0].tolist()
-                for child, token in zip(growmap.children[u], drawn, strict=True):
-                    tokens[child], proposal[child] = token, float(q[u][token])
-    p = probabilities.to_probs(target.forward(tokens, growmap.parents).float(), T).double()
-    tree = TokenTree(
-        tokens=tuple(tokens),
-        parents=tuple(growmap.parents),
-        proposal=tuple(proposal),
-        point=(True, *[False] * (growmap.size - 1)),
+class Seen:
+    """Stands for a rule: looks at each tree, and accepts nothing."""
+
+    def __init__(self, static: bool) -> None:
+        self._static = static
+        self.found: Found = {}
+
+    def __call__(
+        self, tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor], chance: Any
+    ) -> Verdict:
+        """Compute what each rule accepts."""
+        self.found = {name: mean_accepted(RULES[name], tree, p, q) for name in ON_ALL}
+        if self._static:
+            self.found["reserved"] = mean_accepted(RULES["reserved"], tree, p, q)
+            self.found["lookahead"] = expected_length(tree, p, q)
+        return Verdict(path=(), bonus=int(p[0].argmax()), stop=(1.0,) + (0.0,) * tree.size)
+
+
+class SeenPaths(Seen):
+    """The same for GBV, whose tree is a few paths that were drawn independently."""
+
+    def __call__(
+        self, tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor], chance: Any
+    ) -> Verdict:
+        """Compute what GBV accepts."""
+        after: dict[tuple[int, ...], int] = {(): 0}
+        paths = []
+        for node in tree.children[0]:
+            path: list[int] = []
+            while True:
+                path.append(tree.tokens[node])
+                after[tuple(path)] = node
+                if not tree.children[node]:
+                    break
+                (node,) = tree.children[node]
+            paths.append(path)
+        best = choose_path(
+            paths, lambda head: p[after[tuple(head)]], lambda head: q[after[tuple(head)]]
+        )
+        self.found = {"greedy": best.expected_length}
+        return Verdict(path=(), bonus=int(p[0].argmax()), stop=(1.0,) + (0.0,) * tree.size)
+
+
+def _draw(
+    q: torch.Tensor, chance: Any, k: int, limits: Limits
+) -> tuple[torch.Tensor | None, Drawn]:
+    """Children that were drawn independently of each other."""
+    draws = [
+        POLICIES["sampled"].draw(q, Uniforms(chance.numbers[:, place : place + 1]), 1, limits)[1]
+        for place in range(k)
+    ]
+    tokens, masses = (
+        torch.cat([getattr(one, name) for one in draws], dim=1) for name in ("tokens", "masses")
     )
-    return tree, p, q
+    return q, draws[0]._replace(k=k, tokens=tokens, masses=masses)
 
 
-def lengths(tree: TokenTree, p: torch.Tensor, q: list[torch.Tensor]) -> list[float]:
-    """Expected accepted tokens, by NAMES."""
-    own = [mean_accepted(RULES[name], tree, p, q) for name in NAMES[:-1]]
-    return [*own, expected_length(tree, p, q)]
+INDEPENDENT = Policy(draw=_draw, propose=POLICIES["sampled"].propose, points=False)
 
 
-def measure(pair: Pair, texts: list[list[int]], shapes: dict[str, Growmap], T: float) -> None:
+def sessions(pair: Pair, shape: str, T: float, B: int) -> Iterator[tuple[Session, Seen]]:
+    """What makes the steps of a shape, and who looks at their trees."""
+    common: dict[str, Any] = {"T": T, "P": 1.0, "new_tokens": 16, "prompt_len": max(PLACES)}
+    if shape == DYNAMIC:
+        seen = Seen(static=False)
+        own = Settings(**common, mode="dTree", B=B, fill=True, lookup=False)
+        yield Session(pair, own, verify=seen), seen
+        return
+    file = GROWMAPS / f"{shape}.pt"
+    own = Settings(**common, mode="sTree", growmap=str(file) if file.exists() else shape)
+    seen = Seen(static=True)
+    yield Session(pair, own, verify=seen), seen
+    if re.fullmatch(r"\d+x\d+", shape):
+        seen = SeenPaths(static=True)
+        yield Session(pair, own, verify=seen, policy=INDEPENDENT), seen
+
+
+def measure(pair: Pair, texts: list[list[int]], shapes: Sequence[str], T: float, B: int) -> None:
     """Print a line for each shape."""
-    room = max(PLACES) + max(growmap.size for growmap in shapes.values())
-    target, draft = engines_of(pair, room, room, vocab=pair.vocab)
-    assert draft is not None
-    sums: dict[str, list[np.ndarray]] = defaultdict(list)
-    chance = Random.seeded(0)
-    for ids in tqdm(texts, desc=f"T = {T:g}", disable=None):
-        found = {name: np.zeros(len(NAMES)) for name in shapes}
-        for engine in (target, draft):
-            engine.reset()
-        for place in [place for place in PLACES if place <= len(ids)]:
-            for engine in (target, draft):
-                engine.extend(ids[engine.length : place - 1])
-            for name, growmap in shapes.items():
-                scored = scored_tree(target, draft, growmap, ids[place - 1], T, chance)
-                found[name] += lengths(*scored)
-        for name, own in found.items():
-            sums[name].append(own)
-    for name, rows in sums.items():
-        table = np.stack(rows)
-        base = table[:, NAMES.index("traversal")]
-        cells = [f"{table[:, 0].sum() / (len(PLACES) * len(table)):.2f}"]
-        for number in range(len(NAMES)):
-            if NAMES[number] != "traversal":
-                low, high = of_ratio(np.stack([table[:, number], base], axis=1))
-                ratio = table[:, number].sum() / base.sum()
-                cells.append(f"{ratio:.3f} [{low:.3f}, {high:.3f}]")
-        print(f"| {T:g} | {name} | {' | '.join(cells)} |", flush=True)
+    for shape in shapes:
+        steps = [*sessions(pair, shape, T, B)]
+        rows: list[Found] = []
+        for number, ids in enumerate(tqdm(texts, desc=f"T = {T:g}, {shape}", disable=None)):
+            sums: Found = {}
+            for place in [place for place in PLACES if place <= len(ids)]:
+                for session, seen in steps:
+                    next(session.stream(ids[:place], index=number))
+                    for name, length in seen.found.items():
+                        sums[name] = sums.get(name, 0.0) + length
+            rows.append(sums)
+        base = np.array([row["traversal"] for row in rows])
+        places = sum(place <= len(ids) for ids in texts for place in PLACES)
+        cells = [f"{sum(row['topdown'] for row in rows) / places:.2f}"]
+        for name in ("topdown", *ON_STATIC):
+            if name not in rows[0]:
+                cells.append("")
+                continue
+            own = np.array([row[name] for row in rows])
+            low, high = of_ratio(np.stack([own, base], axis=1))
+            cells.append(f"{own.sum() / base.sum():.3f} [{low:.3f}, {high:.3f}]")
+        label = f"{shape} B={B}" if shape == DYNAMIC else shape
+        print(f"| {T:g} | {label} | {' | '.join(cells)} |", flush=True)
 
 
 @torch.inference_mode()
@@ -105,22 +152,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset")
     parser.add_argument("--end", type=int, default=100)
+    parser.add_argument("--draft", default="demo")
     parser.add_argument("--T", type=float, nargs="+", default=[0.6, 0.9, 1.0])
-    parser.add_argument("--shapes", nargs="+", default=["chain4", "2ary3", "4x4", "optimal15"])
+    parser.add_argument("--B", type=int, default=16)
+    shapes = ["chain4", "2ary3", "4x4", "optimal15", DYNAMIC]
+    parser.add_argument("--shapes", nargs="+", default=shapes)
     args = parser.parse_args(argv)
-    pair = dynasurge.load_pair()
+    pair = dynasurge.load_pair(args.draft)
     texts = [pair.encode(prompt.text)[:128] for prompt in load_prompts(args.dataset, 0, args.end)]
-    folder = Path(__file__).parents[1] / "growmaps"
-    shapes = {
-        name: dynasurge.load_growmap(folder / f"{name}.pt")
-        if (folder / f"{name}.pt").exists()
-        else dynasurge.build_growmap(name)
-        for name in args.shapes
-    }
-    others = " | ".join(f"{name} over traversal" for name in NAMES if name != "traversal")
-    print(f"| T | tree | topdown accepts | {others} |\n|{'---|' * 6}")
+    others = " | ".join(f"{name} over traversal" for name in ("topdown", *ON_STATIC))
+    print(f"| T | tree | topdown accepts | {others} |\n|{'---|' * 7}")
     for T in args.T:
-        measure(pair, texts, shapes, T)
+        measure(pair, texts, args.shapes, T, args.B)
     return 0
 
 

@@ -60,7 +60,7 @@ trees() {
         done
     done
     # docs/results/rules.md: rules on the same static trees
-    python benchmarks/bench_rules.py "$cnn" --end 120 --T 0.9 1 --shapes chain4 2ary3 2x4 4x4 optimal15
+    python benchmarks/bench_rules.py "$cnn" --end 120 --T 0.6 0.9 1 --shapes chain4 2ary3 2x4 4x4 optimal15 dTree
     dynasurge table "$OUT"/trees/* --trees
     dynasurge table "$OUT"/trees/* --predictions
     # docs/results/trees.md: kinds of prompt
@@ -90,6 +90,18 @@ drafts() {
     ablation inject-2-lk --inject --residual both --layers 2 --loss lk
     ablation inject-2-deep --inject --residual both --layers 2 --depths 8 --depth-decay 1.0
     ablation inject-2-fast --inject --residual both --layers 2 --muon-lr 0.02
+    # the second round: more text, smaller batches, a reduced vocabulary
+    "${launch[@]}" sample --out "$OUT/more-samples" --sample-tokens 71303168
+    second() {
+        "${launch[@]}" train-features --samples "$OUT/more-samples" --prompts "${all[@]}" --inject --residual both \
+            --draft-vocab 32768 --depths 6 --batch-rows 64 --max-tokens "${TOKENS:-80000000}" --eval-every 1000 \
+            --out "$OUT/$1" "${@:2}"
+    }
+    second two --layers 2
+    second two-lk --layers 2 --loss lk
+    second two-fast --layers 2 --muon-lr 0.02
+    second four --layers 4
+    second long --layers 2 --muon-lr 0.0125 --batch-rows 256 --max-tokens 200298913
 }
 
 study() {

@@ -20,7 +20,7 @@ author = "The Dynasurge maintainers"
 version = release = __version__
 root_doc = "docs/index"
 include_patterns = [
-    *("docs/**", "notebooks/*.ipynb", "README.md", "CONTRIBUTING.md", "benchmarks/README.md"),
+    *("docs/**", "notebooks/*.ipynb", "*.md", "benchmarks/README.md"),
     *("growmaps/README.md", "figures/**/README.md", "dynasurge/assets/demo-draft/README.md"),
 ]
 exclude_patterns = [".venv", "build", "runs", "docs/_*", "**/.*"]

@@ -37,7 +37,7 @@ BASELINES = (  # other systems' trees, see experiments/baselines.py
     "DySpec",
     "prototype",
 )
-VERSION = "0.1.0"  # the package's version; also in pyproject.toml
+VERSION = "0.2.0"  # the package's version; also in pyproject.toml
 DEMO = "demo"
 # the demo models at the cost of large ones (models/widened.py)
 PHASES = ("draft", "target", "verify", "other")  # of a step's time

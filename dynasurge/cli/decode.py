@@ -30,6 +30,7 @@ other commands (each has its own --help):
   dynasurge audit RULE           is a rule, a drawing or a step lossless?
   dynasurge publish FOLDER       measure what figures need, keep numbers only
   dynasurge figures FOLDER       run the notebooks on such numbers, write their figures
+  dynasurge info                 versions, device, caches: for an issue report; --version prints the version
 
 example:
   dynasurge --mode dTree --B 4 --T 0.6 --start 0 --end 14 --output runs/first

@@ -9,6 +9,8 @@
     dynasurge table FOLDER            print records as Markdown (table.py)
     dynasurge publish FOLDER          measure what figures need, publish the numbers (publish.py)
     dynasurge figures FOLDER          run the notebooks on published numbers (figures.py)
+    dynasurge info                    versions, device, caches: for an issue report (info.py)
+    dynasurge --version               the version
 
 Exit codes: 0 done; 1 an audit found a difference; 2 a mistake that the user can correct, reported in
 one line; 130 stopped by Ctrl-C (run again to go on).
@@ -24,6 +26,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from dynasurge.errors import UsageError
+from dynasurge.settings import VERSION
 
 RESUME = "finished prompts are kept, run the same command to go on"
 LOST = "nothing was kept; with --output DIR a stopped run goes on where it was"
@@ -38,12 +41,16 @@ COMMANDS = {
     "table": ("table", "nothing was printed"),
     "publish": ("publish", "nothing was written"),
     "figures": ("figures", "figures drawn so far are kept"),
+    "info": ("info", "nothing was printed"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        print(f"dynasurge {VERSION}")
+        return 0
     word = next(iter(arguments), "")
     if word and not word.startswith("-") and word not in COMMANDS:
         return guarded(lambda: _unknown(word), "nothing was done")

@@ -44,11 +44,15 @@ def target_source() -> str:
     return TARGET_HUB if gguf is None else str(_unpacked(gguf))
 
 
+def unpacked_folder(gguf: Path) -> Path:
+    """Where the GGUF is, or will be, unpacked."""
+    return cache_folder() / f"{gguf.stem}-{gguf.stat().st_size}"
+
+
 def _unpacked(gguf: Path) -> Path:
     """A folder with the GGUF's model and tokenizer in transformers' own format. The first use makes
     it, whole or not at all."""
-    cache = cache_folder()
-    folder = cache / f"{gguf.stem}-{gguf.stat().st_size}"
+    cache, folder = cache_folder(), unpacked_folder(gguf)
     if not folder.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix="unpacking-", dir=cache))

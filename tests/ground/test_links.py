@@ -53,7 +53,7 @@ def test_every_link_leads_somewhere() -> None:
 
 def test_every_page_that_a_file_names_exists() -> None:
     lost = []
-    for file in tracked("*.py", "*.sh", "*.md", "*.toml", "Makefile"):
+    for file in tracked("*.py", "*.sh", "*.md", "*.toml", "*.yml", "Makefile"):
         for name in NAMED.findall(file.read_text("utf-8")):
             lost += [] if (ROOT / name).exists() else [f"{file.relative_to(ROOT)}: {name}"]
     assert not lost

@@ -38,7 +38,9 @@ class Captured(Generic[R]):
             return self._function(*inputs)
         if shapes not in self._graphs:
             graph, kept = torch.cuda.CUDAGraph(), tuple(value.clone() for value in inputs)
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            stream = torch.cuda.current_stream()
+            # threads of NCCL may look at their own events meanwhile
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 result = self._function(*kept)
             self._graphs[shapes] = graph, kept, result
         graph, kept, result = self._graphs[shapes]
