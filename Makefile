@@ -52,8 +52,8 @@ records: install
 	$(BIN)/dynasurge publish $(RUNS) $(RUNS)-filled --output $(or $(RECORDS),figures/laptop/data) $(if $(MACHINE),--machine "$(MACHINE)")
 
 docs: $(VENV)/docs-installed
-	rm -rf build/docs
-	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs . build/docs
+	rm -rf build/docs build/doctrees
+	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs -d build/doctrees . build/docs
 	@echo "written: build/docs/index.html"
 
 $(VENV)/docs-installed: $(VENV)/installed
