@@ -5,12 +5,13 @@
 # make nightly the long ones: many seeds, many samples, a sweep killed again and again
 # make notebooks   run the notebooks with their defaults, and remove traces of this machine from them
 # make figures     draw figures/ and figures/laptop again, each from its data; RECORDS=folder OUTPUT=folder draws your own
+# make docs    build the site in build/docs, with the gallery; DYNASURGE_GALLERY=off leaves that out
 # make records     measure the data of figures/laptop on this machine; STUDY="flags of dynasurge sweep" measures another study
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast coverage nightly notebooks figures records lint install clean
+.PHONY: demo test fast coverage nightly notebooks figures records docs lint install clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/installed
@@ -49,6 +50,15 @@ records: install
 	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --P 1.0 --use_bfs --B $(BUDGETS) auto --growmap $(GROWMAPS) --output $(RUNS)
 	$(BIN)/dynasurge sweep $(STUDY) --T $(TEMPERATURES) --P 1.0 --mode dTree --fill --B 2 $(BUDGETS) --output $(RUNS)-filled
 	$(BIN)/dynasurge publish $(RUNS) $(RUNS)-filled --output $(or $(RECORDS),figures/laptop/data) $(if $(MACHINE),--machine "$(MACHINE)")
+
+docs: $(VENV)/docs-installed
+	rm -rf build/docs build/doctrees
+	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs -d build/doctrees . build/docs
+	@echo "written: build/docs/index.html"
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

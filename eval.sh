@@ -8,7 +8,7 @@
 #   bash eval.sh --draft JackFram/llama-68m --target huggyllama/llama-7b --output runs/llama      as published
 #
 # Every flag of `dynasurge sweep` can be added and replaces those below. PYTHON: another environment's interpreter.
-# LAUNCH: how to start processes, for several machines (docs/usage.md): LAUNCH="accelerate launch --num_machines 2 ..."
+# LAUNCH: how to start processes, for several machines (docs/guides/gpus.md): LAUNCH="accelerate launch --num_machines 2 ..."
 set -euo pipefail
 for flag in "$@"; do  # before anything is installed
     if [ "$flag" = --help ] || [ "$flag" = -h ]; then

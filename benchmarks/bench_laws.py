@@ -6,7 +6,7 @@ laws of one pair.
 
 Every prompt is decoded under all laws before the next, so machine noise meets them alike. Times are
 medians over prompts of a step's mean time, in milliseconds; `over the first` compares a step's time
-with that of the table's first law on the same prompt (median and 95% interval). docs/generation.md has
+with that of the table's first law on the same prompt (median and 95% interval). docs/results/laws.md has
 results.
 """
 

@@ -19,7 +19,7 @@ pass over the prompt gives a peer its first token. That pass's time is not count
 is, so peers' speeds are too high by up to one part in `--new-tokens`. After the tables of
 `dynasurge sweep`, one line a setting says how many times as fast as `generate` it is. At T = 0
 another says how many of its texts are those of `generate`, token for token: rounding decides
-between tokens that are about equally likely (docs/performance.md).
+between tokens that are about equally likely (docs/concepts/lossless.md).
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 # Every published number, by the command that measures it. Each line can be run alone; a killed one goes on when it is run
 # again. DATA: a folder with cnn_dailymail.jsonl, c4_en.jsonl and spec_bench.jsonl (any JSONL with a `text` field will do).
 #
-#   bash benchmarks/reproduce.sh study     README's figure, docs/results.md; one GPU of 80 GB, an hour and a half
-#   bash benchmarks/reproduce.sh cpu       figures/laptop, docs/results.md; two cores, two hours
-#   bash benchmarks/reproduce.sh gpu       docs/performance.md; one GPU of 80 GB, half an hour
+#   bash benchmarks/reproduce.sh study     README's figure, docs/results/study.md; one GPU of 80 GB, an hour and a half
+#   bash benchmarks/reproduce.sh cpu       figures/laptop, docs/results/cpu.md; two cores, two hours
+#   bash benchmarks/reproduce.sh gpu       docs/results/performance.md; one GPU of 80 GB, half an hour
 #   bash benchmarks/reproduce.sh drafts    the ablations of drafts that read the target; one GPU or more, six minutes a run
-#   bash benchmarks/reproduce.sh trees     docs/trees.md, docs/verification.md; one GPU, nine runs of five minutes
+#   bash benchmarks/reproduce.sh trees     docs/results/trees.md, docs/results/rules.md; one GPU, nine runs of five minutes
 #   bash benchmarks/reproduce.sh original  eval.sh: the original study; a network, a GPU, hours
 set -euo pipefail
 DATA=${DATA:-.}
@@ -17,13 +17,13 @@ all=("$cnn" "$DATA/c4_en.jsonl" "$DATA/spec_bench.jsonl")
 cpu() {
     # the figures of figures/, their notebooks, README's picture; `make figures` draws them
     make records STUDY="--dataset $cnn $DATA/c4_en.jsonl --end 12 --new-tokens 64" RECORDS="$OUT/figures"
-    # docs/results.md: transformers' own methods and other systems' rules
+    # docs/results/cpu.md: transformers' own methods and other systems' rules
     python benchmarks/bench_peers.py --dataset "$cnn" --end 16 --new-tokens 64 --T 0.6 --B 8 auto --use_bfs --mode auto dTree \
         --methods chain3 Sequoia EAGLE-2 OPT-Tree --output "$OUT/peers"
-    # docs/models.md: how many greedy texts are those of `generate`
+    # docs/concepts/lossless.md: how many greedy texts are those of `generate`
     python benchmarks/bench_peers.py --end 56 --new-tokens 64 --T 0 --B 8 auto --mode auto dTree --peers generate \
         --output "$OUT/rounding"
-    # docs/results.md: which child policy is fastest
+    # docs/results/cpu.md: which child policy is fastest
     dynasurge sweep --dataset "$cnn" --end 12 --policy sampled topk hybrid --use_bfs --T 0.6 0.8 1 --growmap growmaps/2x2.pt \
         --output "$OUT/policies"
     # the priors that ship: four rounds, each from the last one's file
@@ -31,7 +31,7 @@ cpu() {
 }
 
 gpu() {
-    # docs/performance.md, docs/data/7b, docs/data/peers-7b
+    # docs/results/performance.md, docs/data/7b, docs/data/peers-7b
     local seven=(--dataset "$cnn" --min-prompt-len 128 --target demo-7b --compile --T 0 0.6 1 --B 64 --mode auto dTree --use_bfs)
     dynasurge sweep "${seven[@]}" --end 60 --methods chain3 Sequoia EAGLE-2 OPT-Tree DySpec --output "$OUT/7b"
     dynasurge table "$OUT/7b"
@@ -52,18 +52,18 @@ gpu() {
 }
 
 trees() {
-    # docs/trees.md, docs/verification.md, docs/data/trees
+    # docs/results/trees.md, docs/results/rules.md, docs/data/trees
     for T in 0 0.6 0.9; do
         for B in 16 32 64; do
             dynasurge sweep --dataset "${all[@]}" --end 40 --new-tokens 40 --every 4 --T "$T" --B "$B" --fill --mode dTree \
                 --use_bfs --methods Sequoia prototype DySpec OPT-Tree --output "$OUT/trees/T$T-B$B"
         done
     done
-    # docs/verification.md: rules on the same static trees
+    # docs/results/rules.md: rules on the same static trees
     python benchmarks/bench_rules.py "$cnn" --end 120 --T 0.6 0.9 1 --shapes chain4 2ary3 2x4 4x4 optimal15 dTree
     dynasurge table "$OUT"/trees/* --trees
     dynasurge table "$OUT"/trees/* --predictions
-    # docs/trees.md: kinds of prompt
+    # docs/results/trees.md: kinds of prompt
     dynasurge sweep --dataset "$DATA/spec_bench.jsonl" --end 100 --new-tokens 64 --T 0 0.6 --mode dTree --use_bfs --B auto \
         --output "$OUT/spec"
 }

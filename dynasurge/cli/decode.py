@@ -26,7 +26,7 @@ other commands (each has its own --help):
   dynasurge growmap show FILE    print a shape; dynasurge growmap draw FILE --output tree.png draws it
   dynasurge calibrate            measure this machine's passes again, for --B auto
   dynasurge calibrate acceptance FILE   measure a pair's acceptance, for --priors
-  dynasurge table FOLDER         print records as tables; --trees, --against, --refresh docs/*.md
+  dynasurge table FOLDER         print records as tables; --trees, --against, --refresh docs/*/*.md
   dynasurge audit RULE           is a rule, a drawing or a step lossless?
   dynasurge publish FOLDER       measure what figures need, keep numbers only
   dynasurge figures FOLDER       run the notebooks on such numbers, write their figures

@@ -135,7 +135,7 @@ def common_flags(parser: argparse.ArgumentParser, several: Collection[str] = ())
         "--generation-config",
         default=None,
         metavar="FILE",
-        help="a generation_config.json in place of the target's own (docs/generation.md)",
+        help="a generation_config.json in place of the target's own (docs/guides/law.md)",
     )
     add(
         "--chat",

@@ -27,7 +27,7 @@ Every combination of --mode, --growmap, --B, --policy, --T, --seed and --dataset
 with ETV. All take the same prompt before any takes the next. Run the same command again to go on with a stopped sweep.
 """
 EPILOG = """\
-on several GPUs or machines, with the same flags (see docs/usage.md):
+on several GPUs or machines, with the same flags (see docs/guides/gpus.md):
   accelerate launch --num_processes 2 -m dynasurge sweep ...
 
 example:

@@ -1,7 +1,7 @@
 """`dynasurge table`: the tables of the documentation, printed from records.
 
     dynasurge table figures/data
-    dynasurge table --refresh docs/*.md README.md
+    dynasurge table --refresh docs/*/*.md README.md
 
 Folders are what `dynasurge sweep` or `dynasurge publish` wrote; several are put together. A page
 names the command of each of its tables, and `--refresh` prints it there anew:

@@ -21,7 +21,7 @@ those of its rank in the level.
 **Why may slots be dropped?** A slot's value is chosen before its token is drawn, and is never above
 that of its parent or elder sibling. So keeping the n best slots of a wide frontier gives trees of
 the same distribution as growing the best slot one at a time, in fewer passes. Only values decide
-whether a slot stays, never its token: the tree is properly drawn (docs/verification.md).
+whether a slot stays, never its token: the tree is properly drawn (docs/concepts/verification.md).
 
 For the same reason only slot values decide which slots the draft reads next, never a value that
 knows the slot's own token. Otherwise a token could push another slot out of the frontier. That slot

@@ -21,55 +21,44 @@ FORMAT = 3  # a row's version; 2 had neither every, expected, predicted nor reac
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one setting did with one prompt; one line of `records.jsonl`.
+    """What one setting did with one prompt; one line of `records.jsonl`. A level's entry is a sum
+    over steps. Seconds are wall time."""
 
-    run, hash: names of the setting (row_maker.py). every: 0; or a tree was grown every so many
-    tokens of a given text (output_ids is then that text). settings, about: see `Settings.to_dict`
-    and provenance.py.
-
-    One entry a step: accepted, tree_size, tree_depth, tree_width, passes. ranks: the sibling rank
-    of every node of the accepted path. children: how many children each node had at which a choice
-    was made, the root and then the path (without the path's last node if the text ended there).
-    expected: how many tokens of that tree the rule accepts on average. confidence: see `Draft`;
-    None if the draft proposed nothing.
-
-    One entry a level, sums over steps: predicted, the slot values, () without estimates; reached,
-    the probabilities that the path went through the nodes. Seconds are wall time.
-    """
-
-    format: int = FORMAT
-    label: str
-    run: str
-    hash: str
-    lossless: bool
-    settings: dict[str, Any]
-    dataset: str
-    revision: str | None
-    index: int
-    id: str
-    kind: str
-    every: int = 0
-    prompt_ids: list[int]
-    output_ids: list[int]
-    text: str
-    accepted: list[int]
-    ranks: list[list[int]]
+    format: int = FORMAT  #: the version of these fields; others are refused
+    label: str  #: the setting as tables name it
+    run: str  #: the name of setting, dataset and files; rows of one run have the same
+    hash: str  #: the name of the setting alone
+    lossless: bool  #: whether the text has the target's own distribution
+    settings: dict[str, Any]  #: every field of `Settings`
+    dataset: str  #: its name, or the path of its file
+    revision: str | None  #: the dataset's commit on the hub
+    index: int  #: the prompt's place in the dataset, from 0
+    id: str  #: the prompt's name in the dataset
+    kind: str  #: the prompt's kind, as news or code; empty if the dataset names none
+    every: int = 0  #: 0; or a tree was grown every so many tokens of a given text
+    prompt_ids: list[int]  #: the prompt's token ids
+    output_ids: list[int]  #: the token ids that were emitted, or the given text's
+    text: str  #: the emitted text
+    accepted: list[int]  #: by step: how many drafted tokens were accepted
+    ranks: list[list[int]]  #: by step: the sibling rank of every node of the accepted path
+    #: by step: how many children each node had at which a choice was made, the root and then the
+    #: path (without the path's last node if the text ended there)
     children: list[list[int]]
-    expected: list[float]
-    predicted: list[float]
-    reached: list[float]
-    tree_size: list[int]
-    tree_depth: list[int]
-    tree_width: list[int]
-    passes: list[int]
-    confidence: list[float | None]
-    seconds: float
-    prefill_seconds: float
-    draft_seconds: float
-    target_seconds: float
-    verify_seconds: float
-    other_seconds: float
-    about: dict[str, str | None]
+    expected: list[float]  #: by step: how many tokens of that tree the rule accepts on average
+    predicted: list[float]  #: by level: the slot values; empty without estimates
+    reached: list[float]  #: by level: the probabilities that the path went through the nodes
+    tree_size: list[int]  #: by step: drafted nodes
+    tree_depth: list[int]  #: by step: levels
+    tree_width: list[int]  #: by step: nodes of the widest level
+    passes: list[int]  #: by step: draft passes
+    confidence: list[float | None]  #: by step: the draft's; none if it proposed nothing
+    seconds: float  #: the whole time, with the passes over the prompt
+    prefill_seconds: float  #: both models' passes over the prompt
+    draft_seconds: float  #: drafting
+    target_seconds: float  #: the target's passes
+    verify_seconds: float  #: verification
+    other_seconds: float  #: the loop, caches, bookkeeping
+    about: dict[str, str | None]  #: device, dtype, memory floor, date, versions, commit
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Row:
@@ -136,37 +125,32 @@ class FormatError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """The results of one setting over a run. Seconds are wall time.
+    """The results of one setting over a run; one entry of `summary.json`. Seconds are wall time.
+    Medians are over prompts, so one stalled prompt does not change them."""
 
-    accepted_per_step: mean drafted tokens accepted per target pass. tokens_per_step: that + 1, the
-    bonus token. tokens_per_second and latency_per_token_s: decoding only, medians over prompts, so
-    one stalled prompt does not change them. latency_per_request_s: reading the prompt, and all
-    `new_tokens` at its speed, also if its text ended early; the median. speedup: tokens per second
-    over those of the first setting on the same prompt, the median. over_floor: the speed over that
-    of reading the target's weights once a token (models/memory_floor.py); None if rows do not know
-    it. acceptance_histogram: {accepted: steps}. *_seconds: totals over the run; the four phases make
-    up decoding.
-    """
-
-    label: str
-    lossless: bool
-    prompts: int
-    tokens: int
-    steps: int
-    tokens_per_second: float
-    speedup: float
-    latency_per_token_s: float
+    label: str  #: the setting
+    lossless: bool  #: whether the text has the target's own distribution
+    prompts: int  #: how many prompts
+    tokens: int  #: how many tokens were emitted
+    steps: int  #: how many target passes
+    tokens_per_second: float  #: decoding only, without the prompt; the median
+    speedup: float  #: tokens per second over the first setting's on the same prompt; the median
+    latency_per_token_s: float  #: decoding only; the median
+    #: reading the prompt, and all `new_tokens` at its speed, also if the text ended early; the median
     latency_per_request_s: float
-    accepted_per_step: float
+    accepted_per_step: float  #: mean *drafted* tokens accepted per target pass
+    #: that + 1: a pass also emits a bonus token (but for a last pass that the text's end cuts)
     tokens_per_step: float
-    tree_size_per_step: float
+    tree_size_per_step: float  #: mean drafted nodes
+    #: the speed over that of reading the target's weights once a token, at the bandwidth measured
+    #: here (models/memory_floor.py): to compare machines; none if rows do not know it
     over_floor: float | None
-    acceptance_histogram: dict[int, int]
-    prefill_seconds: float
-    draft_seconds: float
-    target_seconds: float
-    verify_seconds: float
-    other_seconds: float
+    acceptance_histogram: dict[int, int]  #: how many passes accepted 0, 1, 2, ... drafted tokens
+    prefill_seconds: float  #: the passes over the prompts, in all
+    draft_seconds: float  #: drafting, in all
+    target_seconds: float  #: the target's passes, in all
+    verify_seconds: float  #: verification, in all
+    other_seconds: float  #: the loop, caches, bookkeeping, in all
 
 
 def summarise(rows: Sequence[Row], first: Sequence[Row]) -> Summary:

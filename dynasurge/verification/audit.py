@@ -22,8 +22,8 @@ compared. Every draw and every coin is followed, over pairs of models and trees,
 The emitted tokens, completed by the target, must have the target's law: the report gives the largest
 total variation, and the first, so the smallest, case in which it is not zero.
 
-A drawing is also compared with what "properly drawn" demands (docs/verification.md), and the report
-names the condition that it breaks.
+A drawing is also compared with what "properly drawn" demands (docs/concepts/verification.md), and
+the report names the condition that it breaks.
 """
 
 from __future__ import annotations

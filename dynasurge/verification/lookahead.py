@@ -27,7 +27,7 @@ drawn from what is left of q; a last one alone has its own law.
 
 The pair must be drawn at once: if whether there is a second child depends on what was drawn at the
 first, the laws are others. So the rule is for static trees with sampled children, like `reserved`.
-It costs two sums over the vocabulary a pair. How much it accepts: docs/verification.md.
+It costs two sums over the vocabulary a pair. How much it accepts: docs/results/rules.md.
 """
 
 from __future__ import annotations

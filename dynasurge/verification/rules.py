@@ -7,8 +7,9 @@ arithmetic has no random draws. Tests enumerate it exactly, and analysis compute
 from it. Decoding adds the only two draws, the node and the bonus token.
 
 Every rule here is *lossless*: for any draft, the emitted tokens (accepted path, then bonus) have
-the target's own distribution (proofs: docs/verification.md). To add a rule, write how it treats the
-children of a level, and enter it in `RULES`; tests/verification/test_exactness.py does the rest.
+the target's own distribution (proofs: docs/concepts/verification.md). To add a rule, write how it
+treats the children of a level, and enter it in `RULES`; tests/verification/test_exactness.py does
+the rest.
 
 All rules share one idea. A node holds `R`, the sub-measure that it still has to emit, of mass `a`;
 at first R = a * p. A child x with proposal q takes min(R, q) of it, so its subtree is entered with

@@ -12,7 +12,9 @@ from dynasurge.cli.main import main
 from dynasurge.cli.table import refreshed, table
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"]
+PAGES = [
+    page for page in sorted(ROOT.glob("docs/*/*.md")) if "<!-- dynasurge table" in page.read_text()
+]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ QWEN = {
     "top_k": 20,
     "repetition_penalty": 1.05,
 }
-DOCS = Path(__file__).parents[2] / "docs/generation.md"
+DOCS = Path(__file__).parents[2] / "docs/guides/law.md"
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_the_command_audits_names_and_files(
 
 
 def test_the_page_lists_every_mistake() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "lossless.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "audit.md").read_text()
     listed = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")]
     assert listed[1:] == [*MISTAKES]
     for line in page.splitlines():
