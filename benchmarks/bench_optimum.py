@@ -6,7 +6,7 @@ The optimum (verification/optimum.py) needs every tree that can be drawn. So bot
 `--vocab` tokens of each node that are likeliest by p + q, and the trees are small: dynamic ones of
 `--B` nodes, grown by the real loop with its learned slot values, and a static shape. At some places
 of each text, every tree is drawn, and verified by each rule. One line a tree and temperature: the mean
-of `traversal`, and the optimum and the other rules over it (ratios of sums, 95% intervals over texts).
+of `traversal`, and the optimum and `topdown` over it (ratios of sums, 95% intervals over texts).
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from dynasurge.experiments.intervals import of_ratio
 from dynasurge.experiments.text_distributions import mean_accepted
 from dynasurge.models.engine import Engine
 from dynasurge.trees.growmap import build_growmap
-from dynasurge.verification.lookahead import expected_length
 from dynasurge.verification.optimum import best_accepted, drawn_paths
 from dynasurge.verification.rules import RULES
 
@@ -39,7 +38,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from toy import Steps, dynamic, static, target_rows
 
 PLACES = (64, 128)
-NAMES = ("traversal", "best", "topdown", "lookahead")
+NAMES = ("traversal", "best", "topdown")
 Head = tuple[int, ...]
 
 
@@ -98,7 +97,7 @@ def tables(
 
 
 def lengths(
-    p: dict[Head, list[float]], q: dict[Head, list[float]], trees: Any, vocab: int, fixed: bool
+    p: dict[Head, list[float]], q: dict[Head, list[float]], trees: Any, vocab: int
 ) -> list[float]:
     """Expected accepted tokens, by NAMES."""
     text = (0,)
@@ -112,8 +111,6 @@ def lengths(
         rows = target_rows(tree, target, text)
         for name in ("traversal", "topdown"):
             found[name] += weight * mean_accepted(RULES[name], tree, rows, base)
-        if fixed:
-            found["lookahead"] += weight * expected_length(tree, rows, base)
     return [found[name] for name in NAMES]
 
 
@@ -137,7 +134,7 @@ def measure(pair: Pair, texts: list[list[int]], args: argparse.Namespace, T: flo
             p, q = tables(readers, T, args.vocab, args.depth)
             overlap.append(sum(map(min, p[()], q[()])))
             for name, trees in kinds.items():
-                found[name] += lengths(p, q, trees(), args.vocab, name == args.shape)
+                found[name] += lengths(p, q, trees(), args.vocab)
         for name, own in found.items():
             sums[name].append(own)
     for name, rows in sums.items():
@@ -146,7 +143,7 @@ def measure(pair: Pair, texts: list[list[int]], args: argparse.Namespace, T: flo
         for column in range(1, len(NAMES)):
             low, high = of_ratio(table[:, [column, 0]])
             ratio = table[:, column].sum() / table[:, 0].sum()
-            cells.append(f"{ratio:.3f} [{low:.3f}, {high:.3f}]" if table[:, column].any() else "")
+            cells.append(f"{ratio:.3f} [{low:.3f}, {high:.3f}]")
         mean = sum(overlap) / len(overlap)
         print(f"| {T:g} | {name} | {mean:.2f} | {' | '.join(cells)} |", flush=True)
 
@@ -165,9 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     pair = dynasurge.load_pair(args.draft, dtype="float32", device="cpu")
     texts = [pair.encode(prompt.text)[:128] for prompt in load_prompts(args.dataset, 0, args.end)]
-    print(
-        "| T | tree | overlap | traversal accepts | best | topdown | lookahead |\n|---|---|---|---|---|---|---|"
-    )
+    print("| T | tree | overlap | traversal accepts | best | topdown |\n|---|---|---|---|---|---|")
     for T in args.T:
         measure(pair, texts, args, T)
     return 0

@@ -4,8 +4,9 @@
 
 After some tokens of each text one step is made. Its tree has sampled children, and a static shape or
 (`dTree`) that of a dynamic tree of `--B` nodes. The expected number of accepted tokens of each rule is
-exact, given the tree, so only the trees are luck, and they are the same for all; but the paths of GBV
-(`greedy`, verification/others.py; for shapes such as 4x4) are drawn independently of each other. One
+exact, given the tree, so only the trees are luck, and they are the same for all; but `sorted`
+(verification/sorted_siblings.py) and GBV (`greedy`, verification/others.py; shapes such as 4x4) need
+siblings that are drawn independently of each other. `nodes`: how many different ones that are. One
 line a tree shape and temperature: the mean of `topdown`, and the others over `traversal` (ratios of
 sums, 95% intervals over texts). A killed run is to be run again.
 """
@@ -13,7 +14,6 @@ sums, 95% intervals over texts). A killed run is to be run again.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,13 +32,13 @@ from dynasurge.experiments.intervals import of_ratio
 from dynasurge.experiments.text_distributions import mean_accepted
 from dynasurge.probabilities import Uniforms
 from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.lookahead import expected_length
 from dynasurge.verification.others import choose_path
-from dynasurge.verification.rules import RULES, Verdict
+from dynasurge.verification.rules import RULES, Verdict, path_to
+from dynasurge.verification.sorted_siblings import expected_length
 
 PLACES = (64, 96, 128)
 DYNAMIC = "dTree"
-ON_ALL, ON_STATIC = ("topdown", "traversal"), ("reserved", "lookahead", "greedy")
+ON_ALL, OTHERS = ("topdown", "traversal"), ("topdown", "reserved", "sorted", "greedy")
 GROWMAPS = Path(__file__).parents[1] / "growmaps"
 Found = dict[str, float]  # expected accepted tokens by rule
 
@@ -57,17 +57,23 @@ class Seen:
         self.found = {name: mean_accepted(RULES[name], tree, p, q) for name in ON_ALL}
         if self._static:
             self.found["reserved"] = mean_accepted(RULES["reserved"], tree, p, q)
-            self.found["lookahead"] = expected_length(tree, p, q)
+        return self._nothing(tree, p)
+
+    def _nothing(self, tree: TokenTree, p: torch.Tensor) -> Verdict:
         return Verdict(path=(), bonus=int(p[0].argmax()), stop=(1.0,) + (0.0,) * tree.size)
 
 
-class SeenPaths(Seen):
-    """The same for GBV, whose tree is a few paths that were drawn independently."""
+class SeenIndependent(Seen):
+    """The same for the rules whose siblings are drawn independently."""
 
     def __call__(
         self, tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor], chance: Any
     ) -> Verdict:
-        """Compute what GBV accepts."""
+        """Compute what `sorted` accepts, and GBV if the tree is some chains."""
+        names = {tuple(tree.tokens[u] for u in path_to(tree, v)) for v in range(1, tree.size + 1)}
+        self.found = {"sorted": expected_length(tree, p, q), "nodes": len(names)}
+        if any(len(own) > 1 for own in tree.children[1:]):
+            return self._nothing(tree, p)
         after: dict[tuple[int, ...], int] = {(): 0}
         paths = []
         for node in tree.children[0]:
@@ -82,8 +88,8 @@ class SeenPaths(Seen):
         best = choose_path(
             paths, lambda head: p[after[tuple(head)]], lambda head: q[after[tuple(head)]]
         )
-        self.found = {"greedy": best.expected_length}
-        return Verdict(path=(), bonus=int(p[0].argmax()), stop=(1.0,) + (0.0,) * tree.size)
+        self.found["greedy"] = best.expected_length
+        return self._nothing(tree, p)
 
 
 def _draw(
@@ -115,9 +121,8 @@ def sessions(pair: Pair, shape: str, T: float, B: int) -> Iterator[tuple[Session
     own = Settings(**common, mode="sTree", growmap=str(file) if file.exists() else shape)
     seen = Seen(static=True)
     yield Session(pair, own, verify=seen), seen
-    if re.fullmatch(r"\d+x\d+", shape):
-        seen = SeenPaths(static=True)
-        yield Session(pair, own, verify=seen, policy=INDEPENDENT), seen
+    seen = SeenIndependent(static=True)
+    yield Session(pair, own, verify=seen, policy=INDEPENDENT), seen
 
 
 def measure(pair: Pair, texts: list[list[int]], shapes: Sequence[str], T: float, B: int) -> None:
@@ -136,13 +141,16 @@ def measure(pair: Pair, texts: list[list[int]], shapes: Sequence[str], T: float,
         base = np.array([row["traversal"] for row in rows])
         places = sum(place <= len(ids) for ids in texts for place in PLACES)
         cells = [f"{sum(row['topdown'] for row in rows) / places:.2f}"]
-        for name in ("topdown", *ON_STATIC):
+        for name in OTHERS:
             if name not in rows[0]:
                 cells.append("")
                 continue
             own = np.array([row[name] for row in rows])
             low, high = of_ratio(np.stack([own, base], axis=1))
             cells.append(f"{own.sum() / base.sum():.3f} [{low:.3f}, {high:.3f}]")
+        cells.append(
+            f"{sum(row['nodes'] for row in rows) / places:.1f}" if "nodes" in rows[0] else ""
+        )
         label = f"{shape} B={B}" if shape == DYNAMIC else shape
         print(f"| {T:g} | {label} | {' | '.join(cells)} |", flush=True)
 
@@ -160,8 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     pair = dynasurge.load_pair(args.draft)
     texts = [pair.encode(prompt.text)[:128] for prompt in load_prompts(args.dataset, 0, args.end)]
-    others = " | ".join(f"{name} over traversal" for name in ("topdown", *ON_STATIC))
-    print(f"| T | tree | topdown accepts | {others} |\n|{'---|' * 7}")
+    others = " | ".join(f"{name} over traversal" for name in OTHERS)
+    print(f"| T | tree | topdown accepts | {others} | nodes |\n|{'---|' * 8}")
     for T in args.T:
         measure(pair, texts, args.shapes, T, args.B)
     return 0

@@ -60,7 +60,8 @@ trees() {
         done
     done
     # docs/results/rules.md: rules on the same static trees
-    python benchmarks/bench_rules.py "$cnn" --end 120 --T 0.6 0.9 1 --shapes chain4 2ary3 2x4 4x4 optimal15 dTree
+    python benchmarks/bench_rules.py "$cnn" --end 120 --T 0.6 0.9 1 --shapes chain4 2ary3 3x5 4x4 optimal15 dTree
+    python benchmarks/bench_optimum.py "$cnn" --end 60 --T 0.9 1
     dynasurge table "$OUT"/trees/* --trees
     dynasurge table "$OUT"/trees/* --predictions
     # docs/results/trees.md: kinds of prompt

@@ -7,6 +7,6 @@ token after it.
 Read: rules (topdown, traversal, reserved), families (what they work on), audit (is a rule
 lossless?), enumeration (every outcome of a function of chance), sampled_audit (for engines of which
 only tokens come out), mistakes (what looks right and is not), single_node_bound (what no rule can
-exceed), others (rules of other papers), lookahead (a rule that looks at two siblings), prototype
-(the original rule, lossy).
+exceed), optimum (nor over all levels), others (rules of other papers), sorted_siblings (a rule that
+tries first what the target wants most), prototype (the original rule, lossy).
 """

@@ -9,7 +9,6 @@ from toy import PROMPT, Steps, Table, dynamic, random_table, static, target_rows
 from dynasurge.experiments.text_distributions import mean_accepted
 from dynasurge.trees.growmap import build_growmap
 from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.lookahead import expected_length
 from dynasurge.verification.optimum import Path, best_accepted, drawn_paths
 from dynasurge.verification.rules import RULES
 from dynasurge.verification.single_node_bound import acceptance_bound
@@ -26,10 +25,7 @@ def accepted(steps: Steps, target: Table, *rules: str) -> list[float]:
     for weight, (tree, base) in steps.grown():
         rows = target_rows(tree, target, PROMPT)
         for place, rule in enumerate(rules):
-            if rule == "lookahead":
-                totals[place] += weight * expected_length(tree, rows, base)
-            else:
-                totals[place] += weight * mean_accepted(RULES[rule], tree, rows, base)
+            totals[place] += weight * mean_accepted(RULES[rule], tree, rows, base)
     return totals
 
 
@@ -59,7 +55,7 @@ def test_at_one_node_it_is_the_single_node_bound(k: int, seed: int) -> None:
 def test_no_rule_accepts_more(seed: int) -> None:
     target, draft = random_table(seed), random_table(seed + 50)
     for trees, rules in (
-        (static(build_growmap("2x2")), ("topdown", "traversal", "reserved", "lookahead")),
+        (static(build_growmap("2x2")), ("topdown", "traversal", "reserved")),
         (dynamic(3, 2, 2), ("topdown", "traversal")),
     ):
         steps = Steps(draft, target, trees)

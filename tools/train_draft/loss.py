@@ -41,21 +41,16 @@ def kl_divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def token_terms(
-    target_logits: Tensor,
-    draft_logits: Tensor,
-    temperature: Tensor,
-    kl_weight: Tensor,
-    tv_weight: Tensor,
-    lk: bool = False,
+    target_logits: Tensor, draft_logits: Tensor, temperature: Tensor, *how: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per position: KL [n], overlap [n], and the slope of kl_weight * KL + tv_weight * TV by draft
     logits [n, vocab]. lk: of minus the logarithm of the overlap in place of TV.
 
     Logits are [n, vocab], temperature is [n, 1], the weights are scalars. All arithmetic is in
-    float32. The gradient has the logits' own dtype, because matrix products use it next.
+    float32. The gradient has the logits' own dtype, because matrix products use it next. how:
+    kl_weight, tv_weight, lk (False).
     """
-    log_p = log_law(target_logits, temperature)
-    return law_terms(log_p, draft_logits, temperature, kl_weight, tv_weight, lk)
+    return law_terms(log_law(target_logits, temperature), draft_logits, temperature, *how)
 
 
 def log_law(logits: Tensor, temperature: Tensor, ids: Tensor | None = None) -> Tensor:

@@ -1,0 +1,157 @@
+"""A rule that tries siblings in the order in which the target wants them (of this project).
+
+`topdown` and `traversal` try siblings in the order in which they were drawn. That wastes siblings: a
+first child that the target hardly wants is often accepted although a later one is a token that the
+target wants and the draft seldom finds. The most that any rule accepts (optimum.py) is reached only
+if such tokens get the first try. But siblings that are sorted by need no longer have the laws that
+they were drawn from, and without replacement those of a new order have no closed form.
+
+If the k children of a node are drawn *independently of each other*, with replacement, they have.
+Put all tokens in the order of falling p[x] / q[x], and let Q be the mass of those that may still
+come, F[x] the share of it from x on. If j of the draws are left, the first of them in this order is
+x with probability
+
+    f[x] = F[x]^j - (F[x] - q[x] / Q)^j
+
+Given that it is x, and that m of the draws were x, the other j - m are drawn independently from the
+tokens behind x. So the law of the next one to be tried has the same form, again and again. `traversal`
+with these laws in the place of proposals is lossless by its own proof, which needs the law of the
+next child given what was tried before. (A chain that takes the first of each family and gives up when
+it is refused is GBV's, others.py.)
+
+Draws that are equal are one node of the tree, with the largest of their subtrees: fewer nodes than
+draws. How many draws a node gets, and what is below each, must be chosen before its children are
+drawn, as static shapes do: then the laws hold (*tested* by enumeration). How much it accepts:
+docs/results/rules.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dynasurge.probabilities import LEAST
+from dynasurge.trees.growmap import Growmap
+from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.enumeration import Script
+from dynasurge.verification.rules import path_to
+
+
+@dataclass
+class Node:
+    """What a node still has to emit: the sub-measure `wanted` [V], of mass a."""
+
+    a: float
+    wanted: torch.Tensor
+
+    def refused(self, law: torch.Tensor) -> bool:
+        """Go on after a child with this law was refused. Returns False if nothing is left."""
+        left = torch.relu(self.wanted - law)
+        most = float(left.sum())
+        self.a = min(1.0, most / max(most + 1.0 - self.a, LEAST))
+        self.wanted = self.a * left / max(most, LEAST)
+        return most > LEAST
+
+
+def independent_tree(
+    growmap: Growmap, q: Callable[[tuple[int, ...]], torch.Tensor], chance: Script
+) -> tuple[TokenTree, list[torch.Tensor]]:
+    """A tree of a static shape whose siblings are drawn independently of each other; equal ones stay
+    apart. q: the draft's distribution [V] after some tokens below the root. Returns it and what the
+    children of each node were drawn from (empty for a leaf)."""
+    tokens, proposal = [-1], [1.0]
+    paths: list[tuple[int, ...]] = [()]
+    base = [torch.empty(0)] * growmap.size
+    for node in range(1, growmap.size):
+        parent = growmap.parents[node]
+        if not len(base[parent]):
+            base[parent] = q(paths[parent])
+        tokens.append(chance.token(base[parent]))
+        proposal.append(float(base[parent][tokens[node]]))
+        paths.append((*paths[parent], tokens[node]))
+    tree = TokenTree(
+        tokens=tuple(tokens),
+        parents=tuple(growmap.parents),
+        proposal=tuple(proposal),
+        point=(True, *[False] * (growmap.size - 1)),
+    )
+    return tree, base
+
+
+def sorted_siblings(
+    tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor], chance: Script
+) -> tuple[tuple[int, ...], int]:
+    """Verify a tree of `independent_tree`. p: float [n, V]. q[u]: what the children of u were drawn
+    from. Returns the accepted path and the bonus token."""
+
+    def accepts(u: int, a: float) -> tuple[int, int] | None:
+        """The node where the path ends and the bonus token; None if the subtree refuses."""
+        node = Node(a, a * p[u])
+        for child, law in tried(tree, u, p[u], q[u]):
+            token = tree.tokens[child]
+            found = accepts(child, min(1.0, float(node.wanted[token] / law[token])))
+            if found is not None:
+                return found
+            if not node.refused(law):
+                return None
+        return (u, chance.token(node.wanted)) if chance.coin(node.a) else None
+
+    end, bonus = accepts(0, 1.0) or (0, chance.token(p[0]))  # the root always accepts
+    return path_to(tree, end), bonus
+
+
+def expected_length(tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor]) -> float:
+    """The mean number of tokens that `sorted_siblings` accepts of this tree, exact over its coins."""
+
+    def accepts(u: int, a: float) -> tuple[float, float]:
+        """The mean depth at which the path ends inside the subtree, and how often it refuses."""
+        node, length, refuses = Node(a, a * p[u]), 0.0, 1.0
+        for child, law in tried(tree, u, p[u], q[u]):
+            token = tree.tokens[child]
+            own, refused = accepts(child, min(1.0, float(node.wanted[token] / law[token])))
+            length, refuses = length + refuses * own, refuses * refused
+            if not node.refused(law):
+                return length, refuses
+        return length + refuses * node.a * tree.depths[u], refuses * (1.0 - node.a)
+
+    return accepts(0, 1.0)[0]
+
+
+def tried(
+    tree: TokenTree, u: int, p: torch.Tensor, q: torch.Tensor
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The children of node u in the order in which they are tried, each with its law [V] given those
+    tried before."""
+    children = list(tree.children[u])
+    if not children:
+        return
+    order = torch.where(q > 0, p / q.clamp(min=LEAST), 0.0).argsort(descending=True, stable=True)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    left = q[order]
+    while children:
+        child = min(children, key=lambda c: (int(place[tree.tokens[c]]), -_size(tree, c)))
+        here = int(place[tree.tokens[child]])
+        share = left / left.sum()
+        law = torch.zeros_like(q)
+        law[order] = _first(share, len(children))
+        yield child, law
+        children = [c for c in children if tree.tokens[c] != tree.tokens[child]]
+        left[: here + 1] = 0.0
+
+
+def _first(share: torch.Tensor, draws: int) -> torch.Tensor:
+    """The law of the first of some independent draws from `share` [V], in the order of its entries.
+    a^j - b^j as (a - b) times a sum, which loses no digits."""
+    from_here = share.flip(0).cumsum(0).flip(0)
+    behind = (from_here - share).clamp(min=0.0)
+    powers = sum(from_here**i * behind ** (draws - 1 - i) for i in range(draws))
+    law: torch.Tensor = share * powers
+    return law
+
+
+def _size(tree: TokenTree, u: int) -> int:
+    """How many nodes the subtree of u has."""
+    return 1 + sum(_size(tree, child) for child in tree.children[u])

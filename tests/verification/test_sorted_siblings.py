@@ -1,0 +1,103 @@
+"""The rule that tries siblings in the order in which the target wants them: lossless on static trees
+whose siblings are drawn independently, and what it accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from dynasurge.trees.growmap import Growmap, build_growmap
+from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.audit import audit
+from dynasurge.verification.enumeration import Script, outcomes, random_table
+from dynasurge.verification.optimum import best_accepted, drawn_paths
+from dynasurge.verification.sorted_siblings import (
+    expected_length,
+    independent_tree,
+    sorted_siblings,
+)
+
+LOPSIDED = Growmap(parents=(-1, 0, 0, 1, 1, 3))
+Model = Callable[[Sequence[int]], torch.Tensor]
+
+
+def shape_of(name: str) -> Growmap:
+    return LOPSIDED if name == "lopsided" else build_growmap(name)
+
+
+def rows_of(tree: TokenTree, p: Model) -> torch.Tensor:
+    paths: list[tuple[int, ...]] = [()]
+    for node in range(1, tree.size + 1):
+        paths.append((*paths[tree.parents[node]], tree.tokens[node]))
+    return torch.stack([p(path) for path in paths])
+
+
+def step_of(growmap: Growmap) -> Any:
+    def step(p: Model, q: Model, chance: Script) -> tuple[int, ...]:
+        tree, base = independent_tree(growmap, q, chance)
+        path, bonus = sorted_siblings(tree, rows_of(tree, p), base, chance)
+        return (*(tree.tokens[node] for node in path), bonus)
+
+    return step
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("2x1", "3x1", "4x1", "chain2", "2x2", "lopsided"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("2ary2", "3x2")),
+    ],
+)
+def test_it_is_lossless(name: str) -> None:
+    report = audit(step_of(shape_of(name)))
+    assert report.lossless, report
+    assert report.distance < 1e-12
+
+
+def test_draws_without_replacement_make_it_wrong() -> None:
+    """Its laws are those of independent draws."""
+    assert not audit(sorted_siblings, shapes=["2x1"]).lossless
+
+
+def model(seed: int) -> Model:
+    table = random_table(seed)
+    return lambda tokens: torch.tensor(table(tuple(tokens)), dtype=torch.float64)
+
+
+def accepted(growmap: Growmap, p: Model, q: Model) -> tuple[float, float]:
+    """Expected accepted tokens of the rule, and of the best one on the same trees."""
+    drawn, mine = [], 0.0
+    for weight, (tree, base) in outcomes(lambda chance: independent_tree(growmap, q, chance)):
+        drawn.append((weight, tree))
+        mine += weight * expected_length(tree, rows_of(tree, p), base)
+    return mine, best_accepted(drawn_paths(drawn), lambda path: p(path).tolist())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_at_one_node_it_is_nearly_the_best(seed: int) -> None:
+    for k in (1, 2, 3):
+        mine, best = accepted(build_growmap(f"{k}x1"), model(seed), model(seed + 50))
+        assert (1 - 1e-6 if k == 1 else 0.95) * best < mine < best + 1e-6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_chains_nothing_accepts_more_and_on_trees_little(seed: int) -> None:
+    mine, best = accepted(build_growmap("chain3"), model(seed), model(seed + 50))
+    assert mine == pytest.approx(best, abs=1e-6)
+    mine, best = accepted(build_growmap("2x2"), model(seed), model(seed + 50))
+    assert 0.9 * best < mine < best + 1e-6
+
+
+def test_the_expected_length_is_that_of_all_its_coins() -> None:
+    p, q = model(1), model(2)
+    drawn = [one.result for one in outcomes(lambda chance: independent_tree(LOPSIDED, q, chance))]
+    for tree, base in drawn[::17]:
+        rows, mean = rows_of(tree, p), 0.0
+        for weight, (path, _) in outcomes(
+            lambda c, t=tree, r=rows, b=base: sorted_siblings(t, r, b, c)
+        ):
+            mean += weight * len(path)
+        assert expected_length(tree, rows, base) == pytest.approx(mean, abs=1e-12)
