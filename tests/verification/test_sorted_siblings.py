@@ -48,7 +48,8 @@ def step_of(growmap: Growmap) -> Any:
     "name",
     [
         *("2x1", "3x1", "4x1", "chain2", "2x2", "lopsided"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("2ary2", "3x2")),
+        pytest.param("2ary2", marks=pytest.mark.slow),
+        pytest.param("3x2", marks=pytest.mark.nightly),
     ],
 )
 def test_it_is_lossless(name: str) -> None:
