@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_rules import ratio_cell
 from tqdm import tqdm
 
 import dynasurge
@@ -27,7 +28,6 @@ from dynasurge.cli.main import guarded
 from dynasurge.decoding.engines import engines_of
 from dynasurge.drafting.acceptance_estimates import make_acceptance
 from dynasurge.experiments.datasets import load_prompts
-from dynasurge.experiments.intervals import of_ratio
 from dynasurge.experiments.text_distributions import mean_accepted
 from dynasurge.models.engine import Engine
 from dynasurge.trees.growmap import build_growmap
@@ -140,10 +140,7 @@ def measure(pair: Pair, texts: list[list[int]], args: argparse.Namespace, T: flo
     for name, rows in sums.items():
         table = np.stack(rows)
         cells = [f"{table[:, 0].sum() / len(overlap):.2f}"]
-        for column in range(1, len(NAMES)):
-            low, high = of_ratio(table[:, [column, 0]])
-            ratio = table[:, column].sum() / table[:, 0].sum()
-            cells.append(f"{ratio:.3f} [{low:.3f}, {high:.3f}]")
+        cells += [ratio_cell(table[:, [column, 0]]) for column in range(1, len(NAMES))]
         mean = sum(overlap) / len(overlap)
         print(f"| {T:g} | {name} | {mean:.2f} | {' | '.join(cells)} |", flush=True)
 

@@ -33,7 +33,7 @@ from dynasurge.experiments.text_distributions import mean_accepted
 from dynasurge.probabilities import Uniforms
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.others import choose_path
-from dynasurge.verification.rules import RULES, Verdict, path_to
+from dynasurge.verification.rules import RULES, Verdict, tokens_to
 from dynasurge.verification.sorted_siblings import expected_length
 
 PLACES = (64, 96, 128)
@@ -70,21 +70,12 @@ class SeenIndependent(Seen):
         self, tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor], chance: Any
     ) -> Verdict:
         """Compute what `sorted` accepts, and GBV if the tree is some chains."""
-        names = {tuple(tree.tokens[u] for u in path_to(tree, v)) for v in range(1, tree.size + 1)}
-        self.found = {"sorted": expected_length(tree, p, q), "nodes": len(names)}
+        after = {tokens_to(tree, node): node for node in range(tree.size + 1)}
+        self.found = {"sorted": expected_length(tree, p, q), "nodes": len(after) - 1}
         if any(len(own) > 1 for own in tree.children[1:]):
             return self._nothing(tree, p)
-        after: dict[tuple[int, ...], int] = {(): 0}
-        paths = []
-        for node in tree.children[0]:
-            path: list[int] = []
-            while True:
-                path.append(tree.tokens[node])
-                after[tuple(path)] = node
-                if not tree.children[node]:
-                    break
-                (node,) = tree.children[node]
-            paths.append(path)
+        leaves = [node for node, own in enumerate(tree.children) if not own]
+        paths = [tokens_to(tree, node) for node in leaves]
         best = choose_path(
             paths, lambda head: p[after[tuple(head)]], lambda head: q[after[tuple(head)]]
         )
@@ -125,6 +116,12 @@ def sessions(pair: Pair, shape: str, T: float, B: int) -> Iterator[tuple[Session
     yield Session(pair, own, verify=seen, policy=INDEPENDENT), seen
 
 
+def ratio_cell(sums: np.ndarray) -> str:
+    """A ratio of sums and its interval. sums: [texts, 2], of numerators and denominators."""
+    (above, below), (low, high) = sums.sum(0), of_ratio(sums)
+    return f"{above / below:.3f} [{low:.3f}, {high:.3f}]"
+
+
 def measure(pair: Pair, texts: list[list[int]], shapes: Sequence[str], T: float, B: int) -> None:
     """Print a line for each shape."""
     for shape in shapes:
@@ -146,8 +143,7 @@ def measure(pair: Pair, texts: list[list[int]], shapes: Sequence[str], T: float,
                 cells.append("")
                 continue
             own = np.array([row[name] for row in rows])
-            low, high = of_ratio(np.stack([own, base], axis=1))
-            cells.append(f"{own.sum() / base.sum():.3f} [{low:.3f}, {high:.3f}]")
+            cells.append(ratio_cell(np.stack([own, base], axis=1)))
         cells.append(
             f"{sum(row['nodes'] for row in rows) / places:.1f}" if "nodes" in rows[0] else ""
         )

@@ -39,8 +39,8 @@ BASELINES = (  # other systems' trees, see experiments/baselines.py
 )
 VERSION = "0.2.0"  # the package's version; also in pyproject.toml
 DEMO = "demo"
-# the demo models at the cost of large ones (models/widened.py)
 PHASES = ("draft", "target", "verify", "other")  # of a step's time
+# the demo models at the cost of large ones (models/widened.py)
 WIDE = ("demo-1b", "demo-7b", "demo-13b")
 AUTO_NODES, AUTO_DEPTH = 128, 16
 STUDY_PROMPT, STUDY_ROWS = 128, 384  # prompt_len and M of the study, and of the command

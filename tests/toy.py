@@ -39,7 +39,7 @@ from dynasurge.verification.enumeration import (
     target_law,
     total_variation,
 )
-from dynasurge.verification.rules import RULES, Rule, path_to
+from dynasurge.verification.rules import RULES, Rule, tokens_to
 
 __all__ = ["Law", "Table", "continuation", "random_table", "target_law", "total_variation"]
 
@@ -370,7 +370,7 @@ class Steps:
             for node, chance in enumerate(record.stop):
                 if chance > 0:
                     bonus = self.phases.left_at(torch.tensor([node]))[0]
-                    path = path_tokens(record.tree, node)
+                    path = tokens_to(record.tree, node)
                     yield weight * chance, path, bonus / bonus.sum()
 
     def distance(self, target: Table, length: int) -> float:
@@ -435,14 +435,9 @@ def verify_law(
             for node, chance in enumerate(law.stop.tolist()):
                 if chance > 0:
                     bonus = law.bonus[node]
-                    yield weight * chance, path_tokens(tree, node), bonus / bonus.sum()
+                    yield weight * chance, tokens_to(tree, node), bonus / bonus.sum()
 
     return emitted_law(outcomes(), target, prompt, length)
-
-
-def path_tokens(tree: TokenTree, node: int) -> tuple[int, ...]:
-    """The drafted tokens from the root's child down to a node."""
-    return tuple(tree.tokens[accepted] for accepted in path_to(tree, node))
 
 
 def target_rows(tree: TokenTree, target: Table, prompt: tuple[int, ...]) -> torch.Tensor:

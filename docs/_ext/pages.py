@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import importlib
 import re
 from collections.abc import Iterator
@@ -71,6 +72,7 @@ def first_sentence(text: str) -> str:
     return " ".join(re.split(r"(?<=[.?])\s|\n\n", text)[0].split())
 
 
+@functools.cache
 def parsers() -> dict[Path, argparse.ArgumentParser]:
     """The parser of every form of the command, and its page."""
     lines = [[], *([word] for word in COMMANDS), ["calibrate", "acceptance"]]

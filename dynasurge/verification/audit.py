@@ -54,7 +54,7 @@ from dynasurge.verification.enumeration import (
     target_law,
 )
 from dynasurge.verification.prototype import bfs
-from dynasurge.verification.rules import RULES, Rule, Verdict, path_to
+from dynasurge.verification.rules import RULES, Rule, Verdict, path_to, tokens_to
 
 EXACT = 1e-9  # a larger total variation is no rounding
 SHAPES = ("2x1", "chain2", "3x1", "2x2")
@@ -315,11 +315,6 @@ def _judged(
         return (*tokens_to(tree, end), int(bonus)), tree
 
     return outcomes(run)
-
-
-def tokens_to(tree: TokenTree, node: int) -> tuple[int, ...]:
-    """The tokens of the path to a node, without the root's."""
-    return tuple(tree.tokens[u] for u in path_to(tree, node))
 
 
 def draw_tree(

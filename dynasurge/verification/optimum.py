@@ -32,6 +32,7 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_array
 
 from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.rules import tokens_to
 
 Path = tuple[int, ...]
 Drawn = Mapping[frozenset[Path], float]
@@ -42,10 +43,7 @@ def drawn_paths(trees: Iterable[tuple[float, TokenTree]]) -> Drawn:
     difference to the optimum."""
     found: dict[frozenset[Path], float] = {}
     for weight, tree in trees:
-        paths: list[Path] = [()]
-        for node in range(1, tree.size + 1):
-            paths.append((*paths[tree.parents[node]], tree.tokens[node]))
-        key = frozenset(paths[1:])
+        key = frozenset(tokens_to(tree, node) for node in range(1, tree.size + 1))
         found[key] = found.get(key, 0.0) + weight
     return found
 

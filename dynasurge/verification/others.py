@@ -42,6 +42,7 @@ import torch
 from dynasurge.probabilities import LEAST
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.enumeration import Script
+from dynasurge.verification.sorted_siblings import first_law, wanted_order
 
 
 def hierarchical(
@@ -129,11 +130,9 @@ def choose_path(drawn: Sequence[Sequence[int]], p: Model, q: Model) -> ChosenPat
     laws, alive = [], list(drawn)
     for place in range(len(drawn[0])):
         mine = q(chosen)
-        order = (p(chosen) / mine.clamp(min=LEAST)).argsort(descending=True, stable=True)
-        from_here = mine[order].flip(0).cumsum(0).flip(0)
-        power = from_here ** len(alive)
+        order = wanted_order(p(chosen), mine)
         law = torch.zeros_like(mine)
-        law[order] = power - torch.nn.functional.pad(power[1:], (0, 1))
+        law[order] = first_law(mine[order], len(alive))
         laws.append(law)
         token = min((path[place] for path in alive), key=order.tolist().index)
         alive = [path for path in alive if path[place] == token]

@@ -392,3 +392,8 @@ def reach(tree: TokenTree, stop: Sequence[float]) -> list[float]:
 def path_to(tree: TokenTree, node: int) -> tuple[int, ...]:
     """The nodes from the root's child down to `node`; () for the root."""
     return () if node == 0 else (*path_to(tree, tree.parents[node]), node)
+
+
+def tokens_to(tree: TokenTree, node: int) -> tuple[int, ...]:
+    """The tokens of the path to a node, without the root's."""
+    return tuple(tree.tokens[u] for u in path_to(tree, node))

@@ -127,7 +127,7 @@ def tried(
     children = list(tree.children[u])
     if not children:
         return
-    order = torch.where(q > 0, p / q.clamp(min=LEAST), 0.0).argsort(descending=True, stable=True)
+    order = wanted_order(p, q)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order), device=order.device)
     left = q[order]
@@ -136,13 +136,19 @@ def tried(
         here = int(place[tree.tokens[child]])
         share = left / left.sum()
         law = torch.zeros_like(q)
-        law[order] = _first(share, len(children))
+        law[order] = first_law(share, len(children))
         yield child, law
         children = [c for c in children if tree.tokens[c] != tree.tokens[child]]
         left[: here + 1] = 0.0
 
 
-def _first(share: torch.Tensor, draws: int) -> torch.Tensor:
+def wanted_order(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """All tokens, those first that the target wants most for what the draft gives them: int64 [V]."""
+    ratio = torch.where(q > 0, p / q.clamp(min=LEAST), 0.0)
+    return ratio.argsort(descending=True, stable=True)
+
+
+def first_law(share: torch.Tensor, draws: int) -> torch.Tensor:
     """The law of the first of some independent draws from `share` [V], in the order of its entries.
     a^j - b^j as (a - b) times a sum, which loses no digits."""
     from_here = share.flip(0).cumsum(0).flip(0)

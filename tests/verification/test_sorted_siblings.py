@@ -14,6 +14,7 @@ from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.audit import audit
 from dynasurge.verification.enumeration import Script, outcomes, random_table
 from dynasurge.verification.optimum import best_accepted, drawn_paths
+from dynasurge.verification.rules import tokens_to
 from dynasurge.verification.sorted_siblings import (
     expected_length,
     independent_tree,
@@ -29,10 +30,7 @@ def shape_of(name: str) -> Growmap:
 
 
 def rows_of(tree: TokenTree, p: Model) -> torch.Tensor:
-    paths: list[tuple[int, ...]] = [()]
-    for node in range(1, tree.size + 1):
-        paths.append((*paths[tree.parents[node]], tree.tokens[node]))
-    return torch.stack([p(path) for path in paths])
+    return torch.stack([p(tokens_to(tree, node)) for node in range(tree.size + 1)])
 
 
 def step_of(growmap: Growmap) -> Any:

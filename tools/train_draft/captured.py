@@ -3,6 +3,9 @@
 A training step of a small draft launches some thousand kernels, and the host needs longer for that
 than the GPU for the work. A graph launches them all at once. Its addresses are fixed: inputs are
 copied to where the captured call had them, and results lie where it left them until the next call.
+
+(models/cuda_graphs.py captures passes. It calls a function several times to warm up, which a training
+step, that changes weights, does not bear, and it keeps no gradients.)
 """
 
 from __future__ import annotations

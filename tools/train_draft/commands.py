@@ -161,8 +161,7 @@ def train(args: argparse.Namespace, settings: DistillSettings) -> None:
     settings = replace(settings, length=sequences.shape[1])
     target, tokenizer, view, kernels, _, terms = prepare(args)
     scorer, sets = continuations(args, target, tokenizer, view)
-    how: dict[str, Any] = {"kernels": kernels, "terms": terms}
-    how |= {"rank": args.rank, "world": args.world}
+    how: dict[str, Any] = {"kernels": kernels, "rank": args.rank, "world": args.world}
     save: Callable[..., None]
     evaluate: Callable[[Any], dict[str, float]]
     if isinstance(settings, FeatureSettings):
@@ -174,7 +173,7 @@ def train(args: argparse.Namespace, settings: DistillSettings) -> None:
         save, evaluate = save_features, lambda draft: measure_depths(draft, scorer, sets)
     else:
         draft = new_draft(target, settings).to(args.device)
-        trainer = Trainer(view, draft, sequences, settings, **how)
+        trainer = Trainer(view, draft, sequences, settings, terms=terms, **how)
         save, evaluate = save_draft, evaluator(sets, scorer.head)
         if args.cache_target:
             trainer.cache_target()

@@ -27,7 +27,7 @@ class FeatureTrainer(Trainer):
 
     settings: FeatureSettings
     feature_kernels: FeatureKernels = field(default_factory=FeatureKernels)
-    depth_weights: dict[torch.Size, Tensor] = field(default_factory=dict)  # by a batch's shape
+    _weights: dict[torch.Size, Tensor] = field(default_factory=dict, init=False)  # by shape
 
     @property
     def uses_muon(self) -> bool:  # type: ignore[override]
@@ -43,10 +43,10 @@ class FeatureTrainer(Trainer):
     ) -> dict[str, Tensor]:
         """The loss over all depths, with KL and overlap at the first and the last."""
         settings = self.settings
-        if batch.shape not in self.depth_weights:
+        if batch.shape not in self._weights:
             rows, length = batch.shape
             weights = depth_weights(rows, length, settings.depths, settings.depth_decay)
-            self.depth_weights[batch.shape] = self._send(weights)
+            self._weights[batch.shape] = self._send(weights)
         with torch.no_grad():
             hidden, taps = forward(self.target, batch, self.kernels, settings.taps)
             taps = torch.zeros_like(taps) if settings.blind else taps
@@ -58,7 +58,7 @@ class FeatureTrainer(Trainer):
             hidden.flatten(0, 1),
             self.target.head,
             self.draft.ids,
-            self.depth_weights[batch.shape],
+            self._weights[batch.shape],
             temperature,
             blend[0],
             blend[1],
