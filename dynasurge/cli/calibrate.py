@@ -1,13 +1,15 @@
-"""The `dynasurge calibrate` commands: measure the curves that dynamic trees use.
+"""The `dynasurge calibrate` commands: measure what trees are grown or optimised by.
 
 dynasurge calibrate                   this machine's latency curves, again (decoding/latency.py)
 dynasurge calibrate acceptance FILE   a pair's acceptance curves (experiments/calibration.py)
+dynasurge calibrate ranks FILE        a pair's acceptance by sibling rank, for static trees
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
@@ -17,23 +19,26 @@ from dynasurge.decoding.latency import ROUNDS, cache_file, load_costs, widths_of
 from dynasurge.drafting.acceptance_estimates import load_priors
 from dynasurge.drafting.cost_model import Costs
 from dynasurge.errors import UsageError
+from dynasurge.experiments.baselines import PROMPTS, acceptance_by_rank
 from dynasurge.experiments.calibration import calibrate, rounds
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.summary import columns
 from dynasurge.files import write_whole
-from dynasurge.models.pair import load_pair
+from dynasurge.models.pair import Pair, load_pair
 from dynasurge.settings import DEMO, STUDY_PROMPT, Settings
 
 EPILOG = """\
-other form (it has its own --help):
+other forms (each has its own --help):
   dynasurge calibrate acceptance FILE   measure how often a pair's children are accepted, for --priors
+  dynasurge calibrate ranks FILE        the same by sibling rank, for `growmap optimise --acceptance`
 """
 
 
 def calibrate_command(arguments: Sequence[str]) -> int:
     """Run `dynasurge calibrate` with the arguments after that word; returns the exit code."""
-    if arguments[:1] == ["acceptance"]:
-        _acceptance(arguments[1:])
+    forms = {"acceptance": _acceptance, "ranks": _ranks}
+    if arguments[:1] and arguments[0] in forms:
+        forms[arguments[0]](arguments[1:])
     else:
         _latency(arguments)
     return 0
@@ -100,14 +105,46 @@ def _acceptance(arguments: Sequence[str]) -> None:
     )
     args = parser.parse_args(arguments)
     start, prompts = load_priors(args.priors), load_prompts(args.dataset)
+    _write(
+        args,
+        len(rounds()) * len(prompts),
+        lambda pair, step: calibrate(pair, prompts, start, step),
+    )
+
+
+def _ranks(arguments: Sequence[str]) -> None:
+    parser = Parser(
+        prog="dynasurge calibrate ranks",
+        description="Measure how often the child of each sibling rank is accepted top-down, on text that the target\n"
+        f"writes after {PROMPTS} bundled prompts: one list, or one a level if the draft reads the target's hidden states.",
+        epilog="example:\n  dynasurge calibrate ranks ranks.json --T 0.9\n"
+        "  dynasurge growmap optimise --acceptance ranks.json --nodes 63 --depth 8 best.pt",
+    )
+    parser.add_argument("file", metavar="FILE", help="the .json file to write")
+    model_flags(parser)
+    parser.add_argument(
+        "--T", type=float, default=0.9, metavar="X", help="temperature (default: %(default)s)"
+    )
+    args = parser.parse_args(arguments)
+    settings = Settings(T=args.T, P=1.0, prompt_len=STUDY_PROMPT)
+    _write(
+        args,
+        PROMPTS,
+        lambda pair, step: {"acceptance": acceptance_by_rank(pair, settings, on_prompt=step)},
+    )
+
+
+def _write(
+    args: argparse.Namespace, total: int, measure: Callable[[Pair, Callable[[], object]], object]
+) -> None:
+    """Write what `measure` finds of the pair as JSON. It calls its second argument after each of
+    `total` prompts."""
     try:
         with write_whole(args.file) as partial:
             pair = load_pair(**pair_options(args))
-            with tqdm(
-                total=len(rounds()) * len(prompts), unit="prompt", disable=None, dynamic_ncols=True
-            ) as bar:
-                curves = calibrate(pair, prompts, start, bar.update)
-            partial.write_text(json.dumps(curves, indent=1) + "\n", encoding="utf-8")
+            with tqdm(total=total, unit="prompt", disable=None, dynamic_ncols=True) as bar:
+                found = measure(pair, bar.update)
+            partial.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(
             "FILE", args.file, f"cannot be written ({error})", "name a writable path"

@@ -144,10 +144,15 @@ def _tokens(base: Settings) -> int:
     return min(TOKENS, base.new_tokens)
 
 
-def acceptance_by_rank(pair: Pair, base: Settings, ranks: int = RANKS) -> list[list[float]]:
+def acceptance_by_rank(
+    pair: Pair,
+    base: Settings,
+    ranks: int = RANKS,
+    on_prompt: Callable[[], object] = lambda: None,
+) -> list[list[float]]:
     """How often the child of each rank is accepted top-down, on text that the target wrote after
     the bundled prompts, cut as the settings' are: one vector, or, if the draft reads the target's
-    hidden states, one for each level."""
+    hidden states, one for each level. on_prompt: called after each of PROMPTS prompts."""
     settings = replace(base, mode="auto", new_tokens=_tokens(base), method=None)
     session, asked, chance = Session(pair, settings), Asked(pair, settings), Random.seeded(0)
     levels = LEVELS if isinstance(pair.draft, FeatureDraft) else 1
@@ -162,4 +167,5 @@ def acceptance_by_rank(pair: Pair, base: Settings, ranks: int = RANKS) -> list[l
             accepted, _ = rank_acceptance(p, q, "sampled" if T else "topk", ranks, chance)
             total[level] += accepted.sum(0).cpu()
         count += len(text)
+        on_prompt()
     return [[round(float(x), 4) for x in row] for row in total / count]

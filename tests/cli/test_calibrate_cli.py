@@ -42,7 +42,7 @@ def stop(*_: Any, **__: Any) -> Any:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("form", ["", "acceptance"])
+@pytest.mark.parametrize("form", ["", "acceptance", "ranks"])
 def test_each_form_explains_itself(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         main(["calibrate", *form.split(), "--help"])
@@ -310,3 +310,21 @@ def test_bad_priors_are_one_line(content: bytes | str, reason: str, tmp_path: Pa
     assert reason in line
     assert line.endswith("; make one with: dynasurge calibrate acceptance FILE")
     assert "\n" not in line
+
+
+# --- acceptance by rank
+
+
+def test_ranks_are_what_a_static_tree_is_optimised_for(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, tree = tmp_path / "ranks.json", tmp_path / "best.pt"
+    assert main(["calibrate", "ranks", str(file), *pair, *argv("--T 0.9 --device cpu")]) == 0
+    (shares,) = json.loads(file.read_text())["acceptance"]
+    assert shares[0] == max(shares)
+    assert 0.05 < sum(shares) <= 1.0
+    line = f"--acceptance {file} --nodes 5 --depth 3 {tree}"
+    assert main(["growmap", "optimise", *argv(line)]) == 0
+    assert tree.is_file()
+    capsys.readouterr()
+    fails(["ranks", str(file), *pair, "--T", "-1"], "--T -1.0", capsys)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import dynasurge.experiments.datasets
 from dynasurge import Pair
 from dynasurge.cli.main import main
 from dynasurge.experiments.datasets import Prompt
@@ -62,12 +61,9 @@ def test_the_commands_of_a_page_run(
     (tmp_path / "growmaps").symlink_to(ROOT / "growmaps")
     name, text = FILES.get(page.name, ("unused", ""))
     (tmp_path / name).write_text(text)
-    text = "w3 w14 w15 w9 w26 w5"
-    monkeypatch.setattr(
-        dynasurge.experiments.datasets,
-        "load_prompts",
-        lambda *_, **__: [Prompt(index=0, id="p", kind="", text=text)],
-    )
+    one = [Prompt(index=0, id="p", kind="", text="w3 w14 w15 w9 w26 w5")]
+    for module in ("experiments.datasets", "experiments.baselines", "cli.calibrate"):
+        monkeypatch.setattr(f"dynasurge.{module}.load_prompts", lambda *_, **__: one)
     monkeypatch.setattr("dynasurge.models.loading.load_generation_config", lambda *_, **__: {})
     monkeypatch.setattr(models.tokenizer, "chat_template", "{{ messages[0]['content'] }}")
     for module in ("models.pair", "cli.calibrate", "cli.publish"):

@@ -139,6 +139,8 @@ def run(argv: Sequence[str] | None) -> int:
     if args.world > 1 and args.command.startswith("train"):
         torch.distributed.init_process_group()
     results = getattr(commands, args.command.partition("-")[0])(args, settings)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if args.command == "evaluate":
         text = json.dumps(results, indent=1)
         print(text)
