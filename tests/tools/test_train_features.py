@@ -202,8 +202,35 @@ def test_captured_steps_train_as_eager_ones(
 
 
 @FORMS
+def test_the_loss_at_some_positions_is_the_whole_loss_in_the_mean(
+    settings: FeatureSettings, target: Any
+) -> None:
+    """The loss and its gradient over all first positions."""
+    batch = torch.from_numpy(sequences(4).astype(np.int64))
+    temperature, blend = torch.full((batch.numel(), 1), 0.8), torch.tensor([0.7, 1.5])
+    found = []
+    for every in (1, 4):
+        own = FeatureSettings.from_dict(settings.as_dict() | {"loss_every": every})
+        draft = random_draft(target, own)
+        run = FeatureTrainer(view_of(target, torch.float32), draft, sequences(), own)
+        losses = [
+            run._accumulate(batch, temperature, blend, torch.tensor([first]))["loss"]
+            for first in range(every)
+        ]
+        gradient = torch.zeros_like(run._gradient)
+        for first in range(every):
+            run._accumulate(batch, temperature, blend, torch.tensor([first]))
+            gradient += run._gradient / every
+        found.append((torch.stack(losses).mean(), gradient))
+    for whole, mean in zip(*found, strict=True):
+        torch.testing.assert_close(mean, whole, rtol=1e-4, atol=1e-5)
+
+
+@FORMS
 def test_overlap_rises_at_all_depths(settings: FeatureSettings, target: Any) -> None:
-    long = FeatureSettings.from_dict(settings.as_dict() | {"max_tokens": 4 * 16 * 150})
+    long = FeatureSettings.from_dict(
+        settings.as_dict() | {"max_tokens": 4 * 16 * 150, "loss_every": 2}
+    )
     run = FeatureTrainer(
         view_of(target, torch.float32), new_features(target, long, sequences()), sequences(), long
     )

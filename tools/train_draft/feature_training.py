@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,11 +39,21 @@ class FeatureTrainer(Trainer):
         """Every matrix of the draft."""
         return [p for p in self.draft.parameters() if p.ndim == 2]
 
+    def _more_inputs(self, chosen: np.ndarray, packed: bool) -> list[Tensor]:
+        """The first position of which the loss is taken [1]."""
+        return [torch.tensor([self.step % self.settings.loss_every])]
+
     def losses(
-        self, batch: Tensor, temperature: Tensor, blend: Tensor, chosen: Tensor | None = None
+        self, batch: Tensor, temperature: Tensor, blend: Tensor, first: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The loss over all depths, with KL and overlap at the first and the last."""
+        """The loss over all depths, with KL and overlap at the first and the last. The loss is that
+        of every ``loss_every``-th position from ``first`` [1] on, times ``loss_every``: its mean
+        over all first positions is the whole loss. Most of a step's work is the head's, and
+        positions of one text teach much the same."""
         settings = self.settings
+        places = torch.arange(0, batch.numel(), settings.loss_every, device=batch.device)
+        if first is not None:
+            places = places + first
         if batch.shape not in self._weights:
             rows, length = batch.shape
             weights = depth_weights(rows, length, settings.depths, settings.depth_decay)
@@ -54,12 +65,12 @@ class FeatureTrainer(Trainer):
             self.draft, self.target, batch, taps, settings.depths, self.feature_kernels
         )
         loss, kl, shared = DepthLoss.apply(  # type: ignore[no-untyped-call]
-            aligned(outputs).flatten(1, 2),
-            hidden.flatten(0, 1),
+            aligned(outputs).flatten(1, 2)[:, places],
+            hidden.flatten(0, 1)[places],
             self.target.head,
             self.draft.ids,
-            self._weights[batch.shape],
-            temperature,
+            self._weights[batch.shape][:, places] * settings.loss_every,
+            temperature[places],
             blend[0],
             blend[1],
             settings.loss_chunk,

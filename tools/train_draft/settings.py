@@ -145,8 +145,17 @@ class FeatureSettings(DistillSettings):
     loss: str = "tv"  # what KL is blended into: "tv", or "lk", minus the logarithm of the overlap
     optimizer: str = "muon"  # or "adamw", for matrices too, at adam_lr
     depths: int = 5  # how far a step is unrolled
+    loss_every: int = 1  # a step takes the loss at every so many-th position, another each time
     depth_decay: float = 0.9  # weight of depth j in the loss: depth_decay ** (j - 1)
     muon_lr: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for settings that cannot work."""
+        super().__post_init__()
+        at_least("loss_every", self.loss_every, 1, 2)
+        if self.length % self.loss_every:
+            reason = f"does not divide the {self.length} tokens of a sequence"
+            raise UsageError("--loss-every", self.loss_every, reason, "try --loss-every 2")
 
 
 def learning_rate_scale(step: int, settings: DistillSettings) -> float:

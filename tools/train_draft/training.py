@@ -163,9 +163,7 @@ class Trainer:
         share = tv_share(self.step, settings)
         blend = torch.tensor([1 - share, settings.tv_scale * share])
         scale = torch.tensor([learning_rate_scale(self.step, settings)])
-        inputs = [batch[mine], temperature, blend]
-        if self.cached is not None and not packed:
-            inputs.append(torch.from_numpy(chosen[mine]))
+        inputs = [batch[mine], temperature, blend, *self._more_inputs(chosen[mine], packed)]
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
@@ -178,6 +176,11 @@ class Trainer:
             torch.cuda.current_stream().wait_stream(self._stream)
         self.step += 1
         return losses
+
+    def _more_inputs(self, chosen: np.ndarray, packed: bool) -> list[Tensor]:
+        """What `losses` gets beside batch, temperature and blend. chosen: which sequences these
+        are. packed: whether they are joined."""
+        return [] if self.cached is None or packed else [torch.from_numpy(chosen)]
 
     def _accumulate(self, batch: Tensor, *others: Tensor) -> dict[str, Tensor]:
         """Write the gradient of a batch's loss to the parameters. Arguments: see `losses`."""
