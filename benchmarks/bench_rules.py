@@ -29,12 +29,12 @@ from dynasurge.cli.main import guarded
 from dynasurge.drafting.proposals import POLICIES, Drawn, Limits, Policy
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.intervals import of_ratio
-from dynasurge.experiments.text_distributions import mean_accepted
+from dynasurge.experiments.text_distributions import mean_accepted, mean_depth
 from dynasurge.probabilities import Uniforms
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.others import choose_path
 from dynasurge.verification.rules import RULES, Verdict, tokens_to
-from dynasurge.verification.sorted_siblings import expected_length
+from dynasurge.verification.sorted_siblings import sorted_law
 
 PLACES = (64, 96, 128)
 DYNAMIC = "dTree"
@@ -71,7 +71,7 @@ class SeenIndependent(Seen):
     ) -> Verdict:
         """Compute what `sorted` accepts, and GBV if the tree is some chains."""
         after = {tokens_to(tree, node): node for node in range(tree.size + 1)}
-        self.found = {"sorted": expected_length(tree, p, q), "nodes": len(after) - 1}
+        self.found = {"sorted": mean_depth(sorted_law(tree, p, q), tree), "nodes": len(after) - 1}
         if any(len(own) > 1 for own in tree.children[1:]):
             return self._nothing(tree, p)
         leaves = [node for node, own in enumerate(tree.children) if not own]

@@ -36,7 +36,7 @@ from dynasurge.probabilities import LEAST
 from dynasurge.trees.growmap import Growmap
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.enumeration import Script
-from dynasurge.verification.rules import path_to
+from dynasurge.verification.rules import StopLaw, path_to
 
 
 @dataclass
@@ -85,38 +85,30 @@ def sorted_siblings(
 ) -> tuple[tuple[int, ...], int]:
     """Verify a tree of `independent_tree`. p: float [n, V]. q[u]: what the children of u were drawn
     from. Returns the accepted path and the bonus token."""
+    law = sorted_law(tree, p, q)
+    end = chance.token(law.stop)
+    return path_to(tree, end), chance.token(law.bonus[end])
 
-    def accepts(u: int, a: float) -> tuple[int, int] | None:
-        """The node where the path ends and the bonus token; None if the subtree refuses."""
-        node = Node(a, a * p[u])
+
+def sorted_law(tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor]) -> StopLaw:
+    """The rule's stop law, see verification/rules.py. Arguments: see `sorted_siblings`."""
+    stop, bonus = torch.zeros(len(p), dtype=torch.float64), p.clone()
+
+    def visit(u: int, a: float, turn: float) -> float:
+        """Decide the subtree of u, entered with weight a, whose turn comes with probability `turn`.
+        Returns the probability that it then refuses."""
+        node, refuses = Node(a, a * p[u]), 1.0
         for child, law in tried(tree, u, p[u], q[u]):
             token = tree.tokens[child]
-            found = accepts(child, min(1.0, float(node.wanted[token] / law[token])))
-            if found is not None:
-                return found
+            weight = min(1.0, float(node.wanted[token] / law[token]))
+            refuses *= visit(child, weight, turn * refuses)
             if not node.refused(law):
-                return None
-        return (u, chance.token(node.wanted)) if chance.coin(node.a) else None
+                return refuses
+        stop[u], bonus[u] = turn * refuses * node.a, node.wanted
+        return refuses * (1.0 - node.a)
 
-    end, bonus = accepts(0, 1.0) or (0, chance.token(p[0]))  # the root always accepts
-    return path_to(tree, end), bonus
-
-
-def expected_length(tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor]) -> float:
-    """The mean number of tokens that `sorted_siblings` accepts of this tree, exact over its coins."""
-
-    def accepts(u: int, a: float) -> tuple[float, float]:
-        """The mean depth at which the path ends inside the subtree, and how often it refuses."""
-        node, length, refuses = Node(a, a * p[u]), 0.0, 1.0
-        for child, law in tried(tree, u, p[u], q[u]):
-            token = tree.tokens[child]
-            own, refused = accepts(child, min(1.0, float(node.wanted[token] / law[token])))
-            length, refuses = length + refuses * own, refuses * refused
-            if not node.refused(law):
-                return length, refuses
-        return length + refuses * node.a * tree.depths[u], refuses * (1.0 - node.a)
-
-    return accepts(0, 1.0)[0]
+    stop[0] += visit(0, 1.0, 1.0)  # the root always accepts
+    return StopLaw(stop=stop, bonus=bonus)
 
 
 def tried(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from dynasurge.experiments.text_distributions import mean_depth
 from dynasurge.trees.growmap import Growmap, build_growmap
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.audit import audit
@@ -16,8 +17,8 @@ from dynasurge.verification.enumeration import Script, outcomes, random_table
 from dynasurge.verification.optimum import best_accepted, drawn_paths
 from dynasurge.verification.rules import tokens_to
 from dynasurge.verification.sorted_siblings import (
-    expected_length,
     independent_tree,
+    sorted_law,
     sorted_siblings,
 )
 
@@ -71,7 +72,7 @@ def accepted(growmap: Growmap, p: Model, q: Model) -> tuple[float, float]:
     drawn, mine = [], 0.0
     for weight, (tree, base) in outcomes(lambda chance: independent_tree(growmap, q, chance)):
         drawn.append((weight, tree))
-        mine += weight * expected_length(tree, rows_of(tree, p), base)
+        mine += weight * mean_depth(sorted_law(tree, rows_of(tree, p), base), tree)
     return mine, best_accepted(drawn_paths(drawn), lambda path: p(path).tolist())
 
 
@@ -88,15 +89,3 @@ def test_on_chains_nothing_accepts_more_and_on_trees_little(seed: int) -> None:
     assert mine == pytest.approx(best, abs=1e-6)
     mine, best = accepted(build_growmap("2x2"), model(seed), model(seed + 50))
     assert 0.9 * best < mine < best + 1e-6
-
-
-def test_the_expected_length_is_that_of_all_its_coins() -> None:
-    p, q = model(1), model(2)
-    drawn = [one.result for one in outcomes(lambda chance: independent_tree(LOPSIDED, q, chance))]
-    for tree, base in drawn[::17]:
-        rows, mean = rows_of(tree, p), 0.0
-        for weight, (path, _) in outcomes(
-            lambda c, t=tree, r=rows, b=base: sorted_siblings(t, r, b, c)
-        ):
-            mean += weight * len(path)
-        assert expected_length(tree, rows, base) == pytest.approx(mean, abs=1e-12)
