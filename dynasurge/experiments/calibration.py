@@ -10,12 +10,9 @@ than counts. Curves rise with their feature, so isotonic regression (weighted by
 rest of the noise. A kind with too few trials keeps its present curve. The curves also change the
 trees on which they are measured, so a second round starts from the first one's file.
 
-The curves that ship are of the demo pair and its bundled prompts. At T > 0 they are the fourth
-round of `calibrate`, each round from the last one's file (one H100, 2026-11-26; one process for
-each temperature and rule, 2 minutes a round). Those of T = 0 are older: one round on two CPU cores
-a day before, with two depth classes and without regression. New ones accept 0.5% less, 3% less
-without copies: where a copy takes the place of the likeliest child, the other points look worse.
-The curves of `blind` copies were counted once on the target's own text without a tree.
+The curves that ship are of the demo pair: two rounds on two CPU cores, each on half of the bundled
+prompts, 2026-11-30. The curves of `blind` copies were counted once on the target's own text without a
+tree.
 """
 
 from __future__ import annotations

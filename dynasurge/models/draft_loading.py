@@ -44,8 +44,6 @@ def load_draft(
         reason, _, remedy = str(error).partition(", ")
         raise source.wrong(reason, remedy) from error
     if config is None:
-        if name in SHAPES:
-            raise source.wrong("is for drafts that read hidden states", "use --draft demo")
         how: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}
         return load_model("--draft", name, dtype, **how)
     _check_config(source, config, own)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from dynasurge import Pair, Settings, load_pair
 from dynasurge.cli.main import main
 from dynasurge.decoding.session import Session
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.models.demo_pair import DRAFT
+from dynasurge.models.feature_draft import FeatureDraft
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -56,10 +56,10 @@ def test_the_draft_is_worth_shipping(pair: Pair) -> None:
 
 
 def test_the_draft_loads_by_itself_and_is_small() -> None:
-    model = AutoModelForCausalLM.from_pretrained(DRAFT)
+    model = FeatureDraft.from_pretrained(DRAFT)
     assert model.config.vocab_size == 49_152
-    assert sum(p.numel() for p in model.parameters()) < 17_000_000
-    assert sum(path.stat().st_size for path in DRAFT.glob("*.safetensors")) <= 34_000_000
+    assert model.num_parameters() < 11_000_000
+    assert sum(path.stat().st_size for path in DRAFT.glob("*.safetensors")) <= 40_000_000
 
 
 def test_the_demo_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from test_feature_draft import EAGLE, OURS
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dynasurge.errors import UsageError
-from dynasurge.models.draft_loading import load_draft
 from dynasurge.models.engine import Engine
 from dynasurge.models.feature_draft import FeatureDraft, FeatureDraftConfig
 from dynasurge.models.feature_engine import FeatureEngine
@@ -116,8 +115,6 @@ def test_every_wide_name_is_known() -> None:
     assert set(WIDE) == set(SHAPES)
     with pytest.raises(UsageError, match="--draft demo-8b: is no demo model; choose among: demo"):
         load_model("--draft", "demo-8b", torch.float32)
-    with pytest.raises(UsageError, match="--draft demo: is for drafts that read hidden states"):
-        load_draft("demo-7b", small_model(), torch.float32)
 
 
 @pytest.mark.parametrize(
