@@ -205,8 +205,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.output:
         raise UsageError("--output", None, "needs a folder for records", "try --output runs/peers")
-    output, plan = Path(args.output), plan_of(args)
+    output = Path(args.output)
     pair = load_pair(**pair_options(args), device_map=args.device_map)
+    plan = [settings.under(pair.generation_config) for settings in plan_of(args)]
     assisted = [name for name in args.peers if name.startswith("assisted")]
     if assisted and isinstance(pair.draft, FeatureDraft):
         reason = f"assists no model of transformers, {assisted[0]} needs one that reads text"

@@ -18,16 +18,20 @@ cpu() {
     # the figures of figures/, their notebooks, README's picture; `make figures` draws them
     make records STUDY="--dataset $cnn $DATA/c4_en.jsonl --end 12 --new-tokens 64" RECORDS="$OUT/figures"
     # docs/results/cpu.md: transformers' own methods and other systems' rules
-    python benchmarks/bench_peers.py --dataset "$cnn" --end 16 --new-tokens 64 --T 0.6 --B 8 auto --use_bfs --mode auto dTree \
-        --methods chain3 Sequoia EAGLE-2 OPT-Tree --output "$OUT/peers"
+    python benchmarks/bench_peers.py --dataset "$cnn" --end 16 --min-prompt-len 128 --new-tokens 64 --T 0.6 --B 8 auto --use_bfs \
+        --mode auto dTree --methods chain3 Sequoia EAGLE-2 OPT-Tree --peers generate "lookup 3" --output "$OUT/peers"
     # docs/concepts/lossless.md: how many greedy texts are those of `generate`
     python benchmarks/bench_peers.py --end 56 --new-tokens 64 --T 0 --B 8 auto --mode auto dTree --peers generate \
         --output "$OUT/rounding"
     # docs/results/cpu.md: which child policy is fastest
     dynasurge sweep --dataset "$cnn" --end 12 --policy sampled topk hybrid --use_bfs --T 0.6 0.8 1 --growmap growmaps/2x2.pt \
         --output "$OUT/policies"
-    # the priors that ship: four rounds, each from the last one's file
-    dynasurge calibrate acceptance "$OUT/acceptance.json"
+    # the priors that ship: two rounds, each on half of the prompts; the optimal growmaps
+    awk 'NR % 2' dynasurge/assets/demo_prompts.jsonl > "$OUT/odd.jsonl"
+    awk 'NR % 2 == 0' dynasurge/assets/demo_prompts.jsonl > "$OUT/even.jsonl"
+    dynasurge calibrate acceptance "$OUT/first.json" --dataset "$OUT/odd.jsonl"
+    dynasurge calibrate acceptance "$OUT/acceptance.json" --dataset "$OUT/even.jsonl" --priors "$OUT/first.json"
+    dynasurge calibrate ranks "$OUT/ranks.json" --T 0.9
 }
 
 gpu() {
@@ -103,6 +107,11 @@ drafts() {
     second two-fast --layers 2 --muon-lr 0.02
     second four --layers 4
     second long --layers 2 --muon-lr 0.0125 --batch-rows 256 --max-tokens 200298913
+    # the draft that ships, with its own text
+    "${launch[@]}" sample --out "$OUT/shipped-samples" --sample-tokens 48234496
+    "${launch[@]}" train-features --samples "$OUT/shipped-samples" --inject --residual both --layers 2 --draft-vocab 32768 \
+        --depths 6 --batch-rows 128 --max-tokens 252641281 --out "$OUT/shipped"
+    python -m tools.train_draft evaluate --draft "$OUT/shipped/draft" --prompts "${all[@]}"
 }
 
 study() {
