@@ -78,7 +78,7 @@ def test_rows_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         (["docs/data/7b", "--labels", "auto", "--trees"], "records auto alone: there is no tree"),
         (["docs/data/7b", "docs/data/trees"], "have different values of device: "),
         (
-            ["figures/laptop/data", "--predictions"],
+            ["docs/data/7b", "--labels", "auto", "chain3", "--predictions"],
             "records predicted: no row knows what its slots",
         ),
         (
