@@ -21,8 +21,8 @@ it is refused is GBV's, others.py.)
 
 Draws that are equal are one node of the tree, with the largest of their subtrees: fewer nodes than
 draws. How many draws a node gets, and what is below each, must be chosen before its children are
-drawn, as static shapes do: then the laws hold (*tested* by enumeration). How much it accepts:
-docs/results/rules.md.
+drawn, as static shapes do: then the laws hold (*tested* by enumeration). How much it accepts, and why
+dynamic trees gain nothing by it: docs/results/rules.md.
 """
 
 from __future__ import annotations
