@@ -52,6 +52,7 @@ def small(line: str) -> list[str]:
     return [*argv, *(SMALL.split() if decodes else ())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda p: p.stem)
 def test_the_commands_of_a_page_run(
     page: Path, models: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
