@@ -40,7 +40,7 @@ from transformers.generation.streamers import BaseStreamer
 from dynasurge import Pair, Settings, load_pair
 from dynasurge.cli.flags import pair_options
 from dynasurge.cli.main import guarded
-from dynasurge.cli.run import plan_of
+from dynasurge.cli.run import plan_of, with_laws
 from dynasurge.cli.sweep import sweep_parser
 from dynasurge.decoding.engines import Engines
 from dynasurge.decoding.loop import StepRecord
@@ -205,9 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if not args.output:
         raise UsageError("--output", None, "needs a folder for records", "try --output runs/peers")
-    output = Path(args.output)
+    output, (plan, _) = Path(args.output), with_laws(args, plan_of(args))
     pair = load_pair(**pair_options(args), device_map=args.device_map)
-    plan = [settings.under(pair.generation_config) for settings in plan_of(args)]
     assisted = [name for name in args.peers if name.startswith("assisted")]
     if assisted and isinstance(pair.draft, FeatureDraft):
         reason = f"assists no model of transformers, {assisted[0]} needs one that reads text"

@@ -37,8 +37,9 @@ other forms (each has its own --help):
 def calibrate_command(arguments: Sequence[str]) -> int:
     """Run `dynasurge calibrate` with the arguments after that word; returns the exit code."""
     forms = {"acceptance": _acceptance, "ranks": _ranks}
-    if arguments[:1] and arguments[0] in forms:
-        forms[arguments[0]](arguments[1:])
+    word = next(iter(arguments), "")
+    if word in forms:
+        forms[word](arguments[1:])
     else:
         _latency(arguments)
     return 0

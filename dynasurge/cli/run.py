@@ -44,6 +44,21 @@ def plan_of(args: argparse.Namespace, **axes: Any) -> list[Settings]:
     )
 
 
+def with_laws(args: argparse.Namespace, plan: list[Settings]) -> tuple[list[Settings], str]:
+    """The settings with whole laws, different ones, and where the law is from, in words. Raises
+    UsageError."""
+    own, source = {}, ""
+    if args.generation_config:
+        source = f" (what no flag says: {args.generation_config})"
+    elif any(settings.T is None or settings.P is None for settings in plan):
+        from dynasurge.models.loading import load_generation_config
+
+        own = load_generation_config(args.target, trust_remote_code=args.trust_remote_code)
+        source = " (what no flag says: the target's generation config)"
+    plan = [settings.under(own) for settings in plan]
+    return (distinct(plan) if len(plan) > 1 else plan), source
+
+
 def evaluate(
     args: argparse.Namespace,
     plan: list[Settings],
@@ -67,16 +82,7 @@ def evaluate(
     from dynasurge.experiments.records import RecordFile
     from dynasurge.experiments.row_maker import run_name
 
-    own, source = {}, ""
-    if args.generation_config:
-        source = f" (what no flag says: {args.generation_config})"
-    elif any(settings.T is None or settings.P is None for settings in plan):
-        from dynasurge.models.loading import load_generation_config
-
-        own = load_generation_config(args.target, trust_remote_code=args.trust_remote_code)
-        source = " (what no flag says: the target's generation config)"
-    plan = [settings.under(own) for settings in plan]
-    plan = distinct(plan) if len(plan) > 1 else plan
+    plan, source = with_laws(args, plan)
     for settings in plan:
         settings.check_room(args.prompt_len, most_nodes(settings))
         load_priors(settings.priors)
