@@ -40,8 +40,17 @@ class FeatureTrainer(Trainer):
         return [p for p in self.draft.parameters() if p.ndim == 2]
 
     def _more_inputs(self, chosen: np.ndarray, packed: bool) -> list[Tensor]:
-        """The first position of which the loss is taken [1]."""
-        return [torch.tensor([self.step % self.settings.loss_every])]
+        """The first position of which the loss is taken [1]; none if it is taken of all."""
+        every = self.settings.loss_every
+        return [torch.tensor([self.step % every])] if every > 1 else []
+
+    def _some(self, values: Tensor, first: Tensor | None, dim: int = 0) -> Tensor:
+        """Every ``loss_every``-th entry from ``first`` [1] on; all without it."""
+        if first is None:
+            assert self.settings.loss_every == 1
+            return values
+        grouped: Tensor = values.unflatten(dim, (-1, self.settings.loss_every))  # type: ignore[no-untyped-call]
+        return grouped.index_select(dim + 1, first).squeeze(dim + 1)
 
     def losses(
         self, batch: Tensor, temperature: Tensor, blend: Tensor, first: Tensor | None = None
@@ -51,9 +60,6 @@ class FeatureTrainer(Trainer):
         over all first positions is the whole loss. Most of a step's work is the head's, and
         positions of one text teach much the same."""
         settings = self.settings
-        places = torch.arange(0, batch.numel(), settings.loss_every, device=batch.device)
-        if first is not None:
-            places = places + first
         if batch.shape not in self._weights:
             rows, length = batch.shape
             weights = depth_weights(rows, length, settings.depths, settings.depth_decay)
@@ -65,12 +71,12 @@ class FeatureTrainer(Trainer):
             self.draft, self.target, batch, taps, settings.depths, self.feature_kernels
         )
         loss, kl, shared = DepthLoss.apply(  # type: ignore[no-untyped-call]
-            aligned(outputs).flatten(1, 2)[:, places],
-            hidden.flatten(0, 1)[places],
+            self._some(aligned(outputs).flatten(1, 2), first, dim=1),
+            self._some(hidden.flatten(0, 1), first),
             self.target.head,
             self.draft.ids,
-            self._weights[batch.shape][:, places] * settings.loss_every,
-            temperature[places],
+            self._some(self._weights[batch.shape], first, dim=1) * settings.loss_every,
+            self._some(temperature, first),
             blend[0],
             blend[1],
             settings.loss_chunk,

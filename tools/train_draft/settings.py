@@ -155,7 +155,7 @@ class FeatureSettings(DistillSettings):
         at_least("loss_every", self.loss_every, 1, 2)
         if self.length % self.loss_every:
             reason = f"does not divide the {self.length} tokens of a sequence"
-            raise UsageError("--loss-every", self.loss_every, reason, "try --loss-every 2")
+            raise UsageError("--loss-every", self.loss_every, reason, "try --loss-every 1")
 
 
 def learning_rate_scale(step: int, settings: DistillSettings) -> float:
