@@ -21,7 +21,7 @@ PAGES = [ROOT / "README.md", ROOT / "growmaps/README.md", *sorted(ROOT.glob("doc
 OURS = re.compile(r"^(?:dynasurge|python main\.py|accelerate launch .*-m dynasurge)(?: |$)")
 TRAIN, OTHERS = "python -m tools.train_draft ", ("make ", "bash ", "jupyter lab ")
 SMALL = "--start 0 --end 1 --new-tokens 4 --prompt-len 6 --M 256 --device cpu --dtype float32"
-BEFORE = {  # what a reader has when he comes to a page
+BEFORE = {  # what a reader of the page has already
     "figures.md": ["sweep --mode auto dTree --T 0.6 --B 2 --output runs/mine"],
 }
 FILES = {  # what he wrote himself
@@ -60,8 +60,9 @@ def test_the_commands_of_a_page_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "growmaps").symlink_to(ROOT / "growmaps")
-    name, text = FILES.get(page.name, ("unused", ""))
-    (tmp_path / name).write_text(text)
+    if page.name in FILES:
+        name, text = FILES[page.name]
+        (tmp_path / name).write_text(text)
     one = [Prompt(index=0, id="p", kind="", text="w3 w14 w15 w9 w26 w5")]
     for module in ("experiments.datasets", "experiments.baselines", "cli.calibrate"):
         monkeypatch.setattr(f"dynasurge.{module}.load_prompts", lambda *_, **__: one)

@@ -62,8 +62,8 @@ def laws(pair: Pair, before: list[int], T: float) -> list[torch.Tensor]:
 
 def test_a_node_that_a_run_of_copies_follows_keeps_what_the_draft_thought(models: Pair) -> None:
     """The run's row, which nobody reads, begins at the same node."""
-    repeating = "w5 w17 w8 w40 " * 5
-    seen = trace(models, repeating, T=0.0, B=4, fill=True, M=160, new_tokens=40, prompt_len=20)
+    repeating = "w5 w17 " * 20
+    seen = trace(models, repeating, T=0.6, B=24, fill=True, M=160, new_tokens=40, prompt_len=40)
     assert any(q != q for step in seen.steps for q in step.q), "copies that the draft never read"
     for step in seen.steps:
         parents = {
