@@ -16,7 +16,7 @@ all=("$cnn" "$DATA/c4_en.jsonl" "$DATA/spec_bench.jsonl")
 
 cpu() {
     # the figures of figures/, their notebooks, README's picture; `make figures` draws them
-    make records STUDY="--dataset $cnn $DATA/c4_en.jsonl --end 12 --new-tokens 64" RECORDS="$OUT/figures"
+    make records STUDY="--dataset $cnn $DATA/c4_en.jsonl --end 12 --min-prompt-len 128 --new-tokens 64" RECORDS="$OUT/figures"
     # docs/results/cpu.md: transformers' own methods and other systems' rules
     python benchmarks/bench_peers.py --dataset "$cnn" --end 16 --min-prompt-len 128 --new-tokens 64 --T 0.6 --B 8 auto --use_bfs \
         --mode auto dTree --methods chain3 Sequoia EAGLE-2 OPT-Tree --peers generate "lookup 3" --output "$OUT/peers"
@@ -27,6 +27,7 @@ cpu() {
     dynasurge sweep --dataset "$cnn" --end 12 --policy sampled topk hybrid --use_bfs --T 0.6 0.8 1 --growmap growmaps/2x2.pt \
         --output "$OUT/policies"
     # the priors that ship: two rounds, each on half of the prompts; the optimal growmaps
+    mkdir -p "$OUT"
     awk 'NR % 2' dynasurge/assets/demo_prompts.jsonl > "$OUT/odd.jsonl"
     awk 'NR % 2 == 0' dynasurge/assets/demo_prompts.jsonl > "$OUT/even.jsonl"
     dynasurge calibrate acceptance "$OUT/first.json" --dataset "$OUT/odd.jsonl"
