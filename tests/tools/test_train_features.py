@@ -16,6 +16,7 @@ from conftest import tiny_model, tiny_tokenizer
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from dynasurge.errors import UsageError
 from dynasurge.models.engine import Engine
 from dynasurge.models.feature_engine import FeatureEngine
 from tools.train_draft.__main__ import main
@@ -304,3 +305,24 @@ def test_the_command_trains_and_goes_on(target: Any, tmp_path: Path) -> None:
     draft = tmp_path / "run" / "draft"
     measured = f"evaluate --target {folder} --device cpu --draft {draft} --prompts {prompts}"
     assert main([*measured.split(), "--prompt-tokens", "4", "--new-tokens", "6"]) == 0
+
+
+@FORMS
+def test_a_saved_draft_is_trained_further(
+    settings: FeatureSettings, target: Any, tmp_path: Path
+) -> None:
+    """Its first step has the loss that the saved weights have; another shape is refused."""
+    saved = random_draft(target, settings)
+    save_features(saved, tmp_path, torch.float32)
+    further = FeatureSettings.from_dict(settings.as_dict() | {"start": str(tmp_path)})
+    losses, view = [], view_of(target, torch.float32)
+    for draft in (saved, new_features(target, further, sequences()[:1])):
+        before = [parameter.detach().clone() for parameter in draft.parameters()]
+        run = FeatureTrainer(view, draft, sequences(), further)
+        losses.append(run.train_step()["loss"])
+        pairs = zip(before, draft.parameters(), strict=True)
+        assert all(not torch.equal(old, new) for old, new in pairs)
+    torch.testing.assert_close(*losses)
+    other = FeatureSettings.from_dict(further.as_dict() | {"mlp": 64})
+    with pytest.raises(UsageError, match="its intermediate_size is 48, this run's 64"):
+        new_features(target, other, sequences())

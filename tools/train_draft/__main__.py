@@ -90,6 +90,7 @@ def build_parser() -> Parser:
                 add(flag_of(name), action=optional, default=value, help=what)
             for name, names in CHOICES.items():
                 add(flag_of(name), choices=names, default=getattr(defaults, name))
+            add("--start", default="", help="folder of a draft to train further")
             add_fields("depths", "depth_decay", "draft_vocab", "loss_every")
         else:
             add_fields("hidden", "heads", "kv_heads")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dynasurge.errors import UsageError
 from dynasurge.models.feature_draft import FeatureDraft, FeatureDraftConfig
 from tools.train_draft.llama import (
     EAGER,
@@ -34,34 +35,52 @@ from tools.train_draft.llama import (
     rotated,
 )
 from tools.train_draft.loss import LEAST, law_terms, log_law
+from tools.train_draft.pair import load_draft
 from tools.train_draft.settings import FeatureSettings
 
 __all__ = ["DepthLoss", "FeatureKernels", "aligned", "depth_weights", "new_features", "unroll"]
 
 
-def new_features(target: Any, settings: FeatureSettings, sequences: np.ndarray) -> FeatureDraft:
-    """An untrained draft of a LLaMA, float32 on the CPU. Its width, heads, embedding and head are
-    the target's. If its vocabulary is reduced, it knows what is most frequent in ``sequences``."""
+def shape_of(target: Any, settings: FeatureSettings) -> dict[str, Any]:
+    """The config of a draft of a LLaMA. Its width, heads, embedding and head are the target's."""
     theirs = target.config
-    config = FeatureDraftConfig(
-        vocab_size=theirs.vocab_size,
-        hidden_size=theirs.hidden_size,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=theirs.num_attention_heads,
-        num_key_value_heads=theirs.num_key_value_heads,
-        intermediate_size=settings.mlp,
-        max_position_embeddings=theirs.max_position_embeddings,
-        rms_norm_eps=theirs.rms_norm_eps,
-        rope_parameters=dict(theirs.rope_parameters),
-        taps=list(settings.taps),
-        draft_vocab_size=settings.draft_vocab or None,
-        own_head=False,
-        inject=settings.inject,
-        residual_embedding=settings.residual == "both",
-        norm_taps=True,
-        carry=settings.carry,
-    )
-    draft = FeatureDraft(config)
+    return {
+        "vocab_size": theirs.vocab_size,
+        "hidden_size": theirs.hidden_size,
+        "num_hidden_layers": settings.layers,
+        "num_attention_heads": theirs.num_attention_heads,
+        "num_key_value_heads": theirs.num_key_value_heads,
+        "intermediate_size": settings.mlp,
+        "max_position_embeddings": theirs.max_position_embeddings,
+        "rms_norm_eps": theirs.rms_norm_eps,
+        "rope_parameters": dict(theirs.rope_parameters),
+        "taps": list(settings.taps),
+        "draft_vocab_size": settings.draft_vocab or None,
+        "own_head": False,
+        "inject": settings.inject,
+        "residual_embedding": settings.residual == "both",
+        "norm_taps": True,
+        "carry": settings.carry,
+    }
+
+
+def new_features(target: Any, settings: FeatureSettings, sequences: np.ndarray) -> FeatureDraft:
+    """A draft to train, float32 on the CPU: that of ``settings.start``, else an untrained one. If
+    its vocabulary is reduced, an untrained one knows what is most frequent in ``sequences``. Raises
+    UsageError if the draft to start from has another shape than the settings say."""
+    shape = shape_of(target, settings)
+    if settings.start:
+        started = load_draft(settings.start, target)
+        for name, wanted in shape.items():
+            own = getattr(started.config, name, None)
+            if own != wanted:
+                reason = f"its {name} is {own}, this run's {wanted}"
+                raise UsageError(
+                    "--start", settings.start, reason, "give the flags of its training"
+                )
+        further: FeatureDraft = started.requires_grad_(True).train()
+        return further
+    draft = FeatureDraft(FeatureDraftConfig(**shape))
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.no_grad():
         for name, parameter in draft.named_parameters():
@@ -71,7 +90,7 @@ def new_features(target: Any, settings: FeatureSettings, sequences: np.ndarray) 
                 parameter.normal_(0, parameter.shape[1] ** -0.5 / 2, generator=generator)
         draft.norm.weight.copy_(target.model.norm.weight)
         if draft.ids is not None:
-            known = frequent(sequences, theirs.vocab_size, settings.draft_vocab)
+            known = frequent(sequences, draft.config.vocab_size, settings.draft_vocab)
             draft.d2t = known - torch.arange(len(known))
     trained: FeatureDraft = draft.train()
     return trained
