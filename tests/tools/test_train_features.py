@@ -14,12 +14,13 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_tokenizer
 from torch import Tensor
+from torch.distributed.run import get_args_parser
 from transformers import LlamaForCausalLM
 
 from dynasurge.errors import UsageError
 from dynasurge.models.engine import Engine
 from dynasurge.models.feature_engine import FeatureEngine
-from tools.train_draft.__main__ import main
+from tools.train_draft.__main__ import build_parser, main
 from tools.train_draft.evaluation import Continuations, measure_depths
 from tools.train_draft.feature_training import FeatureTrainer
 from tools.train_draft.features import (
@@ -287,6 +288,15 @@ def test_two_processes_train_as_one(target: Any, tmp_path: Path) -> None:
         torch.testing.assert_close(one, two, rtol=0, atol=5e-3)  # saved in bfloat16
 
 
+def test_no_flag_is_one_of_the_launcher_shortened() -> None:
+    """torchrun reads what comes after the module's name, too, as far as it looks like its own."""
+    commands: Any = build_parser()._subparsers._group_actions[0].choices
+    for name, command in commands.items():
+        for flag in command._option_string_actions:
+            own = ["-m", "tools.train_draft", name, flag]
+            assert get_args_parser().parse_args(own).training_script_args == own[2:], flag
+
+
 def test_the_command_trains_and_goes_on(target: Any, tmp_path: Path) -> None:
     folder, samples = tmp_path / "target", tmp_path / "samples"
     target.save_pretrained(folder)
@@ -305,6 +315,9 @@ def test_the_command_trains_and_goes_on(target: Any, tmp_path: Path) -> None:
     draft = tmp_path / "run" / "draft"
     measured = f"evaluate --target {folder} --device cpu --draft {draft} --prompts {prompts}"
     assert main([*measured.split(), "--prompt-tokens", "4", "--new-tokens", "6"]) == 0
+    further = line.replace("/run ", "/further ")
+    assert main([*further.split(), "--init", str(draft)]) == 0
+    assert main([*further.split(), "--init", str(samples)]) == 2
 
 
 @FORMS
@@ -314,7 +327,7 @@ def test_a_saved_draft_is_trained_further(
     """Its first step has the loss that the saved weights have; another shape is refused."""
     saved = random_draft(target, settings)
     save_features(saved, tmp_path, torch.float32)
-    further = FeatureSettings.from_dict(settings.as_dict() | {"start": str(tmp_path)})
+    further = FeatureSettings.from_dict(settings.as_dict() | {"init": str(tmp_path)})
     losses, view = [], view_of(target, torch.float32)
     for draft in (saved, new_features(target, further, sequences()[:1])):
         before = [parameter.detach().clone() for parameter in draft.parameters()]

@@ -90,7 +90,7 @@ def build_parser() -> Parser:
                 add(flag_of(name), action=optional, default=value, help=what)
             for name, names in CHOICES.items():
                 add(flag_of(name), choices=names, default=getattr(defaults, name))
-            add("--start", default="", help="folder of a draft to train further")
+            add("--init", default="", help="folder of a draft to train further")
             add_fields("depths", "depth_decay", "draft_vocab", "loss_every")
         else:
             add_fields("hidden", "heads", "kv_heads")
@@ -118,10 +118,11 @@ def check(args: argparse.Namespace) -> None:
     for path in getattr(args, "prompts", []):
         if not path.is_file():
             raise UsageError("--prompts", path, "does not exist", "give a JSONL file")
-    if args.command == "evaluate" and not (args.draft / "config.json").is_file():
-        raise UsageError(
-            "--draft", args.draft, "holds no config.json", "give a folder that train wrote"
-        )
+    for name in ("draft", "init"):
+        folder = getattr(args, name, None)
+        if folder and not (Path(folder) / "config.json").is_file():
+            remedy = "give a folder that train wrote"
+            raise UsageError(flag_of(name), folder, "holds no config.json", remedy)
 
 
 def run(argv: Sequence[str] | None) -> int:

@@ -65,19 +65,17 @@ def shape_of(target: Any, settings: FeatureSettings) -> dict[str, Any]:
 
 
 def new_features(target: Any, settings: FeatureSettings, sequences: np.ndarray) -> FeatureDraft:
-    """A draft to train, float32 on the CPU: that of ``settings.start``, else an untrained one. If
+    """A draft to train, float32 on the CPU: that of ``settings.init``, else an untrained one. If
     its vocabulary is reduced, an untrained one knows what is most frequent in ``sequences``. Raises
     UsageError if the draft to start from has another shape than the settings say."""
     shape = shape_of(target, settings)
-    if settings.start:
-        started = load_draft(settings.start, target)
+    if settings.init:
+        started = load_draft(settings.init, target)
         for name, wanted in shape.items():
             own = getattr(started.config, name, None)
             if own != wanted:
                 reason = f"its {name} is {own}, this run's {wanted}"
-                raise UsageError(
-                    "--start", settings.start, reason, "give the flags of its training"
-                )
+                raise UsageError("--init", settings.init, reason, "give the flags of its training")
         further: FeatureDraft = started.requires_grad_(True).train()
         return further
     draft = FeatureDraft(FeatureDraftConfig(**shape))

@@ -134,7 +134,7 @@ class FeatureSettings(DistillSettings):
     """Settings of a draft that reads the target's hidden states (features.py). Its width, heads and
     vocabulary are the target's."""
 
-    start: str = ""  # folder of a draft to train further, of the same shape; "": an untrained one
+    init: str = ""  # folder of a draft to train further, of the same shape; "": an untrained one
     taps: tuple[int, ...] = (6, 16, 30)  # after how many layers the residual stream is read
     layers: int = 1
     mlp: int = 1536
