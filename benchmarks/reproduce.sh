@@ -6,6 +6,7 @@
 #   bash benchmarks/reproduce.sh cpu       figures/laptop, docs/results/cpu.md; two cores, two hours
 #   bash benchmarks/reproduce.sh gpu       docs/results/performance.md; one GPU of 80 GB, half an hour
 #   bash benchmarks/reproduce.sh drafts    the ablations of drafts that read the target; one GPU or more, six minutes a run
+#   bash benchmarks/reproduce.sh shipped   the draft that ships; two GPUs, 35 minutes
 #   bash benchmarks/reproduce.sh trees     docs/results/trees.md, docs/results/rules.md; one GPU, nine runs of five minutes
 #   bash benchmarks/reproduce.sh original  eval.sh: the original study; a network, a GPU, hours
 set -euo pipefail
@@ -108,10 +109,18 @@ drafts() {
     second two-fast --layers 2 --muon-lr 0.02
     second four --layers 4
     second long --layers 2 --muon-lr 0.0125 --batch-rows 256 --max-tokens 200298913
-    # the draft that ships, with its own text
-    "${launch[@]}" sample --out "$OUT/shipped-samples" --sample-tokens 48234496
-    "${launch[@]}" train-features --samples "$OUT/shipped-samples" --inject --residual both --layers 2 --draft-vocab 32768 \
-        --depths 6 --batch-rows 128 --max-tokens 252641281 --out "$OUT/shipped"
+}
+
+shipped() {
+    # the draft that ships: a run, and a second one that goes on with new text
+    local launch=(python -m torch.distributed.run --nproc_per_node "${GPUS:-1}" -m tools.train_draft)
+    further() {
+        "${launch[@]}" train-features --inject --residual both --layers 2 --draft-vocab 32768 --depths 6 --batch-rows 128 "$@"
+    }
+    "${launch[@]}" sample --out "$OUT/first-samples" --sample-tokens 48234496
+    further --samples "$OUT/first-samples" --max-tokens 252641281 --out "$OUT/first"
+    "${launch[@]}" sample --out "$OUT/new-samples" --sample-tokens 52428800 --seed 20261130
+    further --samples "$OUT/new-samples" --init "$OUT/first/draft" --muon-lr 0.008 --max-tokens 522495327 --out "$OUT/shipped"
     python -m tools.train_draft evaluate --draft "$OUT/shipped/draft" --prompts "${all[@]}"
 }
 
@@ -128,9 +137,9 @@ original() {
     bash eval.sh --output "$OUT/eval"
 }
 
-for part in "${@:?name one or more of: study cpu gpu drafts trees original}"; do
+for part in "${@:?name one or more of: study cpu gpu drafts shipped trees original}"; do
     case $part in
-        cpu | gpu | drafts | trees | study | original) "$part" ;;
-        *) echo "error: $part is unknown; name one or more of: study cpu gpu drafts trees original" >&2; exit 2 ;;
+        cpu | gpu | drafts | shipped | trees | study | original) "$part" ;;
+        *) echo "error: $part is unknown; name one or more of: study cpu gpu drafts shipped trees original" >&2; exit 2 ;;
     esac
 done
