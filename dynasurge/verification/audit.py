@@ -34,6 +34,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ from dynasurge.verification.enumeration import (
     target_law,
 )
 from dynasurge.verification.prototype import bfs
-from dynasurge.verification.rules import RULES, Rule, Verdict, path_to, tokens_to
+from dynasurge.verification.rules import RULES, Rule, StopLaw, Verdict, path_to, tokens_to
 
 EXACT = 1e-9  # a larger total variation is no rounding
 SHAPES = ("2x1", "chain2", "3x1", "2x2")
@@ -295,26 +296,33 @@ def _run(
 def _judged(
     drawing: Callable[[Script], Drawn], rule: Any, p: Callable[..., torch.Tensor]
 ) -> Iterator[Outcome[Emitted]]:
-    """Draw a tree and verify it. A `Rule` has no chance of its own: its stop law is enumerated."""
-
-    def run(chance: Script) -> Emitted:
-        tree, q = drawing(chance)
+    """Every tree that is drawn, and all that verification makes of it. A `Rule` has no chance of its
+    own: its stop law is enumerated."""
+    for drawn in outcomes(drawing):
+        tree, q = drawn.result
         rows = torch.stack([p(tokens_to(tree, node)) for node in range(tree.size + 1)])
         if isinstance(rule, Rule):
-            law = rule(tree, rows, q)
-            end = int(chance.pick(law.stop)[0])
-            bonus = int(chance.pick(law.bonus[end])[0])
+            verify = partial(_stopped, tree, rule(tree, rows, q))
         else:
-            verdict = rule(tree, rows, q, chance)
-            path, bonus = (verdict.path, verdict.bonus) if isinstance(verdict, Verdict) else verdict
-            end = (0, *map(int, path))[-1]
-            if path_to(tree, end) != tuple(map(int, path)):
-                raise UsageError(
-                    "rule", [*path], "is no path of the tree", "return its nodes in order"
-                )
-        return (*tokens_to(tree, end), int(bonus)), tree
+            verify = partial(_verified, rule, tree, rows, q)
+        yield from map(drawn.then, outcomes(verify))
 
-    return outcomes(run)
+
+def _stopped(tree: TokenTree, law: StopLaw, chance: Script) -> Emitted:
+    end = int(chance.pick(law.stop)[0])
+    return (*tokens_to(tree, end), int(chance.pick(law.bonus[end])[0])), tree
+
+
+def _verified(
+    rule: Any, tree: TokenTree, p: torch.Tensor, q: list[torch.Tensor], chance: Script
+) -> Emitted:
+    """A rule may write to its arguments: it gets its own."""
+    verdict = rule(tree, p.clone(), [row.clone() for row in q], chance)
+    path, bonus = (verdict.path, verdict.bonus) if isinstance(verdict, Verdict) else verdict
+    end = (0, *map(int, path))[-1]
+    if path_to(tree, end) != tuple(map(int, path)):
+        raise UsageError("rule", [*path], "is no path of the tree", "return its nodes in order")
+    return (*tokens_to(tree, end), int(bonus)), tree
 
 
 def draw_tree(

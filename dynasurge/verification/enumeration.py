@@ -17,11 +17,13 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 
 Result = TypeVar("Result")
+Later = TypeVar("Later")
 Table = Callable[[tuple[int, ...]], Sequence[float]]
 """A language model on a small vocabulary: context -> next-token probabilities."""
 Law = dict[tuple[int, ...], float]
@@ -117,16 +119,27 @@ class Uniform:
         raise TypeError("a number of the audit can be compared, and nothing else")
 
 
+@dataclass(frozen=True, kw_only=True)
 class Outcome(Generic[Result]):
     """One path of outcomes. weight: its probability. draws: how many outcomes were chosen. edge:
     whether it needs a uniform number that is exactly 0."""
 
-    def __init__(self, script: Script, result: Result) -> None:
-        self.weight, self.edge, self.result = script.weight, script.edge, result
-        self.draws = len(script.taken)
+    weight: float
+    draws: int
+    edge: bool
+    result: Result
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.weight, self.result))
+
+    def then(self, later: Outcome[Later]) -> Outcome[Later]:
+        """This path, and then that one."""
+        return Outcome(
+            weight=self.weight * later.weight,
+            draws=self.draws + later.draws,
+            edge=self.edge or later.edge,
+            result=later.result,
+        )
 
 
 def outcomes(
@@ -141,7 +154,9 @@ def outcomes(
         for at in range(len(prefix), len(script.taken)):
             later = script.options[at][script.options[at].index(script.taken[at]) + 1 :]
             todo.extend([*script.taken[:at], option] for option in later)
-        yield Outcome(script, result)
+        yield Outcome(
+            weight=script.weight, draws=len(script.taken), edge=script.edge, result=result
+        )
 
 
 # --- laws
