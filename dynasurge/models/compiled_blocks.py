@@ -114,6 +114,8 @@ class CompiledBlocks:
         how = torch._inductor.config.patch(
             coordinate_descent_tuning=not several,
             post_grad_custom_pre_pass=Once() if several else None,
+            # rows padded for each product are other rows to `Once`: it would find nothing equal
+            shape_padding=not several,
         )
         changes = changed(
             parts=[module for group in self._groups for module in group] if several else [],

@@ -220,10 +220,10 @@ class FeatureDraft(PreTrainedModel):  # type: ignore[misc]
         }
         for layer in self.layers:
             carried = layer(carried, embedded, **how)
-        logits = head(self.norm(carried[:, -logits_to_keep:]))
-        if self.ids is not None:
+        logits, ids = head(self.norm(carried[:, -logits_to_keep:])), self.ids
+        if ids is not None:
             wide = logits.new_full((*logits.shape[:-1], self.config.vocab_size), -torch.inf)
-            logits = wide.index_copy(-1, self.ids, logits)
+            logits = wide.index_copy(-1, ids, logits)
         return Drafted(logits=logits, carried=carried)
 
     def inject(

@@ -47,7 +47,7 @@ def step_of(growmap: Growmap) -> Any:
     "name",
     [
         *("2x1", "3x1", "4x1", "chain2", "2x2", "lopsided"),
-        pytest.param("2ary2", marks=pytest.mark.slow),
+        pytest.param("2ary2", marks=pytest.mark.nightly),
         pytest.param("3x2", marks=pytest.mark.nightly),
     ],
 )
