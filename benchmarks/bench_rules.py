@@ -26,15 +26,13 @@ from tqdm import tqdm
 import dynasurge
 from dynasurge import Pair, Session, Settings
 from dynasurge.cli.main import guarded
-from dynasurge.drafting.proposals import POLICIES, Drawn, Limits, Policy
 from dynasurge.experiments.datasets import load_prompts
 from dynasurge.experiments.intervals import of_ratio
 from dynasurge.experiments.text_distributions import mean_accepted, mean_depth
-from dynasurge.probabilities import Uniforms
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.others import choose_path
 from dynasurge.verification.rules import RULES, Verdict, tokens_to
-from dynasurge.verification.sorted_siblings import sorted_law
+from dynasurge.verification.sorted_siblings import INDEPENDENT, sorted_siblings
 
 PLACES = (64, 96, 128)
 DYNAMIC = "dTree"
@@ -71,7 +69,10 @@ class SeenIndependent(Seen):
     ) -> Verdict:
         """Compute what `sorted` accepts, and GBV if the tree is some chains."""
         after = {tokens_to(tree, node): node for node in range(tree.size + 1)}
-        self.found = {"sorted": mean_depth(sorted_law(tree, p, q), tree), "nodes": len(after) - 1}
+        self.found = {
+            "sorted": mean_depth(sorted_siblings(tree, p, q), tree),
+            "nodes": len(after) - 1,
+        }
         if any(len(own) > 1 for own in tree.children[1:]):
             return self._nothing(tree, p)
         leaves = [node for node, own in enumerate(tree.children) if not own]
@@ -81,23 +82,6 @@ class SeenIndependent(Seen):
         )
         self.found["greedy"] = best.expected_length
         return self._nothing(tree, p)
-
-
-def _draw(
-    q: torch.Tensor, chance: Any, k: int, limits: Limits
-) -> tuple[torch.Tensor | None, Drawn]:
-    """Children that were drawn independently of each other."""
-    draws = [
-        POLICIES["sampled"].draw(q, Uniforms(chance.numbers[:, place : place + 1]), 1, limits)[1]
-        for place in range(k)
-    ]
-    tokens, masses = (
-        torch.cat([getattr(one, name) for one in draws], dim=1) for name in ("tokens", "masses")
-    )
-    return q, draws[0]._replace(k=k, tokens=tokens, masses=masses)
-
-
-INDEPENDENT = Policy(draw=_draw, propose=POLICIES["sampled"].propose, points=False)
 
 
 def sessions(pair: Pair, shape: str, T: float, B: int) -> Iterator[tuple[Session, Seen]]:

@@ -11,7 +11,8 @@ Which of the three a function is, the names of its arguments say:
 
 - a *rule* gets a drawn tree (`TokenTree`), the target's distributions p[u] at its nodes, the
   distributions q[u] that the sampled children of u were drawn from, and a source of chance. It
-  returns the accepted nodes, from the root's child downwards, and the bonus token;
+  returns the accepted nodes, from the root's child downwards, and the bonus token. Without `chance`
+  it returns its stop law (verification/rules.py);
 - a *drawing* gets the draft, q(tokens) -> distribution after these tokens, and returns a `TokenTree`
   whose root has the token -1. It is verified by our own rules;
 - a *step* gets target and draft as such functions, and returns the emitted tokens, at least one.
@@ -32,15 +33,14 @@ import inspect
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 
 from dynasurge.drafting.child_kinds import Kind
-from dynasurge.drafting.proposals import POLICIES, Limits
+from dynasurge.drafting.proposals import POLICIES, Limits, Policy
 from dynasurge.errors import UsageError
 from dynasurge.trees.growmap import Growmap, build_growmap
 from dynasurge.trees.token_tree import TokenTree
@@ -69,7 +69,7 @@ REORDERED = "siblings stand in another order than the one that they were drawn i
 NOT_DRAWN = "a child's token does not come from its proposal (ii)"
 DROPPED = "a drawn node is dropped or merged because of the token that it turned out to be (iv)"
 CONDITIONS = ["", REORDERED, NOT_DRAWN, DROPPED]
-SIGNATURES = "rule(tree, p, q, chance), drawing(q, chance) or step(p, q, chance)"
+SIGNATURES = "rule(tree, p, q[, chance]), drawing(q, chance) or step(p, q, chance)"
 
 Drawn = tuple[TokenTree, list[torch.Tensor]]
 """A tree, and what each node's sampled children were drawn from."""
@@ -201,7 +201,7 @@ class AuditReport:
 def audit(
     what: str | Rule | Callable[..., Any],
     *,
-    policy: str = "sampled",
+    policy: str | Policy = "sampled",
     shapes: Sequence[str | Growmap] = SHAPES,
     zoo: Sequence[Models] | None = None,
     stop: bool = False,
@@ -209,24 +209,26 @@ def audit(
     """Audit a rule, a drawing or a step (see above).
 
     what: also the name of a rule, or a `Rule`. policy, shapes: how the trees of a rule are drawn, a
-    name of `POLICIES`, and growmaps or their names; a drawing and a step draw their own. zoo: pairs
-    of models (default: `models()`). stop: whether to end with the first counterexample. Raises
-    UsageError for what is none of these, and for a result of another form.
+    `Policy` or the name of one, and growmaps or their names; a drawing and a step draw their own.
+    zoo: pairs of models (default: `models()`). stop: whether to end with the first counterexample.
+    Raises UsageError for what is none of these, and for a result of another form.
     """
     kind, name = _kind(what), what if isinstance(what, str) else _name(what)
-    if policy not in POLICIES:
-        raise UsageError("policy", policy, "is unknown", f"choose among: {', '.join(POLICIES)}")
+    if isinstance(policy, str):
+        if policy not in POLICIES:
+            raise UsageError("policy", policy, "is unknown", f"choose among: {', '.join(POLICIES)}")
+        policy = POLICIES[policy]
     trees = [(str(s), build_growmap(s) if isinstance(s, str) else s) for s in shapes]
-    tried = [(label, growmap) for label, growmap in trees] if kind == "rule" else [("", None)]
+    tried = trees if kind == "rule" else [("", None)]
     began, paths, worst, example, accepted = time.perf_counter(), 0, 0.0, None, {}
     broken, cases = {""}, 0
     for pair in zoo if zoo is not None else models():
         for shape, growmap in tried:
-            run = _run(what, kind, pair, policy, growmap)
-            found = list(run())
+            found, ours = _everything(what, kind, pair, policy, growmap)
             cases, paths = cases + 1, paths + len(found)
             case = ", ".join(filter(None, [pair.name, shape]))
-            accepted[case] = _lengths(what, kind, pair, policy, growmap, found)
+            mine = sum(one.weight * (len(one.result[0]) - 1) for one in found)
+            accepted[case] = mine, mine if ours is None else ours
             length = max((len(one.result[0]) for one in found), default=1)
             law = target_law(pair.p, (), length, pair.vocab)
             emitted = [(one.weight, one.result[0]) for one in found]
@@ -264,7 +266,7 @@ def _kind(what: Any) -> str:
     except (TypeError, ValueError):
         names = ()
     for kind, own in KINDS.items():
-        if names[: len(own)] == own:
+        if names[: len(own)] == own or names == own[:3] == KINDS["rule"][:3]:
             return kind
     raise UsageError("audit", _name(what), "is no rule, drawing or step", f"write {SIGNATURES}")
 
@@ -273,10 +275,11 @@ def _name(what: Any) -> str:
     return getattr(what, "__name__", type(what).__name__)
 
 
-def _run(
-    what: Any, kind: str, pair: Models, policy: str, growmap: Growmap | None
-) -> Callable[[], Iterator[Outcome[Emitted]]]:
-    """Everything that can happen in one step."""
+def _everything(
+    what: Any, kind: str, pair: Models, policy: Policy, growmap: Growmap | None
+) -> tuple[list[Outcome[Emitted]], float | None]:
+    """Everything that can happen in one step, and how many tokens `traversal` accepts of the same
+    trees: NaN if they are not known, None if it verified them."""
 
     def p(tokens: Sequence[int] = ()) -> torch.Tensor:
         return torch.tensor(pair.p(tuple(tokens)), dtype=torch.float64)
@@ -284,28 +287,40 @@ def _run(
     def q(tokens: Sequence[int] = ()) -> torch.Tensor:
         return torch.tensor(pair.q(tuple(tokens)), dtype=torch.float64)
 
+    found: list[Outcome[Emitted]] = []
     if kind == "step":
-        return lambda: outcomes(lambda chance: (_tokens(what(p, q, chance), pair), None))
+        found += outcomes(lambda chance: (_tokens(what(p, q, chance), pair), None))
+        return found, float("nan")
+    traversal, rule, ours = RULES["traversal"], what, 0.0
     if kind == "drawing":
-        return lambda: _judged(lambda chance: _own(what, q, chance), RULES["traversal"], p)
-    assert growmap is not None
-    rule = RULES.get(what, bfs) if isinstance(what, str) else what
-    return lambda: _judged(lambda chance: draw_tree(growmap, policy, q, chance), rule, p)
-
-
-def _judged(
-    drawing: Callable[[Script], Drawn], rule: Any, p: Callable[..., torch.Tensor]
-) -> Iterator[Outcome[Emitted]]:
-    """Every tree that is drawn, and all that verification makes of it. A `Rule` has no chance of its
-    own: its stop law is enumerated."""
-    for drawn in outcomes(drawing):
-        tree, q = drawn.result
+        drawn, rule = outcomes(lambda chance: _own(what, q, chance)), traversal
+    else:
+        assert growmap is not None
+        drawn = outcomes(lambda chance: draw_tree(growmap, policy, q, chance))
+        rule = RULES.get(what, bfs) if isinstance(what, str) else what
+    for one in drawn:
+        tree, base = one.result
         rows = torch.stack([p(tokens_to(tree, node)) for node in range(tree.size + 1)])
-        if isinstance(rule, Rule):
-            verify = partial(_stopped, tree, rule(tree, rows, q))
-        else:
-            verify = partial(_verified, rule, tree, rows, q)
-        yield from map(drawn.then, outcomes(verify))
+        found += map(one.then, outcomes(_verification(rule, tree, rows, base)))
+        if rule is not traversal:
+            depths = torch.tensor(tree.depths, dtype=torch.float64)
+            ours += one.weight * float(traversal(tree, rows, base).stop @ depths)
+    return found, None if rule is traversal else ours
+
+
+def _verification(
+    rule: Any, tree: TokenTree, p: torch.Tensor, q: list[torch.Tensor]
+) -> Callable[[Script], Emitted]:
+    """What a rule makes of a tree, as a function of chance. A rule that takes chance may write to
+    its arguments: it gets its own."""
+    if not isinstance(rule, Rule) and "chance" in inspect.signature(rule).parameters:
+        return lambda chance: _verified(
+            tree, rule(tree, p.clone(), [row.clone() for row in q], chance)
+        )
+    law = rule(tree, p, q)
+    if not isinstance(law, StopLaw):
+        raise UsageError("rule", type(law).__name__, "is no StopLaw", "return one, or take chance")
+    return lambda chance: _stopped(tree, law, chance)
 
 
 def _stopped(tree: TokenTree, law: StopLaw, chance: Script) -> Emitted:
@@ -313,11 +328,7 @@ def _stopped(tree: TokenTree, law: StopLaw, chance: Script) -> Emitted:
     return (*tokens_to(tree, end), int(chance.pick(law.bonus[end])[0])), tree
 
 
-def _verified(
-    rule: Any, tree: TokenTree, p: torch.Tensor, q: list[torch.Tensor], chance: Script
-) -> Emitted:
-    """A rule may write to its arguments: it gets its own."""
-    verdict = rule(tree, p.clone(), [row.clone() for row in q], chance)
+def _verified(tree: TokenTree, verdict: Any) -> Emitted:
     path, bonus = (verdict.path, verdict.bonus) if isinstance(verdict, Verdict) else verdict
     end = (0, *map(int, path))[-1]
     if path_to(tree, end) != tuple(map(int, path)):
@@ -326,7 +337,7 @@ def _verified(
 
 
 def draw_tree(
-    growmap: Growmap, policy: str, q: Callable[..., torch.Tensor], chance: Script
+    growmap: Growmap, policy: Policy, q: Callable[..., torch.Tensor], chance: Script
 ) -> Drawn:
     """Draw a static tree's tokens, node by node. Where a distribution has too few tokens, there are
     fewer children."""
@@ -339,8 +350,8 @@ def draw_tree(
         count = len(growmap.children[shape])
         if not count:
             continue
-        row, drawn = POLICIES[policy].draw(q(paths[node])[None], chance, count, Limits())
-        made = POLICIES[policy].propose(drawn)
+        row, drawn = policy.draw(q(paths[node])[None], chance, count, Limits())
+        made = policy.propose(drawn)
         base[node] = row[0] if row is not None else torch.empty(0)
         for child, place in zip(growmap.children[shape], range(count), strict=True):
             if not made.exists[0, place]:
@@ -374,18 +385,6 @@ def _tokens(tokens: Any, pair: Models) -> tuple[int, ...]:
         reason = f"are not one or more of the tokens 0 to {pair.vocab - 1}"
         raise UsageError("step", [*own], reason, "return what the step emits")
     return own
-
-
-def _lengths(
-    what: Any, kind: str, pair: Models, policy: str, growmap: Growmap | None, found: Iterable[Any]
-) -> tuple[float, float]:
-    """The mean number of accepted tokens, and `traversal`'s on the same trees."""
-    mine = sum(one.weight * (len(one.result[0]) - 1) for one in found)
-    if kind == "step":
-        return mine, float("nan")
-    same = kind == "drawing" or what == "traversal"
-    ours = found if same else _run("traversal", "rule", pair, policy, growmap)()
-    return mine, sum(one.weight * (len(one.result[0]) - 1) for one in ours)
 
 
 def _impossible(p: Table, tokens: tuple[int, ...]) -> bool:
@@ -441,7 +440,7 @@ def first_token(
     the drawing's trees are verified by our own rule."""
     pair = Models(name="", p=fixed(*p), q=fixed(*q), vocab=len(p))
     law = [0.0] * len(p)
-    for one in _run(drawing, "drawing", pair, "sampled", None)():
+    for one in _everything(drawing, "drawing", pair, POLICIES["sampled"], None)[0]:
         law[one.result[0][0]] += one.weight
     return law
 

@@ -27,16 +27,15 @@ dynamic trees gain nothing by it: docs/results/rules.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from dynasurge.probabilities import LEAST
-from dynasurge.trees.growmap import Growmap
+from dynasurge.drafting.proposals import POLICIES, Drawn, Limits, Policy
+from dynasurge.probabilities import LEAST, Chance, Uniforms
 from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.enumeration import Script
-from dynasurge.verification.rules import StopLaw, path_to
+from dynasurge.verification.rules import StopLaw
 
 
 @dataclass
@@ -55,43 +54,27 @@ class Node:
         return most > LEAST
 
 
-def independent_tree(
-    growmap: Growmap, q: Callable[[tuple[int, ...]], torch.Tensor], chance: Script
-) -> tuple[TokenTree, list[torch.Tensor]]:
-    """A tree of a static shape whose siblings are drawn independently of each other; equal ones stay
-    apart. q: the draft's distribution [V] after some tokens below the root. Returns it and what the
-    children of each node were drawn from (empty for a leaf)."""
-    tokens, proposal = [-1], [1.0]
-    paths: list[tuple[int, ...]] = [()]
-    base = [torch.empty(0)] * growmap.size
-    for node in range(1, growmap.size):
-        parent = growmap.parents[node]
-        if not len(base[parent]):
-            base[parent] = q(paths[parent])
-        tokens.append(chance.token(base[parent]))
-        proposal.append(float(base[parent][tokens[node]]))
-        paths.append((*paths[parent], tokens[node]))
-    tree = TokenTree(
-        tokens=tuple(tokens),
-        parents=tuple(growmap.parents),
-        proposal=tuple(proposal),
-        point=(True, *[False] * (growmap.size - 1)),
+def _draw(
+    q: torch.Tensor, chance: Chance, k: int, limits: Limits
+) -> tuple[torch.Tensor | None, Drawn]:
+    """k tokens of each row, drawn independently of each other."""
+    draws = []
+    for place in range(k):
+        own = Uniforms(chance.numbers[:, place:]) if isinstance(chance, Uniforms) else chance
+        draws.append(POLICIES["sampled"].draw(q, own, 1, limits)[1])
+    tokens, masses = (
+        torch.cat([getattr(one, name) for one in draws], dim=1) for name in ("tokens", "masses")
     )
-    return tree, base
+    return q, draws[0]._replace(k=k, tokens=tokens, masses=masses)
 
 
-def sorted_siblings(
-    tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor], chance: Script
-) -> tuple[tuple[int, ...], int]:
-    """Verify a tree of `independent_tree`. p: float [n, V]. q[u]: what the children of u were drawn
-    from. Returns the accepted path and the bonus token."""
-    law = sorted_law(tree, p, q)
-    end = chance.token(law.stop)
-    return path_to(tree, end), chance.token(law.bonus[end])
+INDEPENDENT = Policy(draw=_draw, propose=POLICIES["sampled"].propose, points=False)
+"""The policy whose trees the rule verifies; equal siblings stay apart."""
 
 
-def sorted_law(tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor]) -> StopLaw:
-    """The rule's stop law, see verification/rules.py. Arguments: see `sorted_siblings`."""
+def sorted_siblings(tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor]) -> StopLaw:
+    """The rule's stop law, see verification/rules.py, for a tree of `INDEPENDENT` children. p:
+    float [n, V]. q[u]: what the children of u were drawn from."""
     stop, bonus = torch.zeros(len(p), dtype=torch.float64), p.clone()
 
     def visit(u: int, a: float, turn: float) -> float:

@@ -137,7 +137,9 @@ def test_lengths_stand_beside_those_of_traversal() -> None:
     ("what", "message"),
     [
         ("botup", "rule botup: is unknown; choose among: topdown, traversal, reserved, bfs"),
-        (lambda a, b: None, "is no rule, drawing or step; write rule(tree, p, q, chance)"),
+        (lambda a, b: None, "is no rule, drawing or step; write rule(tree, p, q[, chance])"),
+        (lambda tree, p, q, rng: ((), 0), "is no rule, drawing or step"),
+        (lambda tree, p, q: ((), 0), "rule tuple: is no StopLaw; return one, or take chance"),
         (lambda p, q, chance: [], "are not one or more of the tokens 0 to 1"),
         (lambda p, q, chance: [7], "step [7]: are not one or more of the tokens 0 to 1"),
         (lambda p, q, chance: 7, "step 7: are no tokens; return a list of tokens"),
