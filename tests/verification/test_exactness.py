@@ -40,6 +40,13 @@ SHAPES = {
     "lopsided": LOPSIDED,
 }
 PADDED = pytest.mark.parametrize("padded", [False, True], ids=["exact", "padded"])
+PADDED_AT_NIGHT = pytest.mark.parametrize(
+    "padded",
+    [
+        pytest.param(False, marks=pytest.mark.slow, id="exact"),
+        pytest.param(True, marks=pytest.mark.nightly, id="padded"),
+    ],
+)
 
 
 def grown(draft: toy.Table, trees: Any, **how: Any) -> list[tuple[float, Grown]]:
@@ -326,15 +333,21 @@ def test_greedy_decoding_accepts_the_argmax_path_only(rule: str) -> None:
     assert distance(trees, RULES[rule], greedy, 3) < 1e-12
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 2))])
-def test_levelwise_growth_has_the_law_of_one_at_a_time(seed: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "budget"),
+    [
+        pytest.param(0, 3, marks=pytest.mark.slow),
+        *(pytest.param(seed, 4, marks=pytest.mark.nightly) for seed in range(3)),
+    ],
+)
+def test_levelwise_growth_has_the_law_of_one_at_a_time(seed: int, budget: int) -> None:
     """Drafting a wide frontier and keeping the best slots draws the same law as growing the best
     slot each time."""
     draft = toy.random_table(seed)
     laws: list[toy.Law] = []
-    level_by_level = ((w, paths_of(tree)) for w, (tree, _) in grown(draft, dynamic(4, 3, 2)))
-    one_by_one = toy.enumerate_runs(lambda s: one_at_a_time(draft, 4, 3, 2, s))
+    trees = grown(draft, dynamic(budget, 3, 2))
+    level_by_level = ((w, paths_of(tree)) for w, (tree, _) in trees)
+    one_by_one = toy.enumerate_runs(lambda s: one_at_a_time(draft, budget, 3, 2, s))
     for runs in (level_by_level, one_by_one):
         law: toy.Law = defaultdict(float)
         for weight, paths in runs:
@@ -462,8 +475,7 @@ def test_the_prototypes_rule_is_caught() -> None:
     assert toy.total_variation(law, toy.target_law(target, PROMPT, 3)) > 1e-2
 
 
-@pytest.mark.slow
-@PADDED
+@PADDED_AT_NIGHT
 def test_a_frontier_chosen_by_what_tokens_turned_out_to_be_is_caught(
     padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -482,8 +494,7 @@ def test_a_frontier_chosen_by_what_tokens_turned_out_to_be_is_caught(
     assert steps.distance(target, 4) > 1e-3
 
 
-@pytest.mark.slow
-@PADDED
+@PADDED_AT_NIGHT
 def test_a_draft_that_stops_by_what_a_level_is_worth_in_all_is_caught(
     padded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
