@@ -1,7 +1,7 @@
 """Faster than what? transformers' own ways to run the same weights, next to ours, prompt by prompt.
 
     python benchmarks/bench_peers.py --end 20 --B 8 auto --use_bfs --mode auto dTree --output runs/peers
-    python benchmarks/bench_peers.py --target demo-7b --compile --B 64 auto ... --output runs/peers-7b
+    python benchmarks/bench_peers.py --target demo-7b --compile --B 64 --use_bfs --mode auto dTree --output runs/peers-7b
 
 Flags, records and tables are those of `dynasurge sweep`, so a killed run can go on. `--peers` names
 what also runs, through `model.generate`:
@@ -9,7 +9,8 @@ what also runs, through `model.generate`:
 - `generate`: its default, a cache that grows; `compiled generate`: torch.compile and one static
   cache for all prompts (a new cache for each would record its CUDA graphs again), on a GPU;
 - `assisted K`: assisted generation with the same draft, K tokens a pass; `assisted default`: up to
-  20, until the draft's confidence is below 0.4. Compare with the best of these. (transformers
+  20, until the draft's confidence is below 0.4. Compare with the best of these. A draft that reads
+  hidden states cannot assist. (transformers
   applies the temperature to its draft twice, which is lossless but costs acceptance at T < 1;
   `chain3` of `--methods` is the same method without that);
 - `lookup K`: prompt lookup, K tokens copied from the text.
@@ -201,16 +202,20 @@ def same_texts(frame: pd.DataFrame) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = sweep_parser()
     parser.prog, parser.description, parser.epilog = "bench_peers", __doc__, None
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    names = "default: all that the draft can assist"
+    parser.add_argument("--peers", nargs="+", choices=PEERS, help=names)
     args = parser.parse_args(argv)
     if not args.output:
         raise UsageError("--output", None, "needs a folder for records", "try --output runs/peers")
     output, (plan, _) = Path(args.output), with_laws(args, plan_of(args))
     pair = load_pair(**pair_options(args), device_map=args.device_map)
-    assisted = [name for name in args.peers if name.startswith("assisted")]
-    if assisted and isinstance(pair.draft, FeatureDraft):
-        reason = f"assists no model of transformers, {assisted[0]} needs one that reads text"
-        raise UsageError("--draft", args.draft, reason, "give such a draft, or other --peers")
+    assisted = [name for name in args.peers or PEERS if name.startswith("assisted")]
+    if isinstance(pair.draft, FeatureDraft):
+        if args.peers and assisted:
+            reason = f"assists no model of transformers, {assisted[0]} needs one that reads text"
+            raise UsageError("--draft", args.draft, reason, "give such a draft, or other --peers")
+        args.peers = args.peers or [name for name in PEERS if name not in assisted]
+    args.peers = args.peers or [*PEERS]
     cuda = pair.target.device.type == "cuda"
     alone = {"mode": "auto", "use_bfs": False, "etv": "traversal", "policy": "sampled"}
     alone |= {"growmap": None, "B": "auto", "fill": False}

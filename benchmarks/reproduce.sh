@@ -42,7 +42,7 @@ gpu() {
     dynasurge sweep "${seven[@]}" --end 60 --methods chain3 Sequoia EAGLE-2 OPT-Tree DySpec --output "$OUT/7b"
     dynasurge table "$OUT/7b"
     # transformers' own methods; the first compilation takes minutes
-    python benchmarks/bench_peers.py "${seven[@]}" --end 6 --fill --peers generate "compiled generate" "assisted 3" "lookup 5" \
+    python benchmarks/bench_peers.py "${seven[@]}" --end 6 --fill --peers generate "compiled generate" "lookup 5" \
         --output "$OUT/peers-7b"
     # two GPUs: the same rows by one process and by two; a target spread over both
     local shared=(-m dynasurge sweep "${seven[@]}" --dataset "$DATA/c4_en.jsonl" --end 96 --T 0.6 --mode dTree)
@@ -79,7 +79,7 @@ drafts() {
     # one text for all: GPUS processes share its shards, and each batch of a run
     local gpus=${GPUS:-1} launch
     launch=(python -m torch.distributed.run --nproc_per_node "$gpus" -m tools.train_draft)
-    "${launch[@]}" sample --out "$OUT/samples"
+    "${launch[@]}" sample --out "$OUT/samples" --sample-tokens 20971520
     ablation() {  # a name, flags; killed runs go on
         "${launch[@]}" train-features --samples "$OUT/samples" --prompts "${all[@]}" --max-tokens "${TOKENS:-80000000}" \
             --eval-every 800 --out "$OUT/$1" "${@:2}"

@@ -11,7 +11,7 @@ A tower of eight rooms over a ground floor. Each room imports only from those be
     drafting       how a tree is drawn
     models         a pair, its caches, one pass over a tree
     trees          what a tree is
-    errors, files, settings, probabilities, triton_kernels
+    errors, files, generation_config, settings, probabilities, triton_kernels
 
 Each room's own page says what it is for and in which order to read it. The public names below are
 imported at first use, so `dynasurge --help` and a mistyped flag answer at once, before torch and
