@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -164,7 +165,7 @@ class AuditReport:
     trees, and how many paths of outcomes in all. distance: the largest total variation from the
     target's law. condition: which condition of "properly drawn" a drawing breaks. accepted: the mean
     number of accepted tokens, by case, and that of `traversal` on the same trees (NaN for steps,
-    whose trees are not known)."""
+    whose trees are not known, and for trees of a policy of one's own)."""
 
     name: str
     kind: str
@@ -214,7 +215,7 @@ def audit(
     Raises UsageError for what is none of these, and for a result of another form.
     """
     kind, name = _kind(what), what if isinstance(what, str) else _name(what)
-    if isinstance(policy, str):
+    if not isinstance(policy, Policy):
         if policy not in POLICIES:
             raise UsageError("policy", policy, "is unknown", f"choose among: {', '.join(POLICIES)}")
         policy = POLICIES[policy]
@@ -262,12 +263,16 @@ def _kind(what: Any) -> str:
     if isinstance(what, str | Rule):
         return "rule"
     try:
-        names = tuple(inspect.signature(what).parameters)
+        parameters = inspect.signature(what).parameters
     except (TypeError, ValueError):
-        names = ()
+        parameters = {}  # type: ignore[assignment]
     for kind, own in KINDS.items():
-        if names[: len(own)] == own or names == own[:3] == KINDS["rule"][:3]:
+        if tuple(parameters)[: len(own)] == own:
             return kind
+    # what must be given of a rule that returns its law
+    needed = [name for name, one in parameters.items() if one.default is one.empty]
+    if tuple(needed) == KINDS["rule"][:3]:
+        return "rule"
     raise UsageError("audit", _name(what), "is no rule, drawing or step", f"write {SIGNATURES}")
 
 
@@ -279,7 +284,7 @@ def _everything(
     what: Any, kind: str, pair: Models, policy: Policy, growmap: Growmap | None
 ) -> tuple[list[Outcome[Emitted]], float | None]:
     """Everything that can happen in one step, and how many tokens `traversal` accepts of the same
-    trees: NaN if they are not known, None if it verified them."""
+    trees: NaN if they are not known or none of its own, None if it verified them."""
 
     def p(tokens: Sequence[int] = ()) -> torch.Tensor:
         return torch.tensor(pair.p(tuple(tokens)), dtype=torch.float64)
@@ -290,46 +295,71 @@ def _everything(
     found: list[Outcome[Emitted]] = []
     if kind == "step":
         found += outcomes(lambda chance: (_tokens(what(p, q, chance), pair), None))
-        return found, float("nan")
-    traversal, rule, ours = RULES["traversal"], what, 0.0
+        return found, math.nan
+    traversal, rule = RULES["traversal"], what
     if kind == "drawing":
         drawn, rule = outcomes(lambda chance: _own(what, q, chance)), traversal
     else:
         assert growmap is not None
         drawn = outcomes(lambda chance: draw_tree(growmap, policy, q, chance))
         rule = RULES.get(what, bfs) if isinstance(what, str) else what
+    ours = 0.0 if policy in POLICIES.values() else math.nan
     for one in drawn:
         tree, base = one.result
         rows = torch.stack([p(tokens_to(tree, node)) for node in range(tree.size + 1)])
-        found += map(one.then, outcomes(_verification(rule, tree, rows, base)))
-        if rule is not traversal:
+        if rule is not traversal and ours == ours:
             depths = torch.tensor(tree.depths, dtype=torch.float64)
             ours += one.weight * float(traversal(tree, rows, base).stop @ depths)
+        found += map(one.then, outcomes(_verification(rule, tree, rows, base)))
     return found, None if rule is traversal else ours
 
 
 def _verification(
     rule: Any, tree: TokenTree, p: torch.Tensor, q: list[torch.Tensor]
 ) -> Callable[[Script], Emitted]:
-    """What a rule makes of a tree, as a function of chance. A rule that takes chance may write to
-    its arguments: it gets its own."""
+    """What a rule makes of a tree, as a function of chance. It may write to its arguments: these are
+    its own."""
+
+    def given() -> tuple[TokenTree, torch.Tensor, list[torch.Tensor]]:
+        return tree, p.clone(), [row.clone() for row in q]
+
     if not isinstance(rule, Rule) and "chance" in inspect.signature(rule).parameters:
-        return lambda chance: _verified(
-            tree, rule(tree, p.clone(), [row.clone() for row in q], chance)
-        )
-    law = rule(tree, p, q)
+        return lambda chance: _verified(tree, rule(*given(), chance))
+    law = _checked(rule(*given()), *p.shape)
+
+    def stopped(chance: Script) -> Emitted:
+        end = int(chance.pick(law.stop)[0])
+        return (*tokens_to(tree, end), int(chance.pick(law.bonus[end])[0])), tree
+
+    return stopped
+
+
+def _checked(law: Any, nodes: int, vocab: int) -> StopLaw:
+    """A rule's stop law. Raises UsageError if it is none."""
     if not isinstance(law, StopLaw):
         raise UsageError("rule", type(law).__name__, "is no StopLaw", "return one, or take chance")
-    return lambda chance: _stopped(tree, law, chance)
-
-
-def _stopped(tree: TokenTree, law: StopLaw, chance: Script) -> Emitted:
-    end = int(chance.pick(law.stop)[0])
-    return (*tokens_to(tree, end), int(chance.pick(law.bonus[end])[0])), tree
+    stop, bonus = (torch.as_tensor(own, dtype=torch.float64) for own in (law.stop, law.bonus))
+    shapes = tuple(stop.shape), tuple(bonus.shape)
+    if shapes != ((nodes,), (nodes, vocab)):
+        reason = f"stop and bonus have the shapes {shapes[0]} and {shapes[1]}"
+        remedy = f"return ({nodes},) and ({nodes}, {vocab})"
+        raise UsageError("rule", "StopLaw", reason, remedy)
+    total, reached = float(stop.sum()), bonus[stop > 0]
+    if not abs(total - 1) < 1e-6 or float(stop.min()) < -EXACT:
+        reason = f"its stop sums to {total:.6g}, its least number is {float(stop.min()):.3g}"
+        raise UsageError("rule", "StopLaw", reason, "return probabilities that sum to 1")
+    if not (reached.isfinite().all() and (reached >= 0).all() and (reached.sum(-1) > 0).all()):
+        reason = "the bonus of a node where the path can end is no distribution"
+        raise UsageError("rule", "StopLaw", reason, "return weights of at least 0, not all 0")
+    return StopLaw(stop=stop, bonus=bonus)
 
 
 def _verified(tree: TokenTree, verdict: Any) -> Emitted:
-    path, bonus = (verdict.path, verdict.bonus) if isinstance(verdict, Verdict) else verdict
+    try:
+        path, bonus = (verdict.path, verdict.bonus) if isinstance(verdict, Verdict) else verdict
+    except (TypeError, ValueError) as error:
+        remedy = "return a path and a bonus token; a rule that returns its law takes no chance"
+        raise UsageError("rule", type(verdict).__name__, "is no verdict", remedy) from error
     end = (0, *map(int, path))[-1]
     if path_to(tree, end) != tuple(map(int, path)):
         raise UsageError("rule", [*path], "is no path of the tree", "return its nodes in order")

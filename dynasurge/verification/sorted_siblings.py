@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dynasurge.drafting.proposals import POLICIES, Drawn, Limits, Policy
+from dynasurge.drafting.proposals import POLICIES, Drawn, Limits, Policy, Proposed
 from dynasurge.probabilities import LEAST, Chance, Uniforms
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.rules import StopLaw
@@ -68,7 +68,14 @@ def _draw(
     return q, draws[0]._replace(k=k, tokens=tokens, masses=masses)
 
 
-INDEPENDENT = Policy(draw=_draw, propose=POLICIES["sampled"].propose, points=False)
+def _propose(drawn: Drawn) -> Proposed:
+    assert drawn.masses is not None
+    assert drawn.total is not None
+    each = drawn.masses / drawn.total[:, None]
+    return POLICIES["sampled"].propose(drawn)._replace(proposal=each, x=each, own=each)
+
+
+INDEPENDENT = Policy(draw=_draw, propose=_propose, points=False)
 """The policy whose trees the rule verifies; equal siblings stay apart."""
 
 

@@ -3,6 +3,8 @@ says of a case is what a hand count gives."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from dynasurge.verification.audit import (
 )
 from dynasurge.verification.enumeration import Script, outcomes, random_table
 from dynasurge.verification.mistakes import MISTAKES, children, properly_drawn, walk
-from dynasurge.verification.rules import RULES
+from dynasurge.verification.rules import RULES, StopLaw
 from dynasurge.verification.sampled_audit import audit_samples
 
 DRAWINGS = {
@@ -140,6 +142,7 @@ def test_lengths_stand_beside_those_of_traversal() -> None:
         (lambda a, b: None, "is no rule, drawing or step; write rule(tree, p, q[, chance])"),
         (lambda tree, p, q, rng: ((), 0), "is no rule, drawing or step"),
         (lambda tree, p, q: ((), 0), "rule tuple: is no StopLaw; return one, or take chance"),
+        (lambda tree, p, q, chance: None, "rule NoneType: is no verdict; return a path and a"),
         (lambda p, q, chance: [], "are not one or more of the tokens 0 to 1"),
         (lambda p, q, chance: [7], "step [7]: are not one or more of the tokens 0 to 1"),
         (lambda p, q, chance: 7, "step 7: are no tokens; return a list of tokens"),
@@ -155,6 +158,40 @@ def test_what_is_no_rule_is_one_line(what: Any, message: str) -> None:
         audit(what)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+Change = Callable[[StopLaw], Any]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda law: replace(law, stop=law.stop / 2), "its stop sums to 0.5"),
+        (lambda law: replace(law, stop=law.stop * torch.nan), "its stop sums to nan"),
+        (lambda law: replace(law, stop=law.stop[:1]), "stop and bonus have the shapes (1,) and"),
+        (lambda law: replace(law, bonus=law.bonus * 0), "is no distribution"),
+    ],
+)
+def test_what_is_no_stop_law_is_one_line(change: Change, message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        audit(lambda tree, p, q: change(RULES["topdown"](tree, p, q)))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_rules_may_return_their_law_and_write_to_what_they_get() -> None:
+    def mine(
+        tree: TokenTree, p: torch.Tensor, q: list[torch.Tensor], *, rule: str = "topdown"
+    ) -> StopLaw:
+        law = RULES[rule](tree, p, q)
+        for own in (p, *q):
+            own.fill_(7.0)
+        return law
+
+    how: Any = {"zoo": [HALVES], "shapes": ["2x1"]}
+    assert audit(mine, **how).accepted == audit("topdown", **how).accepted
+    with pytest.raises(UsageError, match="policy None: is unknown; choose among: sampled"):
+        audit(mine, policy=None, **how)  # type: ignore[arg-type]
 
 
 def test_a_uniform_number_can_only_be_compared() -> None:

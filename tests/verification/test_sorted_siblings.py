@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
+from dynasurge.drafting.proposals import Limits
 from dynasurge.experiments.text_distributions import mean_depth
+from dynasurge.probabilities import Uniforms
 from dynasurge.trees.growmap import Growmap, build_growmap
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.audit import audit, draw_tree
@@ -42,6 +44,18 @@ def test_it_is_lossless(name: str) -> None:
     report = audit(sorted_siblings, policy=INDEPENDENT, shapes=[shape_of(name)])
     assert report.lossless, report
     assert report.distance < 1e-12
+
+
+def test_its_children_are_drawn_independently_and_say_how() -> None:
+    q = torch.tensor([[0.7, 0.2, 0.1], [0.3, 0.3, 0.4]], dtype=torch.float64)
+    numbers = torch.rand(2, 5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    _, drawn = INDEPENDENT.draw(q, Uniforms(numbers), 5, Limits())
+    made = INDEPENDENT.propose(drawn)
+    for place in range(5):
+        own = Uniforms(numbers[:, place : place + 1]).draw(q, 1)
+        assert torch.equal(made.token[:, place : place + 1], own)
+    torch.testing.assert_close(made.proposal, q.gather(1, made.token))
+    assert len(made.token[0].unique()) < 5
 
 
 def test_draws_without_replacement_make_it_wrong() -> None:
