@@ -111,19 +111,19 @@ class CompiledBlocks:
             for module in block.modules()
             if isinstance(module, nn.Linear) and module.in_features > module.out_features
         ]
-        how = torch._inductor.config.patch(
-            coordinate_descent_tuning=not several,
-            post_grad_custom_pre_pass=Once() if several else None,
-            # rows padded for each product are other rows to `Once`: it would find nothing equal
-            shape_padding=not several,
-        )
+        how: dict[str, Any] = {
+            "coordinate_descent_tuning": not several,
+            "post_grad_custom_pre_pass": Once() if several else None,
+        }
+        if several:  # rows padded for each product are other rows to `Once`: nothing would be equal
+            how["shape_padding"] = False
         changes = changed(
             parts=[module for group in self._groups for module in group] if several else [],
             forwards=forwards,
             first=self._blocks if self._block is not None else [],
             before={} if several else dict.fromkeys(narrowing, _keep_apart),
         )
-        with changes, how:
+        with changes, torch._inductor.config.patch(how):
             yield
 
 

@@ -28,10 +28,11 @@ def load_draft(
     *,
     device: torch.device | None = None,
     trust_remote_code: bool = False,
+    flag: str = "--draft",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Load the draft for a target and, if it has one, its tokenizer. Arguments: see `load_model`.
-    Raises UsageError."""
-    source = find_source("--draft", name, trust_remote_code)
+    Raises UsageError, of `flag`."""
+    source = find_source(flag, name, trust_remote_code)
     own = target.config.get_text_config()
     try:
         with Quiet():
@@ -45,7 +46,7 @@ def load_draft(
         raise source.wrong(reason, remedy) from error
     if config is None:
         how: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}
-        return load_model("--draft", name, dtype, **how)
+        return load_model(flag, name, dtype, **how)
     _check_config(source, config, own)
     with Quiet(), shrinking("model"):
         try:

@@ -4,6 +4,7 @@ loss and its gradient, runs that go on."""
 from __future__ import annotations
 
 import copy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,8 +34,8 @@ from tools.train_draft.features import (
 )
 from tools.train_draft.llama import forward, view_of
 from tools.train_draft.loss import kl_divergence, overlap
-from tools.train_draft.pair import load_draft, save_features
-from tools.train_draft.settings import FeatureSettings
+from tools.train_draft.pair import load_draft, new_draft, save_draft, save_features
+from tools.train_draft.settings import DistillSettings, FeatureSettings
 
 ROOT = Path(__file__).parents[2]
 SMALL = {
@@ -297,7 +298,9 @@ def test_no_flag_is_one_of_the_launcher_shortened() -> None:
             assert get_args_parser().parse_args(own).training_script_args == own[2:], flag
 
 
-def test_the_command_trains_and_goes_on(target: Any, tmp_path: Path) -> None:
+def test_the_command_trains_and_goes_on(
+    target: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, samples = tmp_path / "target", tmp_path / "samples"
     target.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
@@ -315,9 +318,13 @@ def test_the_command_trains_and_goes_on(target: Any, tmp_path: Path) -> None:
     draft = tmp_path / "run" / "draft"
     measured = f"evaluate --target {folder} --device cpu --draft {draft} --prompts {prompts}"
     assert main([*measured.split(), "--prompt-tokens", "4", "--new-tokens", "6"]) == 0
-    further = line.replace("/run ", "/further ")
-    assert main([*further.split(), "--init", str(draft)]) == 0
-    assert main([*further.split(), "--init", str(samples)]) == 2
+    further = line.replace("/run ", "/further ").split()
+    assert main([*further, "--init", str(samples)]) == 2
+    assert "--init" in capsys.readouterr().err
+    assert main([*further, "--init", f"{draft}/"]) == 0
+    shutil.rmtree(draft)  # a run that has begun needs it no more
+    assert main([*further, "--init", str(draft)]) == 0
+    assert main(further) == 2
 
 
 @FORMS
@@ -337,5 +344,21 @@ def test_a_saved_draft_is_trained_further(
         assert all(not torch.equal(old, new) for old, new in pairs)
     torch.testing.assert_close(*losses)
     other = FeatureSettings.from_dict(further.as_dict() | {"mlp": 64})
-    with pytest.raises(UsageError, match="its intermediate_size is 48, this run's 64"):
+    with pytest.raises(UsageError, match=r"is 48, this run's 64; give the --mlp of its training"):
         new_features(target, other, sequences())
+
+
+def test_what_cannot_be_trained_further_is_one_line(target: Any, tmp_path: Path) -> None:
+    alone = FeatureSettings.from_dict(OURS.as_dict() | {"init": str(tmp_path / "alone")})
+    save_draft(new_draft(target, DistillSettings(hidden=32)), tmp_path / "alone")
+    with pytest.raises(UsageError, match=r"--init .* is no draft of this kind; give a folder that"):
+        new_features(target, alone, sequences())
+    run = FeatureTrainer(
+        view_of(target, torch.float32), random_draft(target, OURS), sequences(), OURS
+    )
+    run.save(tmp_path / "c.pt")
+    later = FeatureTrainer(
+        view_of(target, torch.float32), random_draft(target, OURS), sequences(), alone
+    )
+    with pytest.raises(UsageError, match=r"--init .*alone: .* was made without it"):
+        later.load(tmp_path / "c.pt")

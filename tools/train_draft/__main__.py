@@ -1,6 +1,6 @@
-"""Command line of the distillation: ``python -m tools.train_draft {sample,train,evaluate}``.
+"""Command line of the distillation: ``python -m tools.train_draft COMMAND``.
 
-``sample`` and ``train`` resume when they are started again with the same arguments. Bad input ends
+``sample`` and both ways to train resume when they are started again with the same arguments. Bad input ends
 with one line on standard error and exit code 2.
 """
 
@@ -90,7 +90,8 @@ def build_parser() -> Parser:
                 add(flag_of(name), action=optional, default=value, help=what)
             for name, names in CHOICES.items():
                 add(flag_of(name), choices=names, default=getattr(defaults, name))
-            add("--init", default="", help="folder of a draft to train further")
+            further = "folder of a draft to train further"
+            add("--init", type=lambda path: path.rstrip("/"), default="", help=further)
             add_fields("depths", "depth_decay", "draft_vocab", "loss_every")
         else:
             add_fields("hidden", "heads", "kv_heads")
@@ -118,10 +119,11 @@ def check(args: argparse.Namespace) -> None:
     for path in getattr(args, "prompts", []):
         if not path.is_file():
             raise UsageError("--prompts", path, "does not exist", "give a JSONL file")
-    for name in ("draft", "init"):
+    begun = args.command == "train-features" and (args.out / "checkpoint.pt").exists()
+    for name in ("draft",) if begun else ("draft", "init"):
         folder = getattr(args, name, None)
         if folder and not (Path(folder) / "config.json").is_file():
-            remedy = "give a folder that train wrote"
+            remedy = "give a folder that a training command wrote"
             raise UsageError(flag_of(name), folder, "holds no config.json", remedy)
 
 

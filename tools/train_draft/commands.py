@@ -160,24 +160,27 @@ def train(args: argparse.Namespace, settings: DistillSettings) -> None:
     sequences = load_shards(args.samples)
     settings = replace(settings, length=sequences.shape[1])
     target, tokenizer, view, kernels, _, terms = prepare(args)
+    checkpoint = args.out / "checkpoint.pt"
+    if isinstance(settings, FeatureSettings):
+        fresh = replace(settings, init="") if checkpoint.exists() else settings
+        draft: Any = new_features(target, fresh, sequences).to(args.device)
+    else:
+        draft = new_draft(target, settings).to(args.device)
     scorer, sets = continuations(args, target, tokenizer, view)
     how: dict[str, Any] = {"kernels": kernels, "rank": args.rank, "world": args.world}
     save: Callable[..., None]
     evaluate: Callable[[Any], dict[str, float]]
     if isinstance(settings, FeatureSettings):
-        draft: Any = new_features(target, settings, sequences).to(args.device)
         compiled = FeatureKernels(kernels, compile=kernels is not EAGER)
         trainer: Trainer = FeatureTrainer(
             view, draft, sequences, settings, feature_kernels=compiled, **how
         )
         save, evaluate = save_features, lambda draft: measure_depths(draft, scorer, sets)
     else:
-        draft = new_draft(target, settings).to(args.device)
         trainer = Trainer(view, draft, sequences, settings, terms=terms, **how)
         save, evaluate = save_draft, evaluator(sets, scorer.head)
         if args.cache_target:
             trainer.cache_target()
-    checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists():
         trainer.load(checkpoint)
         log.info("resumed at step %d of %d", trainer.step, settings.steps)

@@ -12,7 +12,8 @@ t holds x_{t+j}. Keys of the past are causal in t; keys of a depth are seen from
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,16 @@ from tools.train_draft.llama import (
 from tools.train_draft.loss import LEAST, law_terms, log_law
 from tools.train_draft.pair import load_draft
 from tools.train_draft.settings import FeatureSettings
+
+FLAGS = {  # what a flag says of a draft's config
+    "num_hidden_layers": "--layers",
+    "intermediate_size": "--mlp",
+    "taps": "--taps",
+    "draft_vocab_size": "--draft-vocab",
+    "inject": "--inject",
+    "residual_embedding": "--residual",
+    "carry": "--carry",
+}
 
 __all__ = ["DepthLoss", "FeatureKernels", "aligned", "depth_weights", "new_features", "unroll"]
 
@@ -70,14 +81,7 @@ def new_features(target: Any, settings: FeatureSettings, sequences: np.ndarray) 
     UsageError if the draft to start from has another shape than the settings say."""
     shape = shape_of(target, settings)
     if settings.init:
-        started = load_draft(settings.init, target)
-        for name, wanted in shape.items():
-            own = getattr(started.config, name, None)
-            if own != wanted:
-                reason = f"its {name} is {own}, this run's {wanted}"
-                raise UsageError("--init", settings.init, reason, "give the flags of its training")
-        further: FeatureDraft = started.requires_grad_(True).train()
-        return further
+        return started(settings.init, target, shape)
     draft = FeatureDraft(FeatureDraftConfig(**shape))
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.no_grad():
@@ -92,6 +96,25 @@ def new_features(target: Any, settings: FeatureSettings, sequences: np.ndarray) 
             draft.d2t = known - torch.arange(len(known))
     trained: FeatureDraft = draft.train()
     return trained
+
+
+def started(folder: str, target: Any, shape: Mapping[str, Any]) -> FeatureDraft:
+    """The draft of a folder, to be trained further. Raises UsageError if it has another shape."""
+    draft = load_draft(folder, target, flag="--init")
+    if not isinstance(draft, FeatureDraft) or draft.config.own_head or not draft.config.norm_taps:
+        remedy = "give a folder that train-features wrote"
+        raise UsageError("--init", folder, "is no draft of this kind", remedy)
+    for name, wanted in shape.items():
+        own = getattr(draft.config, name)
+        near = isinstance(wanted, float) and math.isclose(own, wanted, rel_tol=1e-6)
+        if own != wanted and not near:
+            remedy = (
+                f"give the {FLAGS[name]} of its training" if name in FLAGS else "give its target"
+            )
+            reason = f"its {name} is {own}, this run's {wanted}"
+            raise UsageError("--init", folder, reason, remedy)
+    further: FeatureDraft = draft.requires_grad_(True).train()
+    return further
 
 
 def frequent(sequences: np.ndarray, vocabulary: int, count: int) -> Tensor:

@@ -28,9 +28,11 @@ __all__ = [
 ]
 
 
-def load_draft(folder: str | Path, target: Any, dtype: torch.dtype = torch.float32) -> Any:
-    """A saved draft of this target in evaluation mode."""
-    model: Any = load_any(str(folder), target, dtype)[0]
+def load_draft(
+    folder: str | Path, target: Any, dtype: torch.dtype = torch.float32, flag: str = "--draft"
+) -> Any:
+    """A saved draft of this target in evaluation mode. Raises UsageError, of `flag`."""
+    model: Any = load_any(str(Path(folder).resolve()), target, dtype, flag=flag)[0]
     return model.eval().requires_grad_(False)
 
 

@@ -1,8 +1,9 @@
 """All settings of one distillation run, in one frozen dataclass.
 
-A run is a pure function of these settings and the target's weights: prompts, sampled tokens,
-epochs, loss temperatures and optimiser steps all follow from ``seed``. The checkpoint stores the
-settings next to the weights, so a run can only be resumed with its own settings.
+A run is a pure function of these settings, the target's weights and those that it starts from:
+prompts, sampled tokens, epochs, loss temperatures and optimiser steps all follow from ``seed``. The
+checkpoint stores the settings next to the weights, so a run can only be resumed with its own
+settings.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ __all__ = ["DistillSettings", "FeatureSettings", "learning_rate_scale", "tv_shar
 
 @dataclass(frozen=True, kw_only=True)
 class DistillSettings:
-    """Settings of a self-distillation run. The defaults are those of the demo draft that the
-    package ships."""
+    """Settings of a self-distillation run. The defaults are those of the demo draft that read
+    tokens only."""
 
     # sampling: what the target writes
     seed: int = 20261123

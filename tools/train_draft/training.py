@@ -300,9 +300,9 @@ class Trainer:
         settings."""
         state = torch.load(path, map_location=self.target.device, weights_only=True)
         ours = self.settings.as_dict()
-        for key, theirs in state["settings"].items():
+        for key, theirs in (type(self.settings)().as_dict() | state["settings"]).items():
             if ours.get(key) != theirs:
-                reason = f"{path} was made with {theirs}"
+                reason = f"{path} was made " + (f"with {theirs}" if theirs != "" else "without it")
                 raise UsageError(flag_of(key), ours.get(key), reason, "use that, or a new folder")
         self.draft.load_state_dict(state["draft"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
