@@ -119,7 +119,7 @@ def evaluate(
     from dynasurge.models.threads import Watch
 
     tell = print if processes.main else _silent
-    tell(f"loading {args.target} and {args.draft}", file=sys.stderr)
+    tell(f"loading target {args.target} and draft {args.draft}", file=sys.stderr)
     pair = load_pair(**pair_options(args) | {"device": device}, device_map=args.device_map)
     if methods:
         from dynasurge.experiments.baselines import baselines

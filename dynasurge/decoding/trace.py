@@ -83,6 +83,11 @@ class StepView:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def accepted(self) -> int:
+        """How many drafted tokens the target accepted."""
+        return len(self.path)
+
+    @property
     def stop(self) -> int:
         """The node where verification stopped: the last accepted one, or 0 (the root)."""
         return (0, *self.path, *self.beyond)[-1]
@@ -144,7 +149,7 @@ class Trace:
                 "step": step.number,
                 "drafted": step.tree.size,
                 "levels": step.tree.depth,
-                "accepted": len(step.path),
+                "accepted": step.accepted,
                 "tokens": len(step.emitted),
                 "text": "".join(step.written),
             }

@@ -47,8 +47,13 @@ def _fonts() -> list[str]:
 
 def save_picture(shown: StepView | Trace, path: str | os.PathLike[str]) -> None:
     """Write a step's tree, or a trace's bars, to a .svg or .png file, whole or not at all. Raises
-    UsageError if it cannot be written, or has another suffix."""
+    UsageError if it cannot be written, has another suffix, or is something else."""
     kind = Path(path).suffix.lower().removeprefix(".")
+    if (type(shown), "svg") not in PICTURES:
+        remedy = "give a step of dynasurge.trace"
+        raise UsageError(
+            "picture", type(shown).__name__, "is neither trace nor step of one", remedy
+        )
     if kind not in ("svg", "png"):
         raise UsageError("path", path, "not a .png or .svg file", "name it tree.png")
     svg = PICTURES[type(shown), "svg"](shown)

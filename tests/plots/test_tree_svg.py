@@ -178,3 +178,5 @@ def test_pictures_for_papers_are_the_same_drawing(tmp_path: Path) -> None:
         save_picture(step, tmp_path / "tree.pdf")
     with pytest.raises(UsageError, match="nowhere"):
         save_picture(step, tmp_path / "nowhere" / "tree.svg")
+    with pytest.raises(UsageError, match="picture TokenTree: is neither trace nor step of one"):
+        save_picture(step.tree, tmp_path / "tree.svg")  # type: ignore[arg-type]
