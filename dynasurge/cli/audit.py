@@ -12,7 +12,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dynasurge.cli.flags import Parser
@@ -26,10 +28,18 @@ def audit_command(arguments: Sequence[str]) -> int:
     parser.add_argument("what", metavar="RULE", help="a rule's name, or MODULE:FUNCTION")
     policy = "how the trees of a rule are drawn: sampled, topk or hybrid (default: sampled)"
     parser.add_argument("--policy", default="sampled", help=policy)
-    shapes = f"static shapes of a rule's trees (default: {' '.join(SHAPES)})"
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), metavar="SHAPE", help=shapes)
+    shapes = (
+        f"static shapes of a rule's trees (default: {' '.join(SHAPES)}, and a fork below the root)"
+    )
+    parser.add_argument("--shapes", nargs="+", metavar="SHAPE", help=shapes)
     args = parser.parse_args(arguments)
-    report = audit(_found(args.what), policy=args.policy, shapes=args.shapes)
+    what = _found(args.what)
+    try:
+        report = audit(what, policy=args.policy, shapes=args.shapes)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:  # the reader's own code may raise anything
+        raise UsageError("RULE", args.what, f"stopped with {_said(error)}", "correct it") from error
     print(report)
     return 0 if report.lossless else 1
 
@@ -43,13 +53,18 @@ def _found(name: str) -> Any:
         sys.path.insert(0, os.getcwd())
     try:
         home = importlib.import_module(module)
-    except Exception as error:  # the module's own code may raise anything
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UsageError(
-            "RULE", name, f"cannot be imported ({said})", "check the module"
-        ) from error
+    except (Exception, SystemExit) as error:  # the module's own code may raise anything
+        reason = f"cannot be imported ({_said(error)})"
+        raise UsageError("RULE", name, reason, "check the module") from error
     if not callable(getattr(home, function, None)):
         functions = [key for key, value in vars(home).items() if callable(value) and key[0] != "_"]
         remedy = f"it has {', '.join(functions[:8])}" if functions else "it has no functions"
         raise UsageError("RULE", name, f"{module} has no function {function!r}", remedy)
     return getattr(home, function)
+
+
+def _said(error: BaseException) -> str:
+    """An error and the line that raised it, in one line."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return f"{text}, {Path(frame.filename).name} line {frame.lineno}"

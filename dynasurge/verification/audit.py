@@ -36,6 +36,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any
 
 import torch
@@ -54,12 +55,17 @@ from dynasurge.verification.enumeration import (
     outcomes,
     random_table,
     target_law,
+    total_variation,
 )
 from dynasurge.verification.prototype import bfs
 from dynasurge.verification.rules import RULES, Rule, StopLaw, Verdict, path_to, tokens_to
 
-EXACT = 1e-9  # a larger total variation is no rounding
-SHAPES = ("2x1", "chain2", "3x1", "2x2")
+EXACT = 1e-9  # a larger total variation is no rounding of float64
+ROUNDING = 1e-6  # a smaller one may be that of float32
+SHAPES = ("2x1", "chain2", "3x1", "2x2", "chain3")
+FORK = Growmap(parents=(-1, 0, 1, 1))  # siblings below the root
+MOST = 100_000  # paths of outcomes in one case
+LONGEST = 10  # tokens that a step may emit: the law is of all sequences of that length
 KINDS = {
     "rule": ("tree", "p", "q", "chance"),
     "drawing": ("q", "chance"),
@@ -194,6 +200,10 @@ class AuditReport:
                 )
             return said
         lines = [f"{self.name}: NOT lossless ({size}); total variation up to {self.distance:.2g}"]
+        if self.distance < ROUNDING:
+            lines.append(
+                "  perhaps rounding: is something computed in float32? the audit gives float64"
+            )
         if self.condition:
             lines.append(f"  not properly drawn: {self.condition}")
         return "\n".join([*lines, "  " + str(self.counterexample).replace("\n", "\n  ")])
@@ -203,14 +213,15 @@ def audit(
     what: str | Rule | Callable[..., Any],
     *,
     policy: str | Policy = "sampled",
-    shapes: Sequence[str | Growmap] = SHAPES,
+    shapes: Sequence[str | Growmap] | None = None,
     zoo: Sequence[Models] | None = None,
     stop: bool = False,
 ) -> AuditReport:
     """Audit a rule, a drawing or a step (see above).
 
     what: also the name of a rule, or a `Rule`. policy, shapes: how the trees of a rule are drawn, a
-    `Policy` or the name of one, and growmaps or their names; a drawing and a step draw their own.
+    `Policy` or the name of one, and growmaps or their names (default: SHAPES and FORK); a drawing
+    and a step draw their own.
     zoo: pairs of models (default: `models()`). stop: whether to end with the first counterexample.
     Raises UsageError for what is none of these, and for a result of another form.
     """
@@ -219,7 +230,12 @@ def audit(
         if policy not in POLICIES:
             raise UsageError("policy", policy, "is unknown", f"choose among: {', '.join(POLICIES)}")
         policy = POLICIES[policy]
-    trees = [(str(s), build_growmap(s) if isinstance(s, str) else s) for s in shapes]
+    trees = [
+        (str(s), build_growmap(s) if isinstance(s, str) else s)
+        for s in (SHAPES if shapes is None else shapes)
+    ]
+    if shapes is None:
+        trees.append(("fork", FORK))
     tried = trees if kind == "rule" else [("", None)]
     began, paths, worst, example, accepted = time.perf_counter(), 0, 0.0, None, {}
     broken, cases = {""}, 0
@@ -231,18 +247,23 @@ def audit(
             mine = sum(one.weight * (len(one.result[0]) - 1) for one in found)
             accepted[case] = mine, mine if ours is None else ours
             length = max((len(one.result[0]) for one in found), default=1)
+            if length > LONGEST:
+                remedy = f"let a step emit at most {LONGEST}"
+                raise UsageError("audit", name, f"emits {length} tokens in {case}", remedy)
             law = target_law(pair.p, (), length, pair.vocab)
             emitted = [(one.weight, one.result[0]) for one in found]
             got = completed_law(emitted, pair.p, (), length, pair.vocab)
-            distance = sum(abs(got.get(key, 0.0) - law[key]) for key in law) / 2
+            distance = total_variation(got, law)
             worst = max(worst, distance)
             edges = [one for one in found if one.edge and _impossible(pair.p, one.result[0])]
-            if example is None and (distance > EXACT or edges):
+            if example is None and (not distance <= EXACT or edges):
                 example = _example(pair, shape, law, got, distance, found, edges)
             if kind == "drawing":
                 broken.add(broken_condition(what, pair))  # type: ignore[arg-type]
         if stop and example is not None:
             break
+    if not cases:
+        raise UsageError("audit", name, "no case was left to look at", "give shapes and a zoo")
     return AuditReport(
         name=name,
         kind=kind,
@@ -287,14 +308,20 @@ def _everything(
     trees: NaN if they are not known or none of its own, None if it verified them."""
 
     def p(tokens: Sequence[int] = ()) -> torch.Tensor:
-        return torch.tensor(pair.p(tuple(tokens)), dtype=torch.float64)
+        return torch.tensor(pair.p(tuple(map(int, tokens))), dtype=torch.float64)
 
     def q(tokens: Sequence[int] = ()) -> torch.Tensor:
-        return torch.tensor(pair.q(tuple(tokens)), dtype=torch.float64)
+        return torch.tensor(pair.q(tuple(map(int, tokens))), dtype=torch.float64)
 
     found: list[Outcome[Emitted]] = []
     if kind == "step":
-        found += outcomes(lambda chance: (_tokens(what(p, q, chance), pair), None))
+
+        def emitted(chance: Script) -> Emitted:
+            return _tokens(what(p, q, chance), pair), None
+
+        for step in outcomes(emitted):
+            found.append(step)
+            _few(what, found)
         return found, math.nan
     traversal, rule = RULES["traversal"], what
     if kind == "drawing":
@@ -311,7 +338,18 @@ def _everything(
             depths = torch.tensor(tree.depths, dtype=torch.float64)
             ours += one.weight * float(traversal(tree, rows, base).stop @ depths)
         found += map(one.then, outcomes(_verification(rule, tree, rows, base)))
+        _few(what, found)
     return found, None if rule is traversal else ours
+
+
+def _few(what: Any, found: Sequence[Any]) -> None:
+    if len(found) > MOST:
+        name = what if isinstance(what, str) else _name(what)
+        reason, remedy = (
+            f"has more than {MOST} paths of outcomes",
+            "try smaller shapes, or a smaller step",
+        )
+        raise UsageError("audit", name, reason, remedy)
 
 
 def _verification(
@@ -324,7 +362,7 @@ def _verification(
         return tree, p.clone(), [row.clone() for row in q]
 
     if not isinstance(rule, Rule) and "chance" in inspect.signature(rule).parameters:
-        return lambda chance: _verified(tree, rule(*given(), chance))
+        return lambda chance: _verified(tree, rule(*given(), chance), p.shape[1])
     law = _checked(rule(*given()), *p.shape)
 
     def stopped(chance: Script) -> Emitted:
@@ -354,16 +392,21 @@ def _checked(law: Any, nodes: int, vocab: int) -> StopLaw:
     return StopLaw(stop=stop, bonus=bonus)
 
 
-def _verified(tree: TokenTree, verdict: Any) -> Emitted:
+def _verified(tree: TokenTree, verdict: Any, vocab: int) -> Emitted:
     try:
         path, bonus = (verdict.path, verdict.bonus) if isinstance(verdict, Verdict) else verdict
+        path, bonus = tuple(map(index, path)), index(bonus)
     except (TypeError, ValueError) as error:
-        remedy = "return a path and a bonus token; a rule that returns its law takes no chance"
-        raise UsageError("rule", type(verdict).__name__, "is no verdict", remedy) from error
-    end = (0, *map(int, path))[-1]
-    if path_to(tree, end) != tuple(map(int, path)):
+        said = " ".join(str(verdict).split())[:60]
+        remedy = "return a path of nodes and a bonus token; without chance, a StopLaw"
+        raise UsageError("rule", said, "is no verdict", remedy) from error
+    end = (0, *path)[-1]
+    if not 0 <= end <= tree.size or path_to(tree, end) != path:
         raise UsageError("rule", [*path], "is no path of the tree", "return its nodes in order")
-    return (*tokens_to(tree, end), int(bonus)), tree
+    if not 0 <= bonus < vocab:
+        reason = f"the bonus is none of the tokens 0 to {vocab - 1}"
+        raise UsageError("rule", bonus, reason, "return a token")
+    return (*tokens_to(tree, end), bonus), tree
 
 
 def draw_tree(
@@ -408,8 +451,8 @@ def _own(drawing: Callable[..., Any], q: Callable[..., torch.Tensor], chance: Sc
 
 def _tokens(tokens: Any, pair: Models) -> tuple[int, ...]:
     try:
-        own = tuple(int(token) for token in tokens)
-    except TypeError as error:
+        own = tuple(map(index, tokens))
+    except (TypeError, ValueError) as error:
         raise UsageError("step", tokens, "are no tokens", "return a list of tokens") from error
     if not own or not set(own) <= set(range(pair.vocab)):
         reason = f"are not one or more of the tokens 0 to {pair.vocab - 1}"
@@ -450,13 +493,13 @@ def _example(
 
 
 def _furthest(law: Law, got: Law) -> tuple[int, ...]:
-    """The shortest beginning whose probability differs by most, at its length."""
+    """The shortest beginning whose probability differs, by most at its length."""
     for length in range(1, len(next(iter(law))) + 1):
         heads = {key[:length] for key in law}
         gap, tokens = max((abs(_mass(law, h) - _mass(got, h)), h) for h in sorted(heads))
         if gap > EXACT:
-            return tokens
-    raise AssertionError("both laws are equal")
+            break
+    return tokens
 
 
 def _mass(law: Law, head: tuple[int, ...]) -> float:

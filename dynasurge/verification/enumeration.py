@@ -22,6 +22,9 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import torch
 
+from dynasurge.errors import UsageError
+
+ENDLESS = 1000  # outcomes of one path
 Result = TypeVar("Result")
 Later = TypeVar("Later")
 Table = Callable[[tuple[int, ...]], Sequence[float]]
@@ -44,6 +47,13 @@ class Script:
         """One place by weight. possible: the places that can be taken; None: those with weight."""
         own = [i for i, w in enumerate(weights) if w > 0] if possible is None else [*possible]
         at = len(self.taken)
+        if not own or not abs(sum(weights) - 1) < 1e-6 or min(weights) < -1e-9:
+            said = ", ".join(f"{weight:.4g}" for weight in weights)
+            reason, remedy = "are no probabilities", "draw from numbers of at least 0, not all 0"
+            raise UsageError("chance", f"({said})", reason, remedy)
+        if at >= ENDLESS:
+            remedy = "let it end, whatever is drawn"
+            raise UsageError("chance", at, "outcomes were chosen, and the step goes on", remedy)
         pick = self._prefix[at] if at < len(self._prefix) else own[0]
         self.taken.append(pick)
         self.options.append(own)
@@ -116,7 +126,9 @@ class Uniform:
         return not self._below(limit, edge=False)
 
     def __float__(self) -> NoReturn:
-        raise TypeError("a number of the audit can be compared, and nothing else")
+        raise TypeError("a number of the audit can be compared with < and >, and nothing else")
+
+    __bool__ = __float__
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@ says of a case is what a hand count gives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ def test_our_rules_are_clean(rule: str, policy: str) -> None:
     report = audit(rule, policy=policy)
     assert report.lossless
     assert report.distance < 1e-12
-    assert "lossless on all of 52 cases" in str(report)
+    assert "lossless on all of 78 cases" in str(report)
 
 
 @pytest.mark.parametrize("name", MISTAKES)
@@ -142,7 +142,16 @@ def test_lengths_stand_beside_those_of_traversal() -> None:
         (lambda a, b: None, "is no rule, drawing or step; write rule(tree, p, q[, chance])"),
         (lambda tree, p, q, rng: ((), 0), "is no rule, drawing or step"),
         (lambda tree, p, q: ((), 0), "rule tuple: is no StopLaw; return one, or take chance"),
-        (lambda tree, p, q, chance: None, "rule NoneType: is no verdict; return a path and a"),
+        (lambda tree, p, q, chance: None, "rule None: is no verdict; return a path of nodes and a"),
+        (lambda tree, p, q, chance: ((), 0.5), "is no verdict; return a path of nodes and a"),
+        (lambda tree, p, q, chance: ((), 9), "rule 9: the bonus is none of the tokens 0 to 1"),
+        (lambda tree, p, q, chance: ((9,), 0), "is no path of the tree"),
+        (lambda p, q, chance: [0.9], "step [0.9]: are no tokens"),
+        (
+            lambda p, q, chance: [chance.token([0.0, 0.0])],
+            "chance (nan, nan): are no probabilities",
+        ),
+        (lambda p, q, chance: list(iter(lambda: chance.token(q()), 7)), "the step goes on"),
         (lambda p, q, chance: [], "are not one or more of the tokens 0 to 1"),
         (lambda p, q, chance: [7], "step [7]: are not one or more of the tokens 0 to 1"),
         (lambda p, q, chance: 7, "step 7: are no tokens; return a list of tokens"),
@@ -179,6 +188,66 @@ def test_what_is_no_stop_law_is_one_line(change: Change, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def siblings_not_renormalised_below_the_root(
+    tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor], chance: Script
+) -> tuple[list[int], int]:
+    node, path, left = 0, list[int](), p[0]
+    while True:
+        for place, child in enumerate(tree.children[node]):
+            token = tree.tokens[child]
+            drawn = q[node].clone()
+            drawn[[tree.tokens[elder] for elder in tree.children[node][:place]]] = 0.0
+            drawn = drawn / drawn.sum()
+            proposal = drawn[token] if node == 0 or not place else q[node][token]
+            if chance.coin(float(left[token] / proposal)):
+                node, left = child, p[child]
+                path.append(child)
+                break
+            left = torch.relu(left - drawn)
+            left = left / left.sum() if left.sum() > 0 else p[node]
+        else:
+            return path, chance.token(left)
+
+
+def wrong_bonus_after_three(
+    tree: TokenTree, p: torch.Tensor, q: Sequence[torch.Tensor], chance: Script
+) -> tuple[list[int], int]:
+    path, bonus = walk(tree, p, q, lambda a, b: chance.coin(a / b), chance.token)
+    return [*path], int(p[path[-1]].argmax()) if len(path) == 3 else bonus
+
+
+@pytest.mark.parametrize(
+    "rule", [siblings_not_renormalised_below_the_root, wrong_bonus_after_three]
+)
+def test_what_shows_only_deeper_is_found(rule: Any) -> None:
+    assert not audit(rule, stop=True).lossless
+
+
+def test_nothing_to_look_at_is_no_clean_audit() -> None:
+    for how in ({"shapes": []}, {"zoo": []}):
+        with pytest.raises(UsageError, match="no case was left to look at"):
+            audit("topdown", **how)  # type: ignore[arg-type]
+
+
+def test_a_difference_like_float32_s_says_so() -> None:
+    report = audit(lambda tree, p, q: RULES["topdown"](tree, p.float(), [x.float() for x in q]))
+    assert not report.lossless
+    assert "perhaps rounding" in str(report)
+
+
+@pytest.mark.parametrize("body", ["import sys; sys.exit(0)", "return [1 // 0]"])
+def test_code_that_stops_is_one_line(
+    body: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"stops{abs(hash(body))}"
+    (tmp_path / f"{name}.py").write_text(f"def bad(p, q, chance):\n    {body}\n")
+    assert main(["audit", f"{name}:bad"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"RULE {name}:bad: stopped with" in line
+    assert f"{name}.py line 2; correct it" in line
+
+
 def test_rules_may_return_their_law_and_write_to_what_they_get() -> None:
     def mine(
         tree: TokenTree, p: torch.Tensor, q: list[torch.Tensor], *, rule: str = "topdown"
@@ -206,7 +275,7 @@ def test_a_uniform_number_can_only_be_compared() -> None:
     edges = [(one.weight, one.edge, one.result) for one in outcomes(lambda c: c.uniform() <= 0.0)]
     assert sorted(edges) == [(0.0, True, True), (1.0, False, False)]
     assert [one.result for one in outcomes(lambda c: c.uniform() >= 1.0)] == [False]
-    with pytest.raises(TypeError, match="can be compared, and nothing else"):
+    with pytest.raises(TypeError, match="can be compared with < and >, and nothing else"):
         list(outcomes(lambda chance: float(chance.uniform())))
 
 
