@@ -169,7 +169,7 @@ def _outline(tree: TokenTree, node: int = 0) -> str:
 class AuditReport:
     """What an audit found. kind: rule, drawing or step. cases, paths: how many pairs of models and
     trees, and how many paths of outcomes in all. distance: the largest total variation from the
-    target's law. condition: which condition of "properly drawn" a drawing breaks. accepted: the mean
+    target's law. condition: which condition of "properly drawn" a drawing breaks at the root. accepted: the mean
     number of accepted tokens, by case, and that of `traversal` on the same trees (NaN for steps,
     whose trees are not known, and for trees of a policy of one's own)."""
 
@@ -446,6 +446,15 @@ def _own(drawing: Callable[..., Any], q: Callable[..., torch.Tensor], chance: Sc
     tree = drawing(q, chance)
     if not isinstance(tree, TokenTree):
         raise UsageError("drawing", type(tree).__name__, "is no TokenTree", "return one")
+    vocab = len(q(()))
+    if not all(0 <= token < vocab for token in tree.tokens[1:]):
+        reason = f"are not all tokens, 0 to {vocab - 1}"
+        raise UsageError("drawing", [*tree.tokens[1:]], reason, "draw from q")
+    for own in tree.children:
+        tokens = [tree.tokens[u] for u in own]
+        if any(tree.point[u] and tokens.count(tree.tokens[u]) > 1 for u in own):
+            remedy = "draw its siblings from what is without it"
+            raise UsageError("drawing", tokens, "has a point beside an equal sibling", remedy)
     return tree, [q(tokens_to(tree, node)) for node in range(tree.size + 1)]
 
 

@@ -156,6 +156,11 @@ def test_lengths_stand_beside_those_of_traversal() -> None:
         (lambda p, q, chance: [7], "step [7]: are not one or more of the tokens 0 to 1"),
         (lambda p, q, chance: 7, "step 7: are no tokens; return a list of tokens"),
         (lambda q, chance: [1], "drawing list: is no TokenTree; return one"),
+        (lambda q, chance: children([7], torch.ones(8)), "drawing [7]: are not all tokens, 0 to 1"),
+        (
+            lambda q, chance: replace(children([0, 0], q()), point=(True, True, True)),
+            "drawing [0, 0]: has a point beside an equal sibling",
+        ),
         (
             lambda tree, p, q, chance: ((2, 1), 0),
             "is no path of the tree; return its nodes in order",
