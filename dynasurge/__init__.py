@@ -40,7 +40,8 @@ if TYPE_CHECKING:
         optimal_growmap,
     )
     from dynasurge.trees.token_tree import TokenTree
-    from dynasurge.verification.audit import AuditReport, audit
+    from dynasurge.verification.audit import audit
+    from dynasurge.verification.audit_report import AuditReport
     from dynasurge.verification.sampled_audit import audit_samples
 
 
@@ -64,7 +65,7 @@ _HOME = {
     "Trace": "plots.pictures",  # this module gives a trace its pictures
     "trace": "plots.pictures",
     "TokenTree": "trees.token_tree",
-    "AuditReport": "verification.audit",
+    "AuditReport": "verification.audit_report",
     "audit": "verification.audit",
     "audit_samples": "verification.sampled_audit",
 }

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from dynasurge.plots.style import INK, LOSSY, PLAIN, new_figure, say, styled
 from dynasurge.plots.style import LINES as COLOURS
-from dynasurge.verification.audit import EXACT, AuditReport
+from dynasurge.verification.audit_report import AuditReport
+from dynasurge.verification.enumeration import EXACT
 
 LEAST = 1e-17  # where a total variation of 0 stands
 

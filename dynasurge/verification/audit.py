@@ -30,12 +30,10 @@ the report names the condition that it breaks.
 from __future__ import annotations
 
 import inspect
-import itertools
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from operator import index
 from typing import Any
 
@@ -46,7 +44,9 @@ from dynasurge.drafting.proposals import POLICIES, Limits, Policy
 from dynasurge.errors import UsageError
 from dynasurge.trees.growmap import Growmap, build_growmap
 from dynasurge.trees.token_tree import TokenTree
+from dynasurge.verification.audit_report import AuditReport, Counterexample
 from dynasurge.verification.enumeration import (
+    EXACT,
     Law,
     Outcome,
     Script,
@@ -57,11 +57,10 @@ from dynasurge.verification.enumeration import (
     target_law,
     total_variation,
 )
+from dynasurge.verification.properly_drawn import CONDITIONS, broken_condition
 from dynasurge.verification.prototype import bfs
 from dynasurge.verification.rules import RULES, Rule, StopLaw, Verdict, path_to, tokens_to
 
-EXACT = 1e-9  # a larger total variation is no rounding of float64
-ROUNDING = 1e-6  # a smaller one may be that of float32
 SHAPES = ("2x1", "chain2", "3x1", "2x2", "chain3")
 FORK = Growmap(parents=(-1, 0, 1, 1))  # siblings below the root
 MOST = 100_000  # paths of outcomes in one case
@@ -71,11 +70,6 @@ KINDS = {
     "drawing": ("q", "chance"),
     "step": ("p", "q", "chance"),
 }
-# of "properly drawn"; what shows in one case may be hidden in another, the last one is the clearest
-REORDERED = "siblings stand in another order than the one that they were drawn in (iii)"
-NOT_DRAWN = "a child's token does not come from its proposal (ii)"
-DROPPED = "a drawn node is dropped or merged because of the token that it turned out to be (iv)"
-CONDITIONS = ["", REORDERED, NOT_DRAWN, DROPPED]
 SIGNATURES = "rule(tree, p, q[, chance]), drawing(q, chance) or step(p, q, chance)"
 
 Drawn = tuple[TokenTree, list[torch.Tensor]]
@@ -119,96 +113,6 @@ def models() -> list[Models]:
     return own
 
 
-@dataclass(frozen=True, kw_only=True)
-class Counterexample:
-    """The smallest case found. models, shape: where. tokens: the emitted tokens whose probability is
-    furthest from the target's; expected, found: both probabilities. tree: a drawn tree after which
-    they can be emitted, if known. p, q: both distributions after each prefix of the tokens. edge:
-    whether they need a uniform number that is exactly 0."""
-
-    models: str
-    shape: str
-    distance: float
-    tokens: tuple[int, ...]
-    expected: float
-    found: float
-    tree: TokenTree | None
-    p: tuple[tuple[float, ...], ...]
-    q: tuple[tuple[float, ...], ...]
-    edge: bool = False
-
-    def __str__(self) -> str:
-        where = f", tree {self.shape}" if self.shape else ""
-        said = f"{self.models}{where}: the tokens {list(self.tokens)} have probability"
-        lines = [f"{said} {self.expected:.6g}, and are emitted with {self.found:.6g}"]
-        if self.edge:
-            lines = [
-                f"{self.models}{where}: the tokens {list(self.tokens)} have probability 0, and are"
-                " emitted when a uniform number is exactly 0"
-            ]
-        for depth, (p, q) in enumerate(zip(self.p, self.q, strict=True)):
-            after = f"after {list(self.tokens[:depth])}" if depth else "at the root"
-            lines.append(f"  {after}: target {_numbers(p)}, draft {_numbers(q)}")
-        if self.tree is not None:
-            lines.append(f"  drawn: {_outline(self.tree)}")
-        return "\n".join(lines)
-
-
-def _numbers(probs: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{p:.4g}" for p in probs) + ")"
-
-
-def _outline(tree: TokenTree, node: int = 0) -> str:
-    """A tree as text: root -> 1 [-> 0], 2."""
-    own = [_outline(tree, child) for child in tree.children[node]]
-    name = "root" if node == 0 else str(tree.tokens[node])
-    return name + (f" -> ({', '.join(own)})" if own else "")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditReport:
-    """What an audit found. kind: rule, drawing or step. cases, paths: how many pairs of models and
-    trees, and how many paths of outcomes in all. distance: the largest total variation from the
-    target's law. condition: which condition of "properly drawn" a drawing breaks at the root. accepted: the mean
-    number of accepted tokens, by case, and that of `traversal` on the same trees (NaN for steps,
-    whose trees are not known, and for trees of a policy of one's own)."""
-
-    name: str
-    kind: str
-    cases: int
-    paths: int
-    distance: float
-    seconds: float
-    counterexample: Counterexample | None = None
-    condition: str = ""
-    accepted: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-    @property
-    def lossless(self) -> bool:
-        """Whether no case was found in which the law differs."""
-        return self.counterexample is None
-
-    def __str__(self) -> str:
-        size = f"{self.cases} cases, {self.paths} paths of outcomes"
-        if self.lossless:
-            said = f"{self.name}: lossless on all of {size}; total variation {self.distance:.1e}"
-            own = [pair for pair in self.accepted.values() if pair[1] == pair[1]]
-            if own:
-                mine, ours = (sum(pair[side] for pair in own) / len(own) for side in (0, 1))
-                said += (
-                    f"\n  accepts {mine:.3f} tokens a step, traversal {ours:.3f} of the same trees"
-                )
-            return said
-        lines = [f"{self.name}: NOT lossless ({size}); total variation up to {self.distance:.2g}"]
-        if self.distance < ROUNDING:
-            lines.append(
-                "  perhaps rounding: is something computed in float32? the audit gives float64"
-            )
-        if self.condition:
-            lines.append(f"  not properly drawn: {self.condition}")
-        return "\n".join([*lines, "  " + str(self.counterexample).replace("\n", "\n  ")])
-
-
 def audit(
     what: str | Rule | Callable[..., Any],
     *,
@@ -221,11 +125,11 @@ def audit(
 
     what: also the name of a rule, or a `Rule`. policy, shapes: how the trees of a rule are drawn, a
     `Policy` or the name of one, and growmaps or their names (default: SHAPES and FORK); a drawing
-    and a step draw their own.
-    zoo: pairs of models (default: `models()`). stop: whether to end with the first counterexample.
-    Raises UsageError for what is none of these, and for a result of another form.
+    and a step draw their own. zoo: pairs of models (default: `models()`). stop: whether to end with
+    the first counterexample. Raises UsageError for what is none of these, for a result of another
+    form, and for what has too many outcomes.
     """
-    kind, name = _kind(what), what if isinstance(what, str) else _name(what)
+    kind, name = _kind(what), _name(what)
     if not isinstance(policy, Policy):
         if policy not in POLICIES:
             raise UsageError("policy", policy, "is unknown", f"choose among: {', '.join(POLICIES)}")
@@ -259,7 +163,7 @@ def audit(
             if example is None and (not distance <= EXACT or edges):
                 example = _example(pair, shape, law, got, distance, found, edges)
             if kind == "drawing":
-                broken.add(broken_condition(what, pair))  # type: ignore[arg-type]
+                broken.add(broken_condition(what, pair.q))  # type: ignore[arg-type]
         if stop and example is not None:
             break
     if not cases:
@@ -298,7 +202,7 @@ def _kind(what: Any) -> str:
 
 
 def _name(what: Any) -> str:
-    return getattr(what, "__name__", type(what).__name__)
+    return what if isinstance(what, str) else getattr(what, "__name__", type(what).__name__)
 
 
 def _everything(
@@ -343,13 +247,10 @@ def _everything(
 
 
 def _few(what: Any, found: Sequence[Any]) -> None:
+    """Raise UsageError if there are too many paths."""
     if len(found) > MOST:
-        name = what if isinstance(what, str) else _name(what)
-        reason, remedy = (
-            f"has more than {MOST} paths of outcomes",
-            "try smaller shapes, or a smaller step",
-        )
-        raise UsageError("audit", name, reason, remedy)
+        reason = f"has more than {MOST} paths of outcomes"
+        raise UsageError("audit", _name(what), reason, "try smaller shapes, or a smaller step")
 
 
 def _verification(
@@ -525,54 +426,3 @@ def first_token(
     for one in _everything(drawing, "drawing", pair, POLICIES["sampled"], None)[0]:
         law[one.result[0][0]] += one.weight
     return law
-
-
-def broken_condition(drawing: Callable[..., Any], pair: Models) -> str:
-    """Which condition of "properly drawn" a drawing breaks at the root; empty if none. Decided from
-    the exact law of the root's sampled children, in the order in which the tree has them."""
-
-    def q(tokens: Sequence[int] = ()) -> torch.Tensor:
-        return torch.tensor(pair.q(tuple(tokens)), dtype=torch.float64)
-
-    law: dict[tuple[int, ...], float] = defaultdict(float)
-    lost = False
-    for one in outcomes(lambda chance: drawing(q, chance)):
-        tree: TokenTree = one.result
-        own = [u for u in tree.children[0] if not tree.point[u]]
-        law[tuple(tree.tokens[u] for u in own)] += one.weight
-        lost |= one.draws > tree.size - sum(tree.point[1:])
-    root = pair.q(())
-    if all(abs(gap) <= EXACT for gap in _gaps(law, root)):
-        return ""
-    if lost:
-        return (
-            "a drawn node is dropped or merged because of the token that it turned out to be (iv)"
-        )
-    sets: dict[frozenset[int], float] = defaultdict(float)
-    for key in {frozenset(key) for key in law}:
-        sets[key] = sum(law[k] for k in law if frozenset(k) == key)
-        sets[key] -= sum(_mass_of_draws(order, root) for order in itertools.permutations(key))
-    if max(map(abs, sets.values())) <= EXACT:
-        return REORDERED
-    return NOT_DRAWN
-
-
-def _gaps(law: dict[tuple[int, ...], float], root: Sequence[float]) -> Iterator[float]:
-    """For each beginning of the siblings: the next one's law, less the draft's without them."""
-    heads = {key[:length] for key in law for length in range(len(key))}
-    for head in heads:
-        longer = [(key, mass) for key, mass in law.items() if key[: len(head)] == head != key]
-        total = sum(mass for _, mass in longer)
-        left = 1.0 - sum(root[token] for token in head)
-        for token, mass in enumerate(root):
-            found = sum(own for key, own in longer if key[len(head)] == token)
-            proper = 0.0 if token in head or left <= EXACT else mass / left
-            yield found / total - proper if total > EXACT else 0.0
-
-
-def _mass_of_draws(tokens: Sequence[int], root: Sequence[float]) -> float:
-    """The probability that these tokens are drawn without replacement in this order."""
-    mass, left = 1.0, 1.0
-    for token in tokens:
-        mass, left = mass * (root[token] / left if left > EXACT else 0.0), left - root[token]
-    return mass

@@ -24,6 +24,7 @@ import torch
 
 from dynasurge.errors import UsageError
 
+EXACT = 1e-9  # a larger total variation is no rounding of float64
 ENDLESS = 1000  # outcomes of one path
 Result = TypeVar("Result")
 Later = TypeVar("Later")
@@ -52,7 +53,7 @@ class Script:
             reason, remedy = "are no probabilities", "draw from numbers of at least 0, not all 0"
             raise UsageError("chance", f"({said})", reason, remedy)
         if at >= ENDLESS:
-            remedy = "let it end, whatever is drawn"
+            remedy = "let it end after any draws"
             raise UsageError("chance", at, "outcomes were chosen, and the step goes on", remedy)
         pick = self._prefix[at] if at < len(self._prefix) else own[0]
         self.taken.append(pick)

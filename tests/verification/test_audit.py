@@ -17,17 +17,10 @@ from dynasurge.drafting.proposals import POLICIES
 from dynasurge.errors import UsageError
 from dynasurge.experiments.assisted_generation import assisted_generation, tiny_model
 from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.audit import (
-    DROPPED,
-    NOT_DRAWN,
-    REORDERED,
-    Models,
-    audit,
-    first_token,
-    fixed,
-)
+from dynasurge.verification.audit import Models, audit, first_token, fixed
 from dynasurge.verification.enumeration import Script, outcomes, random_table
 from dynasurge.verification.mistakes import MISTAKES, children, properly_drawn, walk
+from dynasurge.verification.properly_drawn import DROPPED, NOT_DRAWN, REORDERED
 from dynasurge.verification.rules import RULES, StopLaw
 from dynasurge.verification.sampled_audit import audit_samples
 
