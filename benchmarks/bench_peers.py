@@ -10,9 +10,8 @@ what also runs, through `model.generate`:
   cache for all prompts (a new cache for each would record its CUDA graphs again), on a GPU;
 - `assisted K`: assisted generation with the same draft, K tokens a pass; `assisted default`: up to
   20, until the draft's confidence is below 0.4. Compare with the best of these. A draft that reads
-  hidden states cannot assist. (transformers
-  applies the temperature to its draft twice, which is lossless but costs acceptance at T < 1;
-  `chain3` of `--methods` is the same method without that);
+  hidden states cannot assist. (transformers applies the temperature to its draft twice, which is
+  lossless but costs acceptance at T < 1; `chain3` of `--methods` is the same method without that);
 - `lookup K`: prompt lookup, K tokens copied from the text.
 
 All take the same prompt, at the same temperature and without top-k, before any takes the next. The
@@ -209,13 +208,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UsageError("--output", None, "needs a folder for records", "try --output runs/peers")
     output, (plan, _) = Path(args.output), with_laws(args, plan_of(args))
     pair = load_pair(**pair_options(args), device_map=args.device_map)
-    assisted = [name for name in args.peers or PEERS if name.startswith("assisted")]
-    if isinstance(pair.draft, FeatureDraft):
-        if args.peers and assisted:
-            reason = f"assists no model of transformers, {assisted[0]} needs one that reads text"
-            raise UsageError("--draft", args.draft, reason, "give such a draft, or other --peers")
-        args.peers = args.peers or [name for name in PEERS if name not in assisted]
-    args.peers = args.peers or [*PEERS]
+    assists = not isinstance(pair.draft, FeatureDraft)
+    able = [name for name in PEERS if assists or not name.startswith("assisted")]
+    args.peers = args.peers or able
+    if others := [name for name in args.peers if name not in able]:
+        reason = f"assists no model of transformers, {others[0]} needs one that reads text"
+        raise UsageError("--draft", args.draft, reason, "give such a draft, or other --peers")
     cuda = pair.target.device.type == "cuda"
     alone = {"mode": "auto", "use_bfs": False, "etv": "traversal", "policy": "sampled"}
     alone |= {"growmap": None, "B": "auto", "fill": False}

@@ -51,6 +51,7 @@ from dynasurge.verification.enumeration import (
     Outcome,
     Script,
     Table,
+    as_model,
     completed_law,
     outcomes,
     random_table,
@@ -210,13 +211,7 @@ def _everything(
 ) -> tuple[list[Outcome[Emitted]], float | None]:
     """Everything that can happen in one step, and how many tokens `traversal` accepts of the same
     trees: NaN if they are not known or none of its own, None if it verified them."""
-
-    def p(tokens: Sequence[int] = ()) -> torch.Tensor:
-        return torch.tensor(pair.p(tuple(map(int, tokens))), dtype=torch.float64)
-
-    def q(tokens: Sequence[int] = ()) -> torch.Tensor:
-        return torch.tensor(pair.q(tuple(map(int, tokens))), dtype=torch.float64)
-
+    p, q = as_model(pair.p), as_model(pair.q)
     found: list[Outcome[Emitted]] = []
     if kind == "step":
 
@@ -234,6 +229,7 @@ def _everything(
         assert growmap is not None
         drawn = outcomes(lambda chance: draw_tree(growmap, policy, q, chance))
         rule = RULES.get(what, bfs) if isinstance(what, str) else what
+    lawful = isinstance(rule, Rule) or "chance" not in inspect.signature(rule).parameters
     ours = 0.0 if policy in POLICIES.values() else math.nan
     for one in drawn:
         tree, base = one.result
@@ -241,7 +237,7 @@ def _everything(
         if rule is not traversal and ours == ours:
             depths = torch.tensor(tree.depths, dtype=torch.float64)
             ours += one.weight * float(traversal(tree, rows, base).stop @ depths)
-        found += map(one.then, outcomes(_verification(rule, tree, rows, base)))
+        found += map(one.then, outcomes(_verification(rule, lawful, tree, rows, base)))
         _few(what, found)
     return found, None if rule is traversal else ours
 
@@ -254,15 +250,15 @@ def _few(what: Any, found: Sequence[Any]) -> None:
 
 
 def _verification(
-    rule: Any, tree: TokenTree, p: torch.Tensor, q: list[torch.Tensor]
+    rule: Any, lawful: bool, tree: TokenTree, p: torch.Tensor, q: list[torch.Tensor]
 ) -> Callable[[Script], Emitted]:
-    """What a rule makes of a tree, as a function of chance. It may write to its arguments: these are
-    its own."""
+    """What a rule makes of a tree, as a function of chance. lawful: whether it returns its stop law,
+    and takes no chance. It may write to its arguments: these are its own."""
 
     def given() -> tuple[TokenTree, torch.Tensor, list[torch.Tensor]]:
         return tree, p.clone(), [row.clone() for row in q]
 
-    if not isinstance(rule, Rule) and "chance" in inspect.signature(rule).parameters:
+    if not lawful:
         return lambda chance: _verified(tree, rule(*given(), chance), p.shape[1])
     law = _checked(rule(*given()), *p.shape)
 

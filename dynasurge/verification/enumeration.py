@@ -175,6 +175,15 @@ def outcomes(
 # --- laws
 
 
+def as_model(table: Table) -> Callable[..., torch.Tensor]:
+    """A table as a function of some tokens, by default none: float64 [vocab]."""
+
+    def model(tokens: Sequence[int] = ()) -> torch.Tensor:
+        return torch.tensor(table(tuple(map(int, tokens))), dtype=torch.float64)
+
+    return model
+
+
 def random_table(seed: int, vocab: int = 3, sharpness: float = 1.5, zeros: bool = False) -> Table:
     """A language model: next-token probabilities for every context, different for each, float64.
     zeros: whether one token of each distribution has none, as top-p leaves them."""

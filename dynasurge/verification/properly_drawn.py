@@ -7,10 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-
 from dynasurge.trees.token_tree import TokenTree
-from dynasurge.verification.enumeration import EXACT, Table, outcomes
+from dynasurge.verification.enumeration import EXACT, Table, as_model, outcomes
 
 # of "properly drawn"; what shows in one case may be hidden in another, the last one is the clearest
 REORDERED = "siblings stand in another order than the one that they were drawn in (iii)"
@@ -22,10 +20,7 @@ CONDITIONS = ["", REORDERED, NOT_DRAWN, DROPPED]
 def broken_condition(drawing: Callable[..., Any], draft: Table) -> str:
     """Which condition of "properly drawn" a drawing breaks at the root; empty if none. Decided from
     the exact law of the root's sampled children, in the order in which the tree has them."""
-
-    def q(tokens: Sequence[int] = ()) -> torch.Tensor:
-        return torch.tensor(draft(tuple(tokens)), dtype=torch.float64)
-
+    q = as_model(draft)
     law: dict[tuple[int, ...], float] = defaultdict(float)
     lost = False
     for one in outcomes(lambda chance: drawing(q, chance)):

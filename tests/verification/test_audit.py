@@ -221,6 +221,18 @@ def test_what_shows_only_deeper_is_found(rule: Any) -> None:
     assert not audit(rule, stop=True).lossless
 
 
+def test_tokens_may_be_tensors() -> None:
+    """Of a model that says something else after each token."""
+
+    def step(p: Any, q: Any, chance: Script) -> list[Any]:
+        token = chance.pick(q())[0]
+        if chance.coin(p()[token] / q()[token]):
+            return [token, chance.token(p([token]))]
+        return [chance.token(torch.relu(p() - q()))]
+
+    assert audit(step).lossless
+
+
 def test_nothing_to_look_at_is_no_clean_audit() -> None:
     for how in ({"shapes": []}, {"zoo": []}):
         with pytest.raises(UsageError, match="no case was left to look at"):

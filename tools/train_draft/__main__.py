@@ -1,7 +1,7 @@
 """Command line of the distillation: ``python -m tools.train_draft COMMAND``.
 
-``sample`` and both ways to train resume when they are started again with the same arguments. Bad input ends
-with one line on standard error and exit code 2.
+``sample`` and both ways to train resume when they are started again with the same arguments. Bad
+input ends with one line on standard error and exit code 2.
 """
 
 from __future__ import annotations
