@@ -15,15 +15,16 @@ from __future__ import annotations
 import gc
 import resource
 import sys
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
 
 from dynasurge import Settings, load_pair
 from dynasurge.cli.flags import Parser, model_flags, pair_options
 from dynasurge.cli.main import guarded
-from dynasurge.decoding.latency import WIDTHS
+from dynasurge.decoding.engines import engines_of
+from dynasurge.decoding.latency import CAPTURED_WIDTHS, WIDTHS
 from dynasurge.decoding.session import Session
 from dynasurge.errors import UsageError
 from dynasurge.experiments.datasets import load_prompts
@@ -33,51 +34,46 @@ from dynasurge.models.memory_floor import bandwidth, timed, weight_bytes
 from dynasurge.models.pair import Pair
 
 TEXT = 256  # tokens in the cache
-ROOM = TEXT + max(WIDTHS)
+WIDEST = max(WIDTHS + CAPTURED_WIDTHS)
+ROOM = TEXT + WIDEST
 
 
 def one_pass(engine: Engine, n: int) -> None:
-    """Score n nodes after the text, and forget them."""
-    engine.forward([7] * n, [-1] + [0] * (n - 1))
+    """Score n nodes right below the text, and forget them."""
+    engine.forward([7] * n, [-1] * n)
 
 
 def captured(engine: Engine, n: int, graphs: Graphs) -> Captured[torch.Tensor]:
     """A static pass over n nodes after the text, captured."""
     rows = TEXT + torch.arange(n, device=engine.device)
     hidden = torch.arange(engine.static_length, device=engine.device) > rows[:, None]
-    tokens = torch.full_like(rows, 7)
-    return graphs.capture(lambda: engine.score(tokens, rows, rows, hidden, captured=True))
+    tokens, parents = torch.full_like(rows, 7), torch.full_like(rows, TEXT - 1)
+    return graphs.capture(lambda: engine.score(tokens, rows, rows, hidden, parents, captured=True))
 
 
-def curve(name: str, model: Any, kinds: list[str], widths: list[int], floor: float) -> None:
-    """Print the milliseconds of a pass by width and engine, and what fraction the floor is of a
-    pass of the least width."""
-    print(
-        f"\n| {name}, ms a pass | {' | '.join(f'n = {n}' for n in widths)} | floor / t({widths[0]}) |"
-    )
+def curves(pair: Pair, kinds: list[str], widths: list[int]) -> None:
+    """Print the milliseconds of a pass by model, width and engine. A draft's pass is one level."""
+    print(f"\n| ms a pass | {' | '.join(f'n = {n}' for n in widths)} | captured in |")
     print("|---" * (len(widths) + 2) + "|")
-    notes: list[str] = []
     for kind in kinds:
         gc.collect()  # a cache and its layers refer to each other
-        engine, graphs = Engine(model, ROOM, compiled=kind == "compiled"), Graphs(model.device)
-        if kind != "eager":
-            engine.prepare()
-        engine.extend(range(5, 5 + TEXT))
-        before = memory(model.device)
-        seconds = []
-        for n in widths:
-            if kind == "eager":
-                seconds.append(timed(partial(one_pass, engine, n), model.device))
-            else:
-                seconds.append(timed(captured(engine, n, graphs).replay, model.device))
-        cells = " | ".join(f"{1e3 * s:.2f}" for s in seconds)
-        print(f"| {kind} | {cells} | {floor / seconds[0]:.0%} |", flush=True)
-        if kind != "eager":
-            held = (memory(model.device) - before) / 2**30
-            notes.append(
-                f"{kind}: captured in {graphs.seconds:.1f} s, {held:.2f} GiB more than its cache"
-            )
-    print("\n" + "; ".join(notes))
+        how = {"vocab": pair.vocab, "compiled": kind == "compiled"}
+        target, draft = engines_of(pair, ROOM, ROOM, **how)
+        assert draft is not None
+        for name, engine in (("target", target), ("draft", draft)):
+            graphs = Graphs(engine.device)
+            if kind != "eager":
+                engine.prepare()
+            engine.extend(range(5, 5 + TEXT))
+            seconds = []
+            for n in widths:
+                work: Callable[[], object] = partial(one_pass, engine, n)
+                if kind != "eager":
+                    work = captured(engine, n, graphs).replay
+                seconds.append(timed(work, engine.device))
+            cells = " | ".join(f"{1e3 * s:.2f}" for s in seconds)
+            took = "" if kind == "eager" else f"{graphs.seconds:.1f} s"
+            print(f"| {name}, {kind} | {cells} | {took} |", flush=True)
 
 
 def memory(device: torch.device) -> int:
@@ -121,20 +117,18 @@ def main() -> int:
     add("--widths", type=int, nargs="+", default=list(WIDTHS))
     add("--steps", type=int, default=0, help="decode so many steps and see whether memory grew")
     args = parser.parse_args()
-    if not 0 < min(args.widths) <= max(args.widths) <= max(WIDTHS):
-        remedy = f"name some of 1 to {max(WIDTHS)}"
+    if not 0 < min(args.widths) <= max(args.widths) <= WIDEST:
+        remedy = f"name some of 1 to {WIDEST}"
         raise UsageError("--widths", args.widths, "are not all in range", remedy)
     pair = load_pair(**pair_options(args))
     device = pair.target.device
     kinds = args.engines or (["eager", "graphs"] if device.type == "cuda" else ["eager"])
-    speed = bandwidth(device)
-    print(f"reads {speed / 1e12:.3f} TB/s")
-    for name, model in (("target", pair.target), ("draft", pair.draft)):
-        weights = weight_bytes(model)
-        floor = weights / speed
-        size = f"{weights / 1e9:.2f} GB of {model.dtype} weights"
-        print(f"\n{name}: {size}, floor {1e3 * floor:.2f} ms", flush=True)
-        curve(name, model, kinds, args.widths, floor)
+    speed, weights = bandwidth(device), weight_bytes(pair.target)
+    print(
+        f"reads {speed / 1e12:.3f} TB/s; the target's {weights / 1e9:.2f} GB of {pair.target.dtype} "
+        f"weights take {1e3 * weights / speed:.2f} ms at least"
+    )
+    curves(pair, kinds, args.widths)
     if args.steps:
         growth(pair, "compiled" in kinds, args.steps)
     return 0
