@@ -136,7 +136,7 @@ def audit(
             raise UsageError("policy", policy, "is unknown", f"choose among: {', '.join(POLICIES)}")
         policy = POLICIES[policy]
     trees = [
-        (str(s), build_growmap(s) if isinstance(s, str) else s)
+        (s, build_growmap(s)) if isinstance(s, str) else (f"parents {s.parents}", s)
         for s in (SHAPES if shapes is None else shapes)
     ]
     if shapes is None:

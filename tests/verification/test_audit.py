@@ -16,6 +16,7 @@ from dynasurge.cli.main import main
 from dynasurge.drafting.proposals import POLICIES
 from dynasurge.errors import UsageError
 from dynasurge.experiments.assisted_generation import assisted_generation, tiny_model
+from dynasurge.trees.growmap import Growmap
 from dynasurge.trees.token_tree import TokenTree
 from dynasurge.verification.audit import Models, audit, first_token, fixed
 from dynasurge.verification.enumeration import Script, outcomes, random_table
@@ -126,6 +127,13 @@ def test_lengths_stand_beside_those_of_traversal() -> None:
     assert mine == pytest.approx(0.6 + 0.36)
     assert ours > mine
     assert "traversal" in str(report)
+
+
+def test_growmaps_of_one_size_are_cases_of_their_own() -> None:
+    shapes = [Growmap(parents=(-1, 0, 1)), Growmap(parents=(-1, 0, 0))]
+    report = audit("topdown", zoo=[HALVES], shapes=shapes)
+    (chain, _), (fork, _) = report.accepted.values()
+    assert (chain, fork) == (pytest.approx(0.96), pytest.approx(1.0))
 
 
 @pytest.mark.parametrize(
