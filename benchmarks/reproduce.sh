@@ -37,10 +37,11 @@ cpu() {
 }
 
 gpu() {
-    # docs/results/performance.md, docs/data/7b, docs/data/peers-7b
+    # docs/results/drafts.md, docs/data/draft-7b, docs/data/padded-7b; docs/results/performance.md, docs/data/7b, docs/data/peers-7b
     local seven=(--dataset "$cnn" --min-prompt-len 128 --target demo-7b --compile --T 0 0.6 1 --B 64 --mode auto dTree --use_bfs)
+    dynasurge sweep "${seven[@]}" --end 100 --methods EAGLE-2 --output "$OUT/draft-7b"
+    dynasurge sweep "${seven[@]}" --end 100 --draft demo-7b --output "$OUT/padded-7b"
     dynasurge sweep "${seven[@]}" --end 60 --methods chain3 Sequoia EAGLE-2 OPT-Tree DySpec --output "$OUT/7b"
-    dynasurge table "$OUT/7b"
     # transformers' own methods; the first compilation takes minutes
     python benchmarks/bench_peers.py "${seven[@]}" --end 6 --fill --peers generate "compiled generate" "lookup 5" \
         --output "$OUT/peers-7b"
@@ -87,16 +88,7 @@ drafts() {
     ablation eagle-1
     ablation inject-1 --inject --residual both
     ablation inject-2 --inject --residual both --layers 2
-    ablation inject-4 --inject --residual both --layers 4
     ablation eagle-2 --residual both --layers 2
-    ablation inject-2-features --inject --layers 2
-    ablation inject-2-alone --inject --residual both --layers 2 --no-carry
-    ablation blind-2 --blind --residual both --layers 2
-    ablation inject-2-adamw --inject --residual both --layers 2 --optimizer adamw
-    ablation inject-2-kl --inject --residual both --layers 2 --tv-end-weight 0
-    ablation inject-2-lk --inject --residual both --layers 2 --loss lk
-    ablation inject-2-deep --inject --residual both --layers 2 --depths 8 --depth-decay 1.0
-    ablation inject-2-fast --inject --residual both --layers 2 --muon-lr 0.02
     # the second round: more text, smaller batches, a reduced vocabulary
     "${launch[@]}" sample --out "$OUT/more-samples" --sample-tokens 71303168
     second() {
@@ -109,6 +101,18 @@ drafts() {
     second two-fast --layers 2 --muon-lr 0.02
     second four --layers 4
     second long --layers 2 --muon-lr 0.0125 --batch-rows 256 --max-tokens 200298913
+    # one switch at a time, at equal tokens (not run yet); 26 GiB of GPU memory and about two minutes each
+    "${launch[@]}" sample --out "$OUT/few-samples" --sample-tokens 16777216
+    switch() {
+        "${launch[@]}" train-features --samples "$OUT/few-samples" --prompts "$cnn" --layers 2 --draft-vocab 32768 --depths 6 \
+            --batch-rows 64 --loss-every 2 --max-tokens 16000000 --eval-every 1000 --out "$OUT/$1" "${@:2}"
+    }
+    switch base --inject --residual both
+    switch features --inject --residual features
+    switch blind --inject --residual both --blind
+    switch alone --inject --residual both --no-carry
+    switch adamw --inject --residual both --optimizer adamw
+    switch kl --inject --residual both --tv-end-weight 0
 }
 
 shipped() {
