@@ -2,7 +2,7 @@
 # Every published number, by the command that measures it. Each line can be run alone; a killed one goes on when it is run
 # again. DATA: a folder with cnn_dailymail.jsonl, c4_en.jsonl and spec_bench.jsonl (any JSONL with a `text` field will do).
 #
-#   bash benchmarks/reproduce.sh study     README's figure, docs/results/study.md; one GPU of 80 GB, an hour and a half
+#   bash benchmarks/reproduce.sh study     README's figure, docs/results/study.md; one GPU of 80 GB, 35 minutes
 #   bash benchmarks/reproduce.sh cpu       figures/laptop, docs/results/cpu.md; two cores, two hours
 #   bash benchmarks/reproduce.sh gpu       docs/results/performance.md; one GPU of 80 GB, half an hour
 #   bash benchmarks/reproduce.sh drafts    the ablations of drafts that read the target; one GPU or more, six minutes a run
@@ -129,11 +129,11 @@ shipped() {
 }
 
 study() {
-    # 200 articles and 120 web pages of at least 128 tokens. A folder each: a sweep that goes on has the same flags
+    # 100 articles and 60 web pages of at least 128 tokens. A folder each: a sweep that goes on has the same flags
     local seven=(bash eval.sh --target demo-7b --compile)
-    "${seven[@]}" --dataset "$cnn" --end 200 --T 0.9 --output "$OUT/cnn-0.9"
-    "${seven[@]}" --dataset "$DATA/c4_en.jsonl" --end 120 --T 0.9 --output "$OUT/c4-0.9"
-    "${seven[@]}" --dataset "$cnn" --end 200 --T 0.6 --output "$OUT/cnn-0.6"
+    "${seven[@]}" --dataset "$cnn" --end 100 --T 0.9 --output "$OUT/cnn-0.9"
+    "${seven[@]}" --dataset "$DATA/c4_en.jsonl" --end 60 --T 0.9 --output "$OUT/c4-0.9"
+    "${seven[@]}" --dataset "$cnn" --end 100 --T 0.6 --output "$OUT/cnn-0.6"
     dynasurge publish "$OUT/cnn-0.6" "$OUT/cnn-0.9" "$OUT/c4-0.9" --contexts 12 --output "$OUT/study"
 }
 
