@@ -31,6 +31,11 @@ def meant(name: str, known: Collection[str], otherwise: str = "leave it out") ->
     return f"did you mean {near[0]}?" if near else otherwise
 
 
+def described(error: BaseException) -> str:
+    """The kind of an error that foreign code raised, and the start of what it says, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(": ")
+
+
 def at_least(name: str, value: int, least: int, example: int) -> None:
     """Raise UsageError if a settings field is below `least`. `example` is a value that is right."""
     if value < least:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dynasurge.cli.flags import Parser
-from dynasurge.errors import UsageError
+from dynasurge.errors import UsageError, described
 from dynasurge.verification.audit import SHAPES, audit
 
 
@@ -66,5 +66,4 @@ def _found(name: str) -> Any:
 def _said(error: BaseException) -> str:
     """An error and the line that raised it, in one line."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    return f"{text}, {Path(frame.filename).name} line {frame.lineno}"
+    return f"{described(error)}, {Path(frame.filename).name} line {frame.lineno}"

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, PreTrainedModel
 
-from dynasurge.errors import UsageError
+from dynasurge.errors import UsageError, described
 from dynasurge.models.attention_masks import Masks
 from dynasurge.models.compatibility import MODELS, cache_arguments, readable
 from dynasurge.models.compiled_blocks import CompiledBlocks, blocks_of
@@ -332,7 +332,5 @@ class Engine:
             IndexError,
             NotImplementedError,
         ) as error:
-            reason = (
-                f"cannot read a tree ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-            )
+            reason = f"cannot read a tree ({described(error)})"
             raise UsageError("model", self.model.name_or_path, reason, MODELS) from error

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from dynasurge.errors import UsageError
+from dynasurge.errors import UsageError, described
 from dynasurge.models.attention_masks import SIZES, layer_kinds
 from dynasurge.models.compatibility import cache_arguments, readable
 from dynasurge.models.engine import Engine
@@ -88,7 +88,7 @@ def _difference(
         except UsageError as error:
             raise UsageError(flag, name, error.reason, error.remedy) from error
         except Exception as error:  # a model's own code may raise anything
-            reason = f"cannot read a tree ({' '.join(f'{type(error).__name__}: {error}'.split())[:200].rstrip(': ')})"
+            reason = f"cannot read a tree ({described(error)})"
             raise UsageError(flag, name, reason, REMEDY) from error
     behind, other = at_once[0, TEXT:], at_once[1, TEXT:]
     expected = torch.stack([by_one[0], by_one[1], other[1], behind[2], behind[3]])

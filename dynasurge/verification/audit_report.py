@@ -60,9 +60,9 @@ def _outline(tree: TokenTree, node: int = 0) -> str:
 class AuditReport:
     """What an audit found. kind: rule, drawing or step. cases, paths: how many pairs of models and
     trees, and how many paths of outcomes in all. distance: the largest total variation from the
-    target's law. condition: which condition of "properly drawn" a drawing breaks at the root. accepted: the mean
-    number of accepted tokens, by case, and that of `traversal` on the same trees (NaN for steps,
-    whose trees are not known, and for trees of a policy of one's own)."""
+    target's law. condition: which condition of "properly drawn" a drawing breaks at the root.
+    accepted: the mean number of accepted tokens, by case, and that of `traversal` on the same trees
+    (NaN for steps, whose trees are not known, and for trees of a policy of one's own)."""
 
     name: str
     kind: str

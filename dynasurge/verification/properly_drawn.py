@@ -1,4 +1,5 @@
-"""Which condition of "properly drawn" a drawing breaks (docs/concepts/verification.md), for the audit."""
+"""Which condition of "properly drawn" (docs/concepts/verification.md) a drawing breaks, for the
+audit."""
 
 from __future__ import annotations
 
