@@ -66,11 +66,11 @@ def usable(table: torch.Tensor) -> bool:
 
 
 def draw(
-    q: torch.Tensor, uniforms: torch.Tensor
+    q: torch.Tensor, uniforms: torch.Tensor, places: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw k tokens without replacement from each row on a GPU, for `proposals.draw`. q float32
-    [w, V], uniforms float64 [w, k, 2]. Returns tokens int64 and masses [w, k], sums and sums of
-    squares [w], float64."""
+    [w, V], uniforms float64 [w, k, 2]. places [w, 1]: how many to draw from each row, if fewer.
+    Returns tokens int64 (-1 for none) and masses [w, k], sums and sums of squares [w], float64."""
     rows, vocab = q.shape
     k = uniforms.shape[1]
     width = triton.next_power_of_2(math.ceil(math.sqrt(vocab)))
@@ -81,11 +81,13 @@ def draw(
     masses = torch.empty(rows, k, dtype=torch.float64, device=q.device)
     totals = torch.empty(rows, dtype=torch.float64, device=q.device)
     q, uniforms = q.contiguous(), uniforms.contiguous()
+    most = places.contiguous() if places is not None else totals
     _masses[(rows, blocks // CHUNK)](q, mass, squares, vocab, blocks, CHUNK=CHUNK, WIDTH=width)
     _draw[(rows,)](
         q,
         uniforms,
         mass,
+        most,
         tokens,
         masses,
         totals,
@@ -94,6 +96,7 @@ def draw(
         BLOCKS=blocks,
         WIDTH=width,
         K=triton.next_power_of_2(k),
+        LIMITED=places is not None,
     )
     return tokens, masses, totals, squares.sum(-1)
 
@@ -159,6 +162,7 @@ if triton is not None:
         q,
         uniforms,
         mass,
+        most,
         tokens,
         masses,
         totals,
@@ -167,13 +171,20 @@ if triton is not None:
         BLOCKS: tl.constexpr,
         WIDTH: tl.constexpr,
         K: tl.constexpr,
+        LIMITED: tl.constexpr,
     ):
         row = tl.program_id(0).to(tl.int64)
         blocks, inside, ranks = tl.arange(0, BLOCKS), tl.arange(0, WIDTH), tl.arange(0, K)
         left = tl.load(mass + row * BLOCKS + blocks)
         tl.store(totals + row, tl.sum(left, 0))
         drawn = tl.full((K,), -1, tl.int64)
-        for j in range(k):
+        stop = k
+        if LIMITED:
+            stop = tl.minimum(tl.load(most + row).to(tl.int32), k)
+            tl.store(tokens + row * k + ranks, drawn, mask=ranks < k)
+            tl.store(masses + row * k + ranks, tl.zeros((K,), tl.float64), mask=ranks < k)
+            tl.debug_barrier()
+        for j in range(stop):
             first = tl.load(uniforms + (row * k + j) * 2)
             second = tl.load(uniforms + (row * k + j) * 2 + 1)
             block = _invert(left, first, blocks, BLOCKS)

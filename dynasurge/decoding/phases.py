@@ -25,6 +25,7 @@ from dynasurge.drafting.child_kinds import Kind
 from dynasurge.drafting.growth import RUNS, GrowingTree, Proposer
 from dynasurge.drafting.kept_nodes import Nodes, assemble, tokens_at
 from dynasurge.drafting.prompt_lookup import CONTEXT
+from dynasurge.drafting.proposals import draw_tokens
 from dynasurge.drafting.reading import Reading, read_level, read_nodes
 from dynasurge.drafting.runs import add_runs
 from dynasurge.drafting.tree_budget import Size
@@ -261,7 +262,7 @@ class Phases:
         rows = self._growing.bounds.rows(level)
         chance = self._chance.rows(rows if self.padded else rows.start + ranks)
         self._proposer.fill(self._growing, level, q, chance, *self._known())
-        return self._growing.standing(level)
+        return self._growing.standing(level, compiled=self.compiled)
 
     def _known(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The text, for `find_copies`, and how many of its tokens are known [1]."""
@@ -308,7 +309,7 @@ class Phases:
         if nodes is None:
             root = torch.zeros_like(length)
             self._p[:1].copy_(self._probs(None, root, scored.logits))
-            bonus = self._chance.bonus.draw(self._p[:1], 1)[0]
+            bonus = draw_tokens(self._p[:1], self._chance.bonus, 1)[0]
             # -1 means no numbers; the next step may read it before the host sees it
             self._text.index_copy_(0, CONTEXT + 1 + length, bonus.clamp(min=0))
             length += 1
@@ -358,7 +359,7 @@ class Phases:
         """The target's distributions [m, V] at the nodes `which` [m], from their logits."""
         judge = self._judge
         if judge.processors is None:
-            return probabilities.to_probs(logits, judge.T, judge.P)
+            return fused(probabilities.to_probs, self.compiled)(logits, judge.T, judge.P)
         depth = torch.zeros_like(which)
         paths = torch.zeros(len(which), 0, dtype=torch.int64, device=self.device)
         if nodes is not None:
@@ -386,8 +387,9 @@ class Phases:
         relations = (nodes.parent, nodes.exists, nodes.seen)
         found = stop_law(self._judge.rule, families, p, q, *relations, compiled=self.compiled)
         self._left = (p, inner, nodes, logits)
-        end = self._chance.end.pick(found.stop)
-        bonus = self._chance.bonus.draw(self.left_at(end.clamp(min=0)), 1)[:, 0]
+        chance = self._chance.end
+        end = fused(type(chance).pick, self.compiled)(chance, found.stop)
+        bonus = draw_tokens(self.left_at(end.clamp(min=0)), self._chance.bonus, 1)[:, 0]
         return Judged(found.stop, end, bonus, _by_node(families.child, found.drawn, nodes.none))
 
     def left_at(self, node: torch.Tensor) -> torch.Tensor:
@@ -466,7 +468,7 @@ def _families(
     slots = slice(1, 1 + rows * k)
     node = number[row_slot[:rows]]
     child = torch.where(node[:, None] < none, number[slots].view(rows, k), none)
-    return node, child, token[slots].view(rows, k), kind[slots].view(rows, k) >= Kind.POINT
+    return node, child, token[slots].view(rows, k), kind[slots].view(rows, k) >= Kind.POINT.value
 
 
 def _by_node(child: torch.Tensor, drawn: torch.Tensor, none: int) -> torch.Tensor:

@@ -31,7 +31,8 @@ LEVELS = (2, 4)  # the first level of each class after the first
 
 class Kind(IntEnum):
     """A kind's number, which stands for it in tensors: sampled kinds first, then points, then
-    copies."""
+    copies. (torch.compile does not compare tensors with members of an enum: code that it reads takes
+    their `value`.)"""
 
     FIRST = 0
     SECOND = 1

@@ -39,7 +39,7 @@ import torch
 
 from dynasurge.drafting.child_kinds import Kind, depth_class
 from dynasurge.drafting.prompt_lookup import CONTEXT, find_copies
-from dynasurge.drafting.proposals import Limits, Policy, weighed, without
+from dynasurge.drafting.proposals import Copies, Limits, Policy, weighed, without
 from dynasurge.drafting.slot_values import limits, shaped, valued
 from dynasurge.models.cuda_graphs import fused
 from dynasurge.probabilities import Chance
@@ -47,7 +47,7 @@ from dynasurge.probabilities import Chance
 RUNS = 2  # runs of copies in a tree
 FRONTIER = 32  # the most nodes of a level that the draft reads in one pass
 PARENT = 3.0  # a node with less than so many times the least value of a slot has no children
-SORTED = 1024  # a level with more slots than this is sorted
+SORTED = 4096  # more slots than this are sorted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,10 +202,8 @@ class GrowingTree:
     def start(self, context: torch.Tensor) -> None:
         """Start a new tree after a text whose last tokens are `context` [CONTEXT] (-1 where there
         is no token)."""
-        self.slot_value.zero_()
-        self.node_value.zero_()
-        self.slot_value[:1].fill_(1.0)
-        self.node_value[:1].fill_(1.0)
+        torch._foreach_zero_([self.slot_value, self.node_value])
+        torch._foreach_add_([self.slot_value[:1], self.node_value[:1]], 1.0)
         self.row_slot.fill_(len(self.token) - 1)
         self.row_slot[:1].zero_()
         self.chain[0, :1].zero_()
@@ -229,8 +227,7 @@ class GrowingTree:
         of the level has a place in the tree (if padded, the host finds that out by `standing`)."""
         slots, width = self.slots(level), self.bounds.level_widths[level]
         if self.padded:
-            ranks = torch.arange(width, device=by.device)
-            order = ordered(by[slots], width)
+            ranks, order = torch.arange(width, device=by.device), None
         else:
             useful = self._useful(level, by, budget, cut)
             order = by[slots].sort(descending=True, stable=True).indices[:width]
@@ -241,16 +238,11 @@ class GrowingTree:
             self.starts.append(self.starts[-1] + len(ranks))
             self.read = self.starts[-1]
         rows = self.rows(level + 1)
-        numbers = torch.arange(rows.start, rows.stop, device=by.device)
-        start, depth = (
-            torch.full((1,), number, device=by.device) for number in (slots.start, level)
-        )
         texts = (self.chain, self.context, self.token)
-        found = fused(next_rows, compiled)(
-            order, numbers, start, depth, *texts, self.bounds.children
-        )
-        for mine, theirs in zip((self.row_slot, self.chain, self.context), found, strict=True):
-            mine[rows].copy_(theirs)
+        where = (slots.start, slots.stop, rows.start, rows.stop, level, self.bounds.children)
+        found = fused(next_rows, compiled)(by, order, *texts, *where)
+        mine = [self.row_slot[rows], self.chain[rows], self.context[rows]]
+        torch._foreach_copy_(mine, list(found))
         return ranks
 
     def _useful(
@@ -272,13 +264,18 @@ class GrowingTree:
             useful if bool(useful.any()) else useful.index_fill(0, first.view(1), bool(kept[first]))
         )
 
-    def standing(self, level: int) -> torch.Tensor:
+    def standing(self, level: int, *, compiled: bool = False) -> torch.Tensor:
         """The largest slot value of a level, chosen before its tokens were drawn, and how many
         slots of earlier levels are at least as valuable; float64 [2]."""
         slots = self.slots(level)
-        best = self.slot_value[slots].amax()
-        ahead = (self.slot_value[1 : slots.start] >= best).sum()
-        return torch.stack([best, ahead.double()])
+        return fused(best_and_ahead, compiled)(self.slot_value, slots.start, slots.stop)
+
+
+def best_and_ahead(slot_value: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """See `GrowingTree.standing`, for the slots `start` to `stop`."""
+    best = slot_value[start:stop].amax()
+    ahead = (slot_value[1:start] >= best).sum()
+    return torch.stack([best, ahead.double()])
 
 
 def parents(node_value: torch.Tensor, cut: torch.Tensor | None) -> torch.Tensor:
@@ -290,7 +287,7 @@ def parents(node_value: torch.Tensor, cut: torch.Tensor | None) -> torch.Tensor:
 def ordered(values: torch.Tensor, width: int) -> torch.Tensor:
     """The places of the `width` largest values, the first ones among equals; places after the last
     one if there are fewer values. int64 [width]."""
-    if len(values) <= SORTED:  # comparing all with all is one small kernel
+    if values.is_cuda and len(values) <= SORTED:  # comparing all with all is one small kernel
         places = torch.arange(len(values), device=values.device)
         ahead = (values > values[:, None]) | (
             (values == values[:, None]) & (places < places[:, None])
@@ -303,20 +300,27 @@ def ordered(values: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def next_rows(
-    order: torch.Tensor,
-    numbers: torch.Tensor,
-    start: torch.Tensor,
-    level: torch.Tensor,
+    by: torch.Tensor,
+    order: torch.Tensor | None,
     chain: torch.Tensor,
     context: torch.Tensor,
     token: torch.Tensor,
+    start: int,
+    stop: int,
+    first: int,
+    last: int,
+    level: int,
     children: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The rows `numbers` [w] for the slots of a level at the places `order` [w], which begin with
-    slot `start` [1]. Returns the rows' slots [w], chains and contexts."""
+    """The rows `first` to `last` for slots of a level, which are the slots `start` to `stop`: those
+    at the places `order` [w], None: the ones with the largest `by` [S + 1]. Returns the rows' slots
+    [w], chains and contexts."""
+    if order is None:
+        order = ordered(by[start:stop], last - first)
+    numbers = torch.arange(first, last, device=by.device)
     chosen = (order + start).clamp(max=len(token) - 1)
     above = (chosen - 1) // children
-    at = torch.arange(chain.shape[1], device=order.device) == level
+    at = torch.arange(chain.shape[1], device=by.device) == level
     chains = torch.where(at, numbers[:, None], chain[above])
     return chosen, chains, torch.cat([context[above, 1:], token[chosen][:, None]], dim=1)
 
@@ -360,23 +364,15 @@ class Proposer:
         above = growing.row_slot[rows]
         slot_value, node_value = growing.slot_value[above], growing.node_value[above]
         number = self.growmap[growing.number[above]] if self.growmap is not None else None
-        copies, k = None, growing.bounds.children
+        k, found = growing.bounds.children, None
         if self.copies:
-            found = self._run(find_copies, text, known, growing.context[rows])
-            copies = weighed(q, found, echoes=policy.points)
-            if growing.padded or bool(copies.good.any()):
-                q = without(q, copies)
-            else:
-                copies = None
-        places, floor = limits(policy, self.cut, node_value, number, self.most)
-        assert places is not None
-        if number is None:
-            places = torch.where(parents(node_value, self.cut)[:, None], places, 0)
+            found = (text, known, growing.context[rows])
+        own = (q, node_value, number, self.cut, self.most)
+        q, copies, places, floor = self._run(prepared, policy, *own, found, growing.padded)
         if not growing.padded:  # as many columns as children may exist
             more = int(copies is not None)
             k = min(k, max(1, int(places.max())) + more)
-        bounds = Limits(places, floor)
-        base, drawn = policy.draw(q, chance, k, bounds)
+        base, drawn = policy.draw(q, chance, k, Limits(places, floor))
         if number is not None:
             assert self.growmap is not None
             growing.number[slots].copy_(number.flatten())
@@ -390,11 +386,37 @@ class Proposer:
         growing.depth[slots].fill_(level)
         if k < growing.bounds.children:
             growing.slot_value[slots].zero_()
-        for name, of_children in children._asdict().items():
-            mine = getattr(growing, name)[slots].view(len(above), -1)
-            mine[:, :k].copy_(of_children)
+        views = [getattr(growing, name)[slots].view(len(above), -1) for name in children._fields]
+        torch._foreach_copy_([mine[:, :k] for mine in views], list(children))
         if base is not None:
             growing.base[rows].copy_(base)
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return fused(function, self.compiled)(*arguments)
+
+
+def prepared(
+    policy: Policy,
+    q: torch.Tensor,
+    node_value: torch.Tensor,
+    number: torch.Tensor | None,
+    cut: torch.Tensor | None,
+    most: int,
+    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
+    padded: bool,
+) -> tuple[torch.Tensor, Copies | None, torch.Tensor, torch.Tensor | None]:
+    """What a draw needs, for w nodes with the draft distributions q [w, V]: what children are
+    sampled from, the nodes' copies, and their `Limits`. found: arguments of `find_copies`, None
+    without copies. Other arguments: see `Proposer` and `limits`."""
+    copies = None
+    if found is not None:
+        copies = weighed(q, find_copies(*found), echoes=policy.points)
+        if padded or bool(copies.good.any()):
+            q = without(q, copies)
+        else:
+            copies = None
+    places, floor = limits(policy, cut, node_value, number, most)
+    assert places is not None
+    if number is None:
+        places = torch.where(parents(node_value, cut)[:, None], places, 0)
+    return q, copies, places, floor

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from dynasurge.drafting.growth import GrowingTree
+from dynasurge.drafting.growth import GrowingTree, ordered
 from dynasurge.models.cuda_graphs import fused
 
 
@@ -96,5 +96,5 @@ def best_slots(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The root and the `most` best slots, the best first, and which of them stay: those that are
     worth more than `worth` [1], and the root."""
-    order = slot_value.sort(descending=True, stable=True).indices[: most + 1]
+    order = ordered(slot_value, min(most + 1, len(slot_value)))
     return order, (slot_value[order] > worth) | (order == 0)

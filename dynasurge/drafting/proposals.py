@@ -131,7 +131,9 @@ def with_copies(made: Proposed, copies: Copies, drawn: Drawn, *, points: bool) -
     column = torch.arange(k, device=made.token.device)
     good = copies.good[:, None]
     at = good & (column == (k - 1 if points else 1))
-    kind = (Kind.ECHO + (Kind.LOOKUP - Kind.ECHO) * (copies.held < AGREES).long())[:, None]
+    kind = (
+        Kind.ECHO.value + (Kind.LOOKUP.value - Kind.ECHO.value) * (copies.held < AGREES).long()
+    )[:, None]
     match, held = copies.match[:, None], copies.held[:, None]
     one = torch.ones_like(match)
     copied = (at, copies.token[:, None], kind, one, held, match, match, held, held)
@@ -145,7 +147,7 @@ def with_copies(made: Proposed, copies: Copies, drawn: Drawn, *, points: bool) -
     head, rest = good & (column == 0), drawn.total[:, None]
     return made._replace(
         exists=made.exists & (~good | (column < 2)),
-        kind=torch.where(head, Kind.TAIL, made.kind),
+        kind=torch.where(head, Kind.TAIL.value, made.kind),
         x=torch.where(head, rest, made.x),
         x_before=torch.where(head, rest, made.x_before),
         own=torch.where(head, rest, made.own),
@@ -154,22 +156,29 @@ def with_copies(made: Proposed, copies: Copies, drawn: Drawn, *, points: bool) -
 
 
 def draw(
-    q: torch.Tensor, chance: Chance, k: int
+    q: torch.Tensor, chance: Chance, k: int, places: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """k tokens without replacement from each row of q [w, V], -1 if no token is left; their masses
-    [w, k]; the row's sum and sum of squares [w]. Masses and sums are float64."""
+    [w, k]; the row's sum and sum of squares [w]. Masses and sums are float64. places [w, 1]: how
+    many tokens of each row matter; the others may be -1."""
     if isinstance(chance, Uniforms) and triton_kernels.usable(q):
-        return triton_kernels.draw(q, chance.numbers[:, :k])
+        return triton_kernels.draw(q, chance.numbers[:, :k], places)
     tokens = chance.draw(q, k)
     masses = torch.where(tokens >= 0, q.gather(1, tokens.clamp(min=0)), 0.0).double()
     exact = q.double()  # little mass may be left after likely siblings
     return tokens, masses, exact.sum(-1), torch.linalg.vecdot(exact, exact)
 
 
+def draw_tokens(q: torch.Tensor, chance: Chance, k: int) -> torch.Tensor:
+    """The tokens of `draw` alone."""
+    kernel = isinstance(chance, Uniforms) and triton_kernels.usable(q)
+    return draw(q, chance, k)[0] if kernel else chance.draw(q, k)
+
+
 def _draw_sampled(
     q: torch.Tensor, chance: Chance, k: int, limits: Limits
 ) -> tuple[torch.Tensor, Drawn]:
-    return q, Drawn(k, *draw(q, chance, k))
+    return q, Drawn(k, *draw(q, chance, k, limits.places))
 
 
 def _draw_topk(q: torch.Tensor, chance: Chance, k: int, limits: Limits) -> tuple[None, Drawn]:
@@ -207,7 +216,7 @@ def _propose_sampled(drawn: Drawn) -> Proposed:
     return Proposed(
         exists=drawn.tokens >= 0,
         token=drawn.tokens.clamp(min=0),
-        kind=rank.clamp(max=Kind.LATER),
+        kind=rank.clamp(max=Kind.LATER.value),
         proposal=proposal,
         q=drawn.masses,
         x=proposal,
@@ -236,7 +245,7 @@ def _propose_hybrid(drawn: Drawn) -> Proposed:
     tail = Proposed(
         exists=tokens >= 0,
         token=tokens.clamp(min=0),
-        kind=torch.full_like(tokens, Kind.TAIL),
+        kind=torch.full_like(tokens, Kind.TAIL.value),
         proposal=torch.where(rest > 0, drawn.masses / rest, 1.0).clamp(max=1.0),
         q=drawn.masses,
         x=rest,
@@ -254,7 +263,7 @@ def _points(drawn: Drawn, k: int) -> Proposed:
     assert drawn.best is not None
     missing = k - drawn.values.shape[1]
     values, tokens = pad(drawn.values, (0, missing)), pad(drawn.best, (0, missing))
-    kind, one = torch.full_like(tokens, Kind.POINT), torch.ones_like(values)
+    kind, one = torch.full_like(tokens, Kind.POINT.value), torch.ones_like(values)
     return Proposed(values > 0, tokens, kind, one, values, values, values, values, values)
 
 

@@ -61,28 +61,47 @@ def add_runs(
         if not width:
             return
         growing.starts += [growing.read + width * level for level in range(1, run + 1)]
-    level = torch.arange(run, device=text.device)
-    # level by level
-    row = growing.read + level * width + torch.arange(len(runs.slot), device=text.device)[:, None]
+    where = (growing.read, width, run, k)
+    rows_of = fused(new_rows, compiled)
+    row, row_slot, depth, chain = rows_of(runs.slot, growing.depth, growing.chain, *where)
     slot = 1 + row * k
-    growing.row_slot[row] = torch.cat([runs.slot[:, None], slot[:, :-1]], dim=1)
-    depth = growing.depth[runs.slot][:, None]
-    chains = growing.chain[(runs.slot - 1) // k]
-    at = torch.arange(chains.shape[1], device=text.device) - depth  # [RUNS, depth]
+    for mine, at, value in (
+        (growing.row_slot, row, row_slot),
+        (growing.chain, row, chain),
+        (growing.token, slot, runs.token),
+        (growing.depth, slot, depth),
+        (growing.kind, slot, torch.full_like(slot, Kind.BLIND)),
+        (growing.proposal, slot, torch.ones_like(runs.value)),
+        (growing.q, slot, torch.full_like(runs.value, torch.nan)),
+        (growing.x, slot, runs.match.double()),
+        (growing.slot_value, slot, runs.value),
+        (growing.node_value, slot, runs.value),
+    ):
+        mine[at] = value
+
+
+def new_rows(
+    leaf: torch.Tensor,
+    slot_depth: torch.Tensor,
+    row_chain: torch.Tensor,
+    read: int,
+    width: int,
+    run: int,
+    children: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The rows of runs below the slots `leaf` [w], level by level behind the first `read` rows,
+    `width` a level: their numbers, their slots and the depths of their children, [w, run] each, and
+    their chains."""
+    level = torch.arange(run, device=leaf.device)
+    row = read + level * width + torch.arange(len(leaf), device=leaf.device)[:, None]
+    slot = 1 + row * children
+    row_slot = torch.cat([leaf[:, None], slot[:, :-1]], dim=1)
+    depth = slot_depth[leaf][:, None]
+    chains = row_chain[(leaf - 1) // children]
+    at = torch.arange(chains.shape[1], device=leaf.device) - depth  # [w, depth]
     own = row.gather(1, at.clamp(min=0, max=run - 1))
     mine = (at[:, None] >= 0) & (at[:, None] <= level[:, None])  # the rows of the run itself
-    growing.chain[row] = torch.where(mine, own[:, None], chains[:, None])
-    for mine, value in (
-        (growing.token, runs.token),
-        (growing.depth, depth + 1 + level),
-        (growing.kind, torch.full_like(slot, Kind.BLIND)),
-        (growing.proposal, torch.ones_like(runs.value)),
-        (growing.q, torch.full_like(runs.value, torch.nan)),
-        (growing.x, runs.match.double()),
-        (growing.slot_value, runs.value),
-        (growing.node_value, runs.value),
-    ):
-        mine[slot] = value
+    return row, row_slot, depth + 1 + level, torch.where(mine, own[:, None], chains[:, None])
 
 
 def find(

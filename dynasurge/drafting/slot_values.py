@@ -78,12 +78,12 @@ def valued(
         made = made._replace(exists=made.exists & (places > 0))
     before, after = estimates(table, made)
     if policy.points:  # the likeliest to be accepted first
-        by = torch.where(made.kind == Kind.TAIL, 2.0, torch.where(made.exists, after, -1.0))
+        by = torch.where(made.kind == Kind.TAIL.value, 2.0, torch.where(made.exists, after, -1.0))
         order = by.sort(dim=1, descending=True, stable=True).indices
         made = Proposed(*(part.gather(1, order) for part in made))
         before, after = before.gather(1, order), after.gather(1, order)
     if cut is not None:
-        pays = (made.kind != Kind.TAIL) | (node_value[:, None] * before >= cut)
+        pays = (made.kind != Kind.TAIL.value) | (node_value[:, None] * before >= cut)
         made = made._replace(exists=made.exists & pays)
     slots, nodes = values(made, before, after, slot_value, node_value)
     return Children(made.token, made.kind, made.proposal, made.q, made.x, slots, nodes)
@@ -112,7 +112,7 @@ def estimates(table: torch.Tensor | None, made: Proposed) -> tuple[torch.Tensor,
     probabilities."""
     if table is None:
         return made.own_before, made.own
-    counted = made.kind >= Kind.ECHO
+    counted = made.kind >= Kind.ECHO.value
     curves = table.flatten()
 
     def look(x: torch.Tensor) -> torch.Tensor:
@@ -131,14 +131,16 @@ def values(
     node_value: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Slot and node values [w, k] of children, from the values [w] of their parents."""
-    sequential = made.kind <= Kind.LATER  # these are tried only if their elder siblings are refused
+    sequential = (
+        made.kind <= Kind.LATER.value
+    )  # these are tried only if their elder siblings are refused
     rejected = torch.where(sequential & made.exists, 1.0 - after, 1.0).cumprod(1)
     refused = torch.cat([torch.ones_like(rejected[:, :1]), rejected[:, :-1]], 1)
-    point = made.kind >= Kind.POINT
+    point = made.kind >= Kind.POINT.value
     best_point = torch.where(point & made.exists, after, 0.0).amax(1, keepdim=True)
     # a child sampled before points is verified before them, so it must stand before them
     tail = torch.maximum(before, best_point)
-    before = torch.where(made.kind == Kind.TAIL, tail, refused * before)
+    before = torch.where(made.kind == Kind.TAIL.value, tail, refused * before)
     worth = torch.where(made.exists, node_value[:, None] * before, torch.inf)
     slot = torch.minimum(worth.cummin(1).values, slot_value[:, None])
     node = node_value[:, None] * torch.where(sequential, refused, 1.0) * after

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedConfig
 
+from dynasurge.models.cuda_graphs import fused
+
 FULL, SLIDING, CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
 KINDS = (FULL, SLIDING, CHUNKED)  # the kinds of layers that a mask can serve
 SIZES = {
@@ -62,14 +64,19 @@ class Masks:
     def __init__(self, config: PreTrainedConfig, dtype: torch.dtype) -> None:
         self._kinds, self._dtype = layer_kinds(config), dtype
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The masks for `hidden`, bool [n, rows], True for rows that full attention hides."""
+    def __call__(
+        self, hidden: torch.Tensor, *, compiled: bool = False
+    ) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The masks for `hidden`, bool [n, rows], True for rows that full attention hides.
+        compiled: whether torch.compile fuses the small kernels."""
         masks = {
-            kind: self._additive(hidden_in(kind, size, hidden))
+            kind: fused(additive, compiled)(kind, size, hidden, self._dtype)
             for kind, size in self._kinds.items()
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _additive(self, hidden: torch.Tensor) -> torch.Tensor:
-        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=hidden.device)
-        return mask.masked_fill_(hidden, torch.finfo(self._dtype).min)[None, None]
+
+def additive(kind: str, size: int | None, hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask of one kind of layer, see `hidden_in` and `Masks`."""
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+    return mask.masked_fill_(hidden_in(kind, size, hidden), torch.finfo(dtype).min)[None, None]

@@ -33,6 +33,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from transformers import PreTrainedModel
 
 from dynasurge.models.compatibility import cache_arguments
+from dynasurge.models.cuda_graphs import fused
 from dynasurge.models.kv_cache import TreeCache
 from dynasurge.models.model_changes import changed, join
 
@@ -91,6 +92,7 @@ class CompiledBlocks:
         small = len(self._blocks) <= SMALL
         self._whole = torch.compile(type(model).forward, dynamic=False) if small else None
         self._block = None if small else torch.compile(run_block, dynamic=False)
+        self._ends = [] if small else ends_of(model, self._blocks)
 
     @contextmanager
     def installed(self, tokens: int) -> Iterator[None]:
@@ -104,6 +106,8 @@ class CompiledBlocks:
             for number, block in enumerate(self._blocks):
                 layer = OneLayer(self._cache, number)
                 forwards[block] = partial(self._block, block, self._called, layer)
+            for module in self._ends:
+                forwards[module] = partial(fused(type(module).forward, True), module)
         several = tokens > 1
         narrowing = [
             module
@@ -144,6 +148,13 @@ def blocks_of(model: PreTrainedModel) -> list[nn.Module]:
         ):
             return list(module)
     raise RuntimeError("its blocks are not alike")
+
+
+def ends_of(model: PreTrainedModel, blocks: list[nn.Module]) -> list[nn.Module]:
+    """The norms beside a model's blocks, which run before or after all of them."""
+    inside = {module for block in blocks for module in block.modules()}
+    kinds = {type(module) for module in inside if type(module).__name__.endswith("Norm")}
+    return [module for module in model.modules() if type(module) in kinds and module not in inside]
 
 
 @torch.library.custom_op("dynasurge::apart", mutates_args=())

@@ -23,20 +23,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, PreTrainedModel
 
 from dynasurge.errors import UsageError, described
 from dynasurge.models.attention_masks import Masks
 from dynasurge.models.compatibility import MODELS, cache_arguments, readable
 from dynasurge.models.compiled_blocks import CompiledBlocks, blocks_of
+from dynasurge.models.cuda_graphs import fused
 from dynasurge.models.failures import no_numbers
 from dynasurge.models.kv_cache import TreeCache, states_of
 from dynasurge.models.model_changes import join_matrices
+from dynasurge.models.tree_attention import static_attention
 from dynasurge.trees.token_tree import ancestor_mask, depths_of
 
-# For captured passes, whose mask covers the whole cache; the fastest first.
-STATIC_ATTENTION = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 ALIGNED = 64  # cache rows come in multiples of this: attention kernels are slow on odd lengths
 
 
@@ -100,6 +99,7 @@ class Engine:
             beside = [self.features] if taps else []
             self._cache = TreeCache(self._sample(), self.max_length, beside)
         self._prepared = False  # for captured passes
+        self._fuses = False  # whether the present pass is compiled
         self._compiled: CompiledBlocks | None = None
 
     @torch.inference_mode()
@@ -211,10 +211,14 @@ class Engine:
         parents: the rows of the nodes' parents, for drafts that carry something from node to node.
         Returns logits [n, V].
         """
-        known = torch.where((tokens >= 0) & (tokens < self._known), tokens, 0)
-        where = positions.clamp(max=self._last)
         with self._passing(rows, hidden.shape[1], captured):
-            return self._fitted(self._run(known[None], where[None], hidden, 0))
+            return self._fitted(self._run(*self._read(tokens, positions), hidden, 0))
+
+    def _read(
+        self, tokens: torch.Tensor, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the model reads of these tokens and positions [n]; [1, n] each."""
+        return fused(bounded, self._fuses)(tokens, positions, self._known, self._last)
 
     @contextmanager
     def _passing(self, rows: torch.Tensor, shown: int, captured: bool) -> Iterator[None]:
@@ -223,8 +227,10 @@ class Engine:
             inside.enter_context(self._cache.writing_to(rows, shown))
             if captured and self._compiled is not None:
                 inside.enter_context(self._compiled.installed(len(rows)))
+                self._fuses = True
+                inside.callback(setattr, self, "_fuses", False)
             if captured:
-                inside.enter_context(sdpa_kernel(STATIC_ATTENTION, set_priority=True))
+                inside.enter_context(static_attention(self.model))
             yield
 
     @torch.inference_mode()
@@ -240,7 +246,7 @@ class Engine:
         run = partial(self._run, one[None], one[None], hidden, 0)
         with (
             self._cache.writing_to(row, self.static_length),
-            sdpa_kernel(STATIC_ATTENTION, set_priority=True),
+            static_attention(self.model),
         ):
             groups = join_matrices(self.model, run)
         if self.compiled:
@@ -289,7 +295,7 @@ class Engine:
         that a node may not see; None for the beginning of a text. keep: see `_run`. more: other
         arguments. Returns what the model returns."""
         arguments: dict[str, Any] = more | {
-            "attention_mask": self._masks(hidden) if hidden is not None else None,
+            "attention_mask": None if hidden is None else self._masks(hidden, compiled=self._fuses),
             "position_ids": positions,
             "use_cache": True,
         }
@@ -334,3 +340,12 @@ class Engine:
         ) as error:
             reason = f"cannot read a tree ({described(error)})"
             raise UsageError("model", self.model.name_or_path, reason, MODELS) from error
+
+
+def bounded(
+    tokens: torch.Tensor, positions: torch.Tensor, known: int, last: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and positions [n] as a model can read them, [1, n] each: of `known` tokens others are
+    0, and no position is after `last`."""
+    readable = torch.where((tokens >= 0) & (tokens < known), tokens, 0)
+    return readable[None], positions.clamp(max=last)[None]

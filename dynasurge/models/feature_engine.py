@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from dynasurge.models.cuda_graphs import fused
 from dynasurge.models.engine import Engine
 from dynasurge.models.feature_draft import FeatureDraft
 
@@ -110,7 +111,7 @@ class FeatureEngine(Engine):
         else:
             before = self._target.features[(positions - 1).clamp(min=0)]
             features, keep = torch.where(positions[:, None] > 0, before, 0), 1
-            self._inject(rows[:-1], hidden.shape[1])
+            self._inject(rows[:-1], hidden.shape[1], captured)
             self._root.copy_(positions[-1:])
         if self._injects and parents is None:
             tokens, positions, rows = tokens[-1:], positions[-1:], rows[-1:]
@@ -119,19 +120,19 @@ class FeatureEngine(Engine):
             first = torch.arange(hidden.shape[1], device=self.device) == 0
             later = self._root > 0 if parents is not None else positions > 0
             hidden = hidden | (first & later[:, None])
-        known = torch.where((tokens >= 0) & (tokens < self._known), tokens, 0)
-        where = positions.clamp(max=self._last)
-        how = {"features": features[None], "own": parents is not None}
+        how: dict[str, Any] = {"features": features[None], "own": parents is not None}
         with self._passing(rows, hidden.shape[1], captured):
-            out = self._call(known[None], where[None], hidden, keep, **how)
+            out = self._call(*self._read(tokens, positions), hidden, keep, **how)
         self._carried.index_copy_(0, rows, out.carried[0])
         return self._fitted(out.logits[0])
 
     def move(self, rows: torch.Tensor, to: torch.Tensor) -> None:
         """Do nothing: accepted tokens are read again."""
 
-    def _inject(self, rows: torch.Tensor, shown: int) -> None:
+    def _inject(self, rows: torch.Tensor, shown: int, captured: bool = False) -> None:
         """Write keys and values of these rows of the text from the target's features."""
         if self._injects and len(rows):
             with self._cache.writing_to(rows, shown):
-                self.model.inject(self._target.features[rows][None], rows[None], self._cache)
+                inject = fused(type(self.model).inject, captured and self.compiled)
+                given = (self._target.features[rows][None], rows[None], self._cache)
+                inject(self.model, *given)

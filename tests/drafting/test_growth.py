@@ -163,6 +163,11 @@ def test_kernels_do_what_torch_code_does(
     torch.testing.assert_close(left[0][:13], left[1][:13], atol=1e-6, rtol=1e-4)
     assert abs(float(one.stop.sum()) - 1) < 1e-5
     drawn = triton_kernels.draw(q, uniforms)
+    places = torch.arange(len(q), device=device)[:, None].double()
+    tokens, masses, *_ = triton_kernels.draw(q, uniforms, places)
+    there = torch.arange(bounds.children, device=device) < places
+    assert torch.equal(tokens, torch.where(there, drawn[0], -1))
+    assert torch.equal(masses, torch.where(there, drawn[1], 0.0))
     monkeypatch.setattr(triton_kernels, "usable", lambda table: False)
     for fast, slow in zip(drawn, draw(q, Uniforms(uniforms), uniforms.shape[1]), strict=True):
         torch.testing.assert_close(fast, slow, atol=1e-12, rtol=1e-9)

@@ -1,0 +1,192 @@
+"""The Triton kernel of models/tree_attention.py.
+
+A pass over a tree has some dozens of queries, and a mask over the whole cache. Kernels for long
+texts have tiles of 64 or more queries, and want grouped keys repeated, so they take several times
+as long as it takes to read the cache. Here a program has one head of keys and a few queries of its
+whole group, and goes over the cache once (online softmax, as in FlashAttention, arXiv 2205.14135):
+
+    for each block of rows:    s = q k / sqrt(d) + mask
+                               m' = max(m, s)      shrink what there is by exp(m - m')
+                               sum += exp(s - m')  mixed += exp(s - m') v
+    result                     mixed / sum
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from dynasurge import triton_kernels
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # pragma: no cover - a build of torch without it
+    triton = None
+
+# Tiles, queries and rows of the cache, as measured for 128 numbers of two bytes a head: small ones
+# while there are few programs.
+SMALL, LARGE = (16, 128), (64, 64)
+FEW = 64  # programs
+BYTES = 256  # of a head's numbers in these tiles; a wider head has fewer rows in its tile
+STAGES = 3  # the most tiles of keys and values that are on their way at once
+WIDEST = 256  # the largest head size
+TYPES = (torch.bfloat16, torch.float16, torch.float32)
+NEVER = -1e30  # added for hidden rows: finite, so that a query which sees nothing is no NaN
+
+
+def usable(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> bool:
+    """Whether the kernel can compute the attention of these, and is fast, see `tree_attention`."""
+    there = triton is not None and (query.is_cuda or triton_kernels.INTERPRETED)
+    alike = query.dtype == key.dtype == value.dtype and query.dtype in TYPES
+    return (
+        there
+        and alike
+        and query.shape[2] > 1
+        and max(query.shape[-1], value.shape[-1]) <= WIDEST
+        and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
+        and mask is not None
+        and mask.is_floating_point()
+        and mask.shape[:2] == (1, 1) == (query.shape[0], mask.stride(-1))
+    )
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Attention of n nodes over `rows` rows of a cache, see above. query [heads,
+    n, d], key, value [key heads, rows, d or another size]; mask [n, rows], additive. Returns [n,
+    heads, value's size]."""
+    heads, n, size = query.shape
+    own, rows, out_size = value.shape
+    out = query.new_empty(n, heads, out_size)
+    group = heads // own
+    few = own * triton.cdiv(n * group, SMALL[0]) <= FEW
+    queries, tile = SMALL if few else LARGE
+    width, out_width = (max(16, triton.next_power_of_2(one)) for one in (size, out_size))
+    wide = max(width, out_width) * query.element_size()
+    tile = tile * BYTES // max(BYTES, wide)
+    _attend[(triton.cdiv(n * group, queries), own)](
+        query,
+        key,
+        value,
+        mask,
+        out,
+        *query.stride()[:2],
+        *key.stride()[:2],
+        *value.stride()[:2],
+        mask.stride(0),
+        out.stride(0),
+        n,
+        rows,
+        size,
+        out_size,
+        scale * math.log2(math.e),
+        GROUP=group,
+        M=queries,
+        N=tile,
+        D=width,
+        OUT=out_width,
+        NEVER=NEVER,
+        LOG2E=math.log2(math.e),
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+        num_warps=4,
+        num_stages=_stages(query.device, queries * wide, 2 * tile * wide),
+    )
+    return out
+
+
+def _stages(device: torch.device, queries: int, tile: int) -> int:
+    """How many tiles of so many bytes fit into a GPU's shared memory beside its queries."""
+    if device.type != "cuda":
+        return 1
+    properties: Any = torch.cuda.get_device_properties(device)
+    room: int = properties.shared_memory_per_block_optin
+    return min(STAGES, max(1, (room - queries) // tile))
+
+
+if triton is not None:
+
+    @triton.jit
+    def _attend(
+        query,
+        key,
+        value,
+        mask,
+        out,
+        query_head,
+        query_row,
+        key_head,
+        key_row,
+        value_head,
+        value_row,
+        mask_row,
+        out_row,
+        n,
+        rows,
+        size,
+        out_size,
+        scale,
+        GROUP: tl.constexpr,
+        M: tl.constexpr,
+        N: tl.constexpr,
+        D: tl.constexpr,
+        OUT: tl.constexpr,
+        NEVER: tl.constexpr,
+        LOG2E: tl.constexpr,
+        PRECISION: tl.constexpr,
+    ):
+        own = tl.program_id(1).to(tl.int64)
+        line = tl.program_id(0) * M + tl.arange(0, M)  # a node's heads of this group, side by side
+        node, head = (line // GROUP).to(tl.int64), own * GROUP + line % GROUP
+        there = node < n
+        d, e = tl.arange(0, D), tl.arange(0, OUT)
+        at_q = head * query_head + node * query_row
+        q = tl.load(
+            query + at_q[:, None] + d[None, :], mask=there[:, None] & (d < size)[None, :], other=0.0
+        )
+        best = tl.full((M,), -float("inf"), tl.float32)
+        total = tl.zeros((M,), tl.float32)
+        mixed = tl.zeros((M, OUT), tl.float32)
+        for start in range(0, rows, N):
+            row = start + tl.arange(0, N)
+            inside = row < rows
+            at_k = own * key_head + row * key_row
+            at_v = own * value_head + row * value_row
+            k = tl.load(
+                key + at_k[None, :] + d[:, None],
+                mask=inside[None, :] & (d < size)[:, None],
+                other=0.0,
+            )
+            bias = tl.load(
+                mask + node[:, None] * mask_row + row[None, :],
+                mask=there[:, None] & inside[None, :],
+                other=0.0,
+            ).to(tl.float32)
+            v = tl.load(
+                value + at_v[:, None] + e[None, :],
+                mask=inside[:, None] & (e < out_size)[None, :],
+                other=0.0,
+            )
+            score = (
+                tl.dot(q, k, input_precision=PRECISION) * scale + tl.maximum(bias, NEVER) * LOG2E
+            )
+            score = tl.where(inside[None, :], score, -float("inf"))
+            higher = tl.maximum(best, tl.max(score, 1))
+            shrink = tl.exp2(best - higher)
+            weight = tl.exp2(score - higher[:, None])
+            total = total * shrink + tl.sum(weight, 1)
+            mixed = mixed * shrink[:, None] + tl.dot(
+                weight.to(v.dtype), v, input_precision=PRECISION
+            )
+            best = higher
+        at_out = node * out_row + head * out_size
+        tl.store(
+            out + at_out[:, None] + e[None, :],
+            (mixed / total[:, None]).to(q.dtype),
+            mask=there[:, None] & (e < out_size)[None, :],
+        )
