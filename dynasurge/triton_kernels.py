@@ -79,9 +79,9 @@ def draw(
     squares = torch.empty_like(mass)
     tokens = torch.empty(rows, k, dtype=torch.int64, device=q.device)
     masses = torch.empty(rows, k, dtype=torch.float64, device=q.device)
-    totals = torch.empty(rows, dtype=torch.float64, device=q.device)
+    sums = torch.empty(2, rows, dtype=torch.float64, device=q.device)
     q, uniforms = q.contiguous(), uniforms.contiguous()
-    most = places.contiguous() if places is not None else totals
+    most = places.contiguous() if places is not None else sums
     _masses[(rows, blocks // CHUNK)](q, mass, squares, vocab, blocks, CHUNK=CHUNK, WIDTH=width)
     _draw[(rows,)](
         q,
@@ -90,7 +90,8 @@ def draw(
         most,
         tokens,
         masses,
-        totals,
+        squares,
+        sums,
         vocab,
         k,
         BLOCKS=blocks,
@@ -98,7 +99,7 @@ def draw(
         K=triton.next_power_of_2(k),
         LIMITED=places is not None,
     )
-    return tokens, masses, totals, squares.sum(-1)
+    return tokens, masses, sums[0], sums[1]
 
 
 def share(shares: Shares, rows: slice, *, bottom_up: bool) -> None:
@@ -165,7 +166,8 @@ if triton is not None:
         most,
         tokens,
         masses,
-        totals,
+        squares,
+        sums,
         vocab,
         k,
         BLOCKS: tl.constexpr,
@@ -176,7 +178,9 @@ if triton is not None:
         row = tl.program_id(0).to(tl.int64)
         blocks, inside, ranks = tl.arange(0, BLOCKS), tl.arange(0, WIDTH), tl.arange(0, K)
         left = tl.load(mass + row * BLOCKS + blocks)
-        tl.store(totals + row, tl.sum(left, 0))
+        tl.store(sums + row, tl.sum(left, 0))
+        rows = tl.num_programs(0)
+        tl.store(sums + rows + row, tl.sum(tl.load(squares + row * BLOCKS + blocks), 0))
         drawn = tl.full((K,), -1, tl.int64)
         stop = k
         if LIMITED:

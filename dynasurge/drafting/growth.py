@@ -241,8 +241,7 @@ class GrowingTree:
         texts = (self.chain, self.context, self.token)
         where = (slots.start, slots.stop, rows.start, rows.stop, level, self.bounds.children)
         found = fused(next_rows, compiled)(by, order, *texts, *where)
-        mine = [self.row_slot[rows], self.chain[rows], self.context[rows]]
-        torch._foreach_copy_(mine, list(found))
+        copy_all([self.row_slot[rows], self.chain[rows], self.context[rows]], found)
         return ranks
 
     def _useful(
@@ -274,8 +273,16 @@ class GrowingTree:
 def best_and_ahead(slot_value: torch.Tensor, start: int, stop: int) -> torch.Tensor:
     """See `GrowingTree.standing`, for the slots `start` to `stop`."""
     best = slot_value[start:stop].amax()
-    ahead = (slot_value[1:start] >= best).sum()
-    return torch.stack([best, ahead.double()])
+    slots = torch.arange(len(slot_value), device=slot_value.device)  # a size that never changes
+    ahead = (slot_value >= best) & (slots > 0) & (slots < start)
+    return torch.stack([best, ahead.sum().double()])
+
+
+def copy_all(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> None:
+    """Copy tensors into others of the same shapes and dtypes; on a GPU one kernel a dtype."""
+    for dtype in {one.dtype for one in theirs}:
+        chosen = [at for at, one in enumerate(theirs) if one.dtype == dtype]
+        torch._foreach_copy_([mine[at] for at in chosen], [theirs[at] for at in chosen])
 
 
 def parents(node_value: torch.Tensor, cut: torch.Tensor | None) -> torch.Tensor:
@@ -362,13 +369,13 @@ class Proposer:
         distributions of the rows above. text, known: see `find_copies`."""
         policy, rows, slots = self.policy, growing.rows(level), growing.slots(level)
         above = growing.row_slot[rows]
-        slot_value, node_value = growing.slot_value[above], growing.node_value[above]
         number = self.growmap[growing.number[above]] if self.growmap is not None else None
         k, found = growing.bounds.children, None
         if self.copies:
             found = (text, known, growing.context[rows])
-        own = (q, node_value, number, self.cut, self.most)
-        q, copies, places, floor = self._run(prepared, policy, *own, found, growing.padded)
+        own = (above, growing.slot_value, growing.node_value, number, self.cut, self.most)
+        made = self._run(prepared, policy, q, *own, found, growing.padded)
+        q, slot_value, node_value, copies, places, floor = made
         if not growing.padded:  # as many columns as children may exist
             more = int(copies is not None)
             k = min(k, max(1, int(places.max())) + more)
@@ -386,8 +393,10 @@ class Proposer:
         growing.depth[slots].fill_(level)
         if k < growing.bounds.children:
             growing.slot_value[slots].zero_()
-        views = [getattr(growing, name)[slots].view(len(above), -1) for name in children._fields]
-        torch._foreach_copy_([mine[:, :k] for mine in views], list(children))
+        mine = [
+            getattr(growing, name)[slots].view(len(above), -1)[:, :k] for name in children._fields
+        ]
+        copy_all(mine, children)
         if base is not None:
             growing.base[rows].copy_(base)
 
@@ -398,17 +407,27 @@ class Proposer:
 def prepared(
     policy: Policy,
     q: torch.Tensor,
+    above: torch.Tensor,
+    slot_value: torch.Tensor,
     node_value: torch.Tensor,
     number: torch.Tensor | None,
     cut: torch.Tensor | None,
     most: int,
     found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
     padded: bool,
-) -> tuple[torch.Tensor, Copies | None, torch.Tensor, torch.Tensor | None]:
-    """What a draw needs, for w nodes with the draft distributions q [w, V]: what children are
-    sampled from, the nodes' copies, and their `Limits`. found: arguments of `find_copies`, None
-    without copies. Other arguments: see `Proposer` and `limits`."""
-    copies = None
+) -> tuple[
+    torch.Tensor,
+    torch.Tensor,
+    torch.Tensor,
+    Copies | None,
+    torch.Tensor,
+    torch.Tensor | None,
+]:
+    """What a draw needs, for w nodes in the slots `above` with the draft distributions q [w, V]:
+    what children are sampled from, the nodes' two values, their copies, and their `Limits`. found:
+    arguments of `find_copies`, None without copies. Other arguments: see `GrowingTree`, `Proposer`
+    and `limits`."""
+    slot_value, node_value, copies = slot_value[above], node_value[above], None
     if found is not None:
         copies = weighed(q, find_copies(*found), echoes=policy.points)
         if padded or bool(copies.good.any()):
@@ -419,4 +438,4 @@ def prepared(
     assert places is not None
     if number is None:
         places = torch.where(parents(node_value, cut)[:, None], places, 0)
-    return q, copies, places, floor
+    return q, slot_value, node_value, copies, places, floor

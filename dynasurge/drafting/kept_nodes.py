@@ -72,7 +72,7 @@ def best_nodes(
     order = torch.where(kept, order, slots)
     if len(order) < n + 1:
         order = torch.nn.functional.pad(order, (0, n + 1 - len(order)), value=slots)
-    slot = order.sort().values
+    slot = order[ordered(-order, n + 1)]
     places = torch.arange(n + 1, device=slot.device)
     exists = slot < slots
     number = torch.full((slots + 1,), n + 1, dtype=torch.int64, device=slot.device)

@@ -513,7 +513,7 @@ def test_a_draft_that_stops_by_what_a_level_is_worth_in_all_is_caught(
     def draft(text: tuple[int, ...]) -> list[float]:
         return rows[text[-1]] if len(text) > len(PROMPT) else [0.4, 0.3, 0.3]
 
-    def in_all(growing: GrowingTree, level: int) -> torch.Tensor:
+    def in_all(growing: GrowingTree, level: int, **_: bool) -> torch.Tensor:
         own = growing.slot_value[growing.slots(level)].sum().view(1)
         return torch.cat([own, torch.zeros_like(own)])
 
