@@ -6,6 +6,7 @@
 #   bash benchmarks/reproduce.sh cpu       figures/laptop, docs/results/cpu.md; two cores, two hours
 #   bash benchmarks/reproduce.sh gpu       docs/results/performance.md; one GPU of 80 GB, half an hour
 #   bash benchmarks/reproduce.sh drafts    the ablations of drafts that read the target; one GPU or more, six minutes a run
+#   bash benchmarks/reproduce.sh switches  drafts with one thing changed at a time; one GPU, three minutes a run
 #   bash benchmarks/reproduce.sh shipped   the draft that ships; two GPUs, 35 minutes
 #   bash benchmarks/reproduce.sh trees     docs/results/trees.md, docs/results/rules.md; one GPU, nine runs of five minutes
 #   bash benchmarks/reproduce.sh original  eval.sh: the original study; a network, a GPU, hours
@@ -101,7 +102,11 @@ drafts() {
     second two-fast --layers 2 --muon-lr 0.02
     second four --layers 4
     second long --layers 2 --muon-lr 0.0125 --batch-rows 256 --max-tokens 200298913
-    # one switch at a time, at equal tokens (not run yet); 26 GiB of GPU memory and about two minutes each
+}
+
+switches() {
+    # docs/results/drafts.md: one thing changed at a time, at equal tokens; 26 GiB of GPU memory
+    local launch=(python -m torch.distributed.run --nproc_per_node "${GPUS:-1}" -m tools.train_draft)
     "${launch[@]}" sample --out "$OUT/few-samples" --sample-tokens 16777216
     switch() {
         "${launch[@]}" train-features --samples "$OUT/few-samples" --prompts "$cnn" --layers 2 --draft-vocab 32768 --depths 6 \
@@ -109,10 +114,12 @@ drafts() {
     }
     switch base --inject --residual both
     switch features --inject --residual features
-    switch blind --inject --residual both --blind
-    switch alone --inject --residual both --no-carry
-    switch adamw --inject --residual both --optimizer adamw
     switch kl --inject --residual both --tv-end-weight 0
+    switch adamw --inject --residual both --optimizer adamw
+    switch blind --inject --residual both --blind
+    # not run yet
+    switch tokens --residual both --blind
+    switch alone --inject --residual both --no-carry
 }
 
 shipped() {
@@ -141,9 +148,9 @@ original() {
     bash eval.sh --output "$OUT/eval"
 }
 
-for part in "${@:?name one or more of: study cpu gpu drafts shipped trees original}"; do
+for part in "${@:?name one or more of: study cpu gpu drafts switches shipped trees original}"; do
     case $part in
-        cpu | gpu | drafts | shipped | trees | study | original) "$part" ;;
-        *) echo "error: $part is unknown; name one or more of: study cpu gpu drafts shipped trees original" >&2; exit 2 ;;
+        cpu | gpu | drafts | switches | shipped | trees | study | original) "$part" ;;
+        *) echo "error: $part is unknown; name one or more of: study cpu gpu drafts switches shipped trees original" >&2; exit 2 ;;
     esac
 done
