@@ -105,7 +105,8 @@ def _stages(device: torch.device, queries: int, tile: int) -> int:
     if device.type != "cuda":
         return 1
     properties: Any = torch.cuda.get_device_properties(device)
-    room: int = properties.shared_memory_per_block_optin
+    least = properties.shared_memory_per_block  # ROCm knows only this
+    room: int = getattr(properties, "shared_memory_per_block_optin", least)
     return min(STAGES, max(1, (room - queries) // tile))
 
 
