@@ -2,7 +2,8 @@
 numbers enter.
 
 Every random number comes from one explicit CPU `torch.Generator`. The few uniforms of a draw move
-to the device of the probabilities, so a seed means the same on every device. Code that draws gets a
+to the device of the probabilities. A seed means the same on every CPU, and on every GPU with Triton
+(whose kernel cuts the vocabulary into other blocks). Code that draws gets a
 `Chance`: `Random` in use; in tests that enumerate all outcomes, a script that names the next one.
 Losslessness rests on two facts of this file:
 

@@ -185,9 +185,9 @@ if triton is not None:
         stop = k
         if LIMITED:
             stop = tl.minimum(tl.load(most + row).to(tl.int32), k)
-            tl.store(tokens + row * k + ranks, drawn, mask=ranks < k)
-            tl.store(masses + row * k + ranks, tl.zeros((K,), tl.float64), mask=ranks < k)
-            tl.debug_barrier()
+            unused = (ranks >= stop) & (ranks < k)
+            tl.store(tokens + row * k + ranks, drawn, mask=unused)
+            tl.store(masses + row * k + ranks, tl.zeros((K,), tl.float64), mask=unused)
         for j in range(stop):
             first = tl.load(uniforms + (row * k + j) * 2)
             second = tl.load(uniforms + (row * k + j) * 2 + 1)

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -47,7 +47,8 @@ from dynasurge.probabilities import Chance
 RUNS = 2  # runs of copies in a tree
 FRONTIER = 32  # the most nodes of a level that the draft reads in one pass
 PARENT = 3.0  # a node with less than so many times the least value of a slot has no children
-SORTED = 4096  # more slots than this are sorted
+COMPARED = 4096  # slots that are ordered by comparing all with all,
+MATERIALISED = 1024  # ... if torch.compile does not fuse the comparisons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,16 +295,21 @@ def parents(node_value: torch.Tensor, cut: torch.Tensor | None) -> torch.Tensor:
 def ordered(values: torch.Tensor, width: int) -> torch.Tensor:
     """The places of the `width` largest values, the first ones among equals; places after the last
     one if there are fewer values. int64 [width]."""
-    if values.is_cuda and len(values) <= SORTED:  # comparing all with all is one small kernel
-        places = torch.arange(len(values), device=values.device)
-        ahead = (values > values[:, None]) | (
-            (values == values[:, None]) & (places < places[:, None])
-        )
-        order = torch.zeros_like(places).scatter(0, ahead.sum(1), places)
+    most = COMPARED if torch.compiler.is_compiling() else MATERIALISED
+    if values.is_cuda and len(values) <= most:  # one small kernel
+        order = by_comparing(values)
     else:
         order = values.sort(descending=True, stable=True).indices
     order = order[:width]
     return torch.nn.functional.pad(order, (0, width - len(order)), value=1 << 40)
+
+
+def by_comparing(values: torch.Tensor) -> torch.Tensor:
+    """The places of all values, the largest first and the first ones among equals: a place is where
+    it is counted."""
+    places = torch.arange(len(values), device=values.device)
+    ahead = (values > values[:, None]) | ((values == values[:, None]) & (places < places[:, None]))
+    return torch.zeros_like(places).scatter(0, ahead.sum(1), places)
 
 
 def next_rows(
@@ -374,12 +380,12 @@ class Proposer:
         if self.copies:
             found = (text, known, growing.context[rows])
         own = (above, growing.slot_value, growing.node_value, number, self.cut, self.most)
-        made = self._run(prepared, policy, q, *own, found, growing.padded)
-        q, slot_value, node_value, copies, places, floor = made
+        ready = self._run(prepared, policy, q, *own, found, growing.padded)
+        q, copies, bounds, slot_value, node_value = ready
         if not growing.padded:  # as many columns as children may exist
             more = int(copies is not None)
-            k = min(k, max(1, int(places.max())) + more)
-        base, drawn = policy.draw(q, chance, k, Limits(places, floor))
+            k = min(k, max(1, int(bounds.places.max())) + more)
+        base, drawn = policy.draw(q, chance, k, bounds)
         if number is not None:
             assert self.growmap is not None
             growing.number[slots].copy_(number.flatten())
@@ -388,7 +394,7 @@ class Proposer:
         else:
             table = self.table[depth_class(level)] if self.table is not None else None
             cut = self.cut if policy.tails else None
-            known_values = (slot_value, node_value, table, cut, places)
+            known_values = (slot_value, node_value, table, cut, bounds.places)
             children = self._run(valued, policy, drawn, copies, *known_values)
         growing.depth[slots].fill_(level)
         if k < growing.bounds.children:
@@ -404,6 +410,17 @@ class Proposer:
         return fused(function, self.compiled)(*arguments)
 
 
+class Ready(NamedTuple):
+    """What is known of w nodes before the draw: what children are sampled from [w, V], the nodes'
+    copies, how many children they may have, and their two values [w]."""
+
+    q: torch.Tensor
+    copies: Copies | None
+    limits: Limits
+    slot_value: torch.Tensor
+    node_value: torch.Tensor
+
+
 def prepared(
     policy: Policy,
     q: torch.Tensor,
@@ -415,18 +432,10 @@ def prepared(
     most: int,
     found: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None,
     padded: bool,
-) -> tuple[
-    torch.Tensor,
-    torch.Tensor,
-    torch.Tensor,
-    Copies | None,
-    torch.Tensor,
-    torch.Tensor | None,
-]:
-    """What a draw needs, for w nodes in the slots `above` with the draft distributions q [w, V]:
-    what children are sampled from, the nodes' two values, their copies, and their `Limits`. found:
-    arguments of `find_copies`, None without copies. Other arguments: see `GrowingTree`, `Proposer`
-    and `limits`."""
+) -> Ready:
+    """What a draw needs, for w nodes in the slots `above` with the draft distributions q [w, V].
+    found: arguments of `find_copies`, None without copies. Other arguments: see `GrowingTree`,
+    `Proposer` and `limits`."""
     slot_value, node_value, copies = slot_value[above], node_value[above], None
     if found is not None:
         copies = weighed(q, find_copies(*found), echoes=policy.points)
@@ -438,4 +447,4 @@ def prepared(
     assert places is not None
     if number is None:
         places = torch.where(parents(node_value, cut)[:, None], places, 0)
-    return q, slot_value, node_value, copies, places, floor
+    return Ready(q, copies, Limits(places, floor), slot_value, node_value)

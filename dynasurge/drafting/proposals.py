@@ -161,8 +161,8 @@ def draw(
     """k tokens without replacement from each row of q [w, V], -1 if no token is left; their masses
     [w, k]; the row's sum and sum of squares [w]. Masses and sums are float64. places [w, 1]: how
     many tokens of each row matter; the others may be -1."""
-    if isinstance(chance, Uniforms) and triton_kernels.usable(q):
-        return triton_kernels.draw(q, chance.numbers[:, :k], places)
+    if (numbers := _for_kernel(q, chance, k)) is not None:
+        return triton_kernels.draw(q, numbers, places)
     tokens = chance.draw(q, k)
     masses = torch.where(tokens >= 0, q.gather(1, tokens.clamp(min=0)), 0.0).double()
     exact = q.double()  # little mass may be left after likely siblings
@@ -171,8 +171,15 @@ def draw(
 
 def draw_tokens(q: torch.Tensor, chance: Chance, k: int) -> torch.Tensor:
     """The tokens of `draw` alone."""
-    kernel = isinstance(chance, Uniforms) and triton_kernels.usable(q)
-    return draw(q, chance, k)[0] if kernel else chance.draw(q, k)
+    numbers = _for_kernel(q, chance, k)
+    return triton_kernels.draw(q, numbers)[0] if numbers is not None else chance.draw(q, k)
+
+
+def _for_kernel(q: torch.Tensor, chance: Chance, k: int) -> torch.Tensor | None:
+    """The numbers of k draws, if the kernel can make them."""
+    if isinstance(chance, Uniforms) and triton_kernels.usable(q):
+        return chance.numbers[:, :k]
+    return None
 
 
 def _draw_sampled(

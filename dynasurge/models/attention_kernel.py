@@ -32,6 +32,7 @@ SMALL, LARGE = (16, 128), (64, 64)
 FEW = 64  # programs
 BYTES = 256  # of a head's numbers in these tiles; a wider head has fewer rows in its tile
 STAGES = 3  # the most tiles of keys and values that are on their way at once
+RESERVED = 4096  # bytes of shared memory for weights and sums
 WIDEST = 256  # the largest head size
 TYPES = (torch.bfloat16, torch.float16, torch.float32)
 NEVER = -1e30  # added for hidden rows: finite, so that a query which sees nothing is no NaN
@@ -50,6 +51,7 @@ def usable(
         and max(query.shape[-1], value.shape[-1]) <= WIDEST
         and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
         and mask is not None
+        and mask.device == query.device
         and mask.is_floating_point()
         and mask.shape[:2] == (1, 1) == (query.shape[0], mask.stride(-1))
     )
@@ -58,9 +60,9 @@ def usable(
 def attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Attention of n nodes over `rows` rows of a cache, see above. query [heads,
-    n, d], key, value [key heads, rows, d or another size]; mask [n, rows], additive. Returns [n,
-    heads, value's size]."""
+    """Attention of n nodes over the rows of a cache, see above. query [heads, n, d]; key [key heads,
+    rows, d]; value the same with a size of its own; mask [n, rows], additive. Returns [n, heads,
+    value's size]."""
     heads, n, size = query.shape
     own, rows, out_size = value.shape
     out = query.new_empty(n, heads, out_size)
@@ -69,45 +71,49 @@ def attention(
     queries, tile = SMALL if few else LARGE
     width, out_width = (max(16, triton.next_power_of_2(one)) for one in (size, out_size))
     wide = max(width, out_width) * query.element_size()
+    room = _room(query.device) - queries * wide
     tile = tile * BYTES // max(BYTES, wide)
-    _attend[(triton.cdiv(n * group, queries), own)](
-        query,
-        key,
-        value,
-        mask,
-        out,
-        *query.stride()[:2],
-        *key.stride()[:2],
-        *value.stride()[:2],
-        mask.stride(0),
-        out.stride(0),
-        n,
-        rows,
-        size,
-        out_size,
-        scale * math.log2(math.e),
-        GROUP=group,
-        M=queries,
-        N=tile,
-        D=width,
-        OUT=out_width,
-        NEVER=NEVER,
-        LOG2E=math.log2(math.e),
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
-        num_warps=4,
-        num_stages=_stages(query.device, queries * wide, 2 * tile * wide),
-    )
+    while tile > 16 and 2 * tile * wide > room:
+        tile //= 2
+    with torch.cuda.device_of(query):  # Triton launches on the current device
+        _attend[(triton.cdiv(n * group, queries), own)](
+            query,
+            key,
+            value,
+            mask,
+            out,
+            *query.stride()[:2],
+            *key.stride()[:2],
+            *value.stride()[:2],
+            mask.stride(0),
+            out.stride(0),
+            n,
+            rows,
+            size,
+            out_size,
+            scale * math.log2(math.e),
+            GROUP=group,
+            M=queries,
+            N=tile,
+            D=width,
+            OUT=out_width,
+            NEVER=NEVER,
+            LOG2E=math.log2(math.e),
+            PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
+            num_warps=4,
+            num_stages=min(STAGES, max(1, room // (2 * tile * wide))),
+        )
     return out
 
 
-def _stages(device: torch.device, queries: int, tile: int) -> int:
-    """How many tiles of so many bytes fit into a GPU's shared memory beside its queries."""
+def _room(device: torch.device) -> int:
+    """The bytes of shared memory that a program may have."""
     if device.type != "cuda":
-        return 1
+        return 1 << 17
     properties: Any = torch.cuda.get_device_properties(device)
     least = properties.shared_memory_per_block  # ROCm knows only this
     room: int = getattr(properties, "shared_memory_per_block_optin", least)
-    return min(STAGES, max(1, (room - queries) // tile))
+    return room - RESERVED
 
 
 if triton is not None:

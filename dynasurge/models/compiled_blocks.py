@@ -5,7 +5,8 @@ Large models are compiled block by block. The blocks are alike, so one compilati
 all: seconds, not minutes. A block differs from others by its number, which attention uses to find
 its place in the cache. torch.compile would treat the number as a constant and compile every block
 again. So while a pass is captured, every block has number 0 and sees a cache with one layer, its
-own. After the capture the model is as before; only the captured graph remains.
+own. After the capture the model is as before; only the captured graph remains. The norms beside the
+blocks are compiled, too.
 
 Some matrices multiply the same rows (queries, keys and values; gate and up). They are moved next to
 each other, values unchanged, and multiply the rows in one product, because on a GPU every product

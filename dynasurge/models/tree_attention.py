@@ -1,9 +1,9 @@
 """Attention of captured passes: few queries, and a mask over all rows of a static cache.
 
 transformers' models call it by the name of an attention implementation, which the config has only
-while a pass is captured. On a GPU the kernel of models/attention_kernel.py does the work. What it
-cannot do, and passes over one token, which other kernels divide among more programs, transformers'
-`sdpa` does.
+during a pass of a captured step (and while it is captured). On a GPU the kernel of
+models/attention_kernel.py does the work. What it cannot do, and passes over one token, which other
+kernels divide among more programs, transformers' `sdpa` does.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ OTHERS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend
 
 @contextmanager
 def static_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, passes of the model use the fastest attention over a static cache."""
+    """Inside, passes of the model use the fastest attention over a static cache. A model that has its
+    own attention, or compares the implementation's name, keeps what it has."""
     config = model.config.get_text_config()
-    before = config._attn_implementation
+    changes = config._attn_implementation == "sdpa" and model._can_set_attn_implementation()
     try:
-        if before == "sdpa":
-            config._attn_implementation = NAME
+        if changes:  # the public setter would change the configs below, too
+            config._attn_implementation_internal = NAME
         with sdpa_kernel(OTHERS, set_priority=True):
             yield
     finally:
-        config._attn_implementation = before
+        if changes:
+            config._attn_implementation_internal = "sdpa"
 
 
 def tree_attention(

@@ -15,7 +15,13 @@ from dynasurge.decoding.executors import Replayed
 from dynasurge.decoding.phases import Judge, Phases
 from dynasurge.drafting.acceptance_estimates import make_acceptance
 from dynasurge.drafting.child_kinds import Kind
-from dynasurge.drafting.growth import GrowingTree, Proposer, TreeBounds
+from dynasurge.drafting.growth import (
+    GrowingTree,
+    Proposer,
+    TreeBounds,
+    by_comparing,
+    ordered,
+)
 from dynasurge.drafting.kept_nodes import assemble
 from dynasurge.drafting.prompt_lookup import CONTEXT, LEAST, find_copies, find_runs
 from dynasurge.drafting.proposals import POLICIES, Drawn, draw
@@ -114,6 +120,14 @@ def test_not_even_rounding_tells_a_child_its_own_token_before_it_is_drawn() -> N
         made = POLICIES["sampled"].propose(drawn)
         assert len(made.x_before[:, len(elders)].unique()) == 1
         assert len(made.x[:, len(elders)].unique()) == 400
+
+
+def test_comparing_orders_as_a_stable_sort_does() -> None:
+    values = torch.randint(0, 9, (200,), generator=torch.Generator().manual_seed(3)).double()
+    expected = values.sort(descending=True, stable=True).indices
+    assert torch.equal(by_comparing(values), expected)
+    assert torch.equal(ordered(values, 150), expected[:150])
+    assert int(ordered(values, 201)[-1]) > len(values)  # no such slot
 
 
 @pytest.mark.parametrize("bottom_up", [True, False])
