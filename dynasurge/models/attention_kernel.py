@@ -41,13 +41,12 @@ NEVER = -1e30  # added for hidden rows: finite, so that a query which sees nothi
 def usable(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
 ) -> bool:
-    """Whether the kernel can compute the attention of these, and is fast, see `tree_attention`."""
+    """Whether the kernel can compute the attention of these, see `tree_attention`."""
     there = triton is not None and (query.is_cuda or triton_kernels.INTERPRETED)
     alike = query.dtype == key.dtype == value.dtype and query.dtype in TYPES
     return (
         there
         and alike
-        and query.shape[2] > 1
         and max(query.shape[-1], value.shape[-1]) <= WIDEST
         and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
         and mask is not None

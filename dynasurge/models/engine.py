@@ -33,7 +33,7 @@ from dynasurge.models.cuda_graphs import fused
 from dynasurge.models.failures import no_numbers
 from dynasurge.models.kv_cache import TreeCache, states_of
 from dynasurge.models.model_changes import join_matrices
-from dynasurge.models.tree_attention import static_attention
+from dynasurge.models.tree_attention import reading_trees
 from dynasurge.trees.token_tree import ancestor_mask, depths_of
 
 ALIGNED = 64  # cache rows come in multiples of this: attention kernels are slow on odd lengths
@@ -182,7 +182,7 @@ class Engine:
         positions = [length + depth for depth in depths_of(parents)]
         ids = torch.tensor([self._known_ids(tokens), positions], device=self.device)
         hidden = F.pad(~ancestor_mask(parents), (length, 0)).to(self.device)
-        with self._cache.writing_to(torch.arange(length, end, device=self.device), end):
+        with self._passing(torch.arange(length, end, device=self.device), end, False):
             return self._fitted(self._run(ids[:1], ids[1:], hidden, keep))
 
     def along(self, tokens: Sequence[int], keep: int, levels: int = 1) -> torch.Tensor:
@@ -229,8 +229,8 @@ class Engine:
                 inside.enter_context(self._compiled.installed(len(rows)))
                 self._fuses = True
                 inside.callback(setattr, self, "_fuses", False)
-            if captured:
-                inside.enter_context(static_attention(self.model))
+            if captured or len(rows) > 1:  # one token has what it needs
+                inside.enter_context(reading_trees(self.model, captured=captured))
             yield
 
     @torch.inference_mode()
@@ -246,7 +246,7 @@ class Engine:
         run = partial(self._run, one[None], one[None], hidden, 0)
         with (
             self._cache.writing_to(row, self.static_length),
-            static_attention(self.model),
+            reading_trees(self.model, captured=True),
         ):
             groups = join_matrices(self.model, run)
         if self.compiled:

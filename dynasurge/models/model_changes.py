@@ -11,9 +11,8 @@ Until `restore`:
   captured.
 
 While a pass is captured (models/compiled_blocks.py): the joined layers become `Part`s, forwards are
-replaced, and all blocks have number 0 (`layer_idx`), so that one compilation serves them all; the
-config names the attention of models/tree_attention.py, also during a captured step's pass of a
-target that is spread over GPUs. Meanwhile nobody else may call the model. While
+replaced, and all blocks have number 0 (`layer_idx`), so that one compilation serves them all. During
+a pass over a tree the config names the attention of models/tree_attention.py. While
 models/self_test.py runs: windows in the config are small.
 
 Models are also set to `eval()` and moved to one device. This stays.

@@ -10,7 +10,7 @@ from transformers import FalconConfig, FalconForCausalLM
 
 from dynasurge import triton_kernels
 from dynasurge.models.engine import Engine
-from dynasurge.models.tree_attention import NAME, attend, static_attention, tree_attention
+from dynasurge.models.tree_attention import NAME, attend, grouped, reading_trees, tree_attention
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -87,20 +87,43 @@ def test_a_captured_pass_uses_it_and_says_the_same(
     torch.testing.assert_close(found, plain, atol=1e-5 if DEVICE == "cpu" else 1e-4, rtol=0)
 
 
-def test_only_captured_passes_have_it() -> None:
+def test_only_passes_over_trees_have_it() -> None:
     model = tiny_model("llama")
-    with static_attention(model):
-        assert model.config._attn_implementation == NAME
-    assert model.config._attn_implementation == "sdpa"
+    for captured in (False, True):
+        with reading_trees(model, captured=captured):
+            assert model.config._attn_implementation == NAME
+        assert model.config._attn_implementation == "sdpa"
     model.set_attn_implementation("eager")  # a model that has reasons for it keeps it
-    with static_attention(model):
+    with reading_trees(model, captured=True):
         assert model.config._attn_implementation == "eager"
+
+
+def test_meanwhile_another_thread_reads_as_always() -> None:
+    model, ids = tiny_model("llama"), torch.tensor([[5, 17, 8, 40], [0, 0, 9, 21]])
+    padding = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    with torch.inference_mode():
+        plain = model(ids, attention_mask=padding).logits
+        with reading_trees(model, captured=False):
+            found = model(ids, attention_mask=padding).logits
+    torch.testing.assert_close(found[0], plain[0])
+    torch.testing.assert_close(found[1, 2:], plain[1, 2:])
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_grouped_queries_need_no_repeated_keys(n: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    query = torch.randn(1, n, 6, 16, generator=generator).transpose(1, 2)
+    key, value = (torch.randn(1, 2, 30, 16, generator=generator) for _ in range(2))
+    mask = torch.randn(1, 1, n, 30, generator=generator)
+    repeated = (part.repeat_interleave(3, 1) for part in (key, value))
+    plain = F.scaled_dot_product_attention(query, *repeated, attn_mask=mask, scale=0.3)
+    torch.testing.assert_close(grouped(query, key, value, mask, 0.3), plain.transpose(1, 2))
 
 
 def test_a_model_that_compares_names_keeps_its_own() -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 96}
     model = FalconForCausalLM(FalconConfig(**sizes, attn_implementation="sdpa"))
-    with static_attention(model):
+    with reading_trees(model, captured=True):
         assert model.config._attn_implementation == "sdpa"
 
 
