@@ -48,7 +48,7 @@ CAPTURED_WIDTHS = (1, 17, 33, 65, 129)  # a root and the nodes of each captured 
 ROUNDS = 8
 TEXT = 160  # tokens in the cache while measuring
 LEVELS = {True: 4, False: 2}  # of the trees, if captured and if not
-METHOD = 4  # version of the method; curves of another version are measured again
+METHOD = 5  # changes with what a pass costs, or how it is measured; older curves are measured anew
 CHILDREN = {True: 8, False: 4}  # of a node
 JUDGE = Judge(rule=RULES["traversal"], T=1.0, P=1.0)
 
