@@ -46,6 +46,7 @@ from dynasurge.verification.rules import RULES
 WIDTHS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 CAPTURED_WIDTHS = (1, 17, 33, 65, 129)  # a root and the nodes of each captured pass
 ROUNDS = 8
+WIDE, WIDE_ROUNDS = 48, 2  # on a CPU such trees never pay, and take most of the time
 TEXT = 160  # tokens in the cache while measuring
 LEVELS = {True: 4, False: 2}  # of the trees, if captured and if not
 METHOD = 5  # changes with what a pass costs, or how it is measured; older curves are measured anew
@@ -102,9 +103,10 @@ def _measure(engines: Engines, on_width: Callable[[], object]) -> Costs:
         # the widest pass frees much memory, so no narrow one follows it
         for at, width in reversed(list(enumerate(widths))):
             size = Size(nodes=width - 1, depth=levels if width > 1 or not captured else 0)
-            step = decoders[at].rehearse(len(text), size, chance)
-            if number >= captured:
-                times[at].append(step)
+            if captured or width < WIDE or number < WIDE_ROUNDS:
+                step = decoders[at].rehearse(len(text), size, chance)
+                if number >= captured:
+                    times[at].append(step)
             on_width()
     engines.reset()
 
