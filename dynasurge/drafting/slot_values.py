@@ -131,9 +131,8 @@ def values(
     node_value: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Slot and node values [w, k] of children, from the values [w] of their parents."""
-    sequential = (
-        made.kind <= Kind.LATER.value
-    )  # these are tried only if their elder siblings are refused
+    # these are tried only if their elder siblings are refused
+    sequential = made.kind <= Kind.LATER.value
     rejected = torch.where(sequential & made.exists, 1.0 - after, 1.0).cumprod(1)
     refused = torch.cat([torch.ones_like(rejected[:, :1]), rejected[:, :-1]], 1)
     point = made.kind >= Kind.POINT.value

@@ -38,9 +38,7 @@ TYPES = (torch.bfloat16, torch.float16, torch.float32)
 NEVER = -1e30  # added for hidden rows: finite, so that a query which sees nothing is no NaN
 
 
-def usable(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
-) -> bool:
+def usable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> bool:
     """Whether the kernel can compute the attention of these, see `tree_attention`."""
     there = triton is not None and (query.is_cuda or triton_kernels.INTERPRETED)
     alike = query.dtype == key.dtype == value.dtype and query.dtype in TYPES
@@ -49,7 +47,6 @@ def usable(
         and alike
         and max(query.shape[-1], value.shape[-1]) <= WIDEST
         and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
-        and mask is not None
         and mask.device == query.device
         and mask.is_floating_point()
         and mask.shape[:2] == (1, 1) == (query.shape[0], mask.stride(-1))
@@ -106,7 +103,7 @@ def attention(
 
 
 def _room(device: torch.device) -> int:
-    """The bytes of shared memory that a program may have."""
+    """The bytes of shared memory that a program may have; as on a large GPU if it is interpreted."""
     if device.type != "cuda":
         return 1 << 17
     properties: Any = torch.cuda.get_device_properties(device)

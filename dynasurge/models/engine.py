@@ -244,10 +244,7 @@ class Engine:
         row = one + self.static_length - 1
         hidden = torch.arange(self.static_length, device=self.device)[None] < row[:, None]
         run = partial(self._run, one[None], one[None], hidden, 0)
-        with (
-            self._cache.writing_to(row, self.static_length),
-            reading_trees(self.model, captured=True),
-        ):
+        with self._passing(row, self.static_length, True):
             groups = join_matrices(self.model, run)
         if self.compiled:
             self._compiled = CompiledBlocks(self.model, self._cache, groups)

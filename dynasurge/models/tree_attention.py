@@ -24,7 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from dynasurge.models.attention_kernel import attention, usable
 
 NAME = "dynasurge_tree"
-# Where the kernel below does not serve; the fastest first for a mask that covers the whole cache.
+# In captured passes, where our kernel does not serve; the fastest first for a mask over a whole cache.
 OTHERS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 

@@ -47,7 +47,7 @@ def test_the_kernel_computes_attention(shape: tuple[int, ...], dtype: torch.dtyp
     hidden[:, 0], hidden[-1, 1:] = False, True
     lowest = torch.finfo(torch.float32).min
     mask = torch.zeros(1, 1, n, rows).masked_fill(hidden, lowest).to(DEVICE)
-    mask[..., 1] += 0.5  # a mask is added, whatever its numbers
+    mask[..., 1] += 0.5  # any number is added
     found = attend(*(part.to(dtype) for part in (query, key, value, mask)), 0.3).float()
     repeated = (part.repeat_interleave(heads // own, 1) for part in (key, value))
     plain = F.scaled_dot_product_attention(query, *repeated, attn_mask=mask, scale=0.3)
