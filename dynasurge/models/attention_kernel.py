@@ -9,6 +9,9 @@ whole group, and goes over the cache once (online softmax, as in FlashAttention,
                                m' = max(m, s)      shrink what there is by exp(m - m')
                                sum += exp(s - m')  mixed += exp(s - m') v
     result                     mixed / sum
+
+A long cache is shared among several programs, if there are few; each writes its own m, sum and
+mixed, and a second kernel adds these up (Flash-Decoding).
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ except ImportError:  # pragma: no cover - a build of torch without it
 SMALL, LARGE = (16, 128), (64, 64)
 FEW = 64  # programs
 BYTES = 256  # of a head's numbers in these tiles; a wider head has fewer rows in its tile
+PROGRAMS = 264  # enough for a large GPU, two for each of its processors
+LEAST_ROWS = 512  # of a cache that programs share: those of each
 STAGES = 3  # the most tiles of keys and values that are on their way at once
 RESERVED = 4096  # bytes of shared memory for weights and sums
 WIDEST = 256  # the largest head size
@@ -65,30 +70,39 @@ def attention(
     group = heads // own
     few = own * triton.cdiv(n * group, SMALL[0]) <= FEW
     queries, tile = SMALL if few else LARGE
+    programs = own * triton.cdiv(n * group, queries)
+    parts = max(1, min(PROGRAMS // programs, rows // LEAST_ROWS))
     width, out_width = (max(16, triton.next_power_of_2(one)) for one in (size, out_size))
     wide = max(width, out_width) * query.element_size()
     room = _room(query.device) - queries * wide
     tile = tile * BYTES // max(BYTES, wide)
     while tile > 16 and 2 * tile * wide > room:
         tile //= 2
+    one = parts == 1
+    mixed = out if one else out.new_empty(parts, n, heads, out_size, dtype=torch.float32)
+    state = out if one else mixed.new_empty(2, parts, n, heads)
     with torch.cuda.device_of(query):  # Triton launches on the current device
-        _attend[(triton.cdiv(n * group, queries), own)](
+        _attend[(triton.cdiv(n * group, queries), own, parts)](
             query,
             key,
             value,
             mask,
-            out,
+            mixed,
+            state,
             *query.stride()[:2],
             *key.stride()[:2],
             *value.stride()[:2],
             mask.stride(0),
-            out.stride(0),
             n,
             rows,
+            triton.cdiv(rows, parts * tile) * tile,
             size,
             out_size,
             scale * math.log2(math.e),
+            heads,
+            parts,
             GROUP=group,
+            ALONE=parts == 1,
             M=queries,
             N=tile,
             D=width,
@@ -99,6 +113,18 @@ def attention(
             num_warps=4,
             num_stages=min(STAGES, max(1, room // (2 * tile * wide))),
         )
+        if parts > 1:
+            _add_up[(n * heads,)](
+                mixed,
+                state,
+                out,
+                n * heads,
+                out_size,
+                parts,
+                ROUND=triton.next_power_of_2(parts),
+                OUT=out_width,
+                num_warps=1,
+            )
     return out
 
 
@@ -121,6 +147,7 @@ if triton is not None:
         value,
         mask,
         out,
+        state,
         query_head,
         query_row,
         key_head,
@@ -128,13 +155,16 @@ if triton is not None:
         value_head,
         value_row,
         mask_row,
-        out_row,
         n,
         rows,
+        share,
         size,
         out_size,
         scale,
+        heads,
+        parts,
         GROUP: tl.constexpr,
+        ALONE: tl.constexpr,
         M: tl.constexpr,
         N: tl.constexpr,
         D: tl.constexpr,
@@ -155,9 +185,11 @@ if triton is not None:
         best = tl.full((M,), -float("inf"), tl.float32)
         total = tl.zeros((M,), tl.float32)
         mixed = tl.zeros((M, OUT), tl.float32)
-        for start in range(0, rows, N):
+        part = tl.program_id(2)
+        end = tl.minimum(rows, (part + 1) * share)
+        for start in range(part * share, end, N):
             row = start + tl.arange(0, N)
-            inside = row < rows
+            inside = row < end
             at_k = own * key_head + row * key_row
             at_v = own * value_head + row * value_row
             k = tl.load(
@@ -187,9 +219,41 @@ if triton is not None:
                 weight.to(v.dtype), v, input_precision=PRECISION
             )
             best = higher
-        at_out = node * out_row + head * out_size
+        line = (part.to(tl.int64) * n + node) * heads + head
+        at_out = out + line[:, None] * out_size + e[None, :]
+        seen = there[:, None] & (e < out_size)[None, :]
+        if ALONE:
+            tl.store(at_out, (mixed / total[:, None]).to(q.dtype), mask=seen)
+        else:
+            tl.store(at_out, mixed, mask=seen)
+            tl.store(state + line, best, mask=there)
+            tl.store(state + parts.to(tl.int64) * heads * n + line, total, mask=there)
+
+    @triton.jit
+    def _add_up(
+        mixed,
+        state,
+        out,
+        lines,
+        out_size,
+        parts,
+        ROUND: tl.constexpr,
+        OUT: tl.constexpr,
+    ):
+        part, e = tl.arange(0, ROUND), tl.arange(0, OUT)
+        at = part.to(tl.int64) * lines + tl.program_id(0)
+        there, seen = part < parts, e < out_size
+        best = tl.load(state + at, mask=there, other=-float("inf"))
+        total = tl.load(state + parts.to(tl.int64) * lines + at, mask=there, other=0.0)
+        shrink = tl.exp2(best - tl.max(best, 0))
+        each = tl.load(
+            mixed + at[:, None] * out_size + e[None, :],
+            mask=there[:, None] & seen[None, :],
+            other=0.0,
+        )
+        result = tl.sum(each * shrink[:, None], 0) / tl.sum(total * shrink, 0)
         tl.store(
-            out + at_out[:, None] + e[None, :],
-            (mixed / total[:, None]).to(q.dtype),
-            mask=there[:, None] & (e < out_size)[None, :],
+            out + tl.program_id(0).to(tl.int64) * out_size + e,
+            result.to(out.dtype.element_ty),
+            mask=seen,
         )

@@ -21,6 +21,7 @@ SHAPES = {  # heads, key heads, nodes, rows, size, value's size
     "one node": (4, 1, 1, 64, 16, 16),
     "many programs": (36, 36, 20, 70, 64, 64),
     "wide heads": (2, 1, 9, 40, 256, 128),
+    "a long cache, which programs share": (6, 2, 3, 1700, 32, 48),
 }
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 5e-3}
 if DEVICE == "cuda":
