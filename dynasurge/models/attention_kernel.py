@@ -30,12 +30,13 @@ except ImportError:  # pragma: no cover - a build of torch without it
     triton = None
 
 # Tiles, queries and rows of the cache, as measured for 128 numbers of two bytes a head: small ones
-# while there are few programs.
+# while there are few programs; over a long cache, only if a single one holds all queries.
 SMALL, LARGE = (16, 128), (64, 64)
 FEW = 64  # programs
+LONG = 2048  # rows
 BYTES = 256  # of a head's numbers in these tiles; a wider head has fewer rows in its tile
-PROGRAMS = 264  # enough for a large GPU, two for each of its processors
-LEAST_ROWS = 512  # of a cache that programs share: those of each
+PROGRAMS = 132  # enough for a large GPU, one for each of its processors
+LEAST_ROWS = 256  # of a cache that programs share: those of each
 STAGES = 3  # the most tiles of keys and values that are on their way at once
 RESERVED = 4096  # bytes of shared memory for weights and sums
 WIDEST = 256  # the largest head size
@@ -68,7 +69,8 @@ def attention(
     own, rows, out_size = value.shape
     out = query.new_empty(n, heads, out_size)
     group = heads // own
-    few = own * triton.cdiv(n * group, SMALL[0]) <= FEW
+    tiles = triton.cdiv(n * group, SMALL[0])
+    few = own * tiles <= FEW and (rows < LONG or tiles == 1)
     queries, tile = SMALL if few else LARGE
     programs = own * triton.cdiv(n * group, queries)
     parts = max(1, min(PROGRAMS // programs, rows // LEAST_ROWS))

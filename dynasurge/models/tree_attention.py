@@ -4,8 +4,7 @@ transformers' models call it by the name of an attention implementation, which t
 during a pass over a tree (and while one is captured). Grouped queries share a head of keys;
 transformers' `sdpa` repeats keys and values for them if there is a mask. Here they become rows of
 one head, on a CPU for `scaled_dot_product_attention`, in a captured pass on a GPU for the kernel of
-models/attention_kernel.py. What these cannot do, and passes over one token, for which there are better
-kernels, `sdpa` does.
+models/attention_kernel.py. What these cannot do, and on a CPU passes over one token, `sdpa` does.
 """
 
 from __future__ import annotations
@@ -57,12 +56,13 @@ def tree_attention(
     """An attention function of transformers: query [1, heads, n, d], key and value [1, key heads,
     rows, d], an additive mask [1, 1, n, rows]. Returns [1, n, heads, d]."""
     special = any(more.get(name) is not None for name in ("position_bias", "softcap", "cache"))
-    if query.shape[2] > 1 and attention_mask is not None and not special:
+    if attention_mask is not None and not special:
         if usable(query, key, value, attention_mask):
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             return attend(query, key, value, attention_mask, scale), None
+        several = query.shape[2] > 1 and key.shape[1] < query.shape[1]
         alone = len(query) == 1 and attention_mask.shape[:2] == (1, 1)
-        if alone and query.device.type == "cpu" and key.shape[1] < query.shape[1]:
+        if several and alone and query.device.type == "cpu":
             return grouped(query, key, value, attention_mask, scaling), None
     done: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **more

@@ -22,6 +22,8 @@ SHAPES = {  # heads, key heads, nodes, rows, size, value's size
     "many programs": (36, 36, 20, 70, 64, 64),
     "wide heads": (2, 1, 9, 40, 256, 128),
     "a long cache, which programs share": (6, 2, 3, 1700, 32, 48),
+    "one node over a long cache": (4, 2, 1, 600, 32, 32),
+    "many nodes over a long cache": (4, 1, 20, 2100, 16, 16),
 }
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 5e-3}
 if DEVICE == "cuda":
