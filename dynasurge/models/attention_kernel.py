@@ -35,7 +35,7 @@ SMALL, LARGE = (16, 128), (64, 64)
 FEW = 64  # programs
 LONG = 2048  # rows
 BYTES = 256  # of a head's numbers in these tiles; a wider head has fewer rows in its tile
-PROGRAMS = 132  # enough for a large GPU, one for each of its processors
+PROGRAMS = 144  # of heads of BYTES that keep a large GPU busy, about one for each of its processors
 LEAST_ROWS = 256  # of a cache that programs share: those of each
 STAGES = 3  # the most tiles of keys and values that are on their way at once
 RESERVED = 4096  # bytes of shared memory for weights and sums
@@ -72,10 +72,10 @@ def attention(
     tiles = triton.cdiv(n * group, SMALL[0])
     few = own * tiles <= FEW and (rows < LONG or tiles == 1)
     queries, tile = SMALL if few else LARGE
-    programs = own * triton.cdiv(n * group, queries)
-    parts = max(1, min(PROGRAMS // programs, rows // LEAST_ROWS))
     width, out_width = (max(16, triton.next_power_of_2(one)) for one in (size, out_size))
     wide = max(width, out_width) * query.element_size()
+    programs = own * triton.cdiv(n * group, queries)
+    parts = max(1, min(PROGRAMS * BYTES // (wide * programs), rows // LEAST_ROWS))
     room = _room(query.device) - queries * wide
     tile = tile * BYTES // max(BYTES, wide)
     while tile > 16 and 2 * tile * wide > room:
