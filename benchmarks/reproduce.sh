@@ -136,11 +136,11 @@ shipped() {
 }
 
 study() {
-    # 100 articles and 60 web pages of at least 128 tokens. A folder each: a sweep that goes on has the same flags
+    # 80 articles and 60 web pages of at least 128 tokens. A folder each: a sweep that goes on has the same flags
     local seven=(bash eval.sh --target demo-7b --compile)
-    "${seven[@]}" --dataset "$cnn" --end 100 --T 0.9 --output "$OUT/cnn-0.9"
+    "${seven[@]}" --dataset "$cnn" --end 80 --T 0.9 --output "$OUT/cnn-0.9"
     "${seven[@]}" --dataset "$DATA/c4_en.jsonl" --end 60 --T 0.9 --output "$OUT/c4-0.9"
-    "${seven[@]}" --dataset "$cnn" --end 100 --T 0.6 --output "$OUT/cnn-0.6"
+    "${seven[@]}" --dataset "$cnn" --end 80 --T 0.6 --output "$OUT/cnn-0.6"
     dynasurge publish "$OUT/cnn-0.6" "$OUT/cnn-0.9" "$OUT/c4-0.9" --contexts 12 --output "$OUT/study"
 }
 
