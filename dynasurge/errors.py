@@ -36,6 +36,11 @@ def described(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(": ")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def at_least(name: str, value: int, least: int, example: int) -> None:
     """Raise UsageError if a settings field is below `least`. `example` is a value that is right."""
     if value < least:

@@ -26,7 +26,7 @@ from dynasurge.drafting.cost_model import Costs
 from dynasurge.drafting.growth import growmap_bounds
 from dynasurge.drafting.proposals import POLICIES, Policy
 from dynasurge.drafting.tree_budget import SizePlanner
-from dynasurge.errors import UsageError
+from dynasurge.errors import UsageError, first_line
 from dynasurge.models.compatibility import readable
 from dynasurge.models.failures import shrinking
 from dynasurge.models.law import Law
@@ -157,10 +157,11 @@ def _give_up(pair: Pair, engines: Engines, error: RuntimeError) -> None:
     if target.device.type == "cuda":
         torch.cuda.synchronize(target.device)
     engines.decode_uncaptured()
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
     lacks = "torch.compile and CUDA graphs" if target.compiled else "CUDA graphs"
     names = f"{pair.target_name}, {pair.draft_name}"
-    warnings.warn(f"{names}: decoding without {lacks}, which is slower: {reason}", stacklevel=5)
+    warnings.warn(
+        f"{names}: decoding without {lacks}, which is slower: {first_line(error)}", stacklevel=5
+    )
 
 
 def make_trees(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynasurge.errors import UsageError
+from dynasurge.errors import UsageError, first_line
 from dynasurge.files import ASSETS
 from dynasurge.settings import DEMO
 
@@ -140,11 +140,9 @@ def _hub_rows(name: str, start: int, stop: int) -> tuple[str, list[dict[str, Any
             itertools.islice(stream.skip(start), stop - start)
         )  # take() would open one more file
     except Exception as error:  # without a network the hub's client raises many unrelated types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = f"cannot be fetched from the hub ({first_line(error)})"
         remedy = "check the network, or use --dataset demo or a local file"
-        raise UsageError(
-            "--dataset", name, f"cannot be fetched from the hub ({reason})", remedy
-        ) from error
+        raise UsageError("--dataset", name, reason, remedy) from error
     return revision, [
         {"id": row.get("id", start + i), "text": row[source.field]} for i, row in enumerate(rows)
     ]
@@ -168,10 +166,8 @@ def _file_rows(path: Path, chat: bool) -> Iterable[dict[str, Any]]:
     except UsageError:
         raise
     except (OSError, ValueError, ImportError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(
-            "--dataset", path, f"cannot be read ({reason})", "check the path and the format"
-        ) from error
+        reason = f"cannot be read ({first_line(error)})"
+        raise UsageError("--dataset", path, reason, "check the path and the format") from error
 
 
 def _with_text(path: Path, rows: list[Any], chat: bool) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dynasurge.errors import UsageError
+from dynasurge.errors import UsageError, first_line
 from dynasurge.experiments.intervals import ENDS, ENOUGH, NONE, PROMPT, of_median, of_ratio, redrawn
 from dynasurge.experiments.per_step import COLUMN as LINE
 from dynasurge.experiments.per_step import acceptance_by_confidence as acceptance_by_confidence
@@ -103,7 +103,7 @@ def load_frame(path: str | Path) -> pd.DataFrame:
     except UsageError:
         raise
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        reason = f"cannot be read ({str(error).splitlines()[0]})"
+        reason = f"cannot be read ({first_line(error)})"
         raise UsageError(
             "records", path, reason, "name a folder that `dynasurge sweep` wrote"
         ) from error
