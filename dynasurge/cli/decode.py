@@ -1,4 +1,5 @@
-"""`dynasurge` without another word decodes in one mode; `dynasurge compare` runs all three."""
+"""`dynasurge` without another word decodes in one mode; `dynasurge compare` runs all three. Both take
+a dataset or one prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dynasurge.cli.flags import DEFAULTS, Parser, common_flags, growmaps_flag
 from dynasurge.cli.run import evaluate, plain_name, plan_of
-from dynasurge.settings import MODES, Settings
+from dynasurge.errors import UsageError, flag_of
+from dynasurge.settings import DEMO, MODES, Settings
 
 if TYPE_CHECKING:
     from dynasurge.experiments.runner import Evaluation
@@ -32,9 +34,11 @@ other commands (each has its own --help):
   dynasurge figures FOLDER       run the notebooks on such numbers, write their figures
   dynasurge info                 versions, device, caches: for an issue report; --version prints the version
 
-example:
+examples:
+  dynasurge --mode dTree --B 4 --T 0.6 --prompt "The harbour council met on Tuesday"
   dynasurge --mode dTree --B 4 --T 0.6 --start 0 --end 14 --output runs/first
 """
+OWN = "prompt"  # the name of `--prompt` as a dataset
 
 
 def decode_command(arguments: list[str]) -> int:
@@ -52,9 +56,9 @@ def decode_command(arguments: list[str]) -> int:
         metavar="FILE",
         help="a .pt tree shape (see growmaps/README.md); needed by sTree; in dTree it is optional and bounds the depth",
     )
-    args = parser.parse_args(arguments)
+    args = _parsed(parser, arguments)
     settings = Settings(**{name: getattr(args, name) for name in DEFAULTS})
-    return evaluate(args, [settings], [plain_name(args.dataset)], _summary)
+    return evaluate(args, [settings], [args.dataset], _summary, prompt=args.prompt)
 
 
 def compare_command(arguments: list[str]) -> int:
@@ -66,9 +70,30 @@ def compare_command(arguments: list[str]) -> int:
     )
     common_flags(parser, several=("B",))
     growmaps_flag(parser)
-    args = parser.parse_args(arguments)
+    args = _parsed(parser, arguments)
     one = {name: [getattr(args, name)] for name in ("policy", "T", "seed")}
-    return evaluate(args, plan_of(args, **one), [plain_name(args.dataset)], _compared)
+    plan = plan_of(args, **one)
+    return evaluate(args, plan, [args.dataset], _compared, prompt=args.prompt)
+
+
+def _parsed(parser: Parser, arguments: list[str]) -> argparse.Namespace:
+    """The flags, with `--prompt`. Raises UsageError if it is no text, or given beside a dataset."""
+    given = "decode this text instead of a dataset, and print what follows it"
+    parser.add_argument("--prompt", metavar="TEXT", default=None, help=given)
+    args = parser.parse_args(arguments)
+    args.dataset = plain_name(args.dataset)
+    if args.prompt is None:
+        return args
+    for name, default in (("dataset", DEMO), ("start", 0), ("end", None)):
+        if (value := getattr(args, name)) != default:
+            reason = "chooses rows of a dataset, and --prompt is a text of its own"
+            raise UsageError(flag_of(name), value, reason, f"leave out {flag_of(name)} or --prompt")
+    if not args.prompt.strip():
+        raise UsageError("--prompt", repr(args.prompt), "has no text", "give at least one word")
+    if any("\ud800" <= letter <= "\udfff" for letter in args.prompt):  # bytes of the shell
+        raise UsageError("--prompt", ascii(args.prompt)[:60], "is not UTF-8", "give text in UTF-8")
+    args.dataset, args.verbose = OWN, True
+    return args
 
 
 def _summary(args: argparse.Namespace, evaluation: Evaluation, about: dict[str, Any]) -> list[Path]:

@@ -65,6 +65,7 @@ def evaluate(
     datasets: list[str],
     close: Close,
     *,
+    prompt: str | None = None,
     methods: Sequence[str] = (),
     every: int = 0,
 ) -> int:
@@ -72,12 +73,13 @@ def evaluate(
     code.
 
     `close` prints and writes the results: it gets the flags, the finished evaluation and where its
-    numbers come from, and returns the files that it wrote. methods: see experiments/baselines.py.
-    every: see experiments/runner.py. Raises UsageError.
+    numbers come from, and returns the files that it wrote. prompt: the only text of the only
+    dataset. methods: see experiments/baselines.py. every: see experiments/runner.py. Raises
+    UsageError.
     """
     from dynasurge.decoding.tree_room import most_nodes
     from dynasurge.drafting.acceptance_estimates import load_priors
-    from dynasurge.experiments.datasets import load_prompts
+    from dynasurge.experiments.datasets import load_prompts, one_prompt
     from dynasurge.experiments.launch import join
     from dynasurge.experiments.records import RecordFile
     from dynasurge.experiments.row_maker import run_name
@@ -108,7 +110,10 @@ def evaluate(
         runs = {run_name(settings, name, every) for settings in plan for name in datasets}
         RecordFile(output, runs).close()
     processes.wait()
-    data = {name: load_prompts(name, args.start, args.end, chat=args.chat) for name in datasets}
+    if prompt is not None:
+        data = {name: [one_prompt(prompt)] for name in datasets}
+    else:
+        data = {name: load_prompts(name, args.start, args.end, chat=args.chat) for name in datasets}
 
     from tqdm import tqdm
 

@@ -91,7 +91,7 @@ def load_prompts(
                 "--dataset", dataset, "unknown", f"choose {known}, or a {'/'.join(FILE_TYPES)} file"
             )
         rows = list(itertools.islice(_file_rows(path, chat), min(start, stop), stop))
-        revision = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+        revision = _revision(path.read_bytes())
     if not rows or (end is not None and len(rows) < end - start):
         available = start + len(rows)
         flag, value = ("--end", end) if end is not None and rows else ("--start", start)
@@ -108,6 +108,15 @@ def load_prompts(
             flag, value, held, f"use --end {available}" if rows else "use a smaller --start"
         )
     return [_prompt(start + i, row, revision) for i, row in enumerate(rows)]
+
+
+def one_prompt(text: str) -> Prompt:
+    """A text as the only prompt of a dataset."""
+    return Prompt(index=0, id="0", kind="", text=text, revision=_revision(text.encode()))
+
+
+def _revision(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()[:12]}"
 
 
 def _prompt(index: int, row: dict[str, Any], revision: str) -> Prompt:

@@ -293,6 +293,10 @@ BAD_FLAGS = [
     (["--policy", "best"], "argument --policy: invalid choice: 'best'"),
     (["--datas", "demo"], "unrecognized arguments: --datas demo; did you mean --dataset?"),
     (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+    (["--dataset", "demo", "--prompt", " "], "--prompt ' ': has no text; give at least one word"),
+    (["--dataset", "demo", "--prompt", "w\udcff"], "--prompt 'w\\udcff': is not UTF-8; give text in UTF-8"),
+    (["--prompt", "w5"], "chooses rows of a dataset, and --prompt is a text of its own; leave out --dataset or --prompt"),
+    (["--dataset", "demo", "--end", "1", "--prompt", "w5"], "--end 1: chooses rows of a dataset"),
 ]  # fmt: skip
 
 
@@ -442,6 +446,23 @@ def test_a_run_prints_and_records_its_law(
             assert Settings(**records(out)[-1]["settings"]).law == law
     finally:
         own.write_text(before)
+
+
+def test_a_prompt_of_ones_own_is_decoded_and_printed(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    flags = [*pair, *FAST, "--output", str(out)]
+    assert main([*flags, "--prompt", "w5 w6 w7"]) == 0
+    (row,) = records(out)
+    assert row["prompt_ids"] == [5, 6, 7]
+    assert f"text: {row['text']!r}" in capsys.readouterr().out
+    assert main([*flags, "--prompt", "w8"]) == 2
+    assert_one_line("holds row 0 of another text", capsys)
+    both = tmp_path / "both"
+    compared = ["--growmap", "growmaps/2x2.pt", "--output", str(both), "--prompt", "w5"]
+    assert main(["compare", *pair, *FAST, *compared]) == 0
+    assert {row["label"] for row in records(both)} == {"auto", "sTree 2x2", "dTree B=4"}
 
 
 def test_a_chat_reads_messages_and_texts(
