@@ -42,7 +42,7 @@ ROOM = 256  # tokens by which the room for prompts grows
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Generation:
-    """One prompt's result. prompt_ids, output_ids: token ids. text: the decoded output, of a chat
+    """One prompt's result. prompt_ids, output_ids: token ids. text: the decoded output,
     without special tokens. prefill_seconds: the time both models took to read the prompt. seconds:
     the whole time, with prefill."""
 
@@ -164,7 +164,7 @@ class Session:
         return Generation(
             prompt_ids=ids,
             output_ids=output,
-            text=str(self.pair.tokenizer.decode(output, skip_special_tokens=self.settings.chat)),
+            text=str(self.pair.tokenizer.decode(output, skip_special_tokens=True)),
             steps=steps,
             prefill_seconds=prefilled - start,
             seconds=end - start,

@@ -174,17 +174,9 @@ def trace(pair: Pair, prompt: Prompt, **settings: Any) -> Trace:
     session = Session(pair, settings_of(names | settings), likely=LIKELY)
     ids = session.encode(prompt)
     steps = list(watch(session, ids))
-    read, text = (
-        str(pair.tokenizer.decode(part, **how))
-        for part, how in (
-            (ids, {}),
-            (
-                [t for step in steps for t in step.emitted],
-                {"skip_special_tokens": True} if session.settings.chat else {},
-            ),
-        )
-    )
-    return Trace(prompt=read, settings=session.settings, text=text, steps=steps)
+    read, written = pair.tokenizer.decode(ids), [t for step in steps for t in step.emitted]
+    text = pair.tokenizer.decode(written, skip_special_tokens=True)
+    return Trace(prompt=str(read), settings=session.settings, text=str(text), steps=steps)
 
 
 def watch(session: Session, ids: list[int], *, index: int = 0) -> Iterator[StepView]:

@@ -38,7 +38,7 @@ class Row:
     every: int = 0  #: 0; or a tree was grown every so many tokens of a given text
     prompt_ids: list[int]  #: the prompt's token ids
     output_ids: list[int]  #: the token ids that were emitted, or the given text's
-    text: str  #: the emitted text
+    text: str  #: the emitted text, without special tokens
     accepted: list[int]  #: by step: how many drafted tokens were accepted
     ranks: list[list[int]]  #: by step: the sibling rank of every node of the accepted path
     #: by step: how many children each node had at which a choice was made, the root and then the

@@ -133,7 +133,7 @@ class Letters:
     def convert_ids_to_tokens(self, token: int) -> str:
         return "x"
 
-    def decode(self, tokens: list[int]) -> str:
+    def decode(self, tokens: list[int], skip_special_tokens: bool = False) -> str:
         text, parts = "", 0
         for token in tokens:
             if parts == 0 and token % 2:
