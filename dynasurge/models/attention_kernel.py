@@ -1,6 +1,6 @@
 """The Triton kernel of models/tree_attention.py.
 
-A pass over a tree has some dozens of queries, and a mask over the whole cache. Kernels for long
+A pass over a tree, or over one token, has few queries, and a mask over the whole cache. Kernels for long
 texts have tiles of 64 or more queries, and want grouped keys repeated, so they take several times
 as long as it takes to read the cache. Here a program has one head of keys and a few queries of its
 whole group, and goes over the cache once (online softmax, as in FlashAttention, arXiv 2205.14135):
@@ -30,13 +30,13 @@ except ImportError:  # pragma: no cover - a build of torch without it
     triton = None
 
 # Tiles, queries and rows of the cache, as measured for 128 numbers of two bytes a head: small ones
-# while there are few programs; over a long cache, only if a single one holds all queries.
+# while there are few programs; over a long cache, only if one holds all queries of a head of keys.
 SMALL, LARGE = (16, 128), (64, 64)
 FEW = 64  # programs
 LONG = 2048  # rows
 BYTES = 256  # of a head's numbers in these tiles; a wider head has fewer rows in its tile
-PROGRAMS = 144  # of heads of BYTES that keep a large GPU busy, about one for each of its processors
-LEAST_ROWS = 256  # of a cache that programs share: those of each
+PROGRAMS = 132  # processors of a large GPU: its shared memory holds such tiles of one program
+LEAST_ROWS, MOST_PARTS = 256, 64  # of a cache that programs share
 STAGES = 3  # the most tiles of keys and values that are on their way at once
 RESERVED = 4096  # bytes of shared memory for weights and sums
 WIDEST = 256  # the largest head size
@@ -55,7 +55,9 @@ def usable(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: to
         and query.stride(-1) == key.stride(-1) == value.stride(-1) == 1
         and mask.device == query.device
         and mask.is_floating_point()
-        and mask.shape[:2] == (1, 1) == (query.shape[0], mask.stride(-1))
+        and mask.shape[:3] == (1, 1, query.shape[2])
+        and mask.shape[3] >= key.shape[2]
+        and query.shape[0] == 1 == mask.stride(-1)
     )
 
 
@@ -68,23 +70,26 @@ def attention(
     heads, n, size = query.shape
     own, rows, out_size = value.shape
     out = query.new_empty(n, heads, out_size)
-    group = heads // own
-    tiles = triton.cdiv(n * group, SMALL[0])
-    few = own * tiles <= FEW and (rows < LONG or tiles == 1)
+    lines = n * heads // own
+    blocks = triton.cdiv(lines, SMALL[0])
+    few = own * blocks <= FEW and (rows < LONG or blocks == 1)
     queries, tile = SMALL if few else LARGE
+    blocks = triton.cdiv(lines, queries)
     width, out_width = (max(16, triton.next_power_of_2(one)) for one in (size, out_size))
     wide = max(width, out_width) * query.element_size()
-    programs = own * triton.cdiv(n * group, queries)
-    parts = max(1, min(PROGRAMS * BYTES // (wide * programs), rows // LEAST_ROWS))
+    parts = PROGRAMS * BYTES // (min(wide, BYTES) * own * blocks)
+    parts = max(1, min(parts, rows // LEAST_ROWS, MOST_PARTS))
     room = _room(query.device) - queries * wide
     tile = tile * BYTES // max(BYTES, wide)
     while tile > 16 and 2 * tile * wide > room:
         tile //= 2
-    one = parts == 1
-    mixed = out if one else out.new_empty(parts, n, heads, out_size, dtype=torch.float32)
-    state = out if one else mixed.new_empty(2, parts, n, heads)
+    share = triton.cdiv(rows, parts * tile) * tile
+    parts = triton.cdiv(rows, share)  # none without rows
+    alone = parts == 1
+    mixed = out if alone else out.new_empty(parts, n, heads, out_size, dtype=torch.float32)
+    state = out if alone else mixed.new_empty(2, parts, n, heads)
     with torch.cuda.device_of(query):  # Triton launches on the current device
-        _attend[(triton.cdiv(n * group, queries), own, parts)](
+        _attend[(blocks, own, parts)](
             query,
             key,
             value,
@@ -97,14 +102,13 @@ def attention(
             mask.stride(0),
             n,
             rows,
-            triton.cdiv(rows, parts * tile) * tile,
+            share,
             size,
             out_size,
             scale * math.log2(math.e),
             heads,
-            parts,
-            GROUP=group,
-            ALONE=parts == 1,
+            GROUP=heads // own,
+            ALONE=alone,
             M=queries,
             N=tile,
             D=width,
@@ -115,18 +119,9 @@ def attention(
             num_warps=4,
             num_stages=min(STAGES, max(1, room // (2 * tile * wide))),
         )
-        if parts > 1:
-            _add_up[(n * heads,)](
-                mixed,
-                state,
-                out,
-                n * heads,
-                out_size,
-                parts,
-                ROUND=triton.next_power_of_2(parts),
-                OUT=out_width,
-                num_warps=1,
-            )
+        if not alone:
+            rounded = triton.next_power_of_2(parts)
+            _add_up[(n * heads,)](mixed, state, out, parts, out_size, PARTS=rounded, OUT=out_width)
     return out
 
 
@@ -164,7 +159,6 @@ if triton is not None:
         out_size,
         scale,
         heads,
-        parts,
         GROUP: tl.constexpr,
         ALONE: tl.constexpr,
         M: tl.constexpr,
@@ -229,21 +223,14 @@ if triton is not None:
         else:
             tl.store(at_out, mixed, mask=seen)
             tl.store(state + line, best, mask=there)
-            tl.store(state + parts.to(tl.int64) * heads * n + line, total, mask=there)
+            all_lines = tl.num_programs(2).to(tl.int64) * n * heads
+            tl.store(state + all_lines + line, total, mask=there)
 
     @triton.jit
-    def _add_up(
-        mixed,
-        state,
-        out,
-        lines,
-        out_size,
-        parts,
-        ROUND: tl.constexpr,
-        OUT: tl.constexpr,
-    ):
-        part, e = tl.arange(0, ROUND), tl.arange(0, OUT)
-        at = part.to(tl.int64) * lines + tl.program_id(0)
+    def _add_up(mixed, state, out, parts, out_size, PARTS: tl.constexpr, OUT: tl.constexpr):
+        line, lines = tl.program_id(0), tl.num_programs(0)
+        part, e = tl.arange(0, PARTS), tl.arange(0, OUT)
+        at = part.to(tl.int64) * lines + line
         there, seen = part < parts, e < out_size
         best = tl.load(state + at, mask=there, other=-float("inf"))
         total = tl.load(state + parts.to(tl.int64) * lines + at, mask=there, other=0.0)
@@ -254,8 +241,5 @@ if triton is not None:
             other=0.0,
         )
         result = tl.sum(each * shrink[:, None], 0) / tl.sum(total * shrink, 0)
-        tl.store(
-            out + tl.program_id(0).to(tl.int64) * out_size + e,
-            result.to(out.dtype.element_ty),
-            mask=seen,
-        )
+        at_out = out + line.to(tl.int64) * out_size + e
+        tl.store(at_out, result.to(out.dtype.element_ty), mask=seen)

@@ -1,4 +1,5 @@
-"""Attention of a tree: few queries, and a mask over all rows of the cache that a pass sees.
+"""Attention of a tree, or of one token: few queries, and a mask over all rows of the cache that a
+pass sees.
 
 transformers' models call it by the name of an attention implementation, which the config has only
 during a pass over a tree (and while one is captured). Grouped queries share a head of keys;

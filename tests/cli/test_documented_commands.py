@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "growmaps/README.md", *sorted(ROOT.glob("docs/guides/*.md"))]
 OURS = re.compile(r"^(?:dynasurge|python main\.py|accelerate launch .*-m dynasurge)(?: |$)")
 TRAIN, OTHERS = "python -m tools.train_draft ", ("make ", "bash ", "jupyter lab ")
-SMALL = "--start 0 --end 1 --new-tokens 4 --prompt-len 6 --M 256 --device cpu --dtype float32"
+SMALL = "--start 0 --new-tokens 4 --prompt-len 6 --M 256 --device cpu --dtype float32"
 BEFORE = {  # what a reader of the page has already
     "figures.md": ["sweep --mode auto dTree --T 0.6 --B 2 --output runs/mine"],
 }
@@ -49,7 +49,8 @@ def small(line: str) -> list[str]:
     argv = [word for word in argv if word != "..."]
     argv = [word.replace("/shared/runs/", "runs/") for word in argv]
     decodes = not argv or argv[0].startswith("-") or argv[0] in ("sweep", "compare")
-    return [*argv, *(SMALL.split() if decodes else ())]
+    rows = [] if "--prompt" in argv else ["--end", "1"]
+    return [*argv, *([*SMALL.split(), *rows] if decodes else ())]
 
 
 @pytest.mark.slow
