@@ -141,10 +141,11 @@ def evaluate(
         silent = None if processes.main else True
         tell(f"law: {evaluation.law}{source}")
         tell(summary.memory(evaluation.engines, evaluation.capture_seconds))
-        watch, passes = Watch(), Passes()
+        watch, passes, kept = Watch(), Passes(), 0
         with tqdm(total=len(evaluation), unit="run", disable=silent, dynamic_ncols=True) as bar:
             for done in evaluation.run():
                 bar.update()
+                kept += done.result is None
                 passes.add(done.result.steps if done.result is not None else ())
                 bar.set_postfix_str(
                     f"{done.row.label}: {summary.tokens_per_step(done.row):.2f} tokens/step"
@@ -155,6 +156,8 @@ def evaluate(
             return 0
         if processes.count == 1 and (line := passes.warning(watch)) is not None:
             print(f"warning: {line}", file=sys.stderr)
+        if kept:
+            print(f"{kept} of {len(evaluation)} runs were done before, see {output}")
         for line in summary.skipped(evaluation.skipped, data, args.min_prompt_len):
             print(line)
         for line in summary.cut(evaluation.cut, data, args.prompt_len):

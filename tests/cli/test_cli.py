@@ -209,6 +209,7 @@ def test_ctrl_c_keeps_what_is_done(
     monkeypatch.undo()
     assert main([*pair, *FAST, "--dataset", prompts, "--output", str(out)]) == 0
     assert [row["id"] for row in records(out)] == ["p0", "p1", "p2", "p3"]
+    assert f"2 of 4 runs were done before, see {out}" in capsys.readouterr().out
 
 
 def test_records_of_other_settings_are_not_mixed(
