@@ -31,7 +31,7 @@ DEFAULTS = FLAGS | {
     "records": "",  # what `make figures` sets: a folder to draw from
     "output": None,
 }
-TINY = {"new_tokens": 12, "prompt_len": 24, "M": 200, "growmap": "2x2", "end": 2}
+TINY = {"new_tokens": 6, "prompt_len": 24, "M": 200, "growmap": "2x2", "end": 2}
 TUTORIALS = ("00_quickstart", "01_tree_construction")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 
