@@ -77,7 +77,7 @@ def compare_command(arguments: list[str]) -> int:
 
 
 def _parsed(parser: Parser, arguments: list[str]) -> argparse.Namespace:
-    """The flags, with `--prompt`. Raises UsageError if it is no text, or given beside a dataset."""
+    """The flags, with `--prompt`. Raises UsageError if it is given beside a dataset."""
     given = "decode this text instead of a dataset, and print what follows it"
     parser.add_argument("--prompt", metavar="TEXT", default=None, help=given)
     args = parser.parse_args(arguments)
@@ -88,10 +88,6 @@ def _parsed(parser: Parser, arguments: list[str]) -> argparse.Namespace:
         if (value := getattr(args, name)) != default:
             reason = "chooses rows of a dataset, and --prompt is a text of its own"
             raise UsageError(flag_of(name), value, reason, f"leave out {flag_of(name)} or --prompt")
-    if not args.prompt.strip():
-        raise UsageError("--prompt", repr(args.prompt), "has no text", "give at least one word")
-    if any("\ud800" <= letter <= "\udfff" for letter in args.prompt):  # bytes of the shell
-        raise UsageError("--prompt", ascii(args.prompt)[:60], "is not UTF-8", "give text in UTF-8")
     args.dataset, args.verbose = OWN, True
     return args
 

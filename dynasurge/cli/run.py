@@ -145,8 +145,10 @@ def evaluate(
         with tqdm(total=len(evaluation), unit="run", disable=silent, dynamic_ncols=True) as bar:
             for done in evaluation.run():
                 bar.update()
-                kept += done.result is None
-                passes.add(done.result.steps if done.result is not None else ())
+                if done.result is None:
+                    kept += 1
+                else:
+                    passes.add(done.result.steps)
                 bar.set_postfix_str(
                     f"{done.row.label}: {summary.tokens_per_step(done.row):.2f} tokens/step"
                 )

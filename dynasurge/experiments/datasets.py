@@ -111,8 +111,15 @@ def load_prompts(
 
 
 def one_prompt(text: str) -> Prompt:
-    """A text as the only prompt of a dataset."""
-    return Prompt(index=0, id="0", kind="", text=text, revision=_revision(text.encode()))
+    """A text as the only prompt of a dataset. Raises UsageError if it is none."""
+    if not text.strip():
+        raise UsageError("--prompt", repr(text), "has no text", "give at least one word")
+    try:
+        content = text.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair: other bytes of the shell
+        reason, remedy = "is not UTF-8", "give text in UTF-8"
+        raise UsageError("--prompt", ascii(text)[:60], reason, remedy) from error
+    return Prompt(index=0, id="0", kind="", text=text, revision=_revision(content))
 
 
 def _revision(content: bytes) -> str:

@@ -1,9 +1,10 @@
 """The Triton kernel of models/tree_attention.py.
 
-A pass over a tree, or over one token, has few queries, and a mask over the whole cache. Kernels for long
-texts have tiles of 64 or more queries, and want grouped keys repeated, so they take several times
-as long as it takes to read the cache. Here a program has one head of keys and a few queries of its
-whole group, and goes over the cache once (online softmax, as in FlashAttention, arXiv 2205.14135):
+A pass over a tree, or over one token, has few queries, and a mask over the whole cache. Kernels for
+long texts have tiles of 64 or more queries, and want grouped keys repeated, so they take several
+times as long as it takes to read the cache. Here a program has one head of keys and a few queries
+of its whole group, and goes over the cache once (online softmax, as in FlashAttention, arXiv
+2205.14135):
 
     for each block of rows:    s = q k / sqrt(d) + mask
                                m' = max(m, s)      shrink what there is by exp(m - m')

@@ -5,7 +5,8 @@ transformers' models call it by the name of an attention implementation, which t
 during a pass over a tree (and while one is captured). Grouped queries share a head of keys;
 transformers' `sdpa` repeats keys and values for them if there is a mask. Here they become rows of
 one head, on a CPU for `scaled_dot_product_attention`, in a captured pass on a GPU for the kernel of
-models/attention_kernel.py. What these cannot do, and on a CPU passes over one token, `sdpa` does.
+models/attention_kernel.py. What these cannot do, `sdpa` does; on a CPU also passes over one token,
+during which the config stays as it is.
 """
 
 from __future__ import annotations
@@ -61,9 +62,8 @@ def tree_attention(
         if usable(query, key, value, attention_mask):
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             return attend(query, key, value, attention_mask, scale), None
-        several = query.shape[2] > 1 and key.shape[1] < query.shape[1]
         alone = len(query) == 1 and attention_mask.shape[:2] == (1, 1)
-        if several and alone and query.device.type == "cpu":
+        if alone and query.device.type == "cpu" and key.shape[1] < query.shape[1]:
             return grouped(query, key, value, attention_mask, scaling), None
     done: tuple[torch.Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, **more
